@@ -1,0 +1,90 @@
+"""What breaks in RecBole 1.2.1 on today's Python stack, met in one place, each point with its reason.
+
+Nothing here runs on import. Points that live elsewhere because they are plain overrides of a RecBole method:
+
+- pandas 3 makes `df[column].fillna(..., inplace=True)` a silent no-op: `data.dataset` reads and fills columns itself;
+- torch 2.6 refuses RecBole's pickled checkpoints: `trainer` keeps them as safetensors and never unpickles.
+"""
+
+import contextlib
+import importlib
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+
+def restore_numpy_names() -> None:
+    """Give RecBole the numpy names it still uses after numpy 2 removed them.
+
+    `np.float` (metrics, collation, filling), `np.str` (hyper-tuning), `np.long` (field offsets) are used by RecBole
+    when it runs; its own `Config` sets them, and more, from names that numpy 2 lacks and so cannot be built.
+    `np.bool8` is what an old ray looks for on import. Names that exist are left alone.
+    """
+    for name, value in {"float": np.float64, "str": np.str_, "long": np.int_, "bool8": np.bool_}.items():
+        if name not in np.__dict__:
+            setattr(np, name, value)
+
+
+def restore_removed_numpy_names() -> None:
+    """Give stock `Config.compatibility_settings` the three names it reads; only RecBole's own scripts need them."""
+    for name, value in {"float_": np.float64, "complex_": np.complex128, "unicode_": np.str_}.items():
+        if name not in np.__dict__:
+            setattr(np, name, value)
+
+
+def stand_in_for_ray() -> None:
+    """Let `recbole.quick_start` be imported where ray is missing or cannot be imported.
+
+    RecBole imports `ray.tune` at the top of `recbole.quick_start` for one function that reports to Ray Tune. The ray
+    that its metadata asks for has no wheel for Python 3.12 and later, and fails on import beside recent setuptools.
+    """
+    try:
+        importlib.import_module("ray.tune")
+    except Exception:  # an old ray fails in many ways: ImportError, AttributeError, pkg_resources errors
+        for name in [name for name in sys.modules if name == "ray" or name.startswith("ray.")]:
+            del sys.modules[name]
+        ray, tune = types.ModuleType("ray"), types.ModuleType("ray.tune")
+        tune.__dict__["report"] = _no_ray
+        ray.__dict__["tune"] = tune
+        sys.modules.update({"ray": ray, "ray.tune": tune})
+
+
+def _no_ray(*_: Any, **__: Any) -> None:
+    raise ImportError("Ray Tune is not usable here; use RecBole's HyperTuning (hyperopt) instead")
+
+
+@contextlib.contextmanager
+def lengths_by_element() -> Iterator[None]:
+    """Let `series.agg(len)` give the length of each element, as RecBole expects of its sequence columns.
+
+    pandas 3 hands the whole series to the function and returns one number. RecBole calls it in half a dozen steps of
+    building a data set, so pandas is changed for as long as that takes.
+    """
+    original = pd.Series.agg
+
+    def agg(self: Any, func: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return self.map(len) if func is len else original(self, func, *args, **kwargs)
+
+    pd.Series.agg = agg  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        pd.Series.agg = original  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def keeping_anomaly_mode() -> Iterator[None]:
+    """Undo what RecBole's `sine.py` does on import: it switches on autograd's anomaly mode for the whole process.
+
+    Every sequential model of RecBole would then train 1.7 times slower.
+    """
+    before = torch.is_anomaly_enabled()
+    try:
+        yield
+    finally:
+        torch.autograd.set_detect_anomaly(before)

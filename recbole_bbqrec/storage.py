@@ -1,0 +1,133 @@
+"""Files that the next run may trust: tensors plus a JSON header, written whole or not at all.
+
+Features, tokenizers, checkpoints and bundles are all kept in this one form (safetensors), so that reading one never
+runs code from it and a killed run leaves either the old file, the new file or none.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .errors import InputError
+
+FORMAT = 1
+"""Version of the files written here; a file of another version is refused."""
+
+
+def save(path: str | os.PathLike, kind: str, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> None:
+    """Write `tensors` and the JSON-serialisable `header` to `path` in one atomic step.
+
+    Parameters
+    ----------
+    path : target file; its folder is made where missing.
+    kind : what the file is (`features`, `tokenizer`, `checkpoint`, ...), checked again by `load`.
+    tensors : name -> tensor of any shape and dtype.
+    header : plain data that goes with them.
+    """
+    metadata = {"kind": kind, "format": str(FORMAT), "header": json.dumps(header, sort_keys=True)}
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with _replacing(path) as temporary:
+        save_file(plain, temporary, metadata=metadata)
+
+
+def load(path: str | os.PathLike, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what `save` wrote: `(tensors, header)`, tensors on the CPU.
+
+    Raises
+    ------
+    InputError : the file is missing, damaged, of another kind or of another format version.
+    """
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: no such file; expected a {kind} file written by recbole_bbqrec")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error}); delete it and run again") from error
+    if metadata.get("kind") != kind or metadata.get("format") != str(FORMAT):
+        found = f"{metadata.get('kind', 'unknown')} file of format {metadata.get('format', '?')}"
+        raise InputError(f"{path}: found a {found}, expected a {kind} file of format {FORMAT}; delete it and run again")
+    return tensors, json.loads(metadata["header"])
+
+
+def write_json(path: str | os.PathLike, data: Any) -> None:
+    """Write `data` as indented JSON to `path` in one atomic step."""
+    with _replacing(path) as temporary:
+        Path(temporary).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _replacing(path: str | os.PathLike) -> Iterator[str]:
+    """Yield a temporary path beside `path` that takes its place once the block has ended well."""
+    folder = Path(path).resolve().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{Path(path).name}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes files private; what we keep should be as readable as any file of the user.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hex digits that change whenever any of `parts` does.
+
+    Plain data counts by its JSON form, tensors and arrays by dtype, shape and content, bytes as they are, paths by the
+    content of their file.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        _update(digest, part)
+    return digest.hexdigest()[:16]
+
+
+def _update(digest: Any, part: Any) -> None:
+    digest.update(type(part).__name__.encode())
+    if isinstance(part, torch.Tensor):
+        part = part.detach().cpu().numpy()
+    if isinstance(part, np.ndarray) and part.dtype != object:
+        digest.update(f"{part.dtype}{part.shape}".encode())
+        digest.update(np.ascontiguousarray(part).data)
+    elif isinstance(part, bytes):
+        digest.update(part)
+    elif isinstance(part, Path):
+        with open(part, "rb") as file:
+            for chunk in iter(lambda: file.read(1 << 20), b""):
+                digest.update(chunk)
+    elif isinstance(part, Mapping):
+        for key in sorted(part):
+            digest.update(repr(key).encode())
+            _update(digest, part[key])
+    else:
+        digest.update(json.dumps(part, sort_keys=True, default=str).encode())
+
+
+def source_fingerprint(*modules: Any) -> str:
+    """Fingerprint of the source files of the given modules and packages.
+
+    It stands in every cache key, so that a change of the code never meets a file made by the code before it.
+    """
+    files: list[Path] = []
+    for module in modules:
+        path = Path(module.__file__)
+        files += sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+    return fingerprint(*files)

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.ranking import Ranks, per_row, rank_targets, tie_order
+
+NOTHING = (torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long))
+
+
+def brute_force(scores, target, seen, order):
+    """Sort all items by score, then by the tie order, and look where the target stands."""
+    allowed = [item for item in range(1, len(scores)) if item not in seen]
+    return sorted(allowed, key=lambda item: (-scores[item], order[item])).index(target) + 1
+
+
+@given(st.integers(0, 10_000), st.integers(2, 12), st.integers(1, 4))
+def test_ranks_equal_a_plain_sort_with_many_ties(seed, n_items, n_rows):
+    generator = np.random.default_rng(seed)
+    scores = generator.integers(0, 4, (n_rows, n_items)).astype(np.float32)
+    targets = generator.integers(1, n_items, n_rows)
+    order = tie_order(n_items, seed)
+    seen = [set(generator.choice(np.arange(1, n_items), n_items // 3, replace=False)) - {t} for t in targets]
+    rows = torch.tensor([row for row, items in enumerate(seen) for _ in items], dtype=torch.long)
+    items = torch.tensor([int(item) for items in seen for item in items], dtype=torch.long)
+    ranks = rank_targets(torch.from_numpy(scores), torch.from_numpy(targets), (rows, items), order)
+    for row, target in enumerate(targets):
+        assert ranks["unmasked"][row] == brute_force(scores[row], target, set(), order)
+        assert ranks["masked"][row] == brute_force(scores[row], target, seen[row], order)
+
+
+def test_a_constant_model_gets_the_rank_of_chance():
+    n_items = 1001
+    targets = torch.arange(1, n_items)
+    ranks = rank_targets(torch.zeros(n_items - 1, n_items), targets, NOTHING, tie_order(n_items, 0))["unmasked"]
+    assert sorted(ranks.tolist()) == list(range(1, n_items))
+
+
+def test_padding_never_takes_part():
+    scores = torch.tensor([[9.0, 1.0, 2.0]])
+    assert rank_targets(scores, torch.tensor([2]), NOTHING, tie_order(3, 0))["unmasked"].item() == 1
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_score_that_is_not_finite_is_an_error(bad):
+    scores = torch.tensor([[0.0, 1.0, bad]])
+    with pytest.raises(InputError, match="not finite"):
+        rank_targets(scores, torch.tensor([1]), NOTHING, tie_order(3, 0))
+
+
+def test_metrics_by_hand():
+    ranks = np.array([1, 3, 11])
+    np.testing.assert_allclose(per_row(ranks, "NDCG", 10), [1.0, 0.5, 0.0])
+    np.testing.assert_allclose(per_row(ranks, "Recall", 10), [1, 1, 0])
+    np.testing.assert_allclose(per_row(ranks, "MRR", 10), [1, 1 / 3, 0])
+    np.testing.assert_allclose(per_row(ranks, "Precision", 10), [0.1, 0.1, 0])
+    metrics = Ranks(np.arange(3), ranks, ranks + 10).metrics(["Recall"], [10])
+    assert metrics == {"masked": {"recall@10": pytest.approx(2 / 3)}, "unmasked": {"recall@10": 0.0}}
+    with pytest.raises(InputError, match="AUC"):
+        per_row(ranks, "AUC", 10)

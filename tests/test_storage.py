@@ -1,0 +1,98 @@
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_bbqrec import storage
+from recbole_bbqrec.errors import InputError
+
+
+def test_round_trip(tmp_path):
+    tensors = {"a": torch.arange(6).view(2, 3).T, "b": torch.tensor(1.5), "c": torch.ones(2, dtype=torch.bool)}
+    storage.save(tmp_path / "new" / "x.safetensors", "thing", tensors, {"names": ["ü", "b"], "n": 1})
+    loaded, header = storage.load(tmp_path / "new" / "x.safetensors", "thing")
+    assert header == {"names": ["ü", "b"], "n": 1}
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    assert os.listdir(tmp_path / "new") == ["x.safetensors"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "pickle"])
+def test_damaged_files_are_refused_with_what_to_do(tmp_path, damage):
+    path = tmp_path / "x.safetensors"
+    storage.save(path, "thing", {"a": torch.ones(100)}, {})
+    content = {"cut": path.read_bytes()[:-50], "empty": b"", "text": b"not a tensor file at all"}
+    if damage == "pickle":
+        torch.save({"a": torch.ones(2)}, path)
+    else:
+        path.write_bytes(content[damage])
+    with pytest.raises(InputError, match=r"x\.safetensors: not a readable .* delete it and run again"):
+        storage.load(path, "thing")
+
+
+def test_another_kind_or_version_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    storage.save(path, "thing", {"a": torch.ones(1)}, {})
+    with pytest.raises(InputError, match="found a thing file of format 1, expected a weights file"):
+        storage.load(path, "weights")
+    monkeypatch.setattr(storage, "FORMAT", 2)
+    with pytest.raises(InputError, match="format 2"):
+        storage.load(path, "thing")
+    with pytest.raises(InputError, match="no such file"):
+        storage.load(tmp_path / "none", "thing")
+
+
+def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x.safetensors"
+    storage.save(path, "thing", {"a": torch.zeros(3)}, {"version": "old"})
+    script = f"""
+        import os, torch
+        from recbole_bbqrec import storage
+        write = storage.save_file
+        def half(tensors, name, **rest):
+            write(tensors, name, **rest)
+            with open(name, "r+b") as file:
+                file.truncate(10)
+            os._exit(9)  # as abrupt as a kill
+        storage.save_file = half
+        storage.save({str(path)!r}, "thing", {{"a": torch.ones(3)}}, {{"version": "new"}})
+    """
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False).returncode == 9
+    tensors, header = storage.load(path, "thing")
+    assert header == {"version": "old"} and torch.equal(tensors["a"], torch.zeros(3))
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    with pytest.raises(TypeError):
+        storage.write_json(tmp_path / "x.json", {"bad": object()})
+    assert os.listdir(tmp_path) == []
+    storage.write_json(tmp_path / "x.json", {"good": 1})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"good": 1}
+
+
+def test_fingerprint_changes_with_content_and_with_nothing_else(tmp_path):
+    one = {"b": torch.ones(2), "a": np.arange(3)}
+    assert storage.fingerprint(one) == storage.fingerprint(dict(reversed(one.items())))
+    different = [
+        {"a": 1},
+        {"a": 1.5},
+        {"a": "1"},
+        {"b": 1},
+        [1, 2],
+        [2, 1],
+        torch.ones(2),
+        torch.ones(1, 2),
+        torch.ones(2).double(),
+        np.zeros(2),
+        b"a",
+        None,
+    ]
+    assert len({storage.fingerprint(part) for part in different}) == len(different)
+    (tmp_path / "f").write_text("x")
+    before = storage.fingerprint(tmp_path / "f")
+    (tmp_path / "f").write_text("y")
+    assert storage.fingerprint(tmp_path / "f") != before
