@@ -23,7 +23,8 @@ QUICK = {
     "feature_dim": 16,
     "sid_codebook_size": 8,
     "sid_code_dim": 8,
-    "sid_steps": 30,
+    "sid_epochs": 1,
+    "sid_min_steps": 30,
 }
 """Settings of a quick BBQRec run on the tiny data set."""
 
@@ -56,7 +57,7 @@ def write_items(folder: Path, name: str) -> None:
     for item in range(N_ITEMS):
         title = "" if item == 3 else f"{colours[item % 4]} {things[item // 8]} number {item}"
         image = "" if item == 4 else f"A_{item // 8} B_{item % 4}"
-        lines.append(f"i{item:02d}\t{title}\t{'' if item % 3 else 'Acme'}\t{image}\ta_{item // 5} b_{item % 5}")
+        lines.append(f"i{item:02d}\t{title}\t{'Acme' if item % 3 == 1 else ''}\t{image}\ta_{item // 5} b_{item % 5}")
     (folder / name / f"{name}.item").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -1,0 +1,36 @@
+"""BBQRec for RecBole: behaviour-bind quantisation for multi-modal sequential recommendation (arXiv 2504.06636).
+
+Importing this package changes nothing and loads neither RecBole, ray nor transformers; `register`, `load_bundle` and
+`load_data_and_model` load what they need when they are called.
+"""
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["load_bundle", "load_data_and_model", "register"]
+
+
+def register() -> None:
+    """Make BBQRec known by name to RecBole's own `run`, `run_recbole` and hyper-parameter tuning.
+
+    Explicit and idempotent. It adds BBQRec's model, data set, trainer and properties to RecBole's look-up tables and
+    meets what keeps RecBole's entry points from being imported on today's numpy and without ray; RecBole's own models
+    stay as they are. The run script of this project does not need it.
+    """
+    from .registry import register as register_in_recbole
+
+    register_in_recbole()
+
+
+def load_bundle(path: str) -> Any:
+    """Load the folder that a finished run left; see `recbole_bbqrec.inference.load_bundle`."""
+    from .inference import load_bundle as load
+
+    return load(path)
+
+
+def load_data_and_model(path: str) -> Any:
+    """Read a run's folder back with its data; see `recbole_bbqrec.quick_start.load_data_and_model`."""
+    from .quick_start import load_data_and_model as load
+
+    return load(path)

@@ -1,0 +1,253 @@
+"""Settings of a run: RecBole's layers, our properties on top, and an error for every key that nobody reads."""
+
+import ast
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from recbole.config import Config as RecBoleConfig
+from recbole.evaluator.register import metric_types
+
+from . import compat, registry
+from .errors import InputError
+from .settings import property_files
+
+METRICS = ("recall", "ndcg", "mrr", "hit", "precision")
+
+# Keys that RecBole reads from its config although none of its YAML files names them.
+READ_BY_RECBOLE = ("encoding", "reg_weight", "selected_features", "log_wandb", "wandb_project", "alias_of_user_id")
+
+# Types of our keys whose default is empty.
+EMPTY_DEFAULTS = {
+    "shuffle_ties": int,
+    "text_encoder": str,
+    "image_folder": str,
+    "image_encoder": str,
+    "cache_dir": str,
+    "result_file": str,
+}
+
+CHOICES = {
+    "similarity_attention": ("additive", "multiplicative", "off"),
+    "score_function": ("cosine", "dot"),
+    "sid_mode": ("chained", "concat", "fused"),
+}
+
+POSITIVE = {
+    "train_batch_size",
+    "eval_batch_size",
+    "MAX_ITEM_LIST_LENGTH",
+    "n_layers",
+    "n_heads",
+    "hidden_size",
+    "inner_size",
+    "n_similarity_bins",
+    "feature_dim",
+    "encode_batch_size",
+    "max_text_tokens",
+    "learning_rate",
+    "temperature",
+    "sid_levels",
+    "sid_codebook_size",
+    "sid_code_dim",
+    "epochs",
+    "eval_step",
+}
+
+
+def parse_command_line(arguments: Sequence[str]) -> dict[str, Any]:
+    """Turn `--key=value` arguments into a dict; values are Python or YAML-like literals, never evaluated code.
+
+    Raises
+    ------
+    InputError : an argument of another form, or one key with two values.
+    """
+    parsed: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument[2:].partition("=")
+        if argument.startswith("--") and not equals and key in ("final", "debug"):
+            text = "True"  # plain switches, as `--final`
+        elif not argument.startswith("--") or not equals or not key:
+            raise InputError(f"argument {argument!r}: expected --key=value, without blanks around '='")
+        if key in parsed and parsed[key] != _literal(text):
+            raise InputError(f"--{key} is given twice, with {parsed[key]!r} and {text!r}; keep one")
+        parsed[key] = _literal(text)
+    return parsed
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False, "none": None, "null": None, "~": None}.get(text.lower(), text)
+
+
+class Config(RecBoleConfig):
+    """RecBole's `Config` with our properties, strict about keys, types and names.
+
+    Parameters
+    ----------
+    model, dataset : names; where missing, the keys `model` and `dataset` of the arguments below.
+    config_file_list : YAML files, later ones win.
+    config_dict : settings that win over files.
+    arguments : command line (`--key=value` strings) that wins over everything. Unlike RecBole's, nothing is read from
+        `sys.argv` unless it is handed over here.
+
+    Raises
+    ------
+    InputError : unknown key, wrong type or value, unknown model, missing data set, unreadable config file.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        dataset: str | None = None,
+        config_file_list: Iterable[str] | None = None,
+        config_dict: dict[str, Any] | None = None,
+        arguments: Sequence[str] = (),
+    ) -> None:
+        self._arguments = parse_command_line(arguments)
+        listed = self._arguments.get("config_files") or ""
+        files = [*(config_file_list or []), *str(listed).split()]
+        try:
+            super().__init__(model, dataset, files, dict(config_dict or {}))
+        except (ValueError, KeyError, TypeError, NotImplementedError, RuntimeError) as error:
+            if isinstance(error, InputError):
+                raise
+            text = str(error.args[0]) if error.args else repr(error)
+            raise InputError(f"settings: {' '.join(text.split())}; see properties/overall.yaml") from error
+        _check_data_path(self)
+
+    # What follows are RecBole's own steps, in the order in which its constructor takes them.
+
+    def compatibility_settings(self) -> None:
+        compat.restore_numpy_names()
+
+    def _load_config_files(self, file_list: Iterable[str]) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        for name in file_list:
+            merged.update(self._read_yaml(Path(name)))
+        return merged
+
+    def _read_yaml(self, path: Path) -> dict[str, Any]:
+        try:
+            content = yaml.load(path.read_text(encoding="utf-8"), Loader=self.yaml_loader)
+        except OSError as error:
+            raise InputError(f"config file {path}: {error.strerror}; give the path of a YAML file") from error
+        except yaml.YAMLError as error:
+            raise InputError(f"config file {path}: no valid YAML ({' '.join(str(error).split())})") from error
+        if content is not None and not isinstance(content, dict):
+            raise InputError(
+                f"config file {path}: found {type(content).__name__}, expected lines of the form key: value"
+            )
+        return content or {}
+
+    def _load_variable_config_dict(self, config_dict: dict[str, Any] | None) -> dict[str, Any]:
+        # RecBole evaluates strings of the dict as code; a dict from Python already has its types.
+        return dict(config_dict or {})
+
+    def _load_cmd_line(self) -> dict[str, Any]:
+        return self._arguments
+
+    def _get_model_and_dataset(self, model: str | None, dataset: str | None) -> tuple[str, type, str]:
+        given = self.external_config_dict
+        model, dataset = model or given.get("model"), dataset or given.get("dataset")
+        for name, value in (("model", model), ("dataset", dataset)):
+            if not value:
+                raise InputError(f"--{name} is missing; for example: --model=BBQRec --dataset=ml-100k")
+        return str(model), registry.get_model(str(model)), str(dataset)
+
+    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
+        super()._load_internal_config_dict(model, model_class, dataset)
+        self.internal_config_dict["selected_features"] = self.internal_config_dict.get("selected_features")
+        for path in property_files(model, dataset):
+            content = self._read_yaml(path)
+            self.internal_config_dict.update(content)
+        # RecBole's default, one sampled negative, stops every model with a cross-entropy loss.
+        if self._setting("loss_type") == "CE":
+            self.internal_config_dict["train_neg_sample_args"] = None
+
+    def _setting(self, key: str) -> Any:
+        return self.external_config_dict.get(key, self.internal_config_dict.get(key))
+
+    def _get_final_config_dict(self) -> dict[str, Any]:
+        known = {*self.internal_config_dict, *READ_BY_RECBOLE, "model", "dataset", "config_files"}
+        known.update(key for keys in self.parameters.values() for key in keys)
+        for key, value in self.external_config_dict.items():
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+                hint = f"did you mean {near[0]}?" if near else "properties/ lists the keys"
+                raise InputError(f"unknown key {key!r} for model {self.model}; {hint}")
+            self.external_config_dict[key] = _checked(key, value, self.internal_config_dict.get(key))
+        final = super()._get_final_config_dict()
+        _check_protocol(final)
+        return final
+
+
+def _checked(key: str, value: Any, default: Any) -> Any:
+    """Return `value` in the type of the key's default, or raise `InputError`."""
+    expected = EMPTY_DEFAULTS.get(key) if default is None else type(default)
+    if value is None and (default is None or expected in (str, dict, list)):
+        return value
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if expected is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if expected is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    if expected is list and isinstance(value, (str, int, float, tuple)):
+        value = list(value) if isinstance(value, tuple) else [value]
+    wrong_bool = isinstance(value, bool) and expected in (int, float)
+    if expected in (bool, int, float, str, list, dict) and (wrong_bool or not isinstance(value, expected)):
+        raise InputError(f"{key}: found {value!r} ({type(value).__name__}), expected {expected.__name__}")
+    if key in CHOICES and value not in CHOICES[key]:
+        raise InputError(f"{key}: found {value!r}, expected one of {', '.join(CHOICES[key])}")
+    if key in POSITIVE and isinstance(value, (int, float)) and value <= 0:
+        raise InputError(f"{key}: found {value!r}, expected a number above 0")
+    if key.endswith("dropout_prob") and not 0 <= value < 1:
+        raise InputError(f"{key}: found {value!r}, expected a probability in [0, 1)")
+    return value
+
+
+def _check_protocol(final: dict[str, Any]) -> None:
+    """Refuse settings under which this project's figures would not mean what their names say."""
+    for key in ("save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path"):
+        if final.get(key):
+            raise InputError(
+                f"{key}: RecBole's pickled data cache is not used, it runs code when read and does not notice changed "
+                "files; drop the key, features and codes are cached by fingerprint already"
+            )
+    mode = (final.get("eval_args") or {}).get("mode", "full")
+    if set(mode.values() if isinstance(mode, dict) else [mode]) != {"full"}:
+        raise InputError(f"eval_args: found mode {mode!r}, expected full: every item is ranked")
+    names = [str(name).lower() for name in final["metrics"]]
+    unknown = [name for name in names if name not in METRICS]
+    if unknown:
+        known_elsewhere = " (RecBole has it, our ranker does not)" if unknown[0] in metric_types else ""
+        raise InputError(
+            f"metrics: found {unknown[0]!r}{known_elsewhere}, expected some of Recall, NDCG, MRR, Hit, Precision"
+        )
+    topk = final["topk"] if isinstance(final["topk"], list) else [final["topk"]]
+    allowed = [f"{name}@{k}" for name in names for k in topk]
+    if str(final["valid_metric"]).lower() not in allowed:
+        raise InputError(f"valid_metric: found {final['valid_metric']!r}, expected one of {', '.join(allowed)}")
+    width, heads = final.get("hidden_size"), final.get("n_heads")
+    if isinstance(width, int) and isinstance(heads, int) and width % heads:
+        raise InputError(f"hidden_size: found {width}, expected a multiple of n_heads {heads}")
+
+
+def _check_data_path(config: Config) -> None:
+    name = config["dataset"]
+    folder = Path(config["data_path"])
+    if (folder / f"{name}.inter").is_file() or config["benchmark_filename"]:
+        return
+    parent = folder.parent
+    there = sorted(path.parent.name for path in parent.glob("*/*.inter") if path.stem == path.parent.name)
+    near = difflib.get_close_matches(name, there, n=1)
+    found = f"did you mean {near[0]}?" if near else f"found there: {', '.join(there) or 'no data set'}"
+    raise InputError(
+        f"--dataset={name}: no file {folder / f'{name}.inter'}; {found}; --data_path names another folder, "
+        "ml-100k comes with RecBole, dataset/README.md tells how to get others"
+    )

@@ -1,0 +1,1 @@
+"""Data: RecBole's sequential data set with item features and semantic codes, sequences, windows."""

@@ -1,0 +1,113 @@
+"""Training batches of whole sequences: every target once, little padding.
+
+Shapes: B windows in the batch, T items of its longest one.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.data.utils import create_samplers, get_dataloader
+
+from .sequences import Sequences, windows
+
+POOL = 16
+"""Batches' worth of windows that are shuffled together and then sorted by length."""
+
+
+class WindowDataLoader:
+    """Batches of sequence windows, in the place of RecBole's training data loader.
+
+    A batch holds as many windows as have about `train_batch_size` targets together, so that every target weighs the
+    same in the epoch's loss and every step costs the same. Windows of about equal length share a batch.
+
+    Parameters
+    ----------
+    config : settings; reads `train_batch_size`, `MAX_ITEM_LIST_LENGTH`, `shuffle` and `seed`.
+    dataset : training data set; its field names are used for the batches.
+    sequences : what to cut into windows.
+
+    Yields
+    ------
+    Interaction with `item_id_list` [B, T] (0 pads on the right), `item_length` [B] and `target_list` [B, T], the item
+    after each position; 0 where there is none or an earlier window has it.
+    """
+
+    TARGETS = "target_list"
+
+    def __init__(self, config: Any, dataset: Any, sequences: Sequences) -> None:
+        self.config = config
+        self.dataset = self._dataset = dataset
+        self.sequences = sequences
+        self.shuffle = bool(config["shuffle"])
+        self.generator = torch.Generator()
+        self.generator.manual_seed(config["seed"])
+        self._start, self._size, self._skipped = windows(sequences, config["MAX_ITEM_LIST_LENGTH"])
+        self._fields = (dataset.iid_field + config["LIST_SUFFIX"], dataset.item_list_length_field)
+        self._n_batches = len(self._batches(np.arange(len(self._start))))
+
+    @property
+    def n_targets(self) -> int:
+        """Number of training targets in an epoch."""
+        return int((self._size - self._skipped).sum())
+
+    def __len__(self) -> int:
+        return self._n_batches
+
+    def __iter__(self) -> Iterator[Interaction]:
+        order = np.arange(len(self._start))
+        if self.shuffle:
+            order = torch.randperm(len(order), generator=self.generator).numpy()
+        batches = self._batches(order)
+        if self.shuffle:
+            batches = [batches[index] for index in torch.randperm(len(batches), generator=self.generator).tolist()]
+        for rows in batches:
+            yield self._collate(rows)
+
+    def _batches(self, order: np.ndarray) -> list[np.ndarray]:
+        if not len(order):
+            return []
+        budget = self.config["train_batch_size"]
+        targets = self._size - self._skipped
+        pool_of = np.cumsum(targets[order]) // (budget * POOL)
+        # Sorted by pool, then by length; the sort is stable, so equal lengths keep their random order.
+        order = order[np.lexsort((self._size[order], pool_of))]
+        # A fixed number of batches makes an epoch's steps, and so a resumed run, the same whatever the order.
+        n_batches = max(round(int(targets.sum()) / budget), 1)
+        edges = np.cumsum(targets[order]) * n_batches / targets.sum()
+        cut = np.searchsorted(edges, np.arange(1, n_batches), side="left")
+        return [rows for rows in np.split(order, cut) if len(rows)]
+
+    def _collate(self, rows: np.ndarray) -> Interaction:
+        size, skipped = self._size[rows], self._skipped[rows]
+        columns = np.arange(size.max())
+        inside = columns < size[:, None]
+        position = np.where(inside, self._start[rows, None] + columns, 0)
+        items = np.where(inside, self.sequences.items[position], 0)
+        is_target = inside & (columns >= skipped[:, None])
+        following = self.sequences.items[np.where(is_target, position + 1, 0)]
+        list_field, length_field = self._fields
+        return Interaction(
+            {
+                list_field: torch.from_numpy(items),
+                length_field: torch.from_numpy(size),
+                self.TARGETS: torch.from_numpy(np.where(is_target, following, 0)),
+            }
+        )
+
+
+def split_loaders(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
+    """Split the data set and return RecBole's loaders for training, validation and test.
+
+    RecBole's `data_preparation` does the same, but first unpickles a file of a fixed name wherever it finds one.
+    """
+    parts = dataset.build()
+    samplers = create_samplers(config, dataset, parts)
+    phases: tuple[Any, ...] = ("train", "valid", "test")
+    train, valid, test = (
+        get_dataloader(config, phase)(config, part, sampler, shuffle=phase == "train" and config["shuffle"])
+        for phase, part, sampler in zip(phases, parts, samplers, strict=True)
+    )
+    return train, valid, test

@@ -1,0 +1,201 @@
+"""The hook: RecBole's sequential data set, with item features and semantic codes attached."""
+
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
+from recbole.utils import FeatureSource, FeatureType
+
+from .. import compat
+from ..errors import InputError
+from ..preparation.atomic import read_atomic
+from .features import FeatureSettings, ItemFeatures, build_item_features
+from .semantic_ids import SemanticIds, fit_semantic_ids
+from .sequences import Sequences, training_sequences
+
+SEMANTIC_ID = "semantic_id"
+"""Name of the item feature that holds an item's codes."""
+
+
+class MultiModalSequentialDataset(SequentialDataset):
+    """RecBole's `SequentialDataset` whose items have features and semantic IDs.
+
+    Features are joined by item token once RecBole has filtered and renumbered the items; semantic codes are learned
+    once `build` has made the training split, from that split alone.
+
+    Attributes
+    ----------
+    item_features : one matrix per modality, row = item id, row 0 = padding; `None` unless `attach_item_features`.
+    semantic_ids : codes and quantised vectors by item id; `None` unless `attach_semantic_ids`. The codes are also the
+        item feature `semantic_id` (`token_seq`), so that RecBole's feature-aware models can take them.
+    train_sequences : training part of every user's sequence, once built.
+    tokenizer_file : where the tokenizer that gave the codes is kept.
+    seconds : time spent on `features` and on the `tokenizer`.
+    """
+
+    item_features: ItemFeatures | None = None
+    semantic_ids: SemanticIds | None = None
+    train_sequences: Sequences | None = None
+    tokenizer_file: Path | None = None
+
+    def __init__(self, config: Any) -> None:
+        for key in ("save_dataset", "save_dataloaders"):
+            if config[key]:
+                raise InputError(
+                    f"{key}: this data set is not pickled, its caches are kept by fingerprint; drop the key"
+                )
+        self.seconds = {"features": 0.0, "tokenizer": 0.0}
+        with compat.lengths_by_element():
+            super().__init__(config)
+        if config["attach_item_features"] or config["attach_semantic_ids"]:
+            self._attach_features()
+
+    @property
+    def cache_dir(self) -> Path:
+        """Folder of this data set's features and tokenizers."""
+        root = self.config["cache_dir"] or Path(self.config["checkpoint_dir"]) / "cache"
+        return Path(root) / self.dataset_name
+
+    @property
+    def item_tokens(self) -> list[str]:
+        """Tokens by item id; id 0 is `[PAD]`."""
+        return [str(token) for token in self.field2id_token[self.iid_field]]
+
+    def save(self) -> None:
+        """Refuse RecBole's pickle.
+
+        Raises
+        ------
+        InputError : always.
+        """
+        raise InputError("this data set is not pickled: features and codes are cached by fingerprint in cache_dir")
+
+    # Reading and filtering, where RecBole's own steps stumble over pandas 3 or over a broken file.
+
+    def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:
+        load_col, unload_col = self._get_load_and_unload_col(source)
+        if load_col == set():
+            return None
+        separator, encoding = self.config["field_separator"], self.config["encoding"] or "utf-8"
+        frame, types = read_atomic(Path(filepath), load_col and sorted(load_col), separator, encoding)
+        for field in sorted(unload_col or ()):
+            frame, types = frame.drop(columns=field, errors="ignore"), {k: v for k, v in types.items() if k != field}
+        for field, name in types.items():
+            kind = FeatureType(name)
+            if isinstance(source, FeatureSource) or source != "link":
+                self.field2source[field], self.field2type[field] = source, kind
+                if kind in (FeatureType.FLOAT, FeatureType.FLOAT_SEQ):
+                    self.field2bucketnum[field] = 2
+            if kind in (FeatureType.TOKEN_SEQ, FeatureType.FLOAT_SEQ):
+                frame[field] = self._split_sequences(
+                    frame[field], field, float if kind == FeatureType.FLOAT_SEQ else str
+                )
+            else:
+                self.field2seqlen[field] = 1
+                if kind == FeatureType.TOKEN:
+                    frame[field] = frame[field].astype(object).where(frame[field] != "", np.nan)
+        self._check_columns(Path(filepath), source, types)
+        return frame
+
+    def _check_columns(self, path: Path, source: Any, types: dict[str, str]) -> None:
+        if source != FeatureSource.INTERACTION:
+            return
+        for key, kinds in (("USER_ID_FIELD", "token"), ("ITEM_ID_FIELD", "token"), ("TIME_FIELD", "float")):
+            field = self.config[key]
+            if types.get(field) != kinds:
+                found = f"{field}:{types[field]}" if field in types else f"no column {field} among {', '.join(types)}"
+                raise InputError(
+                    f"{path}, line 1: found {found}, expected {field}:{kinds}; mend the header, name the column with "
+                    f"--{key}=..., or add it to load_col"
+                )
+
+    def _split_sequences(self, column: pd.Series, field: str, kind: type) -> list[np.ndarray]:
+        rows = [np.array([kind(part) for part in text.split(self.config["seq_separator"]) if part]) for text in column]
+        longest = max((len(row) for row in rows), default=0)
+        limit = (self.config["seq_len"] or {}).get(field, longest)
+        self.field2seqlen[field] = min(limit, longest)
+        return [row[:limit] for row in rows]
+
+    def _data_filtering(self) -> None:
+        try:
+            super()._data_filtering()
+        except ValueError as error:  # RecBole raises it when nothing is left
+            raise InputError(
+                f"{self.dataset_name}: filtering failed ({error}); loosen or mend user_inter_num_interval, "
+                "item_inter_num_interval or val_interval"
+            ) from error
+        if self.config["shuffle_ties"] is not None:
+            # RecBole sorts by time with a stable sort, so the order made here decides among equal times.
+            shuffled = self.inter_feat.sample(frac=1, random_state=self.config["shuffle_ties"])
+            self.inter_feat = shuffled.reset_index(drop=True)
+        self._keep_time_order()
+
+    def _keep_time_order(self) -> None:
+        """Replace times by their rank where RecBole's float32 would merge them (Unix time: steps of 128 s)."""
+        times = self.inter_feat[self.time_field].to_numpy()
+        if times.size and len(np.unique(times.astype(np.float32))) < len(np.unique(times)):
+            self.inter_feat[self.time_field] = np.unique(times, return_inverse=True)[1].astype(np.float64)
+            self.logger.info(f"{self.time_field}: replaced by its rank, float32 would merge different times")
+
+    def _fill_nan(self) -> None:
+        for name in self.feat_name_list:
+            feat = getattr(self, name)
+            for field in list(feat):
+                kind = self.field2type[field]
+                if kind == FeatureType.TOKEN:
+                    feat[field] = feat[field].fillna(0)
+                elif kind == FeatureType.FLOAT:
+                    feat[field] = feat[field].fillna(feat[field].mean())
+                else:
+                    empty = np.array([], dtype=np.int64 if kind == FeatureType.TOKEN_SEQ else np.float64)
+                    feat[field] = [empty if isinstance(value, float) else value for value in feat[field]]
+
+    def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
+        with warnings.catch_warnings():
+            # Columns of pandas 3 are read-only views; RecBole reorders them into new tensors next, so nothing is written to one.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return super()._dataframe_to_interaction(data)
+
+    # What is attached.
+
+    def _attach_features(self) -> None:
+        item_file = Path(self.dataset_path) / f"{self.dataset_name}.item"
+        settings = FeatureSettings.from_config(self.config)
+        features, seconds = build_item_features(
+            item_file, self.item_tokens[1:], settings, self.cache_dir, device=self.config["device"]
+        )
+        self.item_features = features.reindex(self.item_tokens)
+        self.seconds["features"] = seconds
+
+    def build(self) -> list[Any]:
+        """Split as RecBole does, then learn the codes from the training split and attach them to all splits."""
+        splits = super().build()
+        sequences = training_sequences(splits[0])
+        semantic_ids = None
+        if self.config["attach_semantic_ids"]:
+            started = time.perf_counter()
+            semantic_ids, self.tokenizer_file = fit_semantic_ids(
+                self.config, self.item_tokens, self.item_features, sequences, self.cache_dir
+            )
+            self.seconds["tokenizer"] = time.perf_counter() - started
+        for split in (self, *splits):
+            split.train_sequences, split.semantic_ids = sequences, semantic_ids
+            if semantic_ids is not None:
+                split._attach_codes(semantic_ids)
+        return splits
+
+    def _attach_codes(self, semantic_ids: SemanticIds) -> None:
+        tokens, ids = semantic_ids.as_tokens()
+        columns = {} if self.item_feat is None else dict(self.item_feat.interaction)
+        columns.setdefault(self.iid_field, torch.arange(self.item_num))
+        self.item_feat = Interaction({**columns, SEMANTIC_ID: ids})
+        self.field2source[self.iid_field] = FeatureSource.ITEM_ID
+        self.field2id_token[SEMANTIC_ID] = np.array(tokens)
+        self.field2token_id[SEMANTIC_ID] = {token: index for index, token in enumerate(tokens)}
+        self.set_field_property(SEMANTIC_ID, FeatureType.TOKEN_SEQ, FeatureSource.ITEM, ids.shape[1])

@@ -1,0 +1,1 @@
+"""Raw files to atomic files to feature matrices; knows neither models nor RecBole."""

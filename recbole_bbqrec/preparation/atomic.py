@@ -1,0 +1,210 @@
+"""Reading RecBole's atomic files: a typed header, then one record a line.
+
+There are no quoting rules and no words for "missing": a title may begin with a quote and a token may be called `NA`.
+No line is skipped, padded or merged with another; what does not fit is an error that names its line.
+"""
+
+import difflib
+import math
+import os
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
+
+import numpy as np
+import pandas as pd
+
+from ..errors import InputError
+
+TYPES = ("token", "token_seq", "float", "float_seq")
+"""The field types RecBole knows."""
+
+_BLOCK = 1 << 16  # lines split at a time: a long file is never held as one list per line
+
+
+def read_atomic(
+    path: str | os.PathLike,
+    fields: Iterable[str] | None = None,
+    field_separator: str = "\t",
+    encoding: str = "utf-8",
+    seq_separator: str = " ",
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Read one atomic file.
+
+    Parameters
+    ----------
+    path : the file; its first line is `name:type` per column.
+    fields : names of the columns to read; None reads all. They come in the order of the file, whatever is asked first.
+    field_separator, encoding, seq_separator : as in RecBole's configuration; a byte-order mark is dropped.
+
+    Returns
+    -------
+    frame : `token`, `token_seq` and `float_seq` columns as `str` objects ("" where blank, never NaN), `float` columns
+        as float64 (NaN where blank), one row per line.
+    types : field -> type, for the columns of `frame`.
+
+    Raises
+    ------
+    InputError : the file, its header or one of its lines is not as it should be. Blank lines at the very end are
+        let pass, elsewhere they are errors.
+    """
+    if not field_separator or not seq_separator:
+        raise InputError(f"{path}: field_separator or seq_separator is empty, expected a character such as a tab")
+    lines = _lines(path, field_separator, encoding)
+    names, kinds = _header(path, lines[0], field_separator)
+    types = {names[at]: kinds[at] for at in _choose(path, names, fields)}
+    if len(names) > 1:
+        while len(lines) > 1 and not lines[-1]:
+            lines.pop()
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in types}
+    for start in range(1, len(lines), _BLOCK):
+        rows = [line.split(field_separator) for line in lines[start : start + _BLOCK]]
+        if set(map(len, rows)) != {len(names)}:
+            _wrong_width(path, rows, start, names, field_separator)
+        for name, kind in types.items():
+            at = names.index(name)
+            parts[name].append(_column([row[at] for row in rows], _Place(path, name, kind, start), seq_separator))
+    data = {}
+    for name, kind in types.items():
+        # `object` on purpose: what pandas makes of a list of str differs between its versions 2 and 3.
+        dtype = "float64" if kind == "float" else object
+        data[name] = pd.Series(np.concatenate([np.empty(0, dtype), *parts[name]]), dtype=dtype)
+    return pd.DataFrame(data, index=pd.RangeIndex(len(lines) - 1), columns=pd.Index(list(types), dtype=object)), types
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `known` as a sentence for an error message, with the one most like `name` first."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    listed = ", ".join(known) if known else "none"
+    return f"did you mean {close[0]}? present: {listed}" if close else f"present: {listed}"
+
+
+def _lines(path: str | os.PathLike, separator: str, encoding: str) -> list[str]:
+    """Return the lines without their ends; the header is the first."""
+    try:
+        with open(path, "rb") as file:
+            raw = file.read()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check data_path and dataset, or prepare the data set first") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected an atomic file") from error
+    try:
+        text = raw.decode(encoding)
+    except LookupError:
+        raise InputError(f"{path}: unknown encoding {encoding!r}; set encoding to a name such as utf-8") from None
+    except UnicodeDecodeError as error:
+        before = raw[: error.start]
+        line = before.count(b"\n") + 1
+        column = before[before.rfind(b"\n") + 1 :].count(separator.encode()) + 1
+        raise InputError(
+            f"{path}, line {line}, column {column}: found byte 0x{raw[error.start]:02x}, expected {encoding} text; "
+            f"save the file as {encoding} or set encoding to what it is"
+        ) from None
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
+    if not text.strip():
+        raise InputError(f"{path}: the file is empty, expected a header line of name:type; prepare the data set again")
+    return text.removesuffix("\n").split("\n")
+
+
+def _header(path: str | os.PathLike, line: str, separator: str) -> tuple[list[str], list[str]]:
+    """Return the names and the types of the columns."""
+    names: list[str] = []
+    kinds: list[str] = []
+    remedy = f"write the header as name:type, separated by {separator!r}, with a type out of {', '.join(TYPES)}"
+    for column, cell in enumerate(line.split(separator), start=1):
+        place = f"{path}, line 1, column {column}"
+        name, colon, kind = cell.partition(":")
+        if not name.strip() or not colon:
+            raise InputError(f"{place}: found {_short(cell)}, expected name:type; {remedy}")
+        if kind not in TYPES:
+            raise InputError(f"{place}, field {name}: found the unknown type {_short(kind)}; {remedy}")
+        if name in names:
+            raise InputError(
+                f"{place}: found the field {name} again, expected every name once (it is also column "
+                f"{names.index(name) + 1}); rename or remove one of them"
+            )
+        names.append(name)
+        kinds.append(kind)
+    return names, kinds
+
+
+def _choose(path: str | os.PathLike, names: Sequence[str], fields: Iterable[str] | None) -> list[int]:
+    """Return the positions of the requested columns, in file order."""
+    if fields is None:
+        return list(range(len(names)))
+    wanted = list(fields)
+    for field in wanted:
+        if field not in names:
+            raise InputError(
+                f"{path}, line 1: expected the field {field}, which is not in the header "
+                f"({nearest(field, names)}); correct the name in the configuration or add the column"
+            )
+    return [at for at, name in enumerate(names) if name in wanted]
+
+
+def _wrong_width(
+    path: str | os.PathLike, rows: Sequence[Sequence[str]], start: int, names: Sequence[str], separator: str
+) -> NoReturn:
+    """Raise for the first of `rows` that has too few or too many columns."""
+    at = next(at for at, row in enumerate(rows) if len(row) != len(names))
+    row = rows[at]
+    place = f"{path}, line {start + at + 1}"
+    if row == [""]:
+        raise InputError(f"{place}: found a blank line, expected {len(names)} columns; remove the line")
+    which = f"{names[len(row)]} is missing" if len(row) < len(names) else f"{_short(row[len(names)])} is too much"
+    raise InputError(
+        f"{place}: found {len(row)} columns, expected {len(names)} separated by {separator!r} ({which}); mend the "
+        "line (a value must hold neither the separator nor a line end)"
+    )
+
+
+class _Place:
+    """Where a block of one column stands, for error messages."""
+
+    def __init__(self, path: str | os.PathLike, name: str, kind: str, start: int):
+        self.path, self.name, self.kind, self.start = path, name, kind, start
+
+    def fail(self, at: int, found: str) -> NoReturn:
+        """Raise for the value at position `at` of the block."""
+        raise InputError(
+            f"{self.path}, line {self.start + at + 1}, field {self.name}: found {_short(found)}, expected a finite "
+            f"number as the header says {self.name}:{self.kind}; mend the value, leave it blank, or declare the field "
+            f"as token{'_seq' if self.kind == 'float_seq' else ''}"
+        )
+
+
+def _number(text: str) -> float:
+    """Return the finite number that `text` spells, NaN where there is none.
+
+    Python's `float` also reads `1_000`, `nan` and digits of other scripts, none of which RecBole's pandas would.
+    """
+    if "_" in text or not text.isascii():
+        return math.nan
+    try:
+        number = float(text)
+    except ValueError:
+        return math.nan
+    return number if math.isfinite(number) else math.nan
+
+
+def _column(values: list[str], place: _Place, seq_separator: str) -> np.ndarray:
+    """Return a block of one column as an array: float64 for `float`, else the texts as they are, checked."""
+    if place.kind == "float":
+        numbers = np.fromiter(map(_number, values), dtype=np.float64, count=len(values))
+        for at in np.flatnonzero(np.isnan(numbers)):
+            if values[at].strip():
+                place.fail(int(at), values[at])
+        return numbers
+    if place.kind == "float_seq":
+        for at, value in enumerate(values):
+            for part in value.split(seq_separator):
+                if part and math.isnan(_number(part)):
+                    place.fail(at, part)
+    texts = np.empty(len(values), dtype=object)
+    texts[:] = values
+    return texts
+
+
+def _short(text: str, limit: int = 60) -> str:
+    """Return `text` as it may stand in a one-line message."""
+    return repr(text if len(text) <= limit else text[: limit - 3] + "...")

@@ -1,0 +1,77 @@
+"""Image files as they come: decoded to RGB where they can be used, a reason where not."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+"""Endings of image files; where an item has several, the first of these counts."""
+
+MAX_PIXELS = 64_000_000
+"""Larger images are left out: a few kilobytes can unpack to gigabytes."""
+
+MIN_SIDE, MAX_ASPECT = 4, 20
+"""Smaller or longer images are no pictures (tracking pixels, rules); models would blow them up to enormous strips."""
+
+
+def require_pillow() -> Any:
+    """Return `PIL`, or raise an `InputError` that says how to install it."""
+    try:
+        import PIL.Image
+        import PIL.ImageOps
+    except ImportError as error:
+        raise InputError(
+            "image_folder: reading images needs pillow, which is not installed; pip install 'recbole-bbqrec[images]'"
+        ) from error
+    return PIL
+
+
+def images_by_token(folder: Path) -> dict[str, Path]:
+    """Map item token -> image file for the files `<item token>.jpg` (.jpeg, .png, .webp) of `folder`.
+
+    The folder is listed and tokens are looked up in the list. A token never becomes a part of a path, so that one such
+    as `../x` is an item without an image.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: no such folder; image_folder must name the folder with the images (<item token>.jpg), relative "
+            "to the data set; set image_encoder to ~ to go without images"
+        )
+    files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
+    # Later entries win, so the most wanted ending comes last; the name decides between `1.jpg` and `1.JPG`.
+    files.sort(key=lambda path: (-SUFFIXES.index(path.suffix.lower()), path.name))
+    return {path.name[: -len(path.suffix)]: path for path in files}
+
+
+def decode(path: Path) -> tuple[Any, str]:
+    """Return `(RGB image, "")`, or `(None, reason)` where the file is no picture that a model could use."""
+    pillow = require_pillow()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pillow warns about sizes, which are checked here
+            with pillow.Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    return None, f"{width} x {height} pixels, more than {MAX_PIXELS}"
+                if min(width, height) < MIN_SIDE or max(width, height) > MAX_ASPECT * min(width, height):
+                    return None, f"{width} x {height} pixels, no picture"
+                image.load()
+                return _rgb(pillow.ImageOps.exif_transpose(image), pillow), ""
+    except Exception as error:  # pillow raises all kinds on broken files, and one image must not end the run
+        return None, f"{type(error).__name__}: {' '.join(str(error).split()).replace(str(path), 'the file')[:160]}"
+
+
+def _rgb(image: Any, pillow: Any) -> Any:
+    """Convert any mode to RGB, transparency on white."""
+    if image.mode.startswith("I"):  # 16 bits a pixel: pillow's own conversion cuts at 255 instead of scaling
+        scaled = np.clip(np.asarray(image).astype(np.int64), 0, 65535) // 256
+        return pillow.Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+    if "A" in image.mode or "transparency" in image.info:
+        image = image.convert("RGBA")
+        ground = pillow.Image.new("RGBA", image.size, "white")
+        return pillow.Image.alpha_composite(ground, image).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,105 @@
+"""Which class a name on the command line means: explicit tables, falling back to RecBole's own."""
+
+import difflib
+import importlib
+import sys
+from typing import Any
+
+from recbole.config import Config as RecBoleConfig
+from recbole.data.dataset import SequentialDataset
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import get_trainer as recbole_trainer
+
+from . import compat
+from .data.dataset import MultiModalSequentialDataset
+from .errors import InputError
+from .model.bbqrec import BBQRec
+from .settings import property_files
+from .trainer import ProtocolTrainer, SequenceTrainer
+
+MODELS: dict[str, type[SequentialRecommender]] = {"BBQRec": BBQRec}
+"""Models of this project, by the name given to `--model`."""
+
+TRAINERS: dict[str, type[ProtocolTrainer]] = {"BBQRec": SequenceTrainer}
+"""Trainers of this project's models; RecBole's models keep their own trainer with the protocol on top."""
+
+
+def get_model(name: str) -> type[SequentialRecommender]:
+    """Return the model class called `name`, ours or RecBole's.
+
+    Raises
+    ------
+    InputError : there is no such sequential model; the nearest names are given.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    stock = _recbole_models()
+    if name in stock:
+        return stock[name]
+    names = sorted({*MODELS, *stock})
+    lowered = {known.lower(): known for known in names}
+    near = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(names)}"
+    raise InputError(f"--model={name}: no sequential model of this name; {hint}")
+
+
+def _recbole_models() -> dict[str, type[SequentialRecommender]]:
+    with compat.keeping_anomaly_mode():
+        package = importlib.import_module("recbole.model.sequential_recommender")
+    return {
+        name: value
+        for name, value in vars(package).items()
+        if isinstance(value, type) and issubclass(value, SequentialRecommender) and value is not SequentialRecommender
+    }
+
+
+def get_dataset(model: str) -> type[MultiModalSequentialDataset]:
+    """Return our data set class, over the one RecBole has for `model` where it has a special one (DIEN)."""
+    special = getattr(importlib.import_module("recbole.data.dataset"), f"{model}Dataset", None)
+    if (
+        special is None
+        or not issubclass(special, SequentialDataset)
+        or issubclass(special, MultiModalSequentialDataset)
+    ):
+        return MultiModalSequentialDataset
+    return type(f"MultiModal{special.__name__}", (MultiModalSequentialDataset, special), {})
+
+
+def get_trainer(config: Any) -> type[ProtocolTrainer]:
+    """Return the trainer class of the configured model."""
+    if config["model"] in TRAINERS:
+        return TRAINERS[config["model"]]
+    stock = recbole_trainer(config["MODEL_TYPE"], config["model"])
+    return type(f"Protocol{stock.__name__}", (ProtocolTrainer, stock), {})
+
+
+def register() -> None:
+    """Enter this project's models into RecBole's look-up tables; see `recbole_bbqrec.register`."""
+    compat.restore_numpy_names()
+    compat.restore_removed_numpy_names()
+    compat.stand_in_for_ray()
+    _recbole_models()  # imports RecBole's package of sequential models without its side effect
+    datasets, trainers = importlib.import_module("recbole.data.dataset"), importlib.import_module("recbole.trainer")
+    for name, model in MODELS.items():
+        sys.modules[f"recbole.model.sequential_recommender.{name.lower()}"] = sys.modules[model.__module__]
+        setattr(datasets, f"{name}Dataset", MultiModalSequentialDataset)
+        setattr(trainers, f"{name}Trainer", TRAINERS[name])
+    if not hasattr(RecBoleConfig, _MARK):
+        _read_our_properties(RecBoleConfig)
+
+
+_MARK = "_reads_recbole_bbqrec_properties"
+
+
+def _read_our_properties(config_class: Any) -> None:
+    """Make RecBole's `Config` read our YAML files, for our models alone."""
+    original = config_class._load_internal_config_dict
+
+    def with_ours(self: Any, model: str, model_class: type, dataset: str) -> None:
+        original(self, model, model_class, dataset)
+        if model in MODELS:
+            for path in property_files(model, dataset):
+                self._update_internal_config_dict(path)
+
+    config_class._load_internal_config_dict = with_ours
+    setattr(config_class, _MARK, True)

@@ -1,0 +1,160 @@
+"""The network of stage 1: behaviour signals of an item, bound together by one quantiser (paper: dual-aligned quantisation).
+
+Shapes: B items, M modalities, S signals (M + 1), G chains of codes (S, or 1 where the signals are fused), L levels,
+D code width, R sequences, T items of the longest.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from .residual_quantizer import ResidualQuantizer
+
+ID_SIGNAL, FUSED_SIGNAL = "id", "fused"
+MODES = ("chained", "concat", "fused")
+
+
+class Bound(NamedTuple):
+    """Quantised signals.
+
+    Attributes
+    ----------
+    inputs : [G, B, D] what each chain quantised.
+    vectors : [G, B, D] its quantised form; zero where the signal is missing.
+    codes : [G, B, L] its codes; -1 where the signal is missing.
+    loss : codebook and commitment loss, mean over the chains.
+    """
+
+    inputs: torch.Tensor
+    vectors: torch.Tensor
+    codes: torch.Tensor
+    loss: torch.Tensor
+
+
+class BehaviorBind(nn.Module):
+    """Encoders, item table, shared quantiser, decoders and sequence encoder.
+
+    Parameters
+    ----------
+    feature_dims : modality -> width of its features; may be empty.
+    n_items : rows of the learnable item table z_ID.
+    quantizer : the one quantiser of all signals.
+    mode : `chained`: each signal is quantised together with what the signal before it left over; `concat`: each alone;
+        `fused`: their mean, once.
+    max_length : longest history the sequence encoder reads.
+    hidden : width of the hidden layers.
+    """
+
+    def __init__(
+        self,
+        feature_dims: Mapping[str, int],
+        n_items: int,
+        quantizer: ResidualQuantizer,
+        mode: str,
+        max_length: int,
+        hidden: int = 256,
+    ) -> None:
+        super().__init__()
+        dim = quantizer.codebooks.shape[-1]
+        self.mode = mode
+        self.modalities = list(feature_dims)
+        self.quantizer = quantizer
+        # Modalities are numbered here: torch allows no dots in the names of submodules.
+        self.specific = nn.ModuleList(_mlp(width, hidden, dim) for width in feature_dims.values())
+        self.behavior = nn.ModuleList(_mlp(width, hidden, dim) for width in feature_dims.values())
+        self.decoders = nn.ModuleList(_mlp(2 * dim, hidden, width) for width in feature_dims.values())
+        self.item_table = nn.Parameter(torch.randn(n_items, dim) * 0.02)
+        self.sequence = SequenceEncoder(dim, max_length)
+
+    @property
+    def chains(self) -> list[str]:
+        """Names of the G chains of codes."""
+        return [FUSED_SIGNAL] if self.mode == "fused" else [*self.modalities, ID_SIGNAL]
+
+    def signals(self, features: list[torch.Tensor], known: torch.Tensor, id_rows: torch.Tensor) -> torch.Tensor:
+        """Behaviour signals [S, B, D] before quantisation, each of unit length, so that one set of codes fits all.
+
+        Parameters
+        ----------
+        features : M matrices [B, D_m], standardised.
+        known : [M, B] which items have the modality.
+        id_rows : [B, D] rows of the item table.
+        """
+        parts = [encoder(x) for encoder, x in zip(self.behavior, features, strict=True)]
+        rows = functional.normalize(torch.stack([*parts, id_rows]), dim=-1)
+        return rows * self.with_id(known).unsqueeze(-1)
+
+    def with_id(self, known: torch.Tensor) -> torch.Tensor:
+        """Append to `known` [M, B] the ID signal, which every item has: [S, B]."""
+        return torch.cat([known, known.new_ones(1, known.shape[1])])
+
+    def chains_known(self, known: torch.Tensor) -> torch.Tensor:
+        """Which chains [G, B] an item has, from `known` [M, B]."""
+        return self.with_id(known)[-1:] if self.mode == "fused" else self.with_id(known)
+
+    def bind(self, signals: torch.Tensor, known: torch.Tensor) -> Bound:
+        """Quantise signals [S, B, D] by the chosen mode; `known` [M, B]."""
+        known = self.with_id(known)
+        if self.mode == "fused":
+            signals = signals.sum(0, keepdim=True) / known.sum(0).unsqueeze(-1)
+            known = known[-1:]
+        leftover = torch.zeros_like(signals[0])
+        inputs, vectors, codes, loss = [], [], [], signals.new_zeros(())
+        for signal, has in zip(signals, known, strict=True):
+            mask = has.unsqueeze(-1)
+            x = signal + leftover
+            quantized = self.quantizer.quantize(x, has)
+            if self.mode == "chained":
+                # A missing modality drops out of the chain: what was left over passes it by. It is passed on as a
+                # constant, or a signal would learn to leave what suits the next one.
+                leftover = torch.where(mask, x - quantized.vectors, leftover).detach()
+            inputs.append(x * mask)
+            vectors.append(quantized.vectors * mask)
+            codes.append(quantized.codes.masked_fill(~mask, -1))
+            loss = loss + quantized.loss / len(signals)
+        return Bound(torch.stack(inputs), torch.stack(vectors), torch.stack(codes), loss)
+
+    def unbound(self, signals: torch.Tensor, known: torch.Tensor) -> Bound:
+        """As `bind`, without quantising: what the network learns from before its codebooks start."""
+        if self.mode == "fused":
+            signals = signals.sum(0, keepdim=True) / self.with_id(known).sum(0).unsqueeze(-1)
+        codes = torch.full((*signals.shape[:2], len(self.quantizer.codebooks)), -1, device=signals.device)
+        return Bound(signals, signals, codes, signals.new_zeros(()))
+
+    def decode(self, modality: int, specific: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        """Reconstruct the features [B, D_m] of a modality from its specific part [B, D] and quantised signals [G, B, D]."""
+        behavior = vectors[0 if self.mode == "fused" else modality]
+        return self.decoders[modality](torch.cat([specific, behavior], dim=-1))
+
+
+class SequenceEncoder(nn.Module):
+    """One causal transformer layer over quantised items: [R, T, D] -> [R, T, D], row t knows items 0 .. t.
+
+    One layer, because its only task is to tell the codebooks which items follow each other.
+    """
+
+    def __init__(self, dim: int, max_length: int, n_heads: int = 2, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.positions = nn.Parameter(torch.randn(max_length, dim) * 0.02)
+        self.norm = nn.LayerNorm(dim)
+        self.query_key_value = nn.Linear(dim, 3 * dim)
+        self.output = nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(nn.LayerNorm(dim), *_mlp(dim, 2 * dim, dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, items: torch.Tensor) -> torch.Tensor:
+        """Encode; padding stands at the right, where the causal mask keeps it from every real position."""
+        hidden = self.dropout(items + self.positions[: items.shape[1]])
+        parts = self.query_key_value(self.norm(hidden)).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = parts  # each [R, heads, T, D / heads]
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        hidden = hidden + self.dropout(self.output(mixed.transpose(1, 2).flatten(2)))
+        return hidden + self.dropout(self.mlp(hidden))
+
+
+def _mlp(width: int, hidden: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, out))

@@ -1,0 +1,70 @@
+"""What a trained network says of items: their signals and codes, in batches, and the ID signal of items it never met.
+
+Shapes as in `behavior_bind`.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional
+
+from .behavior_bind import BehaviorBind, Bound
+
+BATCH = 4096
+RIDGE = 1.0
+"""Penalty of the map behind `predict_id`; its inputs have unit length and there are as many rows as items."""
+
+
+class Catalogue(NamedTuple):
+    """Items: M standardised feature matrices [B, D_m], and which items have them [M, B]."""
+
+    features: list[torch.Tensor]
+    known: torch.Tensor
+
+    def rows(self, rows: slice | torch.Tensor) -> "Catalogue":
+        """Some of the items."""
+        return Catalogue([matrix[rows] for matrix in self.features], self.known[:, rows])
+
+
+@torch.no_grad()
+def all_signals(network: BehaviorBind, catalogue: Catalogue) -> torch.Tensor:
+    """Signals [S, N, D] of the items of the network's table."""
+    parts = []
+    for begin in range(0, len(network.item_table), BATCH):
+        rows = slice(begin, begin + BATCH)
+        parts.append(network.signals(*catalogue.rows(rows), network.item_table[rows]))
+    return torch.cat(parts, dim=1)
+
+
+@torch.no_grad()
+def bind_all(network: BehaviorBind, signals: torch.Tensor, known: torch.Tensor) -> Bound:
+    """`network.bind` in batches; its loss is that of the last batch and means nothing."""
+    parts = [
+        network.bind(signals[:, begin : begin + BATCH], known[:, begin : begin + BATCH])
+        for begin in range(0, signals.shape[1], BATCH)
+    ]
+    inputs, vectors, codes = (torch.cat(pieces, dim=1) for pieces in list(zip(*parts, strict=True))[:3])
+    return Bound(inputs, vectors, codes, parts[-1].loss)
+
+
+@torch.no_grad()
+def fit_id_map(signals: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Ridge regression [M * D + 1, D] from the behaviour signals of the modalities to the ID signal, [S, N, D]."""
+    x, y = _regressors(signals[:-1], known).double(), signals[-1].double()
+    penalty = torch.full((x.shape[1],), RIDGE, dtype=x.dtype, device=x.device)
+    penalty[-1] = 1e-6  # the intercept stays free: it is the answer for items without any modality
+    return torch.linalg.solve(x.T @ x + torch.diag(penalty), x.T @ y).float()
+
+
+@torch.no_grad()
+def new_signals(network: BehaviorBind, catalogue: Catalogue, id_map: torch.Tensor) -> torch.Tensor:
+    """Signals [S, B, D] of items outside the network's table, the ID signal predicted by `id_map`."""
+    n_items = catalogue.known.shape[1]
+    signals = network.signals(*catalogue, network.item_table.new_zeros(n_items, network.item_table.shape[1]))
+    signals[-1] = functional.normalize(_regressors(signals[:-1], catalogue.known) @ id_map, dim=-1)
+    return signals
+
+
+def _regressors(modalities: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    ones = torch.ones(known.shape[1], 1, device=known.device)
+    return torch.cat([*modalities, ones], dim=1)

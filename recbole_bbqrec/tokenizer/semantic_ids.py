@@ -1,0 +1,103 @@
+"""Unique semantic IDs: items that quantise to one ID are moved to the nearest free ones.
+
+Shapes: N items, P positions of an ID, L last positions of it that may change, K codes per position, D code width.
+"""
+
+from collections import Counter, defaultdict
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+
+ID = tuple[int, ...]
+
+
+def resolve_collisions(codes: torch.Tensor, inputs: torch.Tensor, codebooks: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Give every item an ID of its own by changing as few and as late codes as possible.
+
+    Of the items that share an ID the one nearest to it keeps it; the others, nearest first, take the nearest free code
+    at the last position. Where the last position has none left, the nearest code with room is taken one position
+    earlier, and so on up to the first of the L positions. Equal distances are settled by the order of the items, which
+    the caller keeps canonical; otherwise the order of the items does not matter.
+
+    Parameters
+    ----------
+    codes : [N, P] IDs, some of them shared; the last L positions belong to one residual chain.
+    inputs : [N, D] what that chain quantises.
+    codebooks : [L, K, D] its codebooks.
+
+    Returns
+    -------
+    codes : [N, P] without two equal rows; an item that shared its ID with no other keeps it.
+    n_moved : number of items whose ID changed.
+
+    Raises
+    ------
+    InputError : more items than the L positions can tell apart.
+    """
+    levels, size = codebooks.shape[:2]
+    if len(codes) > size**levels:
+        raise InputError(
+            f"semantic IDs: {len(codes)} items, but {levels} levels of {size} codes tell only {size**levels} apart;"
+            " raise the codebook size or the number of levels"
+        )
+    points, books = inputs.double().cpu().numpy(), codebooks.double().cpu().numpy()
+    table = codes.cpu().numpy().copy()
+    error = np.square(points - _reconstructed(table[:, -levels:], books)).sum(1)
+    movers = _movers(table, error)
+    if len(movers):
+        space = _FreeSpace(np.delete(table, movers, axis=0), levels, size)
+        for row in movers:
+            table[row] = space.place(tuple(table[row].tolist()), points[row], books)
+    return torch.from_numpy(table), len(movers)
+
+
+def _reconstructed(chain: np.ndarray, books: np.ndarray) -> np.ndarray:
+    return sum(book[codes] for book, codes in zip(books, chain.T, strict=True))
+
+
+def _movers(table: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """Rows that share their ID with a row nearer to it, nearest first."""
+    _, group = np.unique(table, axis=0, return_inverse=True)
+    order = np.lexsort((np.arange(len(table)), error, group.reshape(-1)))
+    keeps = np.r_[True, np.diff(group.reshape(-1)[order]) != 0]
+    movers = order[~keeps]
+    return movers[np.lexsort((movers, error[movers]))]
+
+
+class _FreeSpace:
+    """The tree of IDs in use: how many items stand below each code that may follow a prefix."""
+
+    def __init__(self, table: np.ndarray, levels: int, size: int) -> None:
+        self.levels, self.size = levels, size
+        self.below: dict[ID, Counter[int]] = defaultdict(Counter)
+        for row in table.tolist():
+            self._add(tuple(row))
+
+    def place(self, row: ID, point: np.ndarray, books: np.ndarray) -> ID:
+        """Occupy and return the nearest free ID for an item that shares `row`."""
+        start, level = len(row) - self.levels, self.levels - 1
+        while level and not self._room(row[: start + level], level).any():
+            level -= 1
+        found = row[: start + level]
+        residual = point - sum(book[code] for book, code in zip(books, found[start:], strict=False))
+        for deeper in range(level, self.levels):
+            distances = np.square(residual - books[deeper]).sum(1)
+            distances[~self._room(found, deeper)] = np.inf
+            code = int(distances.argmin())
+            residual = residual - books[deeper][code]
+            found = (*found, code)
+        self._add(found)
+        return found
+
+    def _room(self, prefix: ID, level: int) -> np.ndarray:
+        """Which codes [K] may follow `prefix` with a free ID below them."""
+        capacity = self.size ** (self.levels - 1 - level)
+        room = np.ones(self.size, dtype=bool)
+        room[[code for code, count in self.below[prefix].items() if count >= capacity]] = False
+        return room
+
+    def _add(self, row: ID) -> None:
+        for position in range(len(row) - self.levels, len(row)):
+            self.below[row[:position]][row[position]] += 1

@@ -1,0 +1,15 @@
+"""Train and judge a sequential recommender: `python run_recbole_bbqrec.py --model=BBQRec --dataset=ml-100k`.
+
+Any RecBole sequential model runs the same way (`--model=SASRec`); settings are `--key=value`, their meaning stands in
+properties/. `--final` adds the test split, `--result_file=out.json` keeps the record, `--debug` shows tracebacks.
+"""
+
+import sys
+
+from recbole_bbqrec.quick_start import main
+
+if __name__ == "__main__":
+    if "--help" in sys.argv or "-h" in sys.argv:
+        print(__doc__)
+        sys.exit(0)
+    sys.exit(main(sys.argv[1:]))

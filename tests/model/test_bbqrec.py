@@ -1,0 +1,149 @@
+import pytest
+import torch
+from conftest import settings
+from recbole.data.interaction import Interaction
+
+from recbole_bbqrec import registry
+from recbole_bbqrec.config import Config
+from recbole_bbqrec.data.dataloader import WindowDataLoader, split_loaders
+
+
+@pytest.fixture(scope="module")
+def data(tiny):
+    config = Config(config_dict=settings(tiny))
+    dataset = registry.get_dataset("BBQRec")(config)
+    return config, split_loaders(config, dataset)
+
+
+def make(data, seed=0, **changes):
+    """A BBQRec on the tiny data set with other settings, and its training batches."""
+    config, (train, valid, _) = data
+    before = dict(config.final_config_dict)
+    config.final_config_dict.update(changes)
+    try:
+        torch.manual_seed(seed)
+        model = registry.get_model("BBQRec")(config, train._dataset)
+        batches = list(WindowDataLoader(config, train._dataset, train._dataset.train_sequences))
+    finally:
+        config.final_config_dict.clear()
+        config.final_config_dict.update(before)
+    return model, batches, valid
+
+
+PLAIN = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "id_dropout_prob": 0.0}
+
+
+@pytest.mark.parametrize("mode", ["additive", "multiplicative"])
+def test_with_zero_bias_it_is_the_plain_transformer_to_the_last_bit(data, mode):
+    with_bias, batches, _ = make(data, similarity_attention=mode)
+    plain, _, _ = make(data, similarity_attention="off")
+    names = set(plain.state_dict())
+    assert set(with_bias.state_dict()) - names == {"similarity_bias.weight", "buckets.edges"}
+    assert all(torch.equal(value, with_bias.state_dict()[name]) for name, value in plain.state_dict().items())
+    with_bias.eval(), plain.eval()
+    histories = batches[0]["item_id_list"]
+    assert torch.equal(with_bias.score(histories), plain.score(histories))
+
+
+def test_a_bias_changes_scores_and_learns(data):
+    model, batches, _ = make(data, **PLAIN)
+    before = model.eval().score(batches[0]["item_id_list"])
+    model.train().calculate_loss(batches[0]).backward()
+    assert model.similarity_bias.weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        model.similarity_bias.weight.normal_()
+    assert not torch.allclose(before, model.eval().score(batches[0]["item_id_list"]))
+
+
+@pytest.mark.parametrize("changes", [{}, {"n_negatives": 0}, {"score_function": "dot"}, {"use_item_id": False}])
+def test_every_parameter_gets_a_gradient(data, changes):
+    model, batches, _ = make(data, **PLAIN, **changes)
+    loss = sum(model.calculate_loss(batch) for batch in batches)
+    loss.backward()
+    silent = [name for name, value in model.named_parameters() if value.grad is None or not value.grad.any()]
+    assert silent == []
+
+
+@pytest.mark.parametrize("changes", [{}, {"n_negatives": 0}, {"score_function": "dot"}])
+def test_training_lowers_the_loss(data, changes):
+    model, batches, _ = make(data, **PLAIN, **changes)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(5):
+        losses.append(0.0)
+        for batch in batches:
+            optimizer.zero_grad()
+            loss = model.calculate_loss(batch)
+            loss.backward()
+            optimizer.step()
+            losses[-1] += loss.item()
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_full_loss_is_the_cross_entropy_over_all_items(data):
+    model, batches, _ = make(data, n_negatives=0, **PLAIN)
+    model.eval()
+    items, targets = batches[0]["item_id_list"], batches[0]["target_list"]
+    expected = []
+    for row, column in torch.nonzero(targets).tolist():
+        scores = model.score(items[row : row + 1, : column + 1])[0]
+        expected.append(torch.logsumexp(scores[1:], 0) - scores[targets[row, column]])
+    torch.testing.assert_close(model.calculate_loss(batches[0]), torch.stack(expected).mean())
+
+
+def test_sampled_loss_draws_near_the_full_one_and_ignores_hits(data):
+    full, batches, _ = make(data, n_negatives=0, **PLAIN)
+    sampled, _, _ = make(data, n_negatives=4000, **PLAIN)
+    full.eval(), sampled.eval()
+    # 4000 uniform draws from 40 items: a hundred of each, all hits of the target left out.
+    difference = sampled.calculate_loss(batches[0]) - full.calculate_loss(batches[0])
+    assert difference.item() == pytest.approx(torch.log(torch.tensor(100.0)).item(), abs=0.2)
+
+
+def test_padding_and_neighbours_change_nothing(data):
+    model, batches, _ = make(data)
+    model.eval()
+    histories = batches[0]["item_id_list"]
+    padded = torch.nn.functional.pad(histories, (0, 5))
+    torch.testing.assert_close(model.score(padded), model.score(histories))
+    flipped = model.score(histories.flip(0)).flip(0)
+    torch.testing.assert_close(flipped, model.score(histories))
+
+
+def test_predict_full_sort_and_candidates_agree(data):
+    model, _, valid = make(data)
+    model.eval()
+    rows = valid.collate_fn(range(20))[0]
+    everything = model.full_sort_predict(rows)
+    assert everything.shape == (20, model.n_items)
+    target = rows["item_id"]
+    torch.testing.assert_close(model.predict(rows), everything.gather(1, target.unsqueeze(1)).squeeze(1))
+    candidates = torch.tensor([5, 2, 9])
+    torch.testing.assert_close(model.score(rows["item_id_list"], candidates), everything[:, candidates])
+
+
+def test_new_items_can_be_appended_and_ranked(data):
+    model, batches, _ = make(data)
+    model.eval()
+    histories = batches[0]["item_id_list"]
+    before = model.score(histories)
+    width = model.item_table.get_buffer("features_text").shape[1]
+    model.item_table.append(2, torch.tensor([[1, 9, 17, 25]] * 2), {"text": torch.ones(2, width)})
+    after = model.score(histories)
+    assert after.shape == (len(histories), before.shape[1] + 2)
+    torch.testing.assert_close(after[:, :-2], before)
+    assert torch.isfinite(after).all()
+
+
+def test_without_codes_and_features_it_is_a_plain_sequence_model(data):
+    model, batches, _ = make(data, use_code_embedding=False, use_features=False, similarity_attention="off")
+    assert not any("code" in name or "project" in name or "bias.weight" in name for name in model.state_dict())
+    assert torch.isfinite(model.calculate_loss(batches[0]))
+
+
+def test_recboles_interactions_are_enough(data):
+    model, _, _ = make(data)
+    history = torch.zeros(1, 50, dtype=torch.long)
+    history[0, :2] = torch.tensor([3, 4])
+    rows = Interaction({"item_id_list": history, "item_length": torch.tensor([2]), "item_id": torch.tensor([7])})
+    assert torch.isfinite(model.eval().predict(rows)).all()

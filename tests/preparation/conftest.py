@@ -1,0 +1,1 @@
+"""Tiny models, saved once for all tests of this folder."""

@@ -1,0 +1,93 @@
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import settings, tiny_interactions
+
+import recbole_bbqrec
+from recbole_bbqrec import quick_start
+from recbole_bbqrec.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def runs(tiny, tmp_path_factory):
+    place = tmp_path_factory.mktemp("runs")
+    return {
+        model: quick_start.run(config_dict=settings(tiny, model, checkpoint_dir=str(place)))
+        for model in ("BBQRec", "SASRec")
+    }
+
+
+@pytest.fixture
+def bundle(runs):
+    return recbole_bbqrec.load_bundle(runs["BBQRec"]["run_dir"])
+
+
+@pytest.mark.parametrize("model", ["BBQRec", "SASRec"])
+def test_a_bundle_ranks_as_the_run_did(runs, model, tmp_path):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(runs[model]["run_dir"], moved)
+    loaded = recbole_bbqrec.load_bundle(moved)
+    users = {}
+    for user, item, _ in sorted(tiny_interactions(), key=lambda row: (row[0], row[2])):
+        users.setdefault(user, []).append(item)
+    found = loaded.recommend([items[:-2] for items in users.values()], k=5)
+    hits = [items[-2] in result.items for items, result in zip(users.values(), found, strict=True)]
+    assert sum(hits) / len(hits) == pytest.approx(runs[model]["metrics"]["valid"]["masked"]["recall@5"])
+
+
+def test_seen_items_leave_or_stay(bundle):
+    history = bundle.item_tokens[1:30]
+    without = bundle.recommend([history], k=1000)[0]
+    assert not set(without.items) & set(history) and len(without.items) == len(bundle.item_tokens) - 1 - len(history)
+    everything = bundle.recommend([history], k=1000, exclude_seen=False)[0]
+    assert sorted(everything.items) == sorted(bundle.item_tokens[1:])
+    assert everything.scores == sorted(everything.scores, reverse=True)
+
+
+def test_unknown_tokens_are_reported_and_not_fatal(bundle, caplog):
+    known = bundle.item_tokens[1]
+    mixed, only_unknown, empty = bundle.recommend([["nope", known, "never"], ["nope"], []], k=3)
+    assert mixed.unknown == ["nope", "never"] and mixed.items == bundle.recommend([[known]], k=3)[0].items
+    assert only_unknown == ([], [], ["nope"]) and empty == ([], [], [])
+    assert "2 unknown item tokens" in caplog.text
+
+
+def test_a_history_does_not_depend_on_its_neighbours(bundle):
+    histories = [bundle.item_tokens[1:n] for n in (2, 5, 20)]
+    together = bundle.recommend(histories, k=5)
+    for history, result in zip(histories, together, strict=True):
+        alone = bundle.recommend([history], k=5)[0]
+        assert alone.items == result.items
+        assert alone.scores == pytest.approx(result.scores, abs=1e-4)
+
+
+def test_wrong_calls(bundle, tmp_path):
+    with pytest.raises(InputError, match="expected a list of lists"):
+        bundle.recommend(["B0048KGFHU"])
+    with pytest.raises(InputError, match="k: found 0"):
+        bundle.recommend([["i01"]], k=0)
+    with pytest.raises(InputError, match=r"bundle\.json.*give the folder of a finished run"):
+        recbole_bbqrec.load_bundle(tmp_path)
+
+
+def test_a_bundle_is_complete_and_holds_no_pickle(runs, tmp_path):
+    folder = tmp_path / "b"
+    shutil.copytree(runs["BBQRec"]["run_dir"], folder)
+    names = {path.name for path in folder.iterdir()}
+    files = {"weights", "last", "features", "semantic_ids", "tokenizer"}
+    assert names == {f"{name}.safetensors" for name in files} | {"bundle.json"}
+    content = json.loads((folder / "bundle.json").read_text())
+    assert {"version", "format", "settings", "item_tokens"} <= set(content)
+    content["format"] = 99
+    (folder / "bundle.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="format 99"):
+        recbole_bbqrec.load_bundle(folder)
+
+
+def test_loading_a_bundle_draws_no_global_randomness_into_scores(runs):
+    torch.manual_seed(1)
+    one = recbole_bbqrec.load_bundle(runs["BBQRec"]["run_dir"]).recommend([["i01", "i05"]])
+    torch.manual_seed(2)
+    assert recbole_bbqrec.load_bundle(runs["BBQRec"]["run_dir"]).recommend([["i01", "i05"]]) == one

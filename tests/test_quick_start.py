@@ -1,0 +1,185 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import settings, write_dataset
+
+from recbole_bbqrec import quick_start, trainer
+from recbole_bbqrec.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def as_arguments(given):
+    return [f"--{key}={value}" for key, value in given.items()]
+
+
+@pytest.mark.parametrize("model", ["BBQRec", "SASRec", "GRU4Rec"])
+def test_the_main_job(tiny, tmp_path, capsys, model):
+    result = tmp_path / "out" / "result.json"
+    given = settings(tiny, model, checkpoint_dir=str(tmp_path / "saved"), result_file=str(result), final=True)
+    record = quick_start.run(as_arguments(given))
+    written = json.loads(result.read_text())
+    assert written == json.loads(json.dumps(record))
+    names = [f"{name}@{k}" for name in ("recall", "ndcg") for k in (5, 10, 20)]
+    for split in ("valid", "test"):
+        for column in ("masked", "unmasked"):
+            values = written["metrics"][split][column]
+            assert list(values) == names and all(0 <= value <= 1 for value in values.values())
+        for name in names:  # taking seen items away can only lift the target
+            assert written["metrics"][split]["masked"][name] >= written["metrics"][split]["unmasked"][name]
+    assert set(written["seconds"]) == {"features", "tokenizer", "train", "epoch", "evaluate"}
+    assert written["peak_memory_mib"] > 50 and written["parameters"] > 100 and written["times_tested"] == 1
+    assert written["settings"]["seed"] == written["seed"] == 2020 and "torch" in written["versions"]
+    assert written["epochs"] == {"best": written["epochs"]["best"], "done": 2, "hit_cap": True}
+    table = capsys.readouterr().out
+    assert f"{model}* on tiny, seed 2020" in table and "ended at the cap" in table
+    assert f"{written['metrics']['test']['masked']['ndcg@10']:.4f}" in table
+
+
+def test_test_data_is_looked_at_only_with_final(tiny, tmp_path, capsys, monkeypatch):
+    seen = []
+    rank = trainer.ProtocolTrainer.rank
+    monkeypatch.setattr(trainer.ProtocolTrainer, "rank", lambda self, data, earlier, *rest: (
+        seen.append(len(earlier)), rank(self, data, earlier, *rest))[1])  # fmt: skip
+    record = quick_start.run(config_dict=settings(tiny, checkpoint_dir=str(tmp_path / "saved")))
+    assert list(record["metrics"]) == ["valid"] and record["times_tested"] == 0
+    assert set(seen) == {1}, "test is ranked after two earlier splits, validation after one"
+    assert "add --final" in capsys.readouterr().out
+
+
+def test_same_seed_same_numbers_and_another_seed_others(tiny, tmp_path):
+    def metrics(place, **changes):
+        given = settings(tiny, checkpoint_dir=str(tmp_path / place), **changes)
+        return quick_start.run(config_dict=given)["metrics"]
+
+    assert metrics("a") == metrics("b")
+    assert metrics("a", seed=1) != metrics("b")
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.mark.parametrize("model", ["BBQRec", "SASRec"])
+@pytest.mark.parametrize("moment", ["in the first epoch", "in a later epoch", "before the state is kept"])
+def test_a_killed_run_goes_on_to_the_same_result(tiny, tmp_path, monkeypatch, model, moment):
+    def given(place):
+        return settings(tiny, model, checkpoint_dir=str(tmp_path / place), epochs=4)
+
+    undisturbed = quick_start.run(config_dict=given("whole"))
+    with monkeypatch.context() as patch:
+        if moment == "before the state is kept":
+            save = trainer.ProtocolTrainer._save_last
+            patch.setattr(trainer.ProtocolTrainer, "_save_last", lambda self, epoch: _kill_if(epoch == 2, save, self, epoch))
+        else:
+            when = 1 if moment == "in the first epoch" else 9
+            step, count = torch.optim.Optimizer.step, []
+            for optimizer in (torch.optim.Adam, torch.optim.AdamW):
+                real = optimizer.step
+                patch.setattr(optimizer, "step", lambda self, *a, real=real, **k: (
+                    count.append(1), _kill_if(len(count) == when, real, self))[1])  # fmt: skip
+            assert step is not None
+        with pytest.raises(Killed):
+            quick_start.run(config_dict=given("cut"))
+    resumed = quick_start.run(config_dict=given("cut"))
+    assert resumed["metrics"] == undisturbed["metrics"]
+    assert resumed["epochs"] == undisturbed["epochs"]
+
+
+def _kill_if(now, function, *arguments):
+    if now:
+        raise Killed
+    return function(*arguments)
+
+
+def test_killed_while_learning_the_codes(tiny, tmp_path, monkeypatch):
+    undisturbed = quick_start.run(config_dict=settings(tiny, checkpoint_dir=str(tmp_path / "whole")))
+    given = settings(tiny, checkpoint_dir=str(tmp_path / "cut"))
+    with monkeypatch.context() as patch:
+        count, real = [], torch.optim.AdamW.step
+        patch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (
+            count.append(1), _kill_if(len(count) == 7, real, self))[1])  # fmt: skip
+        with pytest.raises(Killed):
+            quick_start.run(config_dict=given)
+    assert not list((tmp_path / "cut").glob("cache/tiny/tokenizer-*")), "nothing half-learned is kept"
+    assert quick_start.run(config_dict=given)["metrics"] == undisturbed["metrics"]
+
+
+def test_a_finished_run_is_only_evaluated_unless_told_to_train_anew(tiny, tmp_path, monkeypatch):
+    given = settings(tiny, checkpoint_dir=str(tmp_path / "saved"))
+    first = quick_start.run(config_dict=given)
+    epochs = []
+    train = trainer.ProtocolTrainer._train_epoch
+    monkeypatch.setattr(trainer.ProtocolTrainer, "_train_epoch", lambda self, data, epoch, *rest, **more: (
+        epochs.append(epoch), train(self, data, epoch, *rest, **more))[1])  # fmt: skip
+    assert quick_start.run(config_dict=given)["metrics"] == first["metrics"] and epochs == []
+    assert quick_start.run(config_dict={**given, "resume": False})["metrics"] == first["metrics"] and epochs == [0, 1]
+
+
+@pytest.mark.parametrize("model", ["BBQRec", "SASRec"])
+def test_load_data_and_model_gives_the_same_scores(tiny, tmp_path, model):
+    record = quick_start.run(config_dict=settings(tiny, model, checkpoint_dir=str(tmp_path / "saved")))
+    config, net, dataset, train, valid, _ = quick_start.load_data_and_model(record["run_dir"])
+    again = quick_start.registry.get_trainer(config)(config, net).rank(valid, [train._dataset])
+    assert again.metrics(config["metrics"], config["topk"]) == record["metrics"]["valid"]
+    assert dataset.item_num == net.n_items
+
+
+@pytest.mark.parametrize("model", ["BBQRec", "SASRec"])
+def test_our_ranker_agrees_with_recboles_evaluator(tiny, tmp_path, model):
+    record = quick_start.run(config_dict=settings(tiny, model, checkpoint_dir=str(tmp_path / "saved"), final=True))
+    config, net, _, train, valid, test = quick_start.load_data_and_model(record["run_dir"])
+    theirs = quick_start.registry.get_trainer(config)(config, net)
+    theirs.eval_collector.data_collect(train)
+    for split, data in (("valid", valid), ("test", test)):
+        reference = theirs.evaluate(data, load_best_model=False)
+        ours = record["metrics"][split]["unmasked"]
+        assert {name: pytest.approx(value, abs=6e-5) for name, value in ours.items()} == dict(reference)
+
+
+def test_mistakes_end_with_one_line_and_code_2(tiny, capfd):
+    assert quick_start.main(["--model=BBQRek", "--dataset=ml-100k"]) == 2
+    captured = capfd.readouterr()
+    assert captured.err.startswith("error: --model=BBQRek") and captured.err.count("\n") == 1
+    assert quick_start.main(["--model=BBQRek", "--dataset=ml-100k", "--debug"]) == 2
+    assert "Traceback" in capfd.readouterr().err
+
+
+DIRT = {
+    "columns": (3, "u00\ti00", r"tiny\.inter, line 3"),
+    "time": (4, "u00\ti00\tnoon", r"tiny\.inter, line 4.*noon"),
+    "header": (1, "user_id:token\titem:token\ttimestamp:float", r"tiny\.inter.*item_id"),
+    "type": (1, "user_id:token\titem_id:token\ttimestamp:token", r"tiny\.inter.*timestamp:token, expected timestamp:float"),
+}
+
+
+@pytest.mark.parametrize(("line", "text", "message"), DIRT.values(), ids=DIRT.keys())
+def test_broken_data_files_are_named_by_line(tmp_path, capfd, line, text, message):
+    path = write_dataset(tmp_path) / "tiny" / "tiny.inter"
+    lines = path.read_text().splitlines()
+    lines[line - 1] = text
+    path.write_text("\n".join(lines) + "\n")
+    assert quick_start.main(as_arguments(settings(tmp_path))) == 2
+    error = [text for text in capfd.readouterr().err.splitlines() if text.startswith("error: ")]
+    assert len(error) == 1
+    assert pytest.importorskip("re").search(message, error[0])
+
+
+def test_too_little_data_is_said(tmp_path):
+    write_dataset(tmp_path, rows=[("u1", "i01", 1), ("u1", "i02", 2), ("u2", "i01", 1), ("u2", "i03", 2)])
+    with pytest.raises(InputError, match="no validation interaction"):
+        quick_start.run(config_dict=settings(tmp_path))
+
+
+def test_the_run_script_from_another_folder(tiny, tmp_path):
+    given = as_arguments(settings(tiny, checkpoint_dir=str(tmp_path / "saved"), epochs=1))
+    command = [sys.executable, str(ROOT / "run_recbole_bbqrec.py"), *given]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "BBQRec* on tiny" in done.stdout
+    wrong = subprocess.run([*command, "--nonsense=1"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr and "unknown key 'nonsense'" in wrong.stderr

@@ -1,0 +1,45 @@
+"""Real data sets through the main job, only their properties file differing; function, no claims on quality."""
+
+import pytest
+from conftest import QUICK
+
+from recbole_bbqrec import quick_start
+
+SMALL = {**QUICK, "epochs": 1, "train_batch_size": 4096, "sid_codebook_size": 256, "eval_batch_size": 256}
+SIZES = {
+    "sports-tiny": (190, ["text"]),
+    "Beauty": (22363, ["text"]),
+    "Instruments": (17112, ["text", "image"]),
+    "Sports": (35598, ["text"]),
+}
+
+
+def job(real_data, tmp_path, name, **changes):
+    given = {"model": "BBQRec", "dataset": name, "data_path": str(real_data), "checkpoint_dir": str(tmp_path)}
+    record = quick_start.run(config_dict={**given, **SMALL, **changes})
+    _, _, dataset, *_ = quick_start.load_data_and_model(record["run_dir"])
+    return record, dataset
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_main_job(real_data, tmp_path, name):
+    record, dataset = job(real_data, tmp_path, name)
+    n_users, modalities = SIZES[name]
+    assert record["users"] == {"valid": n_users}
+    assert list(dataset.item_features.matrices) == modalities
+    assert dataset.semantic_ids.signals == [*modalities, "id"]
+    codes = {tuple(row) for row in dataset.semantic_ids.codes[1:].tolist()}
+    assert len(codes) == dataset.item_num - 1
+    assert 0 < record["metrics"]["valid"]["masked"]["recall@20"] < 1
+
+
+def test_posters_through_a_vision_model_made_on_the_spot(real_data, tmp_path):
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTModel(ViTConfig(image_size=32, patch_size=16, **shape)).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    record, dataset = job(real_data, tmp_path, "ml-100k-poster", image_encoder=str(tmp_path / "vit"))
+    assert record["users"] == {"valid": 943}
+    present = dataset.item_features.present
+    assert int(present["image"].sum()) == 1663 and int(present["text"].sum()) == 1682

@@ -1,0 +1,90 @@
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from conftest import QUICK
+
+from recbole_bbqrec import registry
+from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.model.bbqrec import BBQRec
+
+
+def test_names_mean_ours_first_then_recboles():
+    assert registry.get_model("BBQRec") is BBQRec
+    assert registry.get_model("SASRec").__module__ == "recbole.model.sequential_recommender.sasrec"
+    with pytest.raises(InputError, match=r"--model=sasrec: .*did you mean SASRec"):
+        registry.get_model("sasrec")
+
+
+def test_looking_up_recboles_models_leaves_anomaly_mode_alone():
+    code = "import torch; from recbole_bbqrec import registry; registry.get_model('SASRec')"
+    code += "; assert not torch.is_anomaly_enabled()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def run_in_recbole(tiny, tmp_path, body):
+    """RecBole's own entry points in a fresh process, since `register` changes RecBole's tables."""
+    script = f"""
+        import recbole_bbqrec
+        recbole_bbqrec.register()
+        recbole_bbqrec.register()
+        import torch
+        assert not torch.is_anomaly_enabled()
+        from recbole.quick_start import run, run_recbole, objective_function
+        settings = {QUICK | {"text_fields": "title brand", "text_encoder": "tfidf", "epochs": 1, "eval_batch_size": 64}!r}
+        settings |= {{"data_path": {str(tiny)!r}, "checkpoint_dir": {str(tmp_path / "saved")!r}}}
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script) + textwrap.dedent(body)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_register_makes_bbqrec_known_to_recboles_run(tiny, tmp_path):
+    body = """
+        result = run(model="BBQRec", dataset="tiny", config_dict=settings)
+        assert 0 <= result["test_result"]["ndcg@10"] <= 1
+        assert "masked_ndcg@10" in result["best_valid_result"]
+        print("fine")
+    """
+    assert run_in_recbole(tiny, tmp_path, body).endswith("fine\n")
+
+
+def test_register_makes_bbqrec_known_to_recboles_tuning(tiny, tmp_path):
+    body = """
+        (lambda: open("base.yaml", "w").write("".join(f"{k}: {v!r}\\n" for k, v in settings.items())))()
+        config = {"model": "BBQRec", "dataset": "tiny", "n_heads": 1}
+        result = objective_function(config, ["base.yaml"], saved=True)
+        assert result["model"] == "BBQRec" and 0 <= result["best_valid_score"] <= 1
+        print("fine")
+    """
+    assert run_in_recbole(tiny, tmp_path, body).endswith("fine\n")
+
+
+def test_register_changes_nothing_for_recboles_own_models(tiny, tmp_path):
+    body = """
+        from recbole.config import Config
+        from recbole.utils import get_model, get_trainer
+        config = Config(model="SASRec", dataset="tiny", config_dict={"train_neg_sample_args": None})
+        assert config["topk"] == [10] and config["length_groups"] is None
+        assert get_model("BBQRec").__module__ == "recbole_bbqrec.model.bbqrec"
+        assert get_trainer(config["MODEL_TYPE"], "SASRec").__module__ == "recbole.trainer.trainer"
+        print("fine")
+    """
+    assert run_in_recbole(tiny, tmp_path, body).endswith("fine\n")
+
+
+def test_recboles_special_data_sets_keep_what_they_do():
+    from recbole.data.dataset import DIENDataset
+
+    made = registry.get_dataset("DIEN")
+    assert issubclass(made, DIENDataset) and made.__mro__[1].__name__ == "MultiModalSequentialDataset"
+    assert registry.get_dataset("SASRec").__name__ == "MultiModalSequentialDataset"
+    assert torch.is_anomaly_enabled() is False
