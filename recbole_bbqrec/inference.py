@@ -144,8 +144,6 @@ class Bundle:
         for row, history in enumerate(recent):
             items[row, : len(history)] = history
         lengths = torch.tensor([len(history) for history in recent])
-        if self.settings["model"] in registry.MODELS:
-            items = items[:, : int(lengths.max())]
         item_field, suffix = self.catalogue.iid_field, self.settings["LIST_SUFFIX"]
         fields = {item_field + suffix: torch.from_numpy(items), self.settings["ITEM_LIST_LENGTH_FIELD"]: lengths}
         return self.model.full_sort_predict(Interaction(fields)).view(len(items), -1).clone()

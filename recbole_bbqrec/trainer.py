@@ -37,14 +37,10 @@ class ProtocolTrainer(Trainer):
     best_metrics : `{column: {metric: value}}` on validation at the best epoch.
     """
 
-    trims_padding = False
-    """Whether scores do not depend on how far a batch is padded."""
-
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
         if config["length_groups"] and config["model"] in LENGTH_INDEPENDENT:
             group_by_length(model)
-            self.trims_padding = True
         self.run_dir: Path | None = None
         self.best_metrics: dict[str, dict[str, float]] = {}
         self.state: dict[str, Any] = {
@@ -232,8 +228,8 @@ class ProtocolTrainer(Trainer):
         if self.item_tensor is None:
             self.item_tensor = dataset.get_item_feature().to(self.device)
         lengths = dataset.inter_feat[dataset.item_list_length_field].numpy()
-        # Rows of one length side by side: short histories are not padded to the length of long ones.
-        order = np.argsort(lengths, kind="stable") if self.trims_padding else np.arange(len(lengths))
+        # Rows of one length side by side: a model that trims its batches has no work with padding.
+        order = np.argsort(lengths, kind="stable")
         ties = tie_order(dataset.item_num, self.config["seed"])
         ranks = {column: np.zeros(len(lengths), np.int64) for column in ("masked", "unmasked")}
         chunks = np.array_split(order, -(-len(order) // self.config["eval_batch_size"]))
@@ -246,11 +242,6 @@ class ProtocolTrainer(Trainer):
 
     def _score_rows(self, eval_data: Any, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         interaction, _, _, targets = eval_data.collate_fn(rows)
-        if self.trims_padding:
-            dataset = eval_data._dataset
-            longest = int(interaction[dataset.item_list_length_field].max())
-            field = dataset.iid_field + self.config["LIST_SUFFIX"]
-            interaction.interaction[field] = interaction[field][:, :longest]
         scores = self._full_sort_batch_eval((interaction, None, None, None))[1]
         return targets.to(self.device), scores
 
@@ -266,8 +257,6 @@ class ProtocolTrainer(Trainer):
 
 class SequenceTrainer(ProtocolTrainer):
     """Trains on windows of whole sequences instead of RecBole's prefixes: every target once, in one pass."""
-
-    trims_padding = True
 
     def _training_batches(self, train_data: Any) -> Any:
         if isinstance(train_data, WindowDataLoader):

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from .attention import SimilarityBias, SimilarityBuckets, TransformerLayer, sample_pairs
 from .item_table import ItemTable
+from .padding import trim
 
 
 class BBQRec(SequentialRecommender):
@@ -129,8 +130,9 @@ class BBQRec(SequentialRecommender):
         -------
         [B, m] or [B, N].
         """
-        last = (histories != 0).sum(1) - 1
-        hidden = self.forward(histories)[torch.arange(len(histories), device=histories.device), last]
+        lengths = (histories != 0).sum(1)
+        hidden = self.forward(trim(histories, lengths))  # [B, T, H]
+        hidden = hidden[torch.arange(len(histories), device=histories.device), lengths - 1]
         if candidates is None:
             candidates = torch.arange(self.item_table.n_items, device=histories.device)
         return self._similarity(hidden, self.item_table(candidates))

@@ -74,7 +74,10 @@ def test_separator_encoding_and_header_alone(tmp_path: Path) -> None:
         "other digits": (HEADER + "a\tx\t\u0663\t1\n", "field price"),
         "float_seq": (HEADER + "a\tx\t1\t1 2 x\n", "line 2, field vec: found 'x'"),
         "float_seq nan": (HEADER + "a\tx\t1\t1 nan\n", "line 2, field vec: found 'nan'"),
-        "bytes": (HEADER.encode() + b"a\tx\t1\t1\nb\t\xff\t1\t1\n", "line 3, column 2: found byte 0xff, expected utf-8"),
+        "bytes": (
+            HEADER.encode() + b"a\tx\t1\t1\nb\t\xff\t1\t1\n",
+            "line 3, column 2: found byte 0xff, expected utf-8",
+        ),
     }.values(),
 )
 def test_faults_are_one_line_that_names_the_place(tmp_path: Path, content: str | bytes, message: str) -> None:

@@ -1,0 +1,376 @@
+"""Item features: right rows for right tokens, and a cache that is never trusted wrongly."""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from PIL import Image
+from preparation import tiny_models
+
+import recbole_bbqrec
+from recbole_bbqrec import storage
+from recbole_bbqrec.data import feature_sources, features
+from recbole_bbqrec.data.features import FeatureSettings, ItemFeatures, build_item_features
+from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.preparation import encoders
+from recbole_bbqrec.preparation.vectors import write_vectors
+
+ROWS = {
+    "i1": ("red lamp", "Acme", "Home Floor_Lamps", "A_1 B_1"),
+    "i2": ("blue lamp", "", "Home Floor_Lamps", "A_1 B_2"),
+    "i3": ("", "", "", ""),
+    "i4": ('"green tent', "NA", "Out_Door Tents", "A_2 B_1"),
+    "i5": ("blue tent", "Acme", "Out_Door Tents", "A_2 B_2"),
+}
+TOKENS = list(ROWS)
+TEXT = {"text_fields": "title brand categories", "text_encoder": "tfidf"}
+COLOURS = {"i1": "red", "i2": "green", "i4": "blue", "i5": "white"}
+
+
+def write_items(folder: Path, rows: dict[str, tuple], extra: str = "") -> Path:
+    lines = ["item_id:token\ttitle:token_seq\tbrand:token\tcategories:token_seq\tcodes:token_seq"]
+    lines += ["\t".join((token, *row)) for token, row in rows.items()]
+    folder.mkdir(exist_ok=True)
+    (folder / "d.item").write_text("\n".join(lines) + "\n" + extra, encoding="utf-8")
+    return folder / "d.item"
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> Path:
+    """The .item file of a data set with images; i3 has neither text nor image."""
+    file = write_items(tmp_path / "d", ROWS)
+    (tmp_path / "d" / "images").mkdir()
+    for token, colour in COLOURS.items():
+        Image.new("RGB", (40, 40), colour).save(tmp_path / "d" / "images" / f"{token}.png")
+    return file
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    tiny_models.bert(folder / "bert")
+    tiny_models.vit(folder / "vit")
+    tiny_models.clip(folder / "clip")
+    return folder
+
+
+def build(file: Path, tokens: list[str] = TOKENS, **config: Any) -> tuple[ItemFeatures, float]:
+    return build_item_features(file, tokens, FeatureSettings.from_config(config), file.parent / "cache")
+
+
+def files(file: Path) -> set[str]:
+    folder = file.parent / "cache"
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def same(left: ItemFeatures, right: ItemFeatures) -> bool:
+    def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+        return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+    return left.tokens == right.tokens and equal(left.matrices, right.matrices) and equal(left.present, right.present)
+
+
+def test_rows_follow_sorted_tokens_whatever_the_order_asked(items: Path) -> None:
+    first, seconds = build(items, [*TOKENS, "[PAD]", "unlisted"], **TEXT)
+    assert seconds > 0 and first.tokens == [*TOKENS, "unlisted"] and first.modalities == ["text"]
+    assert first.present["text"].tolist() == [True, True, False, True, True, False]
+    assert not first.matrices["text"][[2, 5]].any() and first.matrices["text"].dtype == torch.float32
+    again, seconds = build(items, ["unlisted", *TOKENS[::-1], "i1"], **TEXT)
+    assert same(first, again) and seconds == 0
+
+
+def test_text_template(items: Path) -> None:
+    settings = FeatureSettings.from_config(TEXT)
+    rows = feature_sources._columns(settings.modalities()[0], items, [*TOKENS, "x"], settings)
+    assert rows[0] == "red lamp Acme Home Floor Lamps" and rows[3] == '"green tent NA Out Door Tents'
+    assert rows[2] == rows[5] == ""
+    assert FeatureSettings.from_config({**TEXT, "text_fields": "brand title"}).text_fields == ("brand", "title")
+
+
+def test_numbers_and_other_separators_in_texts(tmp_path: Path) -> None:
+    (tmp_path / "d.item").write_text("id:token;year:float;tags:token_seq\na;1995;x|y_z\nb;;\n")
+    settings = FeatureSettings.from_config(
+        {
+            "text_fields": "tags year",
+            "text_encoder": "tfidf",
+            "ITEM_ID_FIELD": "id",
+            "field_separator": ";",
+            "seq_separator": "|",
+        }
+    )
+    rows = feature_sources._columns(settings.modalities()[0], tmp_path / "d.item", ["a", "b"], settings)
+    assert rows == ["x y z 1995", ""]
+
+
+def test_codes_vectors_and_images(items: Path, models: Path) -> None:
+    write_vectors(items.parent / "v.safetensors", ["i5", "other", "i1"], torch.tensor([[1.0, 2], [3, 4], [5, 6]]))
+    found, _ = build(
+        items,
+        text_fields="codes",
+        text_encoder="codes",
+        image_encoder="v.safetensors",  # beside the .item file
+    )
+    assert found.matrices["text"].tolist()[:3] == [[1, 0, 1, 0], [1, 0, 0, 1], [0, 0, 0, 0]]
+    assert found.matrices["image"].tolist() == [[5, 6], [0, 0], [0, 0], [0, 0], [1, 2]]
+    assert found.present["image"].tolist() == [True, False, False, False, True]
+    found, _ = build(items, **TEXT, image_folder="images", image_encoder=str(models / "vit"))
+    assert found.modalities == ["text", "image"]
+    assert found.present["image"].tolist() == [True, True, False, True, True]
+    found, _ = build(items, image_fields="title", image_encoder=str(models / "clip"))  # captions of images
+    assert found.matrices["image"].shape == (5, 8)
+    assert build(items)[0].modalities == []
+
+
+def test_missing_items_are_counted(items: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    write_items(items.parent, ROWS, extra="i1\tother title\t\t\t\n")
+    found, _ = build(items, [*TOKENS, "x", "y", "z"], **TEXT)
+    assert "text features: 8 items x" in caplog.text and "4 items (50.0 %) have none" in caplog.text
+    assert "1 rows repeat an item" in caplog.text and "3 items have no row" in caplog.text
+    write_items(items.parent, ROWS)
+    assert same(found, build(items, [*TOKENS, "x", "y", "z"], **TEXT)[0])  # the first row was kept
+
+
+def test_tokens_never_become_paths(items: Path, models: Path) -> None:
+    Image.new("RGB", (40, 40), "red").save(items.parent / "secret.png")
+    tokens = ["i1", "../secret", "..", "a/b", str(items.parent / "secret")]
+    found, _ = build(items, tokens, image_folder="images", image_encoder=str(models / "vit"))
+    assert [token for token, there in zip(found.tokens, found.present["image"], strict=True) if there] == ["i1"]
+
+
+def test_reindex_adds_padding_and_unknown_tokens(items: Path) -> None:
+    found, _ = build(items, **TEXT)
+    rows = found.reindex(["[PAD]", "i5", "nobody", "i1", "i3"])
+    assert rows.tokens == ["[PAD]", "i5", "nobody", "i1", "i3"]
+    assert rows.present["text"].tolist() == [False, True, False, True, False]
+    assert not rows.matrices["text"][[0, 2, 4]].any()
+    assert torch.equal(rows.matrices["text"][[1, 3]], found.matrices["text"][[4, 0]])
+    assert same(rows.reindex(found.tokens), ItemFeatures(found.tokens, found.matrices, found.present))
+
+
+@examples(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tokens=st.lists(st.text(st.characters(exclude_categories=["Cs"])), unique=True, max_size=8), data=st.data())
+def test_save_and_load(tmp_path: Path, tokens: list[str], data: st.DataObject) -> None:
+    present = torch.tensor([data.draw(st.booleans()) for _ in tokens], dtype=torch.bool)
+    written = ItemFeatures(tokens, {"b": torch.rand(len(tokens), 3), "a": torch.zeros(len(tokens), 1)}, {})
+    written.present = {"b": present, "a": ~present}
+    written.save(tmp_path / "f.safetensors", {"note": 1})
+    assert same(written, ItemFeatures.load(tmp_path / "f.safetensors"))
+    order = data.draw(st.permutations(tokens))
+    assert same(written.reindex(order).reindex(tokens).reindex(order), written.reindex(order))
+
+
+def test_load_refuses_what_it_did_not_write(tmp_path: Path) -> None:
+    path = tmp_path / "f.safetensors"
+    storage.save(path, "features", {"tokens": torch.zeros(1, dtype=torch.uint8)}, {"modalities": []})
+    with pytest.raises(InputError, match="delete it and run again"):
+        ItemFeatures.load(path)
+    written = ItemFeatures(["a"], {"m": torch.zeros(2, 1)}, {"m": torch.zeros(2, dtype=torch.bool)})
+    written.save(path, {})
+    with pytest.raises(InputError, match="differ in number"):
+        ItemFeatures.load(path)
+
+
+def test_every_input_makes_a_new_file_and_the_old_one_is_found_again(items: Path, models: Path) -> None:
+    own = shutil.copytree(models / "bert", items.parent / "bert")
+    base: dict[str, Any] = {
+        "text_fields": "title",
+        "text_encoder": "bert",
+        "image_folder": "images",
+        "image_encoder": str(models / "vit"),
+    }
+    image, original = items.parent / "images" / "i1.png", items.read_text()
+    picture, other_picture = image.read_bytes(), (items.parent / "images" / "i5.png").read_bytes()
+    first, _ = build(items, **base)
+    changes: list[tuple[str, Callable[[], Any], dict, list[str]]] = [
+        ("text", lambda: items.write_text(original.replace("red", "tent")), {}, TOKENS),
+        ("text", lambda: None, {"text_fields": "title brand"}, TOKENS),
+        ("text", lambda: None, {"max_text_tokens": 3}, TOKENS),
+        ("text", lambda: tiny_models.bert(own, seed=1), {}, TOKENS),
+        ("image", lambda: image.write_bytes(other_picture), {}, TOKENS),
+        ("image", lambda: None, {"image_encoder": str(models / "clip")}, TOKENS),
+        ("text image", lambda: None, {"encode_batch_size": 2}, TOKENS),
+        ("text image", lambda: None, {}, TOKENS[:4]),
+    ]
+    for expected, change, settings, tokens in changes:
+        before = files(items)
+        change()
+        build(items, tokens, **{**base, **settings})
+        assert {name.split("-")[1] for name in files(items) - before} == set(expected.split())
+        items.write_text(original)
+        image.write_bytes(picture)
+        tiny_models.bert(own)
+        os.utime(image)
+        again, seconds = build(items, **base)
+        assert seconds == 0 and same(first, again)
+
+
+def test_settings_and_versions_that_matter(items: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(items, **TEXT)
+    for change in ({"feature_dim": 2}, {"seed": 1}, {"text_encoder": "codes"}):
+        before = files(items)
+        build(items, **{**TEXT, **change})
+        assert len(files(items) - before) == 1
+    before = files(items)
+    build(items, **TEXT, max_text_tokens=5, encode_batch_size=7)  # tfidf knows neither
+    assert files(items) == before
+    monkeypatch.setattr(feature_sources.metadata, "version", lambda name: "0.0")
+    build(items, **TEXT)
+    monkeypatch.setattr(feature_sources, "_code", lambda: "other code")
+    build(items, **TEXT)
+    assert len(files(items) - before) == 2
+
+
+def test_vector_files_count_by_content(items: Path) -> None:
+    path = items.parent / "v.npy"
+    np.save(path, np.ones((2, 3), dtype=np.float32))
+    for tokens in ("i1\ni2", "i1\ni4"):
+        path.with_suffix(".tokens.txt").write_text(tokens)
+        found, seconds = build(items, text_encoder=str(path))
+        assert seconds > 0 and found.present["text"].sum() == 2
+    np.save(path, np.zeros((2, 3), dtype=np.float32))
+    assert not build(items, text_encoder=str(path))[0].matrices["text"].any()
+    assert len(files(items)) == 3
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flip", "other"])
+def test_a_damaged_cache_file_is_made_again(items: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
+    first, _ = build(items, **TEXT)
+    (path,) = (items.parent / "cache").iterdir()
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "flip":
+        at = content.index(np.float32(first.matrices["text"][0].max()).tobytes())
+        content[at] ^= 1
+        path.write_bytes(content)
+    else:
+        ItemFeatures(["x"], {"text": torch.ones(1, 1)}, {"text": torch.ones(1, dtype=torch.bool)}).save(path, {})
+    again, seconds = build(items, **TEXT)
+    assert same(first, again) and seconds > 0 and "a damaged file" in caplog.text
+    assert build(items, **TEXT)[1] == 0
+
+
+def test_an_error_between_batches_leaves_nothing(items: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = {"text_fields": "title", "text_encoder": str(models / "bert"), "encode_batch_size": 1}
+    undisturbed, _ = build_item_features(items, TOKENS, FeatureSettings.from_config(base), items.parent / "elsewhere")
+    genuine, calls = encoders._text_features, []
+
+    def fails(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return genuine(*arguments)
+
+    monkeypatch.setattr(encoders, "_text_features", fails)
+    with pytest.raises(KeyboardInterrupt):
+        build(items, **base)
+    assert not files(items)
+    assert same(undisturbed, build(items, **base)[0])
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from recbole_bbqrec import storage
+from recbole_bbqrec.data.features import FeatureSettings, build_item_features
+from recbole_bbqrec.preparation import encoders
+
+genuine, calls = encoders._image_features, []
+def dies(*arguments):
+    calls.append(1)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return genuine(*arguments)
+def dies_writing(tensors, path, **more):
+    Path(path).write_bytes(b"half a file")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if sys.argv[3] == "encoding":
+    encoders._image_features = dies
+else:
+    storage.save_file = dies_writing
+settings = FeatureSettings.from_config({"image_folder": "images", "image_encoder": sys.argv[2], "encode_batch_size": 1})
+file = Path(sys.argv[1])
+build_item_features(file, ["i1", "i2", "i3", "i4", "i5"], settings, file.parent / "cache")
+"""
+
+
+@pytest.mark.parametrize("moment", ["encoding", "writing"])
+def test_a_killed_run_leaves_nothing_that_is_trusted(items: Path, models: Path, moment: str) -> None:
+    base = {"image_folder": "images", "image_encoder": str(models / "vit"), "encode_batch_size": 1}
+    undisturbed, _ = build_item_features(items, TOKENS, FeatureSettings.from_config(base), items.parent / "elsewhere")
+    command = [sys.executable, "-c", KILLED, str(items), str(models / "vit"), moment]
+    done = subprocess.run(command, cwd=Path(recbole_bbqrec.__file__).parents[1], capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert not {name for name in files(items) if name.startswith("features-")}
+    again, seconds = build(items, **base)
+    assert same(undisturbed, again) and seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    {
+        "no fields": ({"text_encoder": "tfidf"}, "text_fields: found nothing"),
+        "no source of images": ({"image_encoder": "some/model"}, "image_fields or image_folder: found nothing"),
+        "unknown column": ({**TEXT, "text_fields": "titel"}, "did you mean title"),
+        "unknown item column": ({**TEXT, "ITEM_ID_FIELD": "itemid"}, "field itemid.*did you mean item_id"),
+        "no folder": ({"image_folder": "pics", "image_encoder": "x/y"}, "pics: no such folder"),
+        "no vectors": ({"text_encoder": "none.npy"}, "none.npy: no such file"),
+        "no model": ({"text_fields": "title", "text_encoder": "./none"}, "none: no such folder"),
+        "dimension": ({**TEXT, "feature_dim": 0}, "feature_dim: found 0, expected a whole number of at least 1"),
+        "batch": ({**TEXT, "encode_batch_size": "many"}, "encode_batch_size: found 'many'"),
+    }.values(),
+)
+def test_faults_of_the_settings(items: Path, config: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        build(items, **config)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_item_has_the_modality(items: Path, models: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none of the 2 items has text features; the columns title"):
+        build(items, ["x", "i3"], text_fields="title", text_encoder="tfidf")
+    with pytest.raises(InputError, match="none of the 1 items has image features; images must be called"):
+        build(items, ["x"], image_folder="images", image_encoder=str(models / "vit"))
+    (items.parent / "images" / "x.jpg").write_bytes(b"junk")
+    with pytest.raises(InputError, match="none of the 1 items has image features.*be readable"):
+        build(items, ["x"], image_folder="images", image_encoder=str(models / "vit"))
+    with pytest.raises(InputError, match=r"d\.item: no such file, but text_fields asks for its columns title"):
+        build(tmp_path / "d.item", text_fields="title", text_encoder="tfidf")
+
+
+def test_settings_of_a_configuration_without_get() -> None:
+    class Config:
+        """RecBole's way: `in` and `[]` alone, absent keys are `None`."""
+
+        def __contains__(self, key: str) -> bool:
+            return key in {
+                "text_encoder",
+                "text_fields",
+                "image_encoder",
+                "image_folder",
+                "ITEM_ID_FIELD",
+                "feature_dim",
+            }
+
+        def __getitem__(self, key: str) -> Any:
+            return {"text_encoder": "~", "text_fields": ["a", "b"], "ITEM_ID_FIELD": "iid"}.get(key)
+
+    found = FeatureSettings.from_config(Config())
+    assert found == FeatureSettings(text_fields=("a", "b"), item_id_field="iid")
+    assert found.modalities() == [] and features.PADDING == "[PAD]"

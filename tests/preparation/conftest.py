@@ -1,1 +1,0 @@
-"""Tiny models, saved once for all tests of this folder."""

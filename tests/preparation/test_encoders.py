@@ -1,0 +1,215 @@
+"""Encoders: rows in, a matrix and the known rows out, the same whatever the batches are."""
+
+import builtins
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from preparation import tiny_models
+
+from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.preparation import encoders
+from recbole_bbqrec.preparation.encoders import codes, tfidf, transformers_image, transformers_text
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the models bert, clip, vit and classifier (a vit whose file has no pooler)."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny_models.bert(folder / "bert")
+    tiny_models.clip(folder / "clip")
+    tiny_models.vit(folder / "vit")
+    tiny_models.vit(folder / "classifier", classifier=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    colours = ["red", "green", "blue", "white", "black"]
+    for name in colours:
+        Image.new("RGB", (40, 48), name).save(folder / f"{name}.png")
+    return [folder / f"{name}.png" for name in colours]
+
+
+def test_tfidf_reduces_and_leaves_blank_texts_zero() -> None:
+    texts = ["red lamp", "red lamp big", "blue tent", "", "blue tent big", "!!"]
+    matrix, known = tfidf(texts, dim=3, seed=0)
+    assert matrix.shape == (6, 3) and matrix.dtype == torch.float32
+    assert known.tolist() == [True, True, True, False, True, False]
+    assert not matrix[[3, 5]].any()
+    near, far = torch.cosine_similarity(matrix[0], matrix[1], 0), torch.cosine_similarity(matrix[0], matrix[2], 0)
+    assert near > 0.8 > far
+    assert torch.equal(matrix, tfidf(texts, dim=3, seed=0)[0])
+
+
+def test_tfidf_with_fewer_terms_than_dimensions_is_exact() -> None:
+    matrix, known = tfidf(["a b", "a c", "b c"], dim=256, seed=0)
+    assert matrix.shape == (3, 3) and known.all()  # the pairs of words occur once each
+    torch.testing.assert_close(matrix.norm(dim=1), torch.ones(3))
+    assert tfidf(["lonely words"], dim=256, seed=0)[0].shape == (1, 3)  # no term is shared: all count
+
+
+@pytest.mark.parametrize("texts", [["", ""], ["!", "?"]])
+def test_tfidf_without_any_word(texts: list[str]) -> None:
+    matrix, known = tfidf(texts, dim=4, seed=0)
+    assert matrix.shape == (2, 0) and not known.any()
+
+
+def test_codes_are_one_hot_per_position() -> None:
+    matrix, known = codes(["A_1 B_1", "A_2 B_1", "", "A_1", "B_1 A_1"], dim=8, seed=0)
+    # In sorted order: (0, A_1) (0, A_2) (0, B_1) (1, A_1) (1, B_1); the last item has its codes in other positions.
+    expected = [[1, 0, 0, 0, 1], [0, 1, 0, 0, 1], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 1, 1, 0]]
+    assert matrix.tolist() == expected and known.tolist() == [True, True, False, True, True]
+    assert not codes(["", ""], dim=8, seed=0)[1].any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 9), min_size=2, max_size=2), min_size=1, max_size=30), st.integers(1, 5))
+def test_reduced_codes_keep_equal_items_equal(rows: list[list[int]], dim: int) -> None:
+    texts = [f"a_{first} b_{second}" for first, second in rows]
+    matrix, known = codes(texts, dim, seed=1)
+    assert known.all() and matrix.shape[1] <= dim and torch.isfinite(matrix).all()
+    for left in range(len(texts)):
+        same = texts.index(texts[left])
+        torch.testing.assert_close(matrix[left], matrix[same])
+
+
+def test_text_mean_is_over_real_tokens_only(models: Path) -> None:
+    texts = ["red lamp", "", "green tent rope blue lamp", "tent", "  "]
+    matrix, known = transformers_text(texts, str(models / "bert"), batch_size=4)
+    assert matrix.shape == (5, 16) and known.tolist() == [True, False, True, True, False]
+    assert not matrix[~known].any() and not matrix.is_inference()
+    for row in (0, 2, 3):  # alone, without any padding
+        alone, _ = transformers_text([texts[row]], str(models / "bert"), batch_size=1)
+        torch.testing.assert_close(matrix[row], alone[0], atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.permutations(range(6)), st.integers(1, 7))
+def test_texts_keep_their_rows(models: Path, order: list[int], batch_size: int) -> None:
+    texts = ["red", "red lamp", "", "a b c d e f", "tent rope", "blue"]
+    expected, _ = transformers_text(texts, str(models / "bert"), batch_size=2)
+    found, _ = transformers_text([texts[at] for at in order], str(models / "bert"), batch_size=batch_size)
+    torch.testing.assert_close(found, expected[order], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("asked", "limit"), [(6, 6), (128, 22)])
+def test_long_texts_are_cut_and_counted(models: Path, caplog: pytest.LogCaptureFixture, asked: int, limit: int) -> None:
+    caplog.set_level(logging.INFO)
+    long = " ".join(["red"] * 40)
+    matrix, _ = transformers_text([long, "red", long + " lamp"], str(models / "bert"), max_tokens=asked)
+    assert f"2 of 3 texts cut to {limit} tokens" in caplog.text
+    assert torch.isfinite(matrix).all()
+
+
+def test_clip_has_towers_for_both(models: Path, pictures: list[Path]) -> None:
+    texts, known = transformers_text(["red lamp", "blue tent rope", ""], str(models / "clip"), batch_size=1)
+    assert texts.shape == (3, 8) and known.tolist() == [True, True, False]
+    assert transformers_image(pictures, str(models / "clip"))[0].shape == (5, 8)
+
+
+@pytest.mark.parametrize("name", ["clip", "vit", "classifier"])
+def test_images_keep_their_rows(models: Path, pictures: list[Path], name: str) -> None:
+    paths = [pictures[0], None, *pictures[1:]]
+    matrix, known = transformers_image(paths, str(models / name), batch_size=2)
+    assert known.tolist() == [True, False, True, True, True, True] and not matrix[1].any()
+    assert len(torch.unique(matrix[known], dim=0)) == 5
+    backwards, _ = transformers_image(paths[::-1], str(models / name), batch_size=3)
+    torch.testing.assert_close(backwards.flip(0), matrix, atol=1e-5, rtol=1e-5)
+
+
+def test_random_pooler_is_not_used_and_no_randomness_is_drawn(models: Path, pictures: list[Path]) -> None:
+    results = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        results.append(transformers_image(pictures, str(models / "classifier"))[0])
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(*results)
+
+
+def test_bad_images_are_missing_and_named(
+    models: Path, pictures: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for at in range(25):
+        (tmp_path / f"{at}.jpg").write_bytes(b"<html>404</html>")
+    bad = [tmp_path / f"{at}.jpg" for at in range(25)]
+    matrix, known = transformers_image([*bad, pictures[0]], str(models / "vit"), batch_size=5)
+    assert known.tolist() == [False] * 25 + [True] and not matrix[:25].any()
+    assert "0.jpg: UnidentifiedImageError" in caplog.text and "5 more" in caplog.text
+    matrix, known = transformers_image(bad, str(models / "vit"))
+    assert matrix.shape == (25, 0) and not known.any()
+
+
+def test_models_that_cannot_be_loaded(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str, folder: Path, message: str) -> None:
+        with pytest.raises(InputError, match=message) as caught:
+            getattr(encoders, name)(["x"] if name == "transformers_text" else [None], str(folder))
+        assert "\n" not in str(caught.value)
+
+    broken("transformers_text", tmp_path / "none", "no such folder")
+    broken("transformers_text", tmp_path, "not a model that can be loaded")
+    broken("transformers_text", models / "vit", "not a model that can be loaded")
+    broken("transformers_image", models / "bert", "not a model that can be loaded")
+    pickled = shutil.copytree(models / "bert", tmp_path / "pickled")
+    (pickled / "model.safetensors").unlink()
+    torch.save({}, pickled / "pytorch_model.bin")
+    broken("transformers_text", pickled, "not a model that can be loaded.*safetensors")
+    damaged = shutil.copytree(models / "bert", tmp_path / "damaged")
+    (damaged / "model.safetensors").write_bytes((models / "bert" / "model.safetensors").read_bytes()[:500])
+    broken("transformers_text", damaged, "not a model that can be loaded")
+    partial = shutil.copytree(models / "bert", tmp_path / "partial")
+    config = (partial / "config.json").read_text().replace('"num_hidden_layers": 1', '"num_hidden_layers": 2')
+    (partial / "config.json").write_text(config)
+    broken("transformers_text", partial, "lacks 16 weights")
+
+
+def test_hub_names_are_downloaded_without_pickles(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked = {}
+
+    def snapshot_download(name: str, **options: object) -> str:
+        asked.update(options, name=name)
+        return str(models / "bert")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert transformers_text(["red"], "someone/some-model")[0].shape == (1, 16)
+    assert asked["name"] == "someone/some-model" and not any("bin" in part for part in asked["allow_patterns"])
+
+    def unreachable(name: str, **options: object) -> str:
+        raise ConnectionError("first line\nsecond line")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(InputError, match=r"someone/x: neither a local folder.*first line\).*name its folder"):
+        transformers_text(["red"], "someone/x")
+
+
+def test_features_that_are_not_finite(models: Path, tmp_path: Path) -> None:
+    import transformers
+
+    folder = shutil.copytree(models / "bert", tmp_path / "nan")
+    network = transformers.BertModel.from_pretrained(folder)
+    torch.nn.init.constant_(network.embeddings.word_embeddings.weight, float("nan"))
+    network.save_pretrained(folder)
+    with pytest.raises(InputError, match="not finite"):
+        transformers_text(["red"], str(folder))
+
+
+def test_pillow_is_optional(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = builtins.__import__
+
+    def without_pillow(name: str, *rest: object, **more: object) -> object:
+        if name.startswith("PIL"):
+            raise ImportError("No module named 'PIL'")
+        return genuine(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without_pillow)
+    with pytest.raises(InputError, match=r"pip install 'recbole-bbqrec\[images\]'"):
+        transformers_image([None], str(models / "vit"))

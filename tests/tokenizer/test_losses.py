@@ -1,0 +1,115 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from recbole_bbqrec.tokenizer.losses import Club, cross_signal_contrast, reconstruction, sequence_to_item_contrast
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_reconstruction_is_the_mean_square_over_present_items():
+    features, decoded = torch.zeros(3, 4), torch.tensor([[1.0] * 4, [2.0] * 4, [100.0] * 4])
+    present = torch.tensor([True, True, False])
+    assert reconstruction(decoded, features, present).item() == pytest.approx(2.5)
+    assert reconstruction(decoded, features, torch.zeros(3, dtype=torch.bool)) == 0
+
+
+def test_sequence_contrast_equals_cross_entropy_by_hand():
+    encoded, candidates, items = randn(5, 8), randn(5, 8, seed=1), torch.arange(5)
+    cosine = functional.cosine_similarity(encoded.unsqueeze(1), candidates.unsqueeze(0), dim=-1)
+    expected = -torch.log_softmax(cosine / 0.07, dim=1).diagonal().mean()
+    torch.testing.assert_close(sequence_to_item_contrast(encoded, candidates, items, 0.07), expected)
+
+
+def test_an_item_that_is_the_target_of_two_histories_is_no_negative_of_itself():
+    row = randn(1, 8)
+    pair = sequence_to_item_contrast(row.repeat(2, 1), row.repeat(2, 1), torch.tensor([4, 4]), 0.07)
+    assert pair.item() == pytest.approx(0.0, abs=1e-6)
+    apart = sequence_to_item_contrast(row.repeat(2, 1), row.repeat(2, 1), torch.tensor([4, 5]), 0.07)
+    assert apart.item() == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_sequence_contrast_without_targets_is_zero_and_differentiable():
+    encoded = torch.zeros(0, 8, requires_grad=True)
+    loss = sequence_to_item_contrast(encoded, torch.zeros(0, 8), torch.zeros(0, dtype=torch.long), 0.07)
+    assert loss == 0
+    loss.backward()
+
+
+def test_cross_signal_contrast_prefers_signals_that_agree():
+    one, two = randn(6, 8), randn(6, 8, seed=1)
+    known, items = torch.ones(2, 6, dtype=torch.bool), torch.arange(6)
+    agree = cross_signal_contrast(torch.stack([one, one]), known, items, 0.07)
+    differ = cross_signal_contrast(torch.stack([one, two]), known, items, 0.07)
+    assert agree < 0.1 < differ
+
+
+def test_cross_signal_contrast_leaves_missing_signals_out():
+    signals, items = randn(3, 6, 8).requires_grad_(), torch.arange(6)
+    known = torch.tensor([[True] * 6, [True, True, True, False, False, False], [True] * 6])
+    cross_signal_contrast(signals, known, items, 0.07).backward()
+    assert (signals.grad[1, 3:] == 0).all() and (signals.grad[1, :3] != 0).any()
+    assert cross_signal_contrast(signals[:1], known[:1], items, 0.07) == 0
+
+
+def correlated(strength: float, n: int = 512) -> tuple[torch.Tensor, torch.Tensor]:
+    x, noise = randn(n, 4), randn(n, 4, seed=1)
+    return x, strength * x + (1 - strength**2) ** 0.5 * noise
+
+
+def fit_club(x: torch.Tensor, y: torch.Tensor) -> Club:
+    torch.manual_seed(0)
+    club = Club(4, 32)
+    optimizer = torch.optim.Adam(club.parameters(), lr=1e-2)
+    for _ in range(200):
+        optimizer.zero_grad()
+        club.fit_loss(x, y).backward()
+        optimizer.step()
+    return club
+
+
+def test_club_bounds_the_mutual_information_of_gaussians():
+    for strength in (0.9, 0.5):
+        x, y = correlated(strength)
+        truth = -0.5 * 4 * math.log(1 - strength**2)
+        assert truth < fit_club(x, y).bound(x, y).item()
+    x, y = correlated(0.0)
+    assert fit_club(x[:256], y[:256]).bound(x[256:], y[256:]).item() < 0.1
+
+
+def test_club_bound_equals_its_definition_over_all_pairs():
+    torch.manual_seed(0)
+    club, x, y = Club(4, 8), randn(7, 4), randn(7, 4, seed=1)
+    mean, log_variance = club._predict(x)
+    normal = torch.distributions.Normal(mean.unsqueeze(1), (0.5 * log_variance).exp().unsqueeze(1))
+    likelihood = normal.log_prob(y.unsqueeze(0)).sum(-1)  # [i, j]: log q(y_j | x_i)
+    expected = likelihood.diagonal().mean() - likelihood.mean()
+    torch.testing.assert_close(club.bound(x, y), expected.clamp(min=0))
+    flipped = club.bound(x, -y) if expected > 0 else club.bound(x, y)
+    assert flipped >= 0
+
+
+def test_minimising_the_club_bound_removes_information_and_never_goes_below_zero():
+    x, y = correlated(0.9)
+    club = fit_club(x, y).requires_grad_(False)
+    moved = y.clone().requires_grad_()
+    optimizer = torch.optim.Adam([moved], lr=0.05)
+    start = club.bound(x, moved).item()
+    for _ in range(100):
+        optimizer.zero_grad()
+        bound = club.bound(x, moved)
+        bound.backward()
+        optimizer.step()
+        assert bound >= 0
+    assert bound < 0.1 * start
+
+
+def test_fitting_club_leaves_its_inputs_alone():
+    club, x, y = Club(4, 8), randn(6, 4).requires_grad_(), randn(6, 4, seed=1).requires_grad_()
+    club.fit_loss(x, y).backward()
+    assert x.grad is None and y.grad is None
+    assert all(parameter.grad is not None for parameter in club.parameters())

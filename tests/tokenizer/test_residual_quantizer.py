@@ -1,0 +1,139 @@
+import pytest
+import torch
+
+from recbole_bbqrec.tokenizer.residual_quantizer import ResidualQuantizer, balanced_assignment, kmeans
+
+
+@pytest.fixture
+def quantizer() -> ResidualQuantizer:
+    torch.manual_seed(0)
+    return ResidualQuantizer(levels=2, size=8, dim=4)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_vectors_are_the_sum_of_the_chosen_codes(quantizer):
+    x = torch.randn(20, 4, generator=generator())
+    result = quantizer.quantize(x)
+    books = quantizer.codebooks.detach()
+    torch.testing.assert_close(result.vectors, books[0][result.codes[:, 0]] + books[1][result.codes[:, 1]])
+    torch.testing.assert_close(result.vectors, quantizer.lookup(result.codes))
+
+
+def test_every_level_takes_the_nearest_code_of_what_is_left(quantizer):
+    x = torch.randn(20, 4, generator=generator())
+    codes = quantizer.quantize(x).codes
+    left = x
+    for level, book in enumerate(quantizer.codebooks.detach()):
+        assert torch.equal(torch.cdist(left, book).argmin(1), codes[:, level])
+        left = left - book[codes[:, level]]
+
+
+def test_gradient_passes_straight_through_and_reaches_the_chosen_codes(quantizer):
+    x = torch.randn(20, 4, generator=generator(), requires_grad=True)
+    weight = torch.randn(20, 4, generator=generator(1))
+    result = quantizer.quantize(x)
+    (result.vectors * weight).sum().backward()
+    assert torch.equal(x.grad, weight)
+    for level in range(2):
+        expected = torch.zeros(8, 4).index_add_(0, result.codes[:, level], weight)
+        torch.testing.assert_close(quantizer.codebooks.grad[level], expected)
+
+
+def test_loss_pulls_codes_to_points_and_points_to_codes_a_quarter_as_much():
+    quantizer = ResidualQuantizer(levels=1, size=1, dim=2)
+    x = torch.tensor([[3.0, 0.0]], requires_grad=True)
+    with torch.no_grad():
+        quantizer.codebooks.zero_()
+    result = quantizer.quantize(x)
+    assert result.loss.item() == pytest.approx(9.0 * 1.25)
+    result.loss.backward()
+    assert torch.equal(quantizer.codebooks.grad[0], torch.tensor([[-6.0, 0.0]]))
+    assert torch.equal(x.grad, torch.tensor([[1.5, 0.0]]))
+
+
+def test_unknown_rows_have_no_part_in_the_loss(quantizer):
+    x = torch.randn(6, 4, generator=generator())
+    known = torch.tensor([True, True, False, True, False, False])
+    changed = torch.where(known.unsqueeze(1), x, 100.0)
+    torch.testing.assert_close(quantizer.quantize(x, known).loss, quantizer.quantize(changed, known).loss)
+    assert quantizer.quantize(x, torch.zeros(6, dtype=torch.bool)).loss == 0
+
+
+def test_lookup_of_a_missing_signal_is_zero(quantizer):
+    assert torch.equal(quantizer.lookup(torch.tensor([[-1, -1], [0, 1]]))[0], torch.zeros(4))
+
+
+def test_kmeans_finds_separate_clusters():
+    truth = torch.eye(6) * 10
+    points = truth.repeat(30, 1) + 0.1 * torch.randn(180, 6, generator=generator())
+    centres = kmeans(points, 6, generator(1))
+    assert torch.cdist(truth, centres).min(1).values.max() < 0.1
+    assert torch.equal(centres, kmeans(points, 6, generator(1)))
+
+
+@pytest.mark.parametrize("n_points", [1, 3])
+def test_kmeans_with_fewer_points_than_centres(n_points):
+    points = torch.randn(n_points, 4, generator=generator())
+    centres = kmeans(points, 8, generator())
+    assert torch.isfinite(centres).all()
+    assert torch.cdist(points, centres).min(1).values.max() < 1e-6
+
+
+def test_kmeans_of_equal_points():
+    centres = kmeans(torch.ones(10, 3), 4, generator())
+    assert torch.equal(centres, torch.ones(4, 3))
+
+
+def test_start_uses_residuals_level_by_level(quantizer):
+    points = torch.randn(500, 4, generator=generator())
+    quantizer.start(points, generator())
+    left = points
+    errors = [left.square().sum(1).mean()]
+    for level, book in enumerate(quantizer.codebooks.detach()):
+        left = left - book[quantizer.quantize(points).codes[:, level]]
+        errors.append(left.square().sum(1).mean())
+    assert errors[1] < 0.5 * errors[0] and errors[2] < 0.7 * errors[1]
+
+
+def test_dead_codes_restart_from_the_batch_and_living_ones_stay(quantizer):
+    points = torch.randn(50, 4, generator=generator())
+    quantizer.usage[0, [1, 5]] = 0.0
+    before = quantizer.codebooks.detach().clone()
+    assert quantizer.restart_dead(points, generator()) == 2
+    after = quantizer.codebooks.detach()
+    for code in range(8):
+        if code in (1, 5):
+            assert (after[0, code] == points).all(1).any()
+        else:
+            assert torch.equal(after[0, code], before[0, code])
+    assert torch.equal(after[1], before[1])
+    assert (quantizer.usage[0, [1, 5]] == 1).all()
+
+
+def test_usage_forgets_codes_that_are_no_longer_chosen(quantizer):
+    codes = torch.tensor([[0, 0], [1, 1], [-1, -1]])
+    for _ in range(400):
+        quantizer.observe(codes)
+    torch.testing.assert_close(quantizer.usage[0, :2], torch.full((2,), 4.0), rtol=1e-2, atol=0)
+    assert (quantizer.usage[:, 2:] < 0.01).all()
+
+
+def test_sinkhorn_spreads_a_crowd_and_only_in_training():
+    torch.manual_seed(0)
+    quantizer = ResidualQuantizer(levels=2, size=8, dim=4, sinkhorn=True)
+    points = 0.05 * torch.randn(160, 4, generator=generator()) + 1.0
+    quantizer.train()
+    assert torch.bincount(quantizer.quantize(points).codes[:, 1], minlength=8).max() < 60
+    quantizer.eval()
+    nearest = torch.cdist(points, quantizer.codebooks[0].detach()).argmin(1)
+    assert torch.equal(quantizer.quantize(points).codes[:, 0], nearest)
+    left = points - quantizer.codebooks[0].detach()[nearest]
+    assert torch.equal(quantizer.quantize(points).codes[:, 1], torch.cdist(left, quantizer.codebooks[1].detach()).argmin(1))
+
+
+def test_balanced_assignment_of_well_separated_rows_is_the_nearest():
+    distances = 100.0 * (1 - torch.eye(5))
+    assert torch.equal(balanced_assignment(distances), torch.arange(5))

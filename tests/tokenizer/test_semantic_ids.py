@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.tokenizer.semantic_ids import resolve_collisions
+
+
+def quantised(points: torch.Tensor, books: torch.Tensor) -> torch.Tensor:
+    left, codes = points, []
+    for book in books:
+        codes.append(torch.cdist(left, book).argmin(1))
+        left = left - book[codes[-1]]
+    return torch.stack(codes, dim=1)
+
+
+@st.composite
+def catalogues(draw):
+    """Items with a text code, some without, and an ID chain; crowded enough to collide, few enough to fit."""
+    levels, size = draw(st.sampled_from([(1, 12), (2, 4), (3, 3)]))
+    n_items = draw(st.integers(1, size**levels))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    books = torch.randn(levels, size, 3, generator=generator) * torch.tensor(0.5) ** torch.arange(levels).view(-1, 1, 1)
+    spread = draw(st.sampled_from([0.0, 0.01, 1.0]))
+    points = torch.randn(1, 3, generator=generator) + spread * torch.randn(n_items, 3, generator=generator)
+    text = torch.randint(-1, draw(st.integers(0, 3)), (n_items, 1), generator=generator)
+    return torch.cat([text, quantised(points, books)], dim=1), points, books, spread
+
+
+def shared(codes: torch.Tensor) -> torch.Tensor:
+    _, inverse, counts = torch.unique(codes, dim=0, return_inverse=True, return_counts=True)
+    return counts[inverse] > 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(catalogues())
+def test_every_item_gets_an_id_of_its_own_and_as_few_as_possible_move(catalogue):
+    codes, points, books, _ = catalogue
+    unique, n_moved = resolve_collisions(codes, points, books)
+    assert len(torch.unique(unique, dim=0)) == len(codes)
+    assert n_moved == (unique != codes).any(1).sum() == len(codes) - len(torch.unique(codes, dim=0))
+    assert torch.equal(unique[~shared(codes)], codes[~shared(codes)])
+    levels, size = books.shape[:2]
+    assert torch.equal(unique[:, :-levels], codes[:, :-levels])
+    assert (unique[:, -levels:] >= 0).all() and (unique[:, -levels:] < size).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(catalogues(), st.integers(0, 2**31))
+def test_permuting_items_permutes_ids(catalogue, seed):
+    codes, points, books, spread = catalogue
+    if not spread:
+        return  # items at one point are told apart by their order alone
+    order = torch.randperm(len(codes), generator=torch.Generator().manual_seed(seed))
+    unique, n_moved = resolve_collisions(codes, points, books)
+    permuted, also_moved = resolve_collisions(codes[order], points[order], books)
+    assert torch.equal(permuted, unique[order]) and n_moved == also_moved
+
+
+def test_the_nearest_item_keeps_the_id_and_the_other_takes_the_nearest_free_code():
+    books = torch.tensor([[[0.0], [1.0], [3.0], [-0.6]]])
+    points = torch.tensor([[0.2], [0.1], [1.0]])
+    unique, n_moved = resolve_collisions(quantised(points, books), points, books)
+    # Item 0 would go to the code at 1.0, which is taken; the free code nearest to 0.2 is the one at -0.6.
+    assert unique.flatten().tolist() == [3, 0, 1] and n_moved == 1
+
+
+def test_equal_items_are_settled_by_their_order():
+    books = torch.tensor([[[0.0], [1.0], [2.0]]])
+    unique, _ = resolve_collisions(torch.zeros(3, 1, dtype=torch.long), torch.zeros(3, 1), books)
+    assert unique.flatten().tolist() == [0, 1, 2]
+
+
+def test_goes_one_level_up_where_the_last_level_is_full():
+    books = torch.tensor([[[0.0], [10.0], [20.0]], [[0.0], [1.0], [2.0]]])
+    points = torch.zeros(5, 1)
+    unique, n_moved = resolve_collisions(torch.zeros(5, 2, dtype=torch.long), points, books)
+    assert unique.tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1]] and n_moved == 4
+
+
+def test_a_full_catalogue_takes_every_id():
+    books = torch.randn(3, 3, 2, generator=torch.Generator().manual_seed(0))
+    unique, n_moved = resolve_collisions(torch.zeros(27, 3, dtype=torch.long), torch.zeros(27, 2), books)
+    assert len(torch.unique(unique, dim=0)) == 27 and n_moved == 26
+
+
+def test_too_many_items_for_the_codes():
+    with pytest.raises(InputError, match="5 items, but 2 levels of 2 codes"):
+        resolve_collisions(torch.zeros(5, 2, dtype=torch.long), torch.zeros(5, 1), torch.zeros(2, 2, 1))
+
+
+def test_codes_given_are_not_changed():
+    codes = torch.zeros(3, 1, dtype=torch.long)
+    resolve_collisions(codes, torch.zeros(3, 1), torch.zeros(1, 4, 1))
+    assert np.array_equal(codes, np.zeros((3, 1)))
