@@ -98,5 +98,6 @@ def _restore_model(path: Path, model: nn.Module, tensors: dict[str, torch.Tensor
             f"{path}: weights of other settings ({reason}); delete the folder or --resume=False"
         ) from error
     other = {name.removeprefix(_OTHER): value for name, value in tensors.items() if name.startswith(_OTHER)}
-    if hasattr(model, "load_other_parameter"):
-        model.load_other_parameter({**header["other"], **other})
+    load_other = getattr(model, "load_other_parameter", None)
+    if load_other is not None:
+        load_other({**header["other"], **other})

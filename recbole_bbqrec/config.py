@@ -206,7 +206,7 @@ def _checked(key: str, value: Any, default: Any) -> Any:
         raise InputError(f"{key}: found {value!r}, expected one of {', '.join(CHOICES[key])}")
     if key in POSITIVE and isinstance(value, (int, float)) and value <= 0:
         raise InputError(f"{key}: found {value!r}, expected a number above 0")
-    if key.endswith("dropout_prob") and not 0 <= value < 1:
+    if key.endswith("dropout_prob") and isinstance(value, float) and not 0 <= value < 1:
         raise InputError(f"{key}: found {value!r}, expected a probability in [0, 1)")
     return value
 

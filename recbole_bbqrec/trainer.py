@@ -33,7 +33,6 @@ class ProtocolTrainer(Trainer):
 
     Attributes
     ----------
-    run_dir : the run's folder, known once `fit` has seen the data.
     best_metrics : `{column: {metric: value}}` on validation at the best epoch.
     """
 
@@ -41,7 +40,7 @@ class ProtocolTrainer(Trainer):
         super().__init__(config, model)
         if config["length_groups"] and config["model"] in LENGTH_INDEPENDENT:
             group_by_length(model)
-        self.run_dir: Path | None = None
+        self._run_dir: Path | None = None
         self.best_metrics: dict[str, dict[str, float]] = {}
         self.state: dict[str, Any] = {
             "best_epoch": None,
@@ -74,7 +73,7 @@ class ProtocolTrainer(Trainer):
         if saved and self.config["resume"] and self._last.is_file():
             self._resume(self._last)
         elif saved:
-            shutil.rmtree(self._run, ignore_errors=True)
+            shutil.rmtree(self.run_dir, ignore_errors=True)
 
         def after_epoch(epoch: int, score: float) -> None:
             if saved:
@@ -107,8 +106,8 @@ class ProtocolTrainer(Trainer):
             torch.__version__,
         )
         name = f"{self.config['model']}-{self.config['dataset']}-{self.config['seed']}-{key}"
-        self.run_dir = Path(self.checkpoint_dir) / name
-        self.saved_model_file = str(self._run / "weights.safetensors")
+        self._run_dir = Path(self.checkpoint_dir) / name
+        self.saved_model_file = str(self.run_dir / "weights.safetensors")
 
     @staticmethod
     def _row_arrays(dataset: Any) -> dict[str, torch.Tensor]:
@@ -116,14 +115,20 @@ class ProtocolTrainer(Trainer):
         return {field: rows[field] for field in (dataset.uid_field, dataset.iid_field, dataset.item_list_length_field)}
 
     @property
-    def _run(self) -> Path:
-        if self.run_dir is None:
+    def run_dir(self) -> Path:
+        """Folder of the run.
+
+        Raises
+        ------
+        RuntimeError : `fit` has not seen the data yet, on which the name depends.
+        """
+        if self._run_dir is None:
             raise RuntimeError("the run's folder is known only once fit has seen the data")
-        return self.run_dir
+        return self._run_dir
 
     @property
     def _last(self) -> Path:
-        return self._run / "last.safetensors"
+        return self.run_dir / "last.safetensors"
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
         # One seed per epoch: what an epoch draws does not depend on whether the process began with it.
@@ -235,8 +240,8 @@ class ProtocolTrainer(Trainer):
         chunks = np.array_split(order, -(-len(order) // self.config["eval_batch_size"]))
         for rows in tqdm(chunks, desc="Rank", ncols=100, disable=not show_progress):
             targets, scores = self._score_rows(eval_data, rows)
-            pairs = tuple(torch.from_numpy(part).to(self.device) for part in seen.pairs(rows))
-            for column, values in rank_targets(scores, targets, pairs, ties).items():
+            row, item = (torch.from_numpy(part).to(self.device) for part in seen.pairs(rows))
+            for column, values in rank_targets(scores, targets, (row, item), ties).items():
                 ranks[column][rows] = values.cpu().numpy()
         return Ranks(dataset.inter_feat[dataset.uid_field].numpy(), **ranks)
 

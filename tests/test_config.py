@@ -38,7 +38,10 @@ def test_recbole_models_keep_their_own_settings(tiny):
 
 def test_command_line_values_are_literals_and_never_code():
     parsed = parse_command_line(
-        ["--a=1", "--b=1e-3", "--c=[5,10]", "--d=true", "--e=None", "--f=x=y", "--g=__import__('os').getcwd()", "--final"]
+        [
+            *("--a=1", "--b=1e-3", "--c=[5,10]", "--d=true", "--e=None", "--f=x=y", "--final"),
+            "--g=__import__('os').getcwd()",
+        ]
     )
     assert parsed == {
         **{"a": 1, "b": 1e-3, "c": [5, 10], "d": True, "e": None, "f": "x=y", "final": True},

@@ -33,7 +33,7 @@ def run_in_recbole(tiny, tmp_path, body):
         import torch
         assert not torch.is_anomaly_enabled()
         from recbole.quick_start import run, run_recbole, objective_function
-        settings = {QUICK | {"text_fields": "title brand", "text_encoder": "tfidf", "epochs": 1, "eval_batch_size": 64}!r}
+        settings = {QUICK | {"text_fields": "title", "text_encoder": "tfidf", "epochs": 1, "eval_batch_size": 64}!r}
         settings |= {{"data_path": {str(tiny)!r}, "checkpoint_dir": {str(tmp_path / "saved")!r}}}
     """
     done = subprocess.run(

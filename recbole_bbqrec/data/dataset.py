@@ -158,7 +158,7 @@ class MultiModalSequentialDataset(SequentialDataset):
 
     def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
         with warnings.catch_warnings():
-            # Columns of pandas 3 are read-only views; RecBole reorders them into new tensors next, so nothing is written to one.
+            # Columns of pandas 3 are read-only views; RecBole reorders them into new tensors next and writes to none.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             return super()._dataframe_to_interaction(data)
 

@@ -73,20 +73,19 @@ def windows(sequences: Sequences, length: int) -> tuple[np.ndarray, np.ndarray, 
     size : [W] number of items shown.
     skipped : [W] leading items of the window whose next item is the target of an earlier window.
     """
-    start, size, skipped = [], [], []
+    found: list[tuple[int, int, int]] = []
     stride = max(length // 2, 1)
     for begin, end in zip(sequences.offsets[:-1], sequences.offsets[1:], strict=True):
         n_inputs = end - begin - 1
-        if n_inputs < 1:
-            continue
-        shown = min(n_inputs, length)
-        start.append(begin), size.append(shown), skipped.append(0)
-        done = shown
-        while done < n_inputs:
+        done = min(n_inputs, length)
+        if n_inputs > 0:
+            found.append((begin, done, 0))
+        while 0 < done < n_inputs:
             new = min(stride, n_inputs - done)
-            start.append(begin + done + new - length), size.append(length), skipped.append(length - new)
+            found.append((begin + done + new - length, length, length - new))
             done += new
-    return np.asarray(start, np.int64), np.asarray(size, np.int64), np.asarray(skipped, np.int64)
+    start, size, skipped = np.asarray(found, np.int64).reshape(-1, 3).T
+    return start, size, skipped
 
 
 @dataclass(frozen=True)

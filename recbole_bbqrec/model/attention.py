@@ -28,6 +28,10 @@ class SimilarityBuckets(nn.Module):
     n_bins : number of quantile buckets.
     """
 
+    vectors: torch.Tensor
+    present: torch.Tensor
+    edges: torch.Tensor
+
     def __init__(self, vectors: torch.Tensor, present: torch.Tensor, n_bins: int) -> None:
         super().__init__()
         self.n_bins = n_bins

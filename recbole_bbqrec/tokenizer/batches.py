@@ -43,6 +43,8 @@ class Windows:
         items : [R, T + 1], inputs are the first T columns, targets the last T.
         valid : [R, T] which targets are real; padding stands at the right.
         """
+        if not len(self.start):
+            return
         order = torch.randperm(len(self.start), generator=generator).numpy()
         chunk = (np.cumsum(self.size[order]) - 1) // (batch_size * SORT_CHUNK)
         order = order[np.lexsort((self.size[order], chunk))]

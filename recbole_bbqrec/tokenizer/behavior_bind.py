@@ -1,4 +1,4 @@
-"""The network of stage 1: behaviour signals of an item, bound together by one quantiser (paper: dual-aligned quantisation).
+"""The network of stage 1: behaviour signals, bound by one quantiser (paper: dual-aligned quantisation).
 
 Shapes: B items, M modalities, S signals (M + 1), G chains of codes (S, or 1 where the signals are fused), L levels,
 D code width, R sequences, T items of the longest.
@@ -125,7 +125,7 @@ class BehaviorBind(nn.Module):
         return Bound(signals, signals, codes, signals.new_zeros(()))
 
     def decode(self, modality: int, specific: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-        """Reconstruct the features [B, D_m] of a modality from its specific part [B, D] and quantised signals [G, B, D]."""
+        """Features [B, D_m] of a modality, from its specific part [B, D] and the quantised signals [G, B, D]."""
         behavior = vectors[0 if self.mode == "fused" else modality]
         return self.decoders[modality](torch.cat([specific, behavior], dim=-1))
 

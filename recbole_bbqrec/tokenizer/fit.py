@@ -1,8 +1,9 @@
 """Stage 1 with scikit-learn's manners: `fit` on features and training sequences, then `encode` and `decode`."""
 
+import contextlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,7 +79,10 @@ class BehaviorBindTokenizer:
     quantisation_error_ : share of each signal's squared length that its codes leave over, before that.
     losses_ : objective -> its mean over every hundredth part of training.
     statistics_ : modality -> mean and standard deviation per dimension, [2, D_m].
+    header_ : what was handed to `save`; only after `load`.
     """
+
+    header_: dict[str, Any]
 
     def __init__(
         self,
@@ -156,9 +160,8 @@ class BehaviorBindTokenizer:
             logging.getLogger().info(f"item tokenizer: {n_items} items, so {size} codes a level")
         windows = Windows(*flat_sequences(sequences, n_items), self.max_length)
         device = torch.device(self.device)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(self.seed)  # initial weights and dropout; everything else draws from `generator`
-            generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(self.seed)
+        with _seeded(self.seed, device):  # initial weights and dropout; everything else draws from `generator`
             self.statistics_ = {name: feature_statistics(x, present[name]) for name, x in features.items()}
             self._network = self._build(n_items, size).to(device)
             clubs = nn.ModuleList(Club(self.code_dim, self.code_dim) for _ in features).to(device)
@@ -173,8 +176,8 @@ class BehaviorBindTokenizer:
         """Give IDs to items that were not there at `fit`, from their features alone.
 
         They have no row in the item table. Their ID signal is predicted from their behaviour embeddings by a ridge
-        regression over the known items: about the mean ID signal where an item has no modality at all. Two new items, or
-        a new and a known one, may share an ID.
+        regression over the known items: about the mean ID signal where an item has no modality at all. Two new items,
+        or a new and a known one, may share an ID.
         """
         self._require_fit()
         if not self._network.modalities:
@@ -191,9 +194,10 @@ class BehaviorBindTokenizer:
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Return the sum [n, D] of the quantised vectors that IDs [n, P] stand for."""
         self._require_fit()
-        if codes.ndim != 2 or codes.shape[1] != self.codes_.shape[1] or int(codes.max()) >= self.codebooks_.shape[1]:
-            expected = f"[n, {self.codes_.shape[1]}] with codes below {self.codebooks_.shape[1]}"
-            raise InputError(f"decode: found codes of shape {list(codes.shape)}, expected {expected}")
+        width, size = self.codes_.shape[1], self.codebooks_.shape[1]
+        if codes.ndim != 2 or codes.shape[1] != width or ((codes < -1) | (codes >= size)).any():
+            found = f"shape {list(codes.shape)}" + (f", values up to {int(codes.max())}" if codes.numel() else "")
+            raise InputError(f"decode: found codes of {found}; expected [n, {width}], values from -1 to {size - 1}")
         return self._vectors(codes).sum(0)
 
     def save(self, path: str | os.PathLike, header: Mapping[str, Any] | None = None) -> None:
@@ -254,7 +258,8 @@ class BehaviorBindTokenizer:
             has = present[name].bool()
             matrices.append(((features[name].float() - mean) / deviation).masked_fill(~has.unsqueeze(1), 0.0))
             known.append(has.unsqueeze(0))
-        return Catalogue([matrix.to(self.device) for matrix in matrices], torch.cat(known).to(self.device))
+        device = self._network.item_table.device
+        return Catalogue([matrix.to(device) for matrix in matrices], torch.cat(known).to(device))
 
     def _schedule(self, windows: Windows) -> Schedule:
         n_steps = max(self.epochs * -(-windows.n_targets // self.batch_size), self.min_steps)
@@ -301,12 +306,26 @@ class BehaviorBindTokenizer:
         for name in ("levels", "codebook_size", "code_dim", "epochs", "batch_size", "max_length"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: found {getattr(self, name)}, expected at least 1")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup: found {self.warmup}, expected a share from 0 to below 1")
         if self.code_dim % 2:
             raise InputError(f"code_dim: found {self.code_dim}, expected an even number")
 
     def _require_fit(self) -> None:
         if not hasattr(self, "codes_"):
             raise InputError("item tokenizer: not fitted yet; call fit or load first")
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators of the CPU and of `device` within the block, and put them back after it."""
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach devices that are not ours to touch
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def _side_by_side(codes: torch.Tensor) -> torch.Tensor:

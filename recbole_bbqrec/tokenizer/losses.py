@@ -63,8 +63,8 @@ def _info_nce(queries: torch.Tensor, keys: torch.Tensor, items: torch.Tensor, te
 class Club(nn.Module):
     """Upper bound on the mutual information of two vectors (CLUB, Cheng et al. 2020, arXiv 2006.12013).
 
-    `q(y | x) = N(mean(x), variance(x))` is fitted by its own optimiser on detached inputs (`fit_loss`); the bound is then
-    minimised over the encoders of x and y with q held fixed (`bound`).
+    `q(y | x) = N(mean(x), variance(x))` is fitted by its own optimiser on detached inputs (`fit_loss`); the bound is
+    then minimised over the encoders of x and y with q held fixed (`bound`).
     """
 
     def __init__(self, dim: int, hidden: int) -> None:

@@ -40,6 +40,8 @@ class ResidualQuantizer(nn.Module):
     usage : [L, K] moving average of how often a code is chosen; 1 is an even share.
     """
 
+    usage: torch.Tensor
+
     def __init__(self, levels: int, size: int, dim: int, beta: float = 0.25, sinkhorn: bool = False) -> None:
         super().__init__()
         self.beta = beta
@@ -75,8 +77,8 @@ class ResidualQuantizer(nn.Module):
 
     def lookup(self, codes: torch.Tensor) -> torch.Tensor:
         """Return the vectors [B, D] that codes [B, L] stand for; a row with -1 is zero."""
-        total: torch.Tensor = sum(book[code.clamp(min=0)] for book, code in zip(self.codebooks, codes.T, strict=True))
-        return total.masked_fill((codes < 0).any(dim=1, keepdim=True), 0.0)
+        parts = [book[code.clamp(min=0)] for book, code in zip(self.codebooks, codes.T, strict=True)]
+        return torch.stack(parts).sum(0).masked_fill((codes < 0).any(dim=1, keepdim=True), 0.0)
 
     def _assign(self, residual: torch.Tensor, level: int) -> torch.Tensor:
         distances = squared_distances(residual, self.codebooks[level].detach())

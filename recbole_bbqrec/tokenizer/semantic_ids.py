@@ -54,7 +54,7 @@ def resolve_collisions(codes: torch.Tensor, inputs: torch.Tensor, codebooks: tor
 
 
 def _reconstructed(chain: np.ndarray, books: np.ndarray) -> np.ndarray:
-    return sum(book[codes] for book, codes in zip(books, chain.T, strict=True))
+    return np.sum([book[codes] for book, codes in zip(books, chain.T, strict=True)], axis=0)
 
 
 def _movers(table: np.ndarray, error: np.ndarray) -> np.ndarray:

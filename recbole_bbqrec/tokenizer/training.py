@@ -108,7 +108,7 @@ class Trainer:
         self.network.train()
         losses, bound, pairs = self.losses(batch, quantised=step >= plan.n_warmup)
         self.optimizer.zero_grad(set_to_none=True)
-        sum((plan.weights[name] * value for name, value in losses.items()), torch.zeros(())).backward()
+        torch.stack([plan.weights[name] * value for name, value in losses.items()]).sum().backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
         self.optimizer.step()
         if self.club_optimizer is not None and pairs:
@@ -140,10 +140,12 @@ class Trainer:
         bound = (self.network.bind if quantised else self.network.unbound)(signals, known)
         split = len(unique)
         losses = {"commitment": bound.loss}
-        losses["sequence_contrast"] = self._sequence_contrast(bound.vectors[:, :split], unique, places, batch.valid)
-        has = self.network.chains_known(known)[:, split:]
+        has = self.network.chains_known(known)
+        losses["sequence_contrast"] = self._sequence_contrast(
+            bound.vectors[:, :split], has[:, :split], places.to(self.device), batch.valid.to(self.device)
+        )
         losses["cross_contrast"] = cross_signal_contrast(
-            bound.vectors[:, split:], has, rows[split:], self.schedule.temperature
+            bound.vectors[:, split:], has[:, split:], rows[split:], self.schedule.temperature
         )
         item_losses, pairs = self._item_losses(
             [matrix[split:] for matrix in features], known[:, split:], signals[:, split:], bound.vectors[:, split:]
@@ -151,23 +153,21 @@ class Trainer:
         return {**losses, **item_losses}, bound, pairs
 
     def _sequence_contrast(
-        self, vectors: torch.Tensor, unique: torch.Tensor, places: torch.Tensor, valid: torch.Tensor
+        self, vectors: torch.Tensor, known: torch.Tensor, places: torch.Tensor, valid: torch.Tensor
     ) -> torch.Tensor:
         """Contrast of encoded histories with the next item as a whole and with each of its signals alone.
 
         The whole item alone would leave it open which signal carries the behaviour; later stages use each by itself.
         """
-        places, valid = places.to(self.device), valid.to(self.device)
         whole = vectors.sum(0)  # [U, D]
         encoded = self.network.sequence(functional.embedding(places[:, :-1], whole))[valid]
         targets = places[:, 1:][valid]
-        candidates = [whole, *vectors] if len(vectors) > 1 else [whole]
+        alone = list(zip(vectors, known, strict=True)) if len(vectors) > 1 else []
         terms = []
-        for candidate in candidates:
-            # A missing signal is a zero vector: no target, and no telling negative.
-            has = candidate.detach().abs().sum(-1)[targets] > 0
-            rows = functional.embedding(targets[has], candidate)
-            terms.append(sequence_to_item_contrast(encoded[has], rows, targets[has], self.schedule.temperature))
+        for candidate, has in [(whole, known[-1]), *alone]:  # the last signal is one that every item has
+            kept = has[targets]  # an item without the signal is neither target nor negative
+            rows = functional.embedding(targets[kept], candidate)
+            terms.append(sequence_to_item_contrast(encoded[kept], rows, targets[kept], self.schedule.temperature))
         return torch.stack(terms).mean()
 
     def _item_losses(

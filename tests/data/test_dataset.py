@@ -177,7 +177,7 @@ def test_blank_cells_of_feature_columns(tiny):
     _, dataset, _ = built(tiny, "SASRec", load_col=columns)
     row = dataset.item_tokens.index("i03")
     feature = dataset.get_item_feature()
-    assert not feature["title"][row].any() and feature["brand"][dataset.item_tokens.index("i01")] == 0
+    assert not feature["title"][row].any() and feature["brand"][dataset.item_tokens.index("i02")] == 0
     assert feature["title"].min() >= 0
 
 

@@ -76,7 +76,7 @@ def test_separator_encoding_and_header_alone(tmp_path: Path) -> None:
         "float_seq nan": (HEADER + "a\tx\t1\t1 nan\n", "line 2, field vec: found 'nan'"),
         "bytes": (
             HEADER.encode() + b"a\tx\t1\t1\nb\t\xff\t1\t1\n",
-            "line 3, column 2: found byte 0xff, expected utf-8",
+            "line 3, column 2: found byte 0xff",
         ),
     }.values(),
 )
@@ -89,7 +89,7 @@ def test_faults_are_one_line_that_names_the_place(tmp_path: Path, content: str |
 
 def test_faults_of_the_request(tmp_path: Path) -> None:
     path = write(tmp_path, HEADER)
-    with pytest.raises(InputError, match="field titel.*did you mean title.*present: item_id, title, price, vec"):
+    with pytest.raises(InputError, match=r"field titel.*did you mean title.*present: item_id, title, price, vec"):
         read_atomic(path, ["titel"])
     with pytest.raises(InputError, match="no such file"):
         read_atomic(tmp_path / "none.item")

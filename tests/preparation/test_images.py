@@ -125,7 +125,7 @@ def test_tokens_are_looked_up_and_never_become_paths(tmp_path: Path) -> None:
     }
     for trick in ("../secret", "..", "/etc/passwd", str(tmp_path / "secret"), "images/a", "a\0"):
         assert trick not in found
-    with pytest.raises(InputError, match="no such folder.*image_folder"):
+    with pytest.raises(InputError, match=r"no such folder.*image_folder"):
         images_by_token(tmp_path / "none")
 
 

@@ -1,4 +1,4 @@
-"""A small world with two modalities and behaviour that follows them: 60 items in 6 groups, sequences stay in a group."""
+"""A small world with two modalities and behaviour that follows them: 60 items in 6 groups; sequences keep to one."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ class World(NamedTuple):
     n_items: int
 
     def fit(self, **settings) -> BehaviorBindTokenizer:
-        small = {"codebook_size": 16, "code_dim": 16, "min_steps": 60, "epochs": 1, "batch_size": 64, "progress": False}
+        small = {"codebook_size": 16, "code_dim": 16, "min_steps": 50, "epochs": 1, "batch_size": 64, "progress": False}
         return BehaviorBindTokenizer(**{**small, **settings}).fit(*self)
 
 

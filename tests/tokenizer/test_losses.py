@@ -77,8 +77,8 @@ def test_club_bounds_the_mutual_information_of_gaussians():
         x, y = correlated(strength)
         truth = -0.5 * 4 * math.log(1 - strength**2)
         assert truth < fit_club(x, y).bound(x, y).item()
-    x, y = correlated(0.0)
-    assert fit_club(x[:256], y[:256]).bound(x[256:], y[256:]).item() < 0.1
+    x, y = correlated(0.0, n=8192)
+    assert fit_club(x[:4096], y[:4096]).bound(x[4096:], y[4096:]).item() < 0.1
 
 
 def test_club_bound_equals_its_definition_over_all_pairs():
@@ -89,8 +89,6 @@ def test_club_bound_equals_its_definition_over_all_pairs():
     likelihood = normal.log_prob(y.unsqueeze(0)).sum(-1)  # [i, j]: log q(y_j | x_i)
     expected = likelihood.diagonal().mean() - likelihood.mean()
     torch.testing.assert_close(club.bound(x, y), expected.clamp(min=0))
-    flipped = club.bound(x, -y) if expected > 0 else club.bound(x, y)
-    assert flipped >= 0
 
 
 def test_minimising_the_club_bound_removes_information_and_never_goes_below_zero():

@@ -131,7 +131,9 @@ def test_sinkhorn_spreads_a_crowd_and_only_in_training():
     nearest = torch.cdist(points, quantizer.codebooks[0].detach()).argmin(1)
     assert torch.equal(quantizer.quantize(points).codes[:, 0], nearest)
     left = points - quantizer.codebooks[0].detach()[nearest]
-    assert torch.equal(quantizer.quantize(points).codes[:, 1], torch.cdist(left, quantizer.codebooks[1].detach()).argmin(1))
+    assert torch.equal(
+        quantizer.quantize(points).codes[:, 1], torch.cdist(left, quantizer.codebooks[1].detach()).argmin(1)
+    )
 
 
 def test_balanced_assignment_of_well_separated_rows_is_the_nearest():
