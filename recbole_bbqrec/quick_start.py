@@ -70,10 +70,10 @@ def run(arguments: Sequence[str] = (), config_dict: dict[str, Any] | None = None
     trainer.load_best()
 
     started = time.perf_counter()
-    earlier = [train._dataset, valid._dataset]
-    ranks = {"valid": trainer.rank(valid, earlier[:1])}
+    earlier, shown = [train._dataset, valid._dataset], config["show_progress"]
+    ranks = {"valid": trainer.rank(valid, earlier[:1], shown)}
     if config["final"]:
-        ranks["test"] = trainer.rank(test, earlier)
+        ranks["test"] = trainer.rank(test, earlier, shown)
     logger.info(f"judged in {time.perf_counter() - started:.1f} s")
 
     record = _record(config, dataset, model, trainer, ranks)

@@ -76,7 +76,7 @@ def _replacing(path: str | os.PathLike) -> Iterator[str]:
     os.close(handle)
     try:
         yield temporary
-        with open(temporary, "rb") as file:
+        with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
         # mkstemp makes files private; what we keep should be as readable as any file of the user.
         umask = os.umask(0)
