@@ -26,6 +26,21 @@ class Catalogue(NamedTuple):
         return Catalogue([matrix[rows] for matrix in self.features], self.known[:, rows])
 
 
+class Encoded(NamedTuple):
+    """IDs of n items.
+
+    Attributes
+    ----------
+    codes : [n, P] code at every position, -1 where the signal is missing.
+    vectors : [S, n, D] quantised vector of each signal, zero where it is missing.
+    present : [S, n] whether the item has the signal.
+    """
+
+    codes: torch.Tensor
+    vectors: torch.Tensor
+    present: torch.Tensor
+
+
 @torch.no_grad()
 def all_signals(network: BehaviorBind, catalogue: Catalogue) -> torch.Tensor:
     """Signals [S, N, D] of the items of the network's table."""

@@ -1,10 +1,9 @@
 """Stage 1 with scikit-learn's manners: `fit` on features and training sequences, then `encode` and `decode`."""
 
-import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +13,13 @@ from .. import storage
 from ..errors import InputError
 from . import diagnostics
 from .batches import Windows
-from .behavior_bind import MODES, BehaviorBind
-from .encoding import Catalogue, all_signals, bind_all, fit_id_map, new_signals
-from .inputs import check_features, effective_size, feature_statistics, flat_sequences
+from .behavior_bind import BehaviorBind
+from .encoding import Catalogue, Encoded, all_signals, bind_all, fit_id_map, new_signals
+from .inputs import check_features, check_parameters, effective_size, feature_statistics, flat_sequences
 from .losses import Club
 from .residual_quantizer import ResidualQuantizer
 from .semantic_ids import resolve_collisions
-from .training import Schedule, Trainer
+from .training import Schedule, Trainer, seeded
 
 KIND = "tokenizer"
 OBJECTIVES = ("reconstruction", "club", "sequence_contrast", "cross_contrast", "commitment")
@@ -28,21 +27,6 @@ OBJECTIVES = ("reconstruction", "club", "sequence_contrast", "cross_contrast", "
 
 LEARNED = ("n_moved_", "collisions_before_", "utilisation_", "perplexity_", "quantisation_error_", "losses_")
 """Learned attributes that are plain data."""
-
-
-class Encoded(NamedTuple):
-    """IDs of n items.
-
-    Attributes
-    ----------
-    codes : [n, P] code at every position, -1 where the signal is missing.
-    vectors : [S, n, D] quantised vector of each signal, zero where it is missing.
-    present : [S, n] whether the item has the signal.
-    """
-
-    codes: torch.Tensor
-    vectors: torch.Tensor
-    present: torch.Tensor
 
 
 class BehaviorBindTokenizer:
@@ -55,7 +39,7 @@ class BehaviorBindTokenizer:
     ----------
     mode : how signals share an ID: `chained`, `concat` or `fused`; see `BehaviorBind`.
     levels, codebook_size, code_dim : L, K and D. K shrinks where there are fewer than K items.
-    epochs : passes over the training sequences, but at least `min_steps` batches.
+    epochs : passes over the training sequences, but at least `min_steps` batches; more over-fit the item table.
     warmup : share of training before the codebooks start, in which signals pass unquantised.
     batch_size : targets of a batch, and random items beside them.
     learning_rate : of AdamW; larger ones (Adagrad 0.4) collapse the codes.
@@ -90,11 +74,11 @@ class BehaviorBindTokenizer:
         levels: int = 2,
         codebook_size: int = 256,
         code_dim: int = 64,
-        epochs: int = 12,
+        epochs: int = 6,
         min_steps: int = 300,
         warmup: float = 0.3,
         batch_size: int = 512,
-        learning_rate: float = 1e-3,
+        learning_rate: float = 3e-3,
         reconstruction_weight: float = 0.1,
         club_weight: float = 0.01,
         sequence_contrast_weight: float = 1.0,
@@ -153,7 +137,7 @@ class BehaviorBindTokenizer:
         ------
         InputError : arguments that do not fit each other, or too few codes for N different IDs.
         """
-        self._check_parameters()
+        check_parameters(self.get_params())
         check_features(features, present, n_items, names=features)
         size = effective_size(self.codebook_size, self.levels, n_items)
         if size != self.codebook_size:
@@ -161,7 +145,7 @@ class BehaviorBindTokenizer:
         windows = Windows(*flat_sequences(sequences, n_items), self.max_length)
         device = torch.device(self.device)
         generator = torch.Generator().manual_seed(self.seed)
-        with _seeded(self.seed, device):  # initial weights and dropout; everything else draws from `generator`
+        with seeded(self.seed, device):  # initial weights and dropout; everything else draws from `generator`
             self.statistics_ = {name: feature_statistics(x, present[name]) for name, x in features.items()}
             self._network = self._build(n_items, size).to(device)
             clubs = nn.ModuleList(Club(self.code_dim, self.code_dim) for _ in features).to(device)
@@ -300,32 +284,9 @@ class BehaviorBindTokenizer:
         chains = codes.split(self.levels, dim=1)
         return torch.stack([self._network.quantizer.lookup(chain) for chain in chains]).detach()
 
-    def _check_parameters(self) -> None:
-        if self.mode not in MODES:
-            raise InputError(f"mode: found {self.mode!r}, expected one of {', '.join(MODES)}")
-        for name in ("levels", "codebook_size", "code_dim", "epochs", "batch_size", "max_length"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: found {getattr(self, name)}, expected at least 1")
-        if not 0 <= self.warmup < 1:
-            raise InputError(f"warmup: found {self.warmup}, expected a share from 0 to below 1")
-        if self.code_dim % 2:
-            raise InputError(f"code_dim: found {self.code_dim}, expected an even number")
-
     def _require_fit(self) -> None:
         if not hasattr(self, "codes_"):
             raise InputError("item tokenizer: not fitted yet; call fit or load first")
-
-
-@contextlib.contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators of the CPU and of `device` within the block, and put them back after it."""
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach devices that are not ours to touch
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
 
 
 def _side_by_side(codes: torch.Tensor) -> torch.Tensor:

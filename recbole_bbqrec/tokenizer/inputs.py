@@ -2,11 +2,31 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..errors import InputError
+from .behavior_bind import MODES
+
+
+def check_parameters(given: Mapping[str, Any]) -> None:
+    """Check the arguments of `BehaviorBindTokenizer`.
+
+    Raises
+    ------
+    InputError : naming the argument, what was found and what was expected.
+    """
+    if given["mode"] not in MODES:
+        raise InputError(f"mode: found {given['mode']!r}, expected one of {', '.join(MODES)}")
+    for name in ("levels", "codebook_size", "code_dim", "epochs", "batch_size", "max_length"):
+        if given[name] < 1:
+            raise InputError(f"{name}: found {given[name]}, expected at least 1")
+    if not 0 <= given["warmup"] < 1:
+        raise InputError(f"warmup: found {given['warmup']}, expected a share from 0 to below 1")
+    if given["code_dim"] % 2:
+        raise InputError(f"code_dim: found {given['code_dim']}, expected an even number")
 
 
 def check_features(

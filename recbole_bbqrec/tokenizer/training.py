@@ -3,6 +3,7 @@
 Shapes as in `behavior_bind`; U different items in a batch of windows, Q random items beside them.
 """
 
+import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -198,6 +199,18 @@ class Trainer:
         bound = self.network.unbound(all_signals(self.network, self.catalogue), known)
         has = self.network.chains_known(known)
         self.network.quantizer.start(bound.vectors[has], self.generator)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators of the CPU and of `device` within the block, and put them back after it."""
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach devices that are not ours to touch
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def _rate(done: float) -> float:
