@@ -164,7 +164,9 @@ class Config(RecBoleConfig):
         self.internal_config_dict["selected_features"] = self.internal_config_dict.get("selected_features")
         for path in property_files(model, dataset):
             content = self._read_yaml(path)
-            self.internal_config_dict.update(content)
+            # RecBole loads further files for some models (item columns for its feature-aware ones): those stay.
+            columns = {**(self.internal_config_dict.get("load_col") or {}), **content.pop("load_col", {})}
+            self.internal_config_dict.update(content, load_col=columns)
         # RecBole's default, one sampled negative, stops every model with a cross-entropy loss.
         if self._setting("loss_type") == "CE":
             self.internal_config_dict["train_neg_sample_args"] = None

@@ -9,6 +9,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+import recbole
 from recbole.utils import init_logger, init_seed
 
 from . import checkpoint, registry, report, storage
@@ -23,15 +24,26 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command line; return the exit code: 0, or 2 where the user has something to mend."""
     try:
         run(arguments)
-    except InputError as error:
+    except (InputError, ValueError, KeyError, NotImplementedError) as error:
+        if not (isinstance(error, InputError) or _raised_by_recbole(error)):
+            raise
         if any(argument.startswith("--debug") for argument in arguments):
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        text = " ".join(str(error).split())
+        if not isinstance(error, InputError):
+            text = f"RecBole refuses these settings ({type(error).__name__}: {text}); --debug shows where"
+        print(f"error: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
         return 130
     return 0
+
+
+def _raised_by_recbole(error: Exception) -> bool:
+    """Whether RecBole's own code raised the error: its way of refusing settings it only reads while it builds."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return Path(frames[-1].filename).is_relative_to(Path(str(recbole.__file__)).parent)
 
 
 def run(arguments: Sequence[str] = (), config_dict: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -127,3 +127,8 @@ def test_building_a_config_gives_numpy_only_names_it_lacks(tiny):
 
 def test_settings_helper_matches_the_properties(tiny):
     assert Config(config_dict=settings(tiny))["sid_min_steps"] == 30
+
+
+def test_columns_that_recbole_loads_for_its_feature_models_stay():
+    columns = Config(arguments=["--model=SASRecF", "--dataset=ml-100k"])["load_col"]
+    assert columns["inter"] == ["user_id", "item_id", "timestamp"] and "class" in columns["item"]

@@ -151,6 +151,22 @@ def test_mistakes_end_with_one_line_and_code_2(tiny, capfd):
     assert "Traceback" in capfd.readouterr().err
 
 
+def test_what_recbole_refuses_while_it_builds_is_one_line_too(tiny, tmp_path, capfd):
+    given = settings(tiny, "SASRecF", checkpoint_dir=str(tmp_path), selected_features=["colour"])
+    assert quick_start.main(as_arguments(given)) == 2
+    error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert error == ["error: RecBole refuses these settings (KeyError: 'colour'); --debug shows where"]
+
+
+def test_faults_of_the_program_keep_their_traceback(tiny, tmp_path, monkeypatch):
+    def fault(*_):
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(quick_start, "split_loaders", fault)
+    with pytest.raises(ValueError, match="a fault"):
+        quick_start.main(as_arguments(settings(tiny, checkpoint_dir=str(tmp_path))))
+
+
 DIRT = {
     "columns": (3, "u00\ti00", r"tiny\.inter, line 3"),
     "time": (4, "u00\ti00\tnoon", r"tiny\.inter, line 4.*noon"),
