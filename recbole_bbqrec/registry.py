@@ -23,16 +23,21 @@ MODELS: dict[str, type[SequentialRecommender]] = {"BBQRec": BBQRec}
 TRAINERS: dict[str, type[ProtocolTrainer]] = {"BBQRec": SequenceTrainer}
 """Trainers of this project's models; RecBole's models keep their own trainer with the protocol on top."""
 
+NOT_RUN = {"S3Rec": "its second stage reads the weights of the first from a pickle, which is never loaded here"}
+"""RecBole's sequential models that this script does not run, and why."""
+
 
 def get_model(name: str) -> type[SequentialRecommender]:
     """Return the model class called `name`, ours or RecBole's.
 
     Raises
     ------
-    InputError : there is no such sequential model; the nearest names are given.
+    InputError : there is no such sequential model, and the nearest names are given; or it cannot run here.
     """
     if name in MODELS:
         return MODELS[name]
+    if name in NOT_RUN:
+        raise InputError(f"--model={name}: {NOT_RUN[name]}; run it with RecBole's own scripts")
     stock = _recbole_models()
     if name in stock:
         return stock[name]
