@@ -32,8 +32,9 @@ EMPTY_DEFAULTS = {
 CHOICES = {
     "similarity_attention": ("additive", "multiplicative", "off"),
     "score_function": ("cosine", "dot"),
-    "sid_mode": ("chained", "concat", "fused"),
 }
+
+NOT_NEGATIVE = {"n_negatives", "shuffle_ties", "stopping_step", "seed"}
 
 POSITIVE = {
     "train_batch_size",
@@ -67,8 +68,8 @@ def parse_command_line(arguments: Sequence[str]) -> dict[str, Any]:
     parsed: dict[str, Any] = {}
     for argument in arguments:
         key, equals, text = argument[2:].partition("=")
-        if argument.startswith("--") and not equals and key in ("final", "debug"):
-            text = "True"  # plain switches, as `--final`
+        if argument.startswith("--") and not equals and key == "final":
+            text = "True"  # a plain switch
         elif not argument.startswith("--") or not equals or not key:
             raise InputError(f"argument {argument!r}: expected --key=value, without blanks around '='")
         if key in parsed and parsed[key] != _literal(text):
@@ -208,6 +209,8 @@ def _checked(key: str, value: Any, default: Any) -> Any:
         raise InputError(f"{key}: found {value!r}, expected one of {', '.join(CHOICES[key])}")
     if key in POSITIVE and isinstance(value, (int, float)) and value <= 0:
         raise InputError(f"{key}: found {value!r}, expected a number above 0")
+    if key in NOT_NEGATIVE and isinstance(value, int) and value < 0:
+        raise InputError(f"{key}: found {value!r}, expected 0 or more")
     if key.endswith("dropout_prob") and isinstance(value, float) and not 0 <= value < 1:
         raise InputError(f"{key}: found {value!r}, expected a probability in [0, 1)")
     return value

@@ -1,10 +1,11 @@
 """The recipe of a run, read top to bottom: settings, data, features and codes, model, training, judgement."""
 
+import contextlib
 import json
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -17,22 +18,21 @@ from .config import Config
 from .data.dataloader import split_loaders
 from .errors import InputError
 from .inference import load_bundle, write_bundle
-from .settings import plain_settings, settings_to_load
+from .settings import learning_settings, plain_settings, settings_to_load
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command line; return the exit code: 0, or 2 where the user has something to mend."""
+    """Run one command line; return the exit code: 0, or 2 where the user has something to mend.
+
+    `--debug` is read here: with it, the traceback stands before the error's one line.
+    """
+    debug = any(argument in ("--debug", "--debug=True") for argument in arguments)
     try:
-        run(arguments)
-    except (InputError, ValueError, KeyError, NotImplementedError) as error:
-        if not (isinstance(error, InputError) or _raised_by_recbole(error)):
-            raise
-        if any(argument.startswith("--debug") for argument in arguments):
+        run([argument for argument in arguments if argument.partition("=")[0] != "--debug"])
+    except InputError as error:
+        if debug:
             traceback.print_exc()
-        text = " ".join(str(error).split())
-        if not isinstance(error, InputError):
-            text = f"RecBole refuses these settings ({type(error).__name__}: {text}); --debug shows where"
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
@@ -40,10 +40,20 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _raised_by_recbole(error: Exception) -> bool:
-    """Whether RecBole's own code raised the error: its way of refusing settings it only reads while it builds."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return Path(frames[-1].filename).is_relative_to(Path(str(recbole.__file__)).parent)
+@contextlib.contextmanager
+def _recbole_refusals() -> Iterator[None]:
+    """Turn errors that RecBole's own code raises while data and model are built into `InputError`.
+
+    RecBole reads many settings only then, and this is its way of refusing them.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, NotImplementedError) as error:
+        last = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if isinstance(error, InputError) or not last.is_relative_to(Path(str(recbole.__file__)).parent):
+            raise
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"RecBole refuses these settings ({text}); --debug shows where") from error
 
 
 def run(arguments: Sequence[str] = (), config_dict: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -64,18 +74,20 @@ def run(arguments: Sequence[str] = (), config_dict: dict[str, Any] | None = None
     InputError : settings, data or files are not as they should be.
     """
     config = Config(arguments=arguments, config_dict=config_dict)
+    _check_result_file(config["result_file"])
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     logger = getLogger()
     logger.info(config)
 
-    dataset = registry.get_dataset(config["model"])(config)
-    logger.info(dataset)
-    train, valid, test = split_loaders(config, dataset)
+    with _recbole_refusals():
+        dataset = registry.get_dataset(config["model"])(config)
+        logger.info(dataset)
+        train, valid, test = split_loaders(config, dataset)
 
-    init_seed(config["seed"], config["reproducibility"])  # the model's start does not depend on what data took
-    model = registry.get_model(config["model"])(config, train._dataset).to(config["device"])
-    logger.info(model)
+        init_seed(config["seed"], config["reproducibility"])  # the model's start does not depend on what data took
+        model = registry.get_model(config["model"])(config, train._dataset).to(config["device"])
+        logger.info(model)
 
     trainer = registry.get_trainer(config)(config, model)
     trainer.fit(train, valid, show_progress=config["show_progress"])
@@ -89,11 +101,21 @@ def run(arguments: Sequence[str] = (), config_dict: dict[str, Any] | None = None
     logger.info(f"judged in {time.perf_counter() - started:.1f} s")
 
     record = _record(config, dataset, model, trainer, ranks)
-    _keep_bundle(trainer.run_dir, config, dataset)
     if config["result_file"]:
         storage.write_json(config["result_file"], record)
+    _keep_bundle(trainer.run_dir, config, dataset)
     print("\n" + report.result_table(record))
     return record
+
+
+def _check_result_file(path: str | None) -> None:
+    """Find out before the run, not after it, that its record cannot be written."""
+    if path is None:
+        return
+    try:
+        Path(path).resolve().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"result_file: {path} cannot be written ({error.strerror}); name another file") from error
 
 
 def _record(config: Config, dataset: Any, model: Any, trainer: Any, ranks: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +127,7 @@ def _record(config: Config, dataset: Any, model: Any, trainer: Any, ranks: dict[
         "metrics": {split: rank.metrics(config["metrics"], config["topk"]) for split, rank in ranks.items()},
         "users": {split: len(rank.users) for split, rank in ranks.items()},
         "epochs": {"best": best + 1, "done": done, "hit_cap": done >= config["epochs"]},
-        "times_tested": _count_tests(config, dataset, trainer.run_dir),
+        "times_tested": _count_tests(config, dataset),
         "seconds": {**dataset.seconds, **trainer.timings()},
         "peak_memory_mib": report.peak_memory_mib(),
         "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
@@ -115,14 +137,16 @@ def _record(config: Config, dataset: Any, model: Any, trainer: Any, ranks: dict[
     }
 
 
-def _count_tests(config: Config, dataset: Any, run_dir: Path) -> int:
-    """Count how often this configuration has seen the test split, this run included."""
+def _count_tests(config: Config, dataset: Any) -> int:
+    """Count how often this configuration, with whatever seed, has seen the test split, this run included."""
     path = dataset.cache_dir / "times_tested.json"
     counts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings = {key: value for key, value in learning_settings(config).items() if key != "seed"}
+    key = f"{config['model']}-{storage.fingerprint(settings)}"
     if config["final"]:
-        counts[run_dir.name] = counts.get(run_dir.name, 0) + 1
+        counts[key] = counts.get(key, 0) + 1
         storage.write_json(path, counts)
-    return counts.get(run_dir.name, 0)
+    return counts.get(key, 0)
 
 
 def _keep_bundle(run_dir: Path, config: Config, dataset: Any) -> None:
@@ -131,7 +155,7 @@ def _keep_bundle(run_dir: Path, config: Config, dataset: Any) -> None:
     try:
         bundle = load_bundle(run_dir)
         bundle.recommend([[bundle.item_tokens[1]]], k=1)
-    except (InputError, KeyError, AttributeError) as error:
+    except (InputError, LookupError, AttributeError, TypeError, RuntimeError) as error:
         if config["model"] in registry.MODELS:
             raise
         # Some of RecBole's models ask the data set or the user for more than a history.

@@ -9,7 +9,7 @@ PROPERTIES = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parent.parent
 
 # Keys that change where a run writes or what it prints, never what it learns.
 NOT_LEARNED_FROM = {
-    *("final", "debug", "resume", "result_file", "cache_dir", "checkpoint_dir", "show_progress", "state", "data_path"),
+    *("final", "resume", "result_file", "cache_dir", "checkpoint_dir", "show_progress", "state", "data_path"),
     *("log_wandb", "wandb_project", "gpu_id", "device", "config_files", "save_dataset", "save_dataloaders"),
     *("dataset_save_path", "dataloaders_save_path", "metric_decimal_place", "loss_decimal_place", "eval_batch_size"),
 }

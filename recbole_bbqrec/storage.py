@@ -92,7 +92,7 @@ def fingerprint(*parts: Any) -> str:
     """16 hex digits that change whenever any of `parts` does.
 
     Plain data counts by its JSON form, tensors and arrays by dtype, shape and content, bytes as they are, paths by the
-    content of their file.
+    content of their file; anything else is a TypeError.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -104,7 +104,9 @@ def _update(digest: Any, part: Any) -> None:
     digest.update(type(part).__name__.encode())
     if isinstance(part, torch.Tensor):
         part = part.detach().cpu().numpy()
-    if isinstance(part, np.ndarray) and part.dtype != object:
+    if isinstance(part, np.ndarray):
+        if part.dtype == object:
+            raise TypeError("an array of objects has no fingerprint; give its values as a list")
         digest.update(f"{part.dtype}{part.shape}".encode())
         digest.update(np.ascontiguousarray(part).data)
     elif isinstance(part, bytes):
@@ -118,7 +120,7 @@ def _update(digest: Any, part: Any) -> None:
             digest.update(repr(key).encode())
             _update(digest, part[key])
     else:
-        digest.update(json.dumps(part, sort_keys=True, default=str).encode())
+        digest.update(json.dumps(part, sort_keys=True).encode())
 
 
 def source_fingerprint(*modules: Any) -> str:

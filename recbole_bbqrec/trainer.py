@@ -17,11 +17,27 @@ from tqdm import tqdm
 
 from . import checkpoint, storage
 from .data.dataloader import WindowDataLoader
-from .data.sequences import seen_before, training_sequences
+from .data.sequences import Seen, seen_before, training_sequences
 from .errors import InputError
 from .model.padding import LENGTH_INDEPENDENT, group_by_length
 from .ranking import Ranks, rank_targets, tie_order
 from .settings import learning_settings, plain_settings
+
+
+def _content(dataset: Any) -> dict[str, Any]:
+    """Everything of a data set that a model can learn from, for the run's fingerprint."""
+    content: dict[str, Any] = {}
+    for name in ("inter_feat", "user_feat", "item_feat"):
+        feat = getattr(dataset, name)
+        content[name] = {} if feat is None else dict(feat.interaction)
+    for field in (dataset.uid_field, dataset.iid_field):
+        content[f"tokens of {field}"] = [str(token) for token in dataset.field2id_token[field]]
+    features, codes = (getattr(dataset, name, None) for name in ("item_features", "semantic_ids"))
+    if features is not None:
+        content["features"] = {"matrices": features.matrices, "present": features.present}
+    if codes is not None:
+        content["codes"] = {"codes": codes.codes, "vectors": codes.vectors, "present": codes.present}
+    return content
 
 
 class ProtocolTrainer(Trainer):
@@ -49,7 +65,7 @@ class ProtocolTrainer(Trainer):
             "finished": False,
         }
         self._train_dataset: Any = None
-        self._seen: dict[int, Any] = {}
+        self._seen: list[tuple[tuple[Any, ...], Seen]] = []
 
     # Training
 
@@ -94,25 +110,16 @@ class ProtocolTrainer(Trainer):
     def _open_run(self, train_data: Any, valid_data: Any) -> None:
         import recbole_bbqrec  # the package itself is part of what decides the result
 
-        parts = [self._row_arrays(data._dataset) for data in (train_data, valid_data)]
-        codes = getattr(train_data._dataset, "semantic_ids", None)
-        features = getattr(train_data._dataset, "item_features", None)
         key = storage.fingerprint(
             learning_settings(self.config),
-            *parts,
-            {} if codes is None else {"codes": codes.codes, "vectors": codes.vectors},
-            {} if features is None else features.matrices,
+            str(self.device),
+            *(_content(data._dataset) for data in (train_data, valid_data)),
             storage.source_fingerprint(recbole_bbqrec),
             torch.__version__,
         )
         name = f"{self.config['model']}-{self.config['dataset']}-{self.config['seed']}-{key}"
         self._run_dir = Path(self.checkpoint_dir) / name
         self.saved_model_file = str(self.run_dir / "weights.safetensors")
-
-    @staticmethod
-    def _row_arrays(dataset: Any) -> dict[str, torch.Tensor]:
-        rows = dataset.inter_feat
-        return {field: rows[field] for field in (dataset.uid_field, dataset.iid_field, dataset.item_list_length_field)}
 
     @property
     def run_dir(self) -> Path:
@@ -226,9 +233,7 @@ class ProtocolTrainer(Trainer):
         """
         self.model.eval()
         dataset = eval_data._dataset
-        if id(dataset) not in self._seen:
-            self._seen[id(dataset)] = seen_before(dataset, earlier)
-        seen = self._seen[id(dataset)]
+        seen = self._seen_before(dataset, earlier)
         self.tot_item_num = dataset.item_num
         if self.item_tensor is None:
             self.item_tensor = dataset.get_item_feature().to(self.device)
@@ -244,6 +249,15 @@ class ProtocolTrainer(Trainer):
             for column, values in rank_targets(scores, targets, (row, item), ties).items():
                 ranks[column][rows] = values.cpu().numpy()
         return Ranks(dataset.inter_feat[dataset.uid_field].numpy(), **ranks)
+
+    def _seen_before(self, dataset: Any, earlier: list[Any]) -> Seen:
+        """Seen items of a split, collected once; the data sets are kept, so that no other can take their identity."""
+        datasets = (dataset, *earlier)
+        for known, seen in self._seen:
+            if len(known) == len(datasets) and all(one is other for one, other in zip(known, datasets, strict=True)):
+                return seen
+        self._seen.append((datasets, seen_before(dataset, earlier)))
+        return self._seen[-1][1]
 
     def _score_rows(self, eval_data: Any, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         interaction, _, _, targets = eval_data.collate_fn(rows)

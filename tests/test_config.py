@@ -6,6 +6,7 @@ from conftest import settings
 from recbole_bbqrec.config import Config, parse_command_line
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.settings import PROPERTIES, learning_settings, plain_settings, settings_to_load
+from recbole_bbqrec.tokenizer.fit import BehaviorBindTokenizer
 
 
 def config_of(tiny, *arguments, model="BBQRec", files=(), **changes):
@@ -68,6 +69,7 @@ BAD = {
     "pickled data set": (["--save_dataset=True"], "save_dataset: RecBole's pickled data cache is not used"),
     "pickled loaders": (["--save_dataloaders=True"], "save_dataloaders: RecBole's pickled data cache"),
     "tie seed": (["--shuffle_ties=yes"], "shuffle_ties: found 'yes' .str., expected int"),
+    "negatives": (["--n_negatives=-5"], "n_negatives: found -5, expected 0 or more"),
     "config file": (["--config_files=nowhere.yaml"], "config file nowhere.yaml: No such file"),
     "model": (["--model=BBQRek"], "--model=BBQRek: no sequential model.*did you mean BBQRec"),
     "not sequential": (["--model=LightGCN"], "--model=LightGCN: no sequential model"),
@@ -123,6 +125,13 @@ def test_building_a_config_gives_numpy_only_names_it_lacks(tiny):
     config_of(tiny)
     assert all(getattr(np, name) is value for name, value in before.items())
     assert np.float is np.float64  # RecBole's metrics use it
+
+
+def test_tokenizer_settings_are_the_tokenizers_own_defaults():
+    defaults = BehaviorBindTokenizer().get_params()
+    config = Config(arguments=["--model=BBQRec", "--dataset=ml-100k"])
+    ours = {key.removeprefix("sid_"): value for key, value in config.final_config_dict.items() if key[:4] == "sid_"}
+    assert ours == {key: value for key, value in defaults.items() if key not in ("seed", "device", "progress")}
 
 
 def test_settings_helper_matches_the_properties(tiny):

@@ -158,6 +158,12 @@ def test_what_recbole_refuses_while_it_builds_is_one_line_too(tiny, tmp_path, ca
     assert error == ["error: RecBole refuses these settings (KeyError: 'colour'); --debug shows where"]
 
 
+def test_a_result_file_that_cannot_be_written_is_said_before_the_run(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"result_file: .* cannot be written"):
+        quick_start.run(config_dict=settings(tiny, result_file=str(tmp_path / "file" / "x.json")))
+
+
 def test_faults_of_the_program_keep_their_traceback(tiny, tmp_path, monkeypatch):
     def fault(*_):
         raise ValueError("a fault")
@@ -168,6 +174,8 @@ def test_faults_of_the_program_keep_their_traceback(tiny, tmp_path, monkeypatch)
 
 
 DIRT = {
+    "blank item": (3, "u00\t\t101", r"tiny\.inter, line 3: found a blank item_id"),
+    "blank time": (3, "u00\ti01\t", r"tiny\.inter, line 3: found a blank timestamp"),
     "columns": (3, "u00\ti00", r"tiny\.inter, line 3"),
     "time": (4, "u00\ti00\tnoon", r"tiny\.inter, line 4.*noon"),
     "header": (1, "user_id:token\titem:token\ttimestamp:float", r"tiny\.inter.*item_id"),

@@ -16,7 +16,7 @@ def test_names_mean_ours_first_then_recboles():
     assert registry.get_model("SASRec").__module__ == "recbole.model.sequential_recommender.sasrec"
     with pytest.raises(InputError, match=r"--model=sasrec: .*did you mean SASRec"):
         registry.get_model("sasrec")
-    with pytest.raises(InputError, match="--model=S3Rec: its second stage .* RecBole's own scripts"):
+    with pytest.raises(InputError, match=r"--model=S3Rec: its second stage .* RecBole's own scripts"):
         registry.get_model("S3Rec")
 
 

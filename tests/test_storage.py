@@ -92,6 +92,9 @@ def test_fingerprint_changes_with_content_and_with_nothing_else(tmp_path):
         None,
     ]
     assert len({storage.fingerprint(part) for part in different}) == len(different)
+    for unknown in (object(), np.array([{}])):
+        with pytest.raises(TypeError):
+            storage.fingerprint(unknown)
     (tmp_path / "f").write_text("x")
     before = storage.fingerprint(tmp_path / "f")
     (tmp_path / "f").write_text("y")

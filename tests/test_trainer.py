@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import settings
+from conftest import settings, write_dataset
 
 from recbole_bbqrec import checkpoint, quick_start, registry
 from recbole_bbqrec.config import Config
@@ -93,3 +93,35 @@ def test_weights_of_other_settings_are_refused(tiny, tmp_path):
     _, wider, _, _ = made(tiny, checkpoint_dir=str(tmp_path), hidden_size=32)
     with pytest.raises(InputError, match="weights of other settings"):
         checkpoint.load_weights(tmp_path / "x", wider)
+
+
+def other_first_item(folder):
+    """Change one user's first item, which is a target of no row."""
+    path = folder / "tiny" / "tiny.inter"
+    lines = path.read_text().splitlines()
+    user, _, time = lines[1].split("\t")
+    met = {line.split("\t")[1] for line in lines[1:] if line.startswith(user)}
+    new = next(name for name in (f"i{n:02d}" for n in range(40)) if name not in met)
+    path.write_text("\n".join([lines[0], f"{user}\t{new}\t{time}", *lines[2:]]) + "\n")
+
+
+def other_brand(folder):
+    path = folder / "tiny" / "tiny.item"
+    path.write_text(path.read_text().replace("Acme", "Bolt", 1))
+
+
+@pytest.mark.parametrize("change", [other_first_item, other_brand])
+def test_a_run_over_changed_data_never_takes_up_the_old_one(tmp_path, change):
+    columns = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "brand"]}
+    given = {"load_col": columns, "selected_features": ["brand"], "epochs": 1, "hidden_size": 16}
+    write_dataset(tmp_path)
+
+    def folder():
+        *_, trainer, (train, valid, _) = made(tmp_path, "SASRecF", **given)
+        trainer._open_run(train, valid)
+        return trainer.run_dir
+
+    before = folder()
+    assert folder() == before
+    change(tmp_path)
+    assert folder() != before

@@ -74,7 +74,6 @@ class WindowDataLoader:
         pool_of = np.cumsum(targets[order]) // (budget * POOL)
         # Sorted by pool, then by length; the sort is stable, so equal lengths keep their random order.
         order = order[np.lexsort((self._size[order], pool_of))]
-        # A fixed number of batches makes an epoch's steps, and so a resumed run, the same whatever the order.
         n_batches = max(round(int(targets.sum()) / budget), 1)
         edges = np.cumsum(targets[order]) * n_batches / targets.sum()
         cut = np.searchsorted(edges, np.arange(1, n_batches), side="left")

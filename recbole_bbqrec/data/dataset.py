@@ -100,12 +100,21 @@ class MultiModalSequentialDataset(SequentialDataset):
                 self.field2seqlen[field] = 1
                 if kind == FeatureType.TOKEN:
                     frame[field] = frame[field].astype(object).where(frame[field] != "", np.nan)
-        self._check_columns(Path(filepath), source, types)
+        if source == FeatureSource.INTERACTION:
+            self._check_columns(Path(filepath), types)
+            self._check_cells(Path(filepath), frame)
         return frame
 
-    def _check_columns(self, path: Path, source: Any, types: dict[str, str]) -> None:
-        if source != FeatureSource.INTERACTION:
-            return
+    def _check_cells(self, path: Path, frame: pd.DataFrame) -> None:
+        for field in (self.uid_field, self.iid_field, self.time_field):
+            blank = np.flatnonzero(frame[field].isna())
+            if len(blank):
+                raise InputError(
+                    f"{path}, line {blank[0] + 2}: found a blank {field}, expected a value in every row of an "
+                    f"interaction file ({len(blank)} are blank); fill it in or delete the line"
+                )
+
+    def _check_columns(self, path: Path, types: dict[str, str]) -> None:
         for key, kinds in (("USER_ID_FIELD", "token"), ("ITEM_ID_FIELD", "token"), ("TIME_FIELD", "float")):
             field = self.config[key]
             if types.get(field) != kinds:

@@ -12,6 +12,7 @@ import torch
 from .. import storage, tokenizer
 from ..errors import InputError
 from ..tokenizer.fit import BehaviorBindTokenizer
+from ..tokenizer.semantic_ids import number_codes
 from .features import ItemFeatures
 from .sequences import Sequences
 
@@ -19,7 +20,7 @@ PREFIX = "sid_"
 """Settings `sid_x` are the arguments `x` of `BehaviorBindTokenizer`."""
 
 # Not part of what a tokenizer learns from: how it is run.
-RUN_KEYS = ("device", "progress")
+RUN_KEYS = ("progress",)
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,7 @@ class SemanticIds:
     @property
     def code_ids(self) -> torch.Tensor:
         """[N, P] codes numbered over all positions, `1 + position * K + code`; 0 where there is none."""
-        position = torch.arange(self.codes.shape[1]) * self.codebook_size
-        return torch.where(self.codes >= 0, 1 + position + self.codes, 0)
+        return number_codes(self.codes, self.codebook_size)
 
     def as_tokens(self) -> tuple[list[str], torch.Tensor]:
         """Return the names of all code ids, `[PAD]` first, and `code_ids`: a RecBole `token_seq` field."""

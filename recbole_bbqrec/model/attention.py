@@ -11,8 +11,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ..tokenizer.fit import Encoded
+
 N_PAIRS = 200_000
 """Training pairs from which bucket edges are measured."""
+
+
+ROUNDING = 1e-5
+"""How far bucket edges stay below the cosines they were measured from."""
 
 
 class SimilarityBuckets(nn.Module):
@@ -53,7 +59,17 @@ class SimilarityBuckets(nn.Module):
             # Pair by pair in double precision: the edges must not depend on how other pairs are batched.
             cosine = (vectors[left[kept]].double() * vectors[right[kept]].double()).sum(-1)
             if len(cosine):
-                self.edges[signal] = torch.quantile(cosine, levels.to(cosine.device)).to(self.edges.dtype)
+                # Quantised vectors have few different cosines, and a quantile often is one of them: the edge is put
+                # below it, where no rounding error of a batch can carry a pair across.
+                self.edges[signal] = (torch.quantile(cosine, levels.to(cosine.device)) - ROUNDING).float()
+
+    def append(self, n_new: int, encoded: Encoded | None) -> None:
+        """Add `n_new` items with the vectors of their IDs; without IDs they lack every signal."""
+        shape = (len(self.vectors), n_new)
+        vectors = self.vectors.new_zeros(*shape, self.vectors.shape[-1]) if encoded is None else encoded.vectors
+        present = self.present.new_zeros(shape) if encoded is None else encoded.present
+        self.vectors = torch.cat([self.vectors, functional.normalize(vectors.to(self.vectors), dim=-1)], dim=1)
+        self.present = torch.cat([self.present, present.to(self.present)], dim=1)
 
     def forward(self, items: torch.Tensor) -> torch.Tensor:
         """Return the buckets [S, B, T, T] of all pairs of a sequence; `items` [B, T]."""

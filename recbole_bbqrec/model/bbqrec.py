@@ -3,6 +3,7 @@
 Shapes: B histories, T items of the longest, N items (row 0 = padding), n targets, H hidden width.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from recbole.utils import InputType
 from torch import nn
 from torch.nn import functional
 
+from ..tokenizer.fit import Encoded
+from ..tokenizer.semantic_ids import number_codes
 from .attention import SimilarityBias, SimilarityBuckets, TransformerLayer, sample_pairs
 from .item_table import ItemTable
 from .padding import trim
@@ -36,6 +39,7 @@ class BBQRec(SequentialRecommender):
         super().__init__(config, dataset)
         self.score_function, self.temperature = config["score_function"], config["temperature"]
         self.n_negatives = config["n_negatives"]
+        self.codebook_size = dataset.semantic_ids.codebook_size if dataset.semantic_ids is not None else 0
         self.item_table = _item_table(config, dataset, self.n_items)
         self.position_embedding = nn.Embedding(self.max_seq_length, config["hidden_size"])
         self.dropout = nn.Dropout(config["hidden_dropout_prob"])
@@ -87,7 +91,7 @@ class BBQRec(SequentialRecommender):
     def _rows(self, items: torch.Tensor) -> torch.Tensor:
         """Item representations [..., H]; each item is computed once, however often it occurs."""
         unique, place = torch.unique(items, return_inverse=True)
-        return self.item_table(unique)[place]
+        return functional.embedding(place, self.item_table(unique))
 
     def calculate_loss(self, interaction: Any) -> torch.Tensor:
         """Cross-entropy at every position that has a target, over all items or over shared uniform negatives.
@@ -98,7 +102,7 @@ class BBQRec(SequentialRecommender):
         wanted = targets > 0
         if self.n_negatives == 0:
             table = self.item_table(torch.arange(self.n_items, device=item_seq.device))
-            hidden = self.forward(item_seq, table[item_seq])[wanted]  # [n, H]
+            hidden = self.forward(item_seq, functional.embedding(item_seq, table))[wanted]  # [n, H]
             logits = self._similarity(hidden, table)
             logits[:, 0] = -torch.inf  # padding is no candidate
             return functional.cross_entropy(logits, targets[wanted])
@@ -106,9 +110,13 @@ class BBQRec(SequentialRecommender):
         unique, place = torch.unique(torch.cat([item_seq.flatten(), targets[wanted], negatives]), return_inverse=True)
         table = self.item_table(unique)
         shown, target_place, negative_place = place.split([item_seq.numel(), int(wanted.sum()), self.n_negatives])
-        hidden = self.forward(item_seq, table[shown].view(*item_seq.shape, -1))[wanted]
-        positive = self._similarity(hidden.unsqueeze(1), table[target_place].unsqueeze(1)).squeeze(1)  # [n, 1]
-        negative = self._similarity(hidden, table[negative_place])  # [n, n_negatives]
+        # Rows are picked by `embedding`: the gradient of plain indexing adds up in an order that threads decide.
+        shown_rows, target_rows, negative_rows = (
+            functional.embedding(part, table) for part in (shown.view_as(item_seq), target_place, negative_place)
+        )
+        hidden = self.forward(item_seq, shown_rows)[wanted]
+        positive = self._similarity(hidden.unsqueeze(1), target_rows.unsqueeze(1)).squeeze(1)  # [n, 1]
+        negative = self._similarity(hidden, negative_rows)  # [n, n_negatives]
         # A negative that happens to be the target would pull against it.
         negative = negative.masked_fill(targets[wanted].unsqueeze(1) == negatives, -torch.inf)
         return (torch.cat([positive, negative], dim=1).logsumexp(dim=1) - positive.squeeze(1)).mean()
@@ -136,6 +144,33 @@ class BBQRec(SequentialRecommender):
         if candidates is None:
             candidates = torch.arange(self.item_table.n_items, device=histories.device)
         return self._similarity(hidden, self.item_table(candidates))
+
+    @torch.no_grad()
+    def append_items(
+        self,
+        encoded: Encoded | None = None,
+        features: Mapping[str, torch.Tensor] | None = None,
+        present: Mapping[str, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Add items the model was not trained with; from then on they are scored and may stand in histories.
+
+        Parameters
+        ----------
+        encoded : their IDs from the item tokenizer's `encode`, where the model uses codes.
+        features, present : modality -> [n, F] features, and [n] whether an item has them (all where left out).
+
+        Returns
+        -------
+        [n] their item ids.
+        """
+        if encoded is None and not features:
+            raise ValueError("new items need codes or features: they have no ID embedding")
+        n_new = len(encoded.codes) if encoded is not None else len(next(iter((features or {}).values())))
+        numbers = number_codes(encoded.codes, self.codebook_size) if encoded is not None else None
+        if self.buckets is not None:
+            self.buckets.append(n_new, encoded)
+        self.n_items += n_new
+        return self.item_table.append(n_new, numbers, features, present)
 
     def full_sort_predict(self, interaction: Any) -> torch.Tensor:
         """Scores [B, N] of all items, as RecBole asks for them."""

@@ -117,6 +117,6 @@ class ItemTable(nn.Module):
             )
             setattr(self, f"features_{name}", torch.cat([matrix, new]))
             setattr(self, f"present_{name}", torch.cat([known, has.to(known) & (given is not None)]))
-        new_ids = torch.arange(self.n_items, self.n_items + n_new)
+        new_ids = torch.arange(self.n_items, self.n_items + n_new, device=next(self.parameters()).device)
         self.n_items += n_new
         return new_ids

@@ -9,6 +9,7 @@ from recbole_bbqrec.data.dataloader import WindowDataLoader, split_loaders
 from recbole_bbqrec.data.dataset import SEMANTIC_ID
 from recbole_bbqrec.data.sequences import seen_before, training_sequences
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.preparation.vectors import write_vectors
 
 
 def built(folder, model="BBQRec", **changes):
@@ -46,10 +47,18 @@ def test_features_and_codes_belong_to_tokens_whatever_is_filtered_and_in_whateve
     assert torch.equal(one.item_features.matrices["text"], other.item_features.matrices["text"][place])
     assert torch.equal(one.semantic_ids.codes, other.semantic_ids.codes[place])
     assert torch.equal(one.semantic_ids.vectors, other.semantic_ids.vectors[:, place])
-    _, filtered, _ = built(tiny, item_inter_num_interval="[13,inf)")
-    assert filtered.item_num < one.item_num
-    tokens = [filtered.item_tokens.index(token) for token in filtered.item_tokens]
-    assert len(filtered.item_features.matrices["text"]) == len(tokens) == len(filtered.semantic_ids.codes)
+
+
+def test_features_belong_to_tokens_when_items_are_filtered_out(tiny, tmp_path):
+    vectors = torch.arange(N_ITEMS * 4.0).view(N_ITEMS, 4)
+    write_vectors(tmp_path / "v.safetensors", [f"i{item:02d}" for item in range(N_ITEMS)], vectors)
+    _, dataset, _ = built(
+        tiny, item_inter_num_interval="[13,inf)", text_encoder=str(tmp_path / "v.safetensors"), text_fields=""
+    )
+    assert 1 < dataset.item_num < N_ITEMS + 1
+    wanted = torch.stack([vectors[int(token[1:])] for token in dataset.item_tokens[1:]])
+    assert torch.equal(dataset.item_features.matrices["text"][1:], wanted)
+    assert len(dataset.semantic_ids.codes) == dataset.item_num
 
 
 def test_codes_are_an_item_feature_of_every_split(tiny):
@@ -68,7 +77,7 @@ def test_recboles_feature_models_can_take_the_codes(tiny, tmp_path):
 
     given = settings(tiny, "SASRecF", attach_semantic_ids=True, selected_features=[SEMANTIC_ID], epochs=1)
     given |= {"checkpoint_dir": str(tmp_path), "pooling_mode": "sum", "hidden_size": 16}
-    given = {key: value for key, value in given.items() if not key.startswith("sid_")}
+    given |= {"sid_levels": 3, "sid_codebook_size": 8, "sid_epochs": 1, "sid_min_steps": 10, "sid_code_dim": 8}
     assert quick_start.run(config_dict=given)["metrics"]["valid"]["masked"]["recall@20"] >= 0
 
 
@@ -201,7 +210,8 @@ def test_held_out_interactions_reach_neither_codes_nor_edges_nor_statistics(tiny
     learned = [_learned(built(tmp_path / name)) for name in "abc"]
     for name, value in learned[0].items():
         assert torch.equal(value, learned[1][name]), f"{name} knows held-out interactions"
-    assert not torch.equal(learned[0]["vectors"], learned[2]["vectors"]), "a training interaction does count"
+    for name in ("codes", "vectors"):
+        assert not torch.equal(learned[0][name], learned[2][name]), "a training interaction does count"
 
 
 def _learned(made):

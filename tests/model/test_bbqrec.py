@@ -6,6 +6,7 @@ from recbole.data.interaction import Interaction
 from recbole_bbqrec import registry
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.dataloader import WindowDataLoader, split_loaders
+from recbole_bbqrec.tokenizer.fit import Encoded
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,7 @@ def test_sampled_loss_draws_near_the_full_one_and_ignores_hits(data):
 
 def test_padding_and_neighbours_change_nothing(data):
     model, batches, _ = make(data)
+    torch.nn.init.normal_(model.similarity_bias.weight)
     model.eval()
     histories = batches[0]["item_id_list"]
     padded = torch.nn.functional.pad(histories, (0, 5))
@@ -122,17 +124,41 @@ def test_predict_full_sort_and_candidates_agree(data):
     torch.testing.assert_close(model.score(rows["item_id_list"], candidates), everything[:, candidates])
 
 
-def test_new_items_can_be_appended_and_ranked(data):
+def test_new_items_can_be_appended_and_ranked_and_read(data):
     model, batches, _ = make(data)
+    torch.nn.init.normal_(model.similarity_bias.weight)
     model.eval()
     histories = batches[0]["item_id_list"]
-    before = model.score(histories)
-    width = model.item_table.get_buffer("features_text").shape[1]
-    model.item_table.append(2, torch.tensor([[1, 9, 17, 25]] * 2), {"text": torch.ones(2, width)})
+    before, old = model.score(histories), model.n_items
+    signals, width = len(model.buckets.vectors), model.item_table.get_buffer("features_text").shape[1]
+    codes = torch.zeros(2, model.item_table.get_buffer("code_ids").shape[1], dtype=torch.long)
+    vectors = torch.randn(signals, 2, model.buckets.vectors.shape[-1])
+    encoded = Encoded(codes, vectors, torch.ones(signals, 2, dtype=torch.bool))
+    new = model.append_items(encoded, {"text": torch.ones(2, width)})
+    assert new.tolist() == [old, old + 1] and model.n_items == old + 2
     after = model.score(histories)
-    assert after.shape == (len(histories), before.shape[1] + 2)
-    torch.testing.assert_close(after[:, :-2], before)
-    assert torch.isfinite(after).all()
+    assert after.shape == (len(histories), old + 2) and torch.isfinite(after).all()
+    torch.testing.assert_close(after[:, :old], before)
+    with_new = model.score(torch.tensor([[3, 4, old]]))
+    assert not torch.allclose(with_new, model.score(torch.tensor([[3, 4, old + 1]])))
+    with pytest.raises(ValueError, match="new items need codes or features"):
+        model.append_items()
+
+
+def test_gradients_are_the_same_each_time_on_two_threads(data):
+    model, batches, _ = make(data, **PLAIN)
+    batch = {name: batches[0][name].repeat(100, 1) for name in ("item_id_list", "target_list")}
+    gradients = []
+    torch.set_num_threads(2)
+    try:
+        for _ in range(3):
+            model.zero_grad()
+            torch.manual_seed(0)
+            model.calculate_loss(batch).backward()
+            gradients.append(torch.cat([value.grad.flatten() for value in model.parameters()]))
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(gradients[0], gradients[1]) and torch.equal(gradients[0], gradients[2])
 
 
 def test_without_codes_and_features_it_is_a_plain_sequence_model(data):
