@@ -23,6 +23,8 @@ from .errors import InputError
 FORMAT = 1
 """Version of the files written here; a file of another version is refused."""
 
+_KEY = "recbole_bbqrec"
+
 
 def save(path: str | os.PathLike, kind: str, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> None:
     """Write `tensors` and the JSON-serialisable `header` to `path` in one atomic step.
@@ -34,7 +36,8 @@ def save(path: str | os.PathLike, kind: str, tensors: Mapping[str, torch.Tensor]
     tensors : name -> tensor of any shape and dtype.
     header : plain data that goes with them.
     """
-    metadata = {"kind": kind, "format": str(FORMAT), "header": json.dumps(header, sort_keys=True)}
+    # One entry: safetensors writes several in an order of its own, and equal content should give equal files.
+    metadata = {_KEY: json.dumps({"kind": kind, "format": FORMAT, "header": header}, sort_keys=True)}
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with _replacing(path) as temporary:
         save_file(plain, temporary, metadata=metadata)
@@ -51,14 +54,14 @@ def load(path: str | os.PathLike, kind: str) -> tuple[dict[str, torch.Tensor], d
         raise InputError(f"{path}: no such file; expected a {kind} file written by recbole_bbqrec")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {}).get(_KEY, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}); delete it and run again") from error
-    if metadata.get("kind") != kind or metadata.get("format") != str(FORMAT):
+    if metadata.get("kind") != kind or metadata.get("format") != FORMAT:
         found = f"{metadata.get('kind', 'unknown')} file of format {metadata.get('format', '?')}"
         raise InputError(f"{path}: found a {found}, expected a {kind} file of format {FORMAT}; delete it and run again")
-    return tensors, json.loads(metadata["header"])
+    return tensors, metadata["header"]
 
 
 def write_json(path: str | os.PathLike, data: Any) -> None:

@@ -21,6 +21,13 @@ def test_round_trip(tmp_path):
     assert os.listdir(tmp_path / "new") == ["x.safetensors"]
 
 
+def test_equal_content_gives_equal_files(tmp_path):
+    tensors = {name: torch.arange(3) for name in "abcdef"}
+    for name in ("x", "y"):
+        storage.save(tmp_path / name, "thing", tensors, {"one": 1, "two": [2], "three": {"b": 1, "a": 2}})
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "pickle"])
 def test_damaged_files_are_refused_with_what_to_do(tmp_path, damage):
     path = tmp_path / "x.safetensors"
