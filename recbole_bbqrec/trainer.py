@@ -46,10 +46,6 @@ class ProtocolTrainer(Trainer):
     A run keeps its files in one folder, named by everything that can change its result. The best weights by masked
     validation score stand in `weights.safetensors`, the state after the last epoch in `last.safetensors`. Every epoch
     starts from a seed of its own, so a run that was killed goes on to the very result it would have had.
-
-    Attributes
-    ----------
-    best_metrics : `{column: {metric: value}}` on validation at the best epoch.
     """
 
     def __init__(self, config: Any, model: Any) -> None:
@@ -57,7 +53,6 @@ class ProtocolTrainer(Trainer):
         if config["length_groups"] and config["model"] in LENGTH_INDEPENDENT:
             group_by_length(model)
         self._run_dir: Path | None = None
-        self.best_metrics: dict[str, dict[str, float]] = {}
         self.state: dict[str, Any] = {
             "best_epoch": None,
             "epoch_seconds": [],
@@ -164,7 +159,7 @@ class ProtocolTrainer(Trainer):
         self.state["evaluate_seconds"].append(time.perf_counter() - started)
         score = metrics["masked"][self.valid_metric]
         if score >= self.best_valid_score:  # RecBole's rule: an equal score counts as better
-            self.best_metrics, self.state["best_epoch"] = metrics, self.state["epochs_done"] - 1
+            self.state["best_epoch"] = self.state["epochs_done"] - 1
         # RecBole's own names stay what RecBole means by them, the unmasked column.
         masked = {f"masked_{name}": value for name, value in metrics["masked"].items()}
         return score, OrderedDict({**masked, **metrics["unmasked"]})
@@ -184,7 +179,6 @@ class ProtocolTrainer(Trainer):
             "cur_step": self.cur_step,
             "best_valid_score": self.best_valid_score,
             "best_valid_result": self.best_valid_result,
-            "best_metrics": self.best_metrics,
             "state": self.state,
         }
         checkpoint.save_training(self._last, self.model, self.optimizer, header)
@@ -193,7 +187,7 @@ class ProtocolTrainer(Trainer):
         header = checkpoint.load_training(path, self.model, self.optimizer)
         self.start_epoch = header["epoch"] + 1
         self.cur_step, self.best_valid_score = header["cur_step"], header["best_valid_score"]
-        self.best_valid_result, self.best_metrics = header["best_valid_result"], header["best_metrics"]
+        self.best_valid_result = header["best_valid_result"]
         self.state = header["state"]
         done = (
             "finished run found, training is skipped"

@@ -105,10 +105,8 @@ class Seen:
 
     def pairs(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return `(index into rows, item id)` of everything seen by the given rows."""
-        counts = self.offsets[rows + 1] - self.offsets[rows]
-        index = np.repeat(np.arange(len(rows)), counts)
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return index, self.items[np.repeat(self.offsets[rows], counts) + within]
+        index, places = _all_places(self.offsets[rows], self.offsets[rows + 1])
+        return index, self.items[places]
 
 
 def seen_before(evaluated: Any, earlier: list[Any]) -> Seen:
@@ -123,9 +121,8 @@ def seen_before(evaluated: Any, earlier: list[Any]) -> Seen:
     known = np.unique(np.concatenate([_user_item_keys(dataset, n_items) for dataset in earlier]))
     users = evaluated.inter_feat[evaluated.uid_field].numpy()
     low, high = np.searchsorted(known, users * n_items), np.searchsorted(known, (users + 1) * n_items)
-    rows = np.repeat(np.arange(len(users)), high - low)
-    within = np.arange((high - low).sum()) - np.repeat(np.cumsum(high - low) - (high - low), high - low)
-    items = known[np.repeat(low, high - low) + within] % n_items
+    rows, places = _all_places(low, high)
+    items = known[places] % n_items
     history = evaluated.inter_feat[evaluated.iid_field + evaluated.config["LIST_SUFFIX"]].numpy()
     own_rows, own_columns = np.nonzero(history)
     keys = np.unique(np.r_[rows * n_items + items, own_rows * n_items + history[own_rows, own_columns]])
@@ -133,6 +130,13 @@ def seen_before(evaluated: Any, earlier: list[Any]) -> Seen:
     n_repeated = int(np.isin(targets, keys).sum())
     keys = np.setdiff1d(keys, targets, assume_unique=False)
     return Seen(np.searchsorted(keys, np.arange(len(users) + 1) * n_items), keys % n_items, n_repeated)
+
+
+def _all_places(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Write out ranges: which range each place belongs to, and the places `starts[i] .. ends[i] - 1` one by one."""
+    counts = ends - starts
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(np.arange(len(starts)), counts), np.repeat(starts, counts) + within
 
 
 def _user_item_keys(dataset: Any, n_items: int) -> np.ndarray:
