@@ -27,14 +27,20 @@ EMPTY_DEFAULTS = {
     "image_encoder": str,
     "cache_dir": str,
     "result_file": str,
+    "similarity_signals": list,
 }
 
 CHOICES = {
-    "similarity_attention": ("additive", "multiplicative", "off"),
+    "similarity_attention": ("additive", "multiplicative", "undiscretised", "off"),
+    "codes": ("learned", "random", "shuffled", "none"),
+    "tokenizer": ("behavior_bind", "rqvae", "kmeans"),
+    "sid_mode": ("chained", "concat", "fused"),
+    "sid_codebook_update": ("gradient", "ema"),
+    "scoring": ("joint", "dense", "codes", "generate"),
     "score_function": ("cosine", "dot"),
 }
 
-NOT_NEGATIVE = {"n_negatives", "shuffle_ties", "stopping_step", "seed"}
+NOT_NEGATIVE = {"n_negatives", "beam_size", "code_weight", "shuffle_ties", "stopping_step", "seed"}
 
 POSITIVE = {
     "train_batch_size",
@@ -45,6 +51,10 @@ POSITIVE = {
     "hidden_size",
     "inner_size",
     "n_similarity_bins",
+    "n_candidate_neighbours",
+    "n_candidate_bins",
+    "n_candidate_last",
+    "n_decoder_layers",
     "feature_dim",
     "encode_batch_size",
     "max_text_tokens",
@@ -192,6 +202,8 @@ class Config(RecBoleConfig):
 def _checked(key: str, value: Any, default: Any) -> Any:
     """Return `value` in the type of the key's default, or raise `InputError`."""
     expected = EMPTY_DEFAULTS.get(key) if default is None else type(default)
+    if value is None and "none" in CHOICES.get(key, ()):
+        value = "none"  # the command line takes the word for no value
     if value is None and (default is None or expected in (str, dict, list)):
         return value
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
@@ -202,6 +214,8 @@ def _checked(key: str, value: Any, default: Any) -> Any:
         value = str(value)
     if expected is list and isinstance(value, (str, int, float, tuple)):
         value = list(value) if isinstance(value, tuple) else [value]
+    if key in CHOICES and value is False and "off" in CHOICES[key]:
+        value = "off"  # what YAML reads where the quotes are forgotten
     wrong_bool = isinstance(value, bool) and expected in (int, float)
     if expected in (bool, int, float, str, list, dict) and (wrong_bool or not isinstance(value, expected)):
         raise InputError(f"{key}: found {value!r} ({type(value).__name__}), expected {expected.__name__}")
@@ -209,7 +223,7 @@ def _checked(key: str, value: Any, default: Any) -> Any:
         raise InputError(f"{key}: found {value!r}, expected one of {', '.join(CHOICES[key])}")
     if key in POSITIVE and isinstance(value, (int, float)) and value <= 0:
         raise InputError(f"{key}: found {value!r}, expected a number above 0")
-    if key in NOT_NEGATIVE and isinstance(value, int) and value < 0:
+    if key in NOT_NEGATIVE and isinstance(value, (int, float)) and value < 0:
         raise InputError(f"{key}: found {value!r}, expected 0 or more")
     if key.endswith("dropout_prob") and isinstance(value, float) and not 0 <= value < 1:
         raise InputError(f"{key}: found {value!r}, expected a probability in [0, 1)")

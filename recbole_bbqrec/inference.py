@@ -15,6 +15,7 @@ from . import __version__, checkpoint, registry, storage
 from .data.features import ItemFeatures
 from .data.semantic_ids import SemanticIds
 from .errors import InputError
+from .model.candidates import candidates_of
 from .ranking import tie_order
 from .settings import plain_settings
 
@@ -171,6 +172,13 @@ def write_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
     storage.write_json(run_dir / BUNDLE, content)
 
 
+def restore_candidates(folder: Path, model: Any) -> None:
+    """Give a model of ours what its run has fitted after training, if anything."""
+    candidates = candidates_of(folder)
+    if candidates is not None:
+        model.candidates = candidates.to(next(model.parameters()).device)
+
+
 def load_bundle(path: str | Path) -> Bundle:
     """Load the folder that a finished run left (the run's log and record name it).
 
@@ -192,10 +200,11 @@ def load_bundle(path: str | Path) -> Bundle:
     semantic_ids = SemanticIds.load(folder / SEMANTIC_IDS) if (folder / SEMANTIC_IDS).is_file() else None
     catalogue = Catalogue(settings["ITEM_ID_FIELD"], content["item_tokens"], features, semantic_ids)
     try:
-        model = registry.get_model(settings["model"])(settings, catalogue)
+        model = registry.build_model(settings, catalogue)
     except AttributeError as error:
         raise InputError(
             f"{folder}: {settings['model']} needs its data set ({error}); use load_data_and_model"
         ) from error
     checkpoint.load_weights(folder / WEIGHTS, model)
+    restore_candidates(folder, model)
     return Bundle(model.eval(), catalogue, settings)

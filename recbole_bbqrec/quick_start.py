@@ -17,7 +17,8 @@ from . import checkpoint, registry, report, storage
 from .config import Config
 from .data.dataloader import split_loaders
 from .errors import InputError
-from .inference import load_bundle, write_bundle
+from .inference import load_bundle, restore_candidates, write_bundle
+from .ranking import Ranks
 from .settings import learning_settings, plain_settings, settings_to_load
 
 
@@ -57,7 +58,14 @@ def _recbole_refusals() -> Iterator[None]:
 
 
 def run(arguments: Sequence[str] = (), config_dict: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Train and judge one model on one data set, print its table and return its record.
+    """Train and judge one model on one data set, print its table and return its record; see `execute`."""
+    return execute(arguments, config_dict)[0]
+
+
+def execute(
+    arguments: Sequence[str] = (), config_dict: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Ranks]]:
+    """Train and judge one model on one data set, print its table, and return its record and all ranks.
 
     Parameters
     ----------
@@ -66,8 +74,9 @@ def run(arguments: Sequence[str] = (), config_dict: dict[str, Any] | None = None
 
     Returns
     -------
-    The record: model, dataset, seed, metrics by split and column, users, epochs, seconds, peak memory (MiB), number of
-    parameters, settings, versions, and the folder of the run.
+    record : model, dataset, seed, metrics by split and column, users, epochs, seconds, peak memory (MiB), number of
+        parameters, settings, versions, and the folder of the run.
+    ranks : by split, of every user.
 
     Raises
     ------
@@ -86,12 +95,12 @@ def run(arguments: Sequence[str] = (), config_dict: dict[str, Any] | None = None
         train, valid, test = split_loaders(config, dataset)
 
         init_seed(config["seed"], config["reproducibility"])  # the model's start does not depend on what data took
-        model = registry.get_model(config["model"])(config, train._dataset).to(config["device"])
+        model = registry.build_model(config, train._dataset).to(config["device"])
         logger.info(model)
 
     trainer = registry.get_trainer(config)(config, model)
     trainer.fit(train, valid, show_progress=config["show_progress"])
-    trainer.load_best()
+    trainer.finish(valid, show_progress=config["show_progress"])
 
     started = time.perf_counter()
     earlier, shown = [train._dataset, valid._dataset], config["show_progress"]
@@ -105,7 +114,7 @@ def run(arguments: Sequence[str] = (), config_dict: dict[str, Any] | None = None
         storage.write_json(config["result_file"], record)
     _keep_bundle(trainer.run_dir, config, dataset)
     print("\n" + report.result_table(record))
-    return record
+    return record, ranks
 
 
 def _check_result_file(path: str | None) -> None:
@@ -185,6 +194,7 @@ def load_data_and_model(path: str | Path, config_dict: dict[str, Any] | None = N
     init_seed(config["seed"], config["reproducibility"])
     dataset = registry.get_dataset(config["model"])(config)
     train, valid, test = split_loaders(config, dataset)
-    model = registry.get_model(config["model"])(config, train._dataset).to(config["device"])
+    model = registry.build_model(config, train._dataset).to(config["device"])
     checkpoint.load_weights(weights, model)
+    restore_candidates(weights.parent, model)
     return config, model.eval(), dataset, train, valid, test

@@ -11,6 +11,9 @@ import torch
 
 from .errors import InputError
 
+NOT_FOUND = 2**31 - 1
+"""Rank of what a model does not find at all."""
+
 COLUMNS = ("masked", "unmasked")
 """Whether what the user had seen before the target leaves the ranking. The two are never mixed."""
 
@@ -21,7 +24,11 @@ def tie_order(n_items: int, seed: int) -> torch.Tensor:
 
 
 def rank_targets(
-    scores: torch.Tensor, targets: torch.Tensor, seen: tuple[torch.Tensor, torch.Tensor], order: torch.Tensor
+    scores: torch.Tensor,
+    targets: torch.Tensor,
+    seen: tuple[torch.Tensor, torch.Tensor],
+    order: torch.Tensor,
+    finds_some: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Rank each row's target among all items, with and without the items the user has seen.
 
@@ -31,10 +38,11 @@ def rank_targets(
     targets : [B] item ids, compared by the score that stands in the same row.
     seen : (row, item) pairs to leave out of the masked column; a row's own target may not be among them.
     order : [N] from `tie_order`.
+    finds_some : whether minus infinity stands for an item that the model has not found, which no list shows.
 
     Returns
     -------
-    `masked` and `unmasked` ranks [B], 1 is best.
+    `masked` and `unmasked` ranks [B], 1 is best; `NOT_FOUND` for a target without a score.
 
     Raises
     ------
@@ -42,6 +50,8 @@ def rank_targets(
     """
     scores = scores[:, 1:]
     low, high = torch.aminmax(scores)
+    if finds_some:
+        low = torch.nan_to_num(low, nan=torch.nan, neginf=0.0)
     if not (torch.isfinite(low) and torch.isfinite(high)):
         raise InputError("the model gave a score that is not finite; lower learning_rate or set clip_grad_norm")
     order = order.to(scores.device)
@@ -57,7 +67,11 @@ def rank_targets(
     seen_score, wanted = scores[rows, items - 1], target_score[rows, 0]
     beats = (seen_score > wanted) | ((seen_score == wanted) & (order[items] < order[targets[rows]]))
     removed = torch.zeros_like(better).index_add_(0, rows, beats.long())
-    return {"masked": better - removed + 1, "unmasked": better + 1}
+    lost = torch.isneginf(target_score[:, 0])
+    return {
+        "masked": (better - removed + 1).masked_fill(lost, NOT_FOUND),
+        "unmasked": (better + 1).masked_fill(lost, NOT_FOUND),
+    }
 
 
 def _count(mask: torch.Tensor) -> torch.Tensor:

@@ -14,8 +14,10 @@ from . import compat
 from .data.dataset import MultiModalSequentialDataset
 from .errors import InputError
 from .model.bbqrec import BBQRec
+from .model.stock_attention import add_similarity
+from .sequence_trainer import SequenceTrainer
 from .settings import property_files
-from .trainer import ProtocolTrainer, SequenceTrainer
+from .trainer import ProtocolTrainer
 
 MODELS: dict[str, type[SequentialRecommender]] = {"BBQRec": BBQRec}
 """Models of this project, by the name given to `--model`."""
@@ -46,6 +48,19 @@ def get_model(name: str) -> type[SequentialRecommender]:
     near = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(names)}"
     raise InputError(f"--model={name}: no sequential model of this name; {hint}")
+
+
+def build_model(config: Any, dataset: Any) -> SequentialRecommender:
+    """Return the configured model, built for `dataset`; RecBole's own with similarity attention where it is asked for.
+
+    Raises
+    ------
+    InputError : RecBole's model has no place for similarity attention.
+    """
+    model = get_model(config["model"])(config, dataset)
+    if config["model"] not in MODELS and (config["similarity_attention"] or "off") != "off":
+        add_similarity(model, config, dataset)
+    return model
 
 
 def _recbole_models() -> dict[str, type[SequentialRecommender]]:

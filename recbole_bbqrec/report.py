@@ -1,11 +1,17 @@
-"""What a run shows: its record as plain data, and a table of it."""
+"""What runs show: the record of one as plain data, tables and figures of one or many."""
 
+import io
+import os
 import platform
 import sys
+from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from tabulate import tabulate
+
+from . import storage
 
 PACKAGES = ("recbole-bbqrec", "recbole", "torch", "numpy", "scipy", "pandas", "scikit-learn", "transformers")
 
@@ -57,3 +63,61 @@ def result_table(record: dict[str, Any]) -> str:
     if "test" not in record["metrics"]:
         lines.append("test is looked at last: add --final to judge it")
     return "\n".join(lines)
+
+
+class Bar(NamedTuple):
+    """One bar of a figure: its value and the interval around it."""
+
+    value: float
+    low: float
+    high: float
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table of ready texts; the first column is aligned left, the others right."""
+    align = ("left", *["right"] * (len(header) - 1))
+    return tabulate(rows, header, tablefmt="pipe", disable_numparse=True, colalign=align if rows else None)
+
+
+def bar_figure(title: str, panels: Mapping[str, Mapping[str, Bar]], reference: str | None = None) -> bytes:
+    """Draw horizontal bars with intervals, a panel beside the other, and return the figure as PNG.
+
+    Equal input gives an equal file.
+
+    Parameters
+    ----------
+    panels : panel title -> label -> bar. All panels share the labels, in the order of the first one.
+    reference : label whose value is drawn through all bars of a panel.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    labels = list(next(iter(panels.values())))
+    figure = Figure(figsize=(1.6 + 3.6 * len(panels), 1.1 + 0.3 * len(labels)), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (name, bars) in zip(all_axes, panels.items(), strict=True):
+        places = [labels.index(label) for label in bars]
+        values = [bar.value for bar in bars.values()]
+        # A percentile interval need not hold the value itself, and a length cannot be negative.
+        reach = [[max(0.0, bar.value - bar.low) for bar in bars.values()]]
+        reach += [[max(0.0, bar.high - bar.value) for bar in bars.values()]]
+        axes.barh(places, values, color=["#4477aa" if label == reference else "#99bbdd" for label in bars])
+        axes.errorbar(values, places, xerr=reach, fmt="none", ecolor="black", elinewidth=1, capsize=2)
+        if reference is not None and reference in bars:
+            axes.axvline(bars[reference].value, color="#4477aa", linewidth=1, linestyle=":")
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set_xlabel(name)
+        axes.locator_params(axis="x", nbins=5)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].invert_yaxis()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def write_file(path: str | os.PathLike, content: str | bytes) -> None:
+    """Write a text or bytes to `path` in one atomic step."""
+    with storage._replacing(path) as temporary:
+        Path(temporary).write_bytes(content.encode() if isinstance(content, str) else content)

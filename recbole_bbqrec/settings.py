@@ -10,9 +10,20 @@ PROPERTIES = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parent.parent
 # Keys that change where a run writes or what it prints, never what it learns.
 NOT_LEARNED_FROM = {
     *("final", "resume", "result_file", "cache_dir", "checkpoint_dir", "show_progress", "state", "data_path"),
+    "report_card",
     *("log_wandb", "wandb_project", "gpu_id", "device", "config_files", "save_dataset", "save_dataloaders"),
     *("dataset_save_path", "dataloaders_save_path", "metric_decimal_place", "loss_decimal_place", "eval_batch_size"),
 }
+
+# Keys of what is fitted after training, with the trained weights held fixed.
+FITTED_AFTER_TRAINING = (*("candidate_similarity", "n_candidate_neighbours", "n_candidate_bins", "n_candidate_last"),)
+
+
+def candidate_settings(config: Any) -> dict[str, Any]:
+    """Return the settings of what is fitted after training, as plain data; training does not depend on them."""
+    if config["scoring"] == "generate":  # the paper's form of scoring: nothing is fitted after it
+        return {key: [] if key == "candidate_similarity" else 0 for key in FITTED_AFTER_TRAINING}
+    return {key: _plain(config[key]) for key in FITTED_AFTER_TRAINING if key in config.final_config_dict}
 
 
 def property_files(model: str, dataset: str) -> list[Path]:

@@ -16,12 +16,11 @@ from recbole.utils import set_color
 from tqdm import tqdm
 
 from . import checkpoint, storage
-from .data.dataloader import WindowDataLoader
-from .data.sequences import Seen, seen_before, training_sequences
+from .data.sequences import Seen, seen_before
 from .errors import InputError
 from .model.padding import LENGTH_INDEPENDENT, group_by_length
 from .ranking import Ranks, rank_targets, tie_order
-from .settings import learning_settings, plain_settings
+from .settings import candidate_settings, learning_settings, plain_settings
 
 
 def _content(dataset: Any) -> dict[str, Any]:
@@ -84,7 +83,7 @@ class ProtocolTrainer(Trainer):
         if saved and self.config["resume"] and self._last.is_file():
             self._resume(self._last)
         elif saved:
-            shutil.rmtree(self.run_dir, ignore_errors=True)
+            shutil.rmtree(self._training_dir, ignore_errors=True)
 
         def after_epoch(epoch: int, score: float) -> None:
             if saved:
@@ -105,20 +104,25 @@ class ProtocolTrainer(Trainer):
     def _open_run(self, train_data: Any, valid_data: Any) -> None:
         import recbole_bbqrec  # the package itself is part of what decides the result
 
+        given, afterwards = learning_settings(self.config), candidate_settings(self.config)
         key = storage.fingerprint(
-            learning_settings(self.config),
+            {name: value for name, value in given.items() if name not in afterwards},
             str(self.device),
             *(_content(data._dataset) for data in (train_data, valid_data)),
             storage.source_fingerprint(recbole_bbqrec),
             torch.__version__,
         )
         name = f"{self.config['model']}-{self.config['dataset']}-{self.config['seed']}-{key}"
-        self._run_dir = Path(self.checkpoint_dir) / name
-        self.saved_model_file = str(self.run_dir / "weights.safetensors")
+        self._training_dir = Path(self.checkpoint_dir) / name
+        # One training serves every setting of what is fitted after it.
+        self._run_dir = self._training_dir
+        if afterwards.get("candidate_similarity"):
+            self._run_dir = self._training_dir.with_name(f"{name}-{storage.fingerprint(afterwards)[:8]}")
+        self.saved_model_file = str(self._training_dir / "weights.safetensors")
 
     @property
     def run_dir(self) -> Path:
-        """Folder of the run.
+        """Folder of the run; training itself has one of its own where something is fitted after it.
 
         Raises
         ------
@@ -130,7 +134,7 @@ class ProtocolTrainer(Trainer):
 
     @property
     def _last(self) -> Path:
-        return self.run_dir / "last.safetensors"
+        return self._training_dir / "last.safetensors"
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
         # One seed per epoch: what an epoch draws does not depend on whether the process began with it.
@@ -206,6 +210,13 @@ class ProtocolTrainer(Trainer):
         checkpoint.load_weights(path, self.model)
         self.logger.info(f"Loading model structure and parameters from {path}")
 
+    def finish(self, valid_data: Any, show_progress: bool = False) -> None:
+        """Bring the best weights into the model, and fit on validation what is fitted after training.
+
+        That is done once for a run's folder; afterwards it is read from there.
+        """
+        self.load_best()
+
     # Evaluation
 
     def evaluate(
@@ -236,13 +247,28 @@ class ProtocolTrainer(Trainer):
         order = np.argsort(lengths, kind="stable")
         ties = tie_order(dataset.item_num, self.config["seed"])
         ranks = {column: np.zeros(len(lengths), np.int64) for column in ("masked", "unmasked")}
-        chunks = np.array_split(order, -(-len(order) // self.config["eval_batch_size"]))
+        parts = self._parts(dataset, order)
+        chunks = [
+            rows
+            for part in parts
+            for rows in np.array_split(part, max(-(-len(part) // self.config["eval_batch_size"]), 1))
+            if len(rows)
+        ]
         for rows in tqdm(chunks, desc="Rank", ncols=100, disable=not show_progress):
-            targets, scores = self._score_rows(eval_data, rows)
             row, item = (torch.from_numpy(part).to(self.device) for part in seen.pairs(rows))
-            for column, values in rank_targets(scores, targets, (row, item), ties).items():
+            for column, values in self._rank_rows(eval_data, rows, (row, item), ties).items():
                 ranks[column][rows] = values.cpu().numpy()
         return Ranks(dataset.inter_feat[dataset.uid_field].numpy(), **ranks)
+
+    def _parts(self, dataset: Any, order: np.ndarray) -> list[np.ndarray]:
+        """Rows that may be scored side by side."""
+        return [order]
+
+    def _rank_rows(
+        self, eval_data: Any, rows: np.ndarray, seen: tuple[torch.Tensor, torch.Tensor], ties: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        targets, scores = self._score_rows(eval_data, rows)
+        return rank_targets(scores, targets, seen, ties)
 
     def _seen_before(self, dataset: Any, earlier: list[Any]) -> Seen:
         """Seen items of a split, collected once; the data sets are kept, so that no other can take their identity."""
@@ -266,18 +292,3 @@ class ProtocolTrainer(Trainer):
             "epoch": statistics.median(epochs) if epochs else 0.0,
             "evaluate": statistics.median(evaluations) if evaluations else 0.0,
         }
-
-
-class SequenceTrainer(ProtocolTrainer):
-    """Trains on windows of whole sequences instead of RecBole's prefixes: every target once, in one pass."""
-
-    def _training_batches(self, train_data: Any) -> Any:
-        if isinstance(train_data, WindowDataLoader):
-            return train_data
-        dataset = train_data._dataset
-        sequences = dataset.train_sequences or training_sequences(dataset)
-        batches = WindowDataLoader(self.config, dataset, sequences)
-        self.logger.info(
-            f"Training on {len(sequences)} sequences, {batches.n_targets} targets, {len(batches)} steps an epoch"
-        )
-        return batches

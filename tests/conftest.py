@@ -25,6 +25,7 @@ QUICK = {
     "sid_code_dim": 8,
     "sid_epochs": 1,
     "sid_min_steps": 30,
+    "report_card": False,
 }
 """Settings of a quick BBQRec run on the tiny data set."""
 

@@ -14,7 +14,7 @@ from recbole_bbqrec.errors import InputError
 def runs(tiny, tmp_path_factory):
     place = tmp_path_factory.mktemp("runs")
     return {
-        model: quick_start.run(config_dict=settings(tiny, model, checkpoint_dir=str(place)))
+        model: quick_start.run(config_dict=settings(tiny, model, checkpoint_dir=str(place), final=True))
         for model in ("BBQRec", "SASRec")
     }
 
@@ -32,9 +32,9 @@ def test_a_bundle_ranks_as_the_run_did(runs, model, tmp_path):
     users = {}
     for user, item, _ in sorted(tiny_interactions(), key=lambda row: (row[0], row[2])):
         users.setdefault(user, []).append(item)
-    found = loaded.recommend([items[:-2] for items in users.values()], k=5)
-    hits = [items[-2] in result.items for items, result in zip(users.values(), found, strict=True)]
-    assert sum(hits) / len(hits) == pytest.approx(runs[model]["metrics"]["valid"]["masked"]["recall@5"])
+    found = loaded.recommend([items[:-1] for items in users.values()], k=5)
+    hits = [items[-1] in result.items for items, result in zip(users.values(), found, strict=True)]
+    assert sum(hits) / len(hits) == pytest.approx(runs[model]["metrics"]["test"]["masked"]["recall@5"])
 
 
 def test_seen_items_leave_or_stay(bundle):
@@ -76,7 +76,7 @@ def test_a_bundle_is_complete_and_holds_no_pickle(runs, tmp_path):
     folder = tmp_path / "b"
     shutil.copytree(runs["BBQRec"]["run_dir"], folder)
     names = {path.name for path in folder.iterdir()}
-    files = {"weights", "last", "features", "semantic_ids", "tokenizer"}
+    files = {"weights", "candidates", "features", "semantic_ids", "tokenizer"}
     assert names == {f"{name}.safetensors" for name in files} | {"bundle.json"}
     content = json.loads((folder / "bundle.json").read_text())
     assert {"version", "format", "settings", "item_tokens"} <= set(content)

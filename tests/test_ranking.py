@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.ranking import Ranks, per_row, rank_targets, tie_order
+from recbole_bbqrec.ranking import NOT_FOUND, Ranks, per_row, rank_targets, tie_order
 
 NOTHING = (torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long))
 
@@ -60,3 +60,18 @@ def test_metrics_by_hand():
     assert metrics == {"masked": {"recall@10": pytest.approx(2 / 3)}, "unmasked": {"recall@10": 0.0}}
     with pytest.raises(InputError, match="AUC"):
         per_row(ranks, "AUC", 10)
+
+
+def test_what_a_model_does_not_find_has_no_place():
+    scores = torch.tensor(
+        [[0.0, 3.0, -torch.inf, 2.0], [0.0, 3.0, -torch.inf, 2.0], [0.0, -torch.inf, -torch.inf, 1.0]]
+    )
+    targets, seen = torch.tensor([2, 3, 3]), (torch.tensor([1]), torch.tensor([1]))
+    ranks = rank_targets(scores, targets, seen, tie_order(4, 0), finds_some=True)
+    assert ranks["masked"].tolist() == [NOT_FOUND, 1, 1]
+    assert ranks["unmasked"].tolist() == [NOT_FOUND, 2, 1]
+    with pytest.raises(InputError, match="not finite"):
+        rank_targets(scores, targets, seen, tie_order(4, 0))
+    for wrong in (torch.nan, torch.inf):
+        with pytest.raises(InputError, match="not finite"):
+            rank_targets(torch.full((1, 4), wrong), targets[:1], seen, tie_order(4, 0), finds_some=True)

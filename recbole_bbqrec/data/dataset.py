@@ -53,8 +53,13 @@ class MultiModalSequentialDataset(SequentialDataset):
         self.seconds = {"features": 0.0, "tokenizer": 0.0}
         with compat.lengths_by_element():
             super().__init__(config)
-        if config["attach_item_features"] or config["attach_semantic_ids"]:
+        if config["attach_item_features"] or self._compares_items:
             self._attach_features()
+
+    @property
+    def _compares_items(self) -> bool:
+        """Whether the model needs to know how alike items are, by their codes or by their features."""
+        return bool(self.config["attach_semantic_ids"]) or self.config["similarity_attention"] != "off"
 
     @property
     def cache_dir(self) -> Path:
@@ -187,7 +192,7 @@ class MultiModalSequentialDataset(SequentialDataset):
         splits = super().build()
         sequences = training_sequences(splits[0])
         semantic_ids = None
-        if self.config["attach_semantic_ids"]:
+        if self._compares_items and self.config["codes"] != "none":
             started = time.perf_counter()
             semantic_ids, self.tokenizer_file = fit_semantic_ids(
                 self.config, self.item_tokens, self.item_features, sequences, self.cache_dir

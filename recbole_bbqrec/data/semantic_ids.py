@@ -1,8 +1,9 @@
 """From training sequences to semantic IDs by item id, through a cache that notices every change."""
 
+import inspect
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import torch
 
 from .. import storage, tokenizer
 from ..errors import InputError
-from ..tokenizer.fit import BehaviorBindTokenizer
+from ..tokenizer.base import ItemTokenizer
+from ..tokenizer.registry import TOKENIZERS
+from ..tokenizer.registry import load as load_tokenizer
+from ..tokenizer.report_card import report_card, report_card_table, write_report_card
 from ..tokenizer.semantic_ids import number_codes
 from .features import ItemFeatures
 from .sequences import Sequences
 
 PREFIX = "sid_"
-"""Settings `sid_x` are the arguments `x` of `BehaviorBindTokenizer`."""
+"""Settings `sid_x` are the arguments `x` of the item tokenizer; their defaults are those of `BehaviorBindTokenizer`."""
 
 # Not part of what a tokenizer learns from: how it is run.
 RUN_KEYS = ("progress",)
@@ -91,49 +95,107 @@ def fit_semantic_ids(
     place = {token: index for index, token in enumerate(canonical)}
     order = np.array([-1] + [place[token] for token in item_tokens[1:]])
     aligned = features.reindex(canonical) if features is not None else None
+    canonical_sequences = Sequences(sequences.offsets, order[sequences.items])
     fitted, path = _cached_tokenizer(
-        _settings(config), aligned, Sequences(sequences.offsets, order[sequences.items]), len(canonical), cache_dir
+        config["tokenizer"], _settings(config), aligned, canonical_sequences, len(canonical), cache_dir
     )
-    return _by_item_id(fitted, torch.from_numpy(order)), path
+    if config["report_card"]:
+        _report(fitted, aligned, canonical_sequences, path)
+    learned = SemanticIds(
+        fitted.codes_, fitted.vectors_, fitted.present_, list(fitted.signals_), fitted.codebooks_.shape[1]
+    )
+    return _by_item_id(CONTROLS[config["codes"]](learned, config["seed"]), torch.from_numpy(order)), path
 
 
 def _settings(config: Any) -> dict[str, Any]:
+    """Arguments of the configured tokenizer; it takes those of the keys `sid_x` that it knows."""
+    known = inspect.signature(TOKENIZERS[config["tokenizer"]]).parameters
     names = [key for key in config.final_config_dict if key.startswith(PREFIX)]
-    settings = {key.removeprefix(PREFIX): config[key] for key in names}
+    settings = {key.removeprefix(PREFIX): config[key] for key in names if key.removeprefix(PREFIX) in known}
     return {**settings, "seed": config["seed"], "device": str(config["device"]), "progress": config["show_progress"]}
 
 
 def _cached_tokenizer(
-    settings: Mapping[str, Any], features: ItemFeatures | None, sequences: Sequences, n_items: int, cache_dir: Path
-) -> tuple[BehaviorBindTokenizer, Path]:
-    matrices = features.matrices if features is not None else {}
-    present = features.present if features is not None else {}
+    name: str,
+    settings: Mapping[str, Any],
+    features: ItemFeatures | None,
+    sequences: Sequences,
+    n_items: int,
+    cache_dir: Path,
+) -> tuple[ItemTokenizer, Path]:
+    matrices, present = _given(features)
     learned_from = {key: value for key, value in settings.items() if key not in RUN_KEYS}
     source = storage.source_fingerprint(tokenizer)
     key = storage.fingerprint(
-        learned_from, matrices, present, sequences.offsets, sequences.items, n_items, source, torch.__version__
+        name, learned_from, matrices, present, sequences.offsets, sequences.items, n_items, source, torch.__version__
     )
     path = cache_dir / f"tokenizer-{key}.safetensors"
     logger = logging.getLogger()
     if path.is_file():
         try:
-            fitted = BehaviorBindTokenizer.load(path)
+            fitted = load_tokenizer(path)
             logger.info(f"semantic IDs: read from {path}")
             return fitted, path
         except InputError as error:
             logger.warning(f"{error}; learning the semantic IDs again")
-    fitted = BehaviorBindTokenizer(**settings)
+    fitted = TOKENIZERS[name](**settings)
     fitted.fit(matrices, present, (sequences.offsets, sequences.items), n_items)
     fitted.save(path)
     logger.info(f"semantic IDs: learned and kept in {path}")
     return fitted, path
 
 
-def _by_item_id(fitted: BehaviorBindTokenizer, order: torch.Tensor) -> SemanticIds:
-    """Put the tokenizer's rows in the order of item ids and add the padding row."""
+def _given(features: ItemFeatures | None) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    return (features.matrices, features.present) if features is not None else ({}, {})
+
+
+def _report(fitted: ItemTokenizer, features: ItemFeatures | None, sequences: Sequences, path: Path) -> None:
+    """Write the ID report card beside the tokenizer's file, once, and show it."""
+    stem, logger = path.with_suffix(""), logging.getLogger()
+    if not stem.with_suffix(".json").is_file():
+        logger.info("ID report card: measuring the codes (--report_card=False leaves it out)")
+        card = report_card(fitted, *_given(features), (sequences.offsets, sequences.items))
+        write_report_card(card, stem)
+        logger.info("\n" + report_card_table(card))
+        for warning in card["warnings"]:
+            logger.warning(f"semantic IDs: {warning}")
+    logger.info(f"ID report card: {stem.with_suffix('.json')} and .png")
+
+
+def _learned(ids: SemanticIds, seed: int) -> SemanticIds:
+    return ids
+
+
+def _shuffled(ids: SemanticIds, seed: int) -> SemanticIds:
+    """Control: every item gets the codes and the vectors of some other item, both together."""
+    other = torch.randperm(len(ids.codes), generator=torch.Generator().manual_seed(seed))
+    return replace(ids, codes=ids.codes[other], vectors=ids.vectors[:, other], present=ids.present[:, other])
+
+
+def _random(ids: SemanticIds, seed: int) -> SemanticIds:
+    """Control: every item gets random codes, each item its own, and random vectors stand for the codes."""
+    generator = torch.Generator().manual_seed(seed)
+    n_items, width = ids.codes.shape
+    size, levels = ids.codebook_size, width // len(ids.signals)
+    # Different numbers written with `levels` digits: no two items get the same ID. An item lacks no signal of it.
+    numbers = torch.from_numpy(np.random.default_rng(seed).choice(size**levels, n_items, replace=False))
+    digits = torch.stack([numbers // size**level % size for level in range(levels)], dim=1)
+    codes = torch.randint(size, (n_items, width), generator=generator)
+    codes[:, -levels:] = digits
+    codebooks = torch.randn(width, size, ids.vectors.shape[-1], generator=generator)
+    parts = torch.stack([book[code] for book, code in zip(codebooks, codes.T, strict=True)])  # [P, N, C]
+    vectors = parts.unflatten(0, (len(ids.signals), levels)).sum(1)
+    return replace(ids, codes=codes, vectors=vectors, present=torch.ones_like(ids.present))
+
+
+CONTROLS = {"learned": _learned, "shuffled": _shuffled, "random": _random}
+"""What the key `codes` does to the IDs; `none` does without any."""
+
+
+def _by_item_id(ids: SemanticIds, order: torch.Tensor) -> SemanticIds:
+    """Put rows in the order of item ids and add the padding row."""
     rows = order[1:]
-    width, size = fitted.codes_.shape[1], fitted.codebooks_.shape[1]
-    codes = torch.cat([torch.full((1, width), -1), fitted.codes_[rows]])
-    vectors = torch.cat([torch.zeros_like(fitted.vectors_[:, :1]), fitted.vectors_[:, rows]], dim=1)
-    present = torch.cat([torch.zeros_like(fitted.present_[:, :1]), fitted.present_[:, rows]], dim=1)
-    return SemanticIds(codes, vectors, present, list(fitted.signals_), size)
+    codes = torch.cat([torch.full((1, ids.codes.shape[1]), -1), ids.codes[rows]])
+    vectors = torch.cat([torch.zeros_like(ids.vectors[:, :1]), ids.vectors[:, rows]], dim=1)
+    present = torch.cat([torch.zeros_like(ids.present[:, :1]), ids.present[:, rows]], dim=1)
+    return replace(ids, codes=codes, vectors=vectors, present=present)

@@ -1,5 +1,8 @@
 """BBQRec: a causal transformer whose attention is re-weighted by behaviour-bound semantics (arXiv 2504.06636).
 
+How a hidden state ranks items, `scoring`: `dense` by its similarity with item representations, `codes` by parallel
+heads over the codes of the ID, `joint` by both, `generate` by decoding the ID code by code, as the paper does.
+
 Shapes: B histories, T items of the longest, N items (row 0 = padding), n targets, H hidden width.
 """
 
@@ -12,19 +15,28 @@ from recbole.utils import InputType
 from torch import nn
 from torch.nn import functional
 
+from ..errors import InputError
 from ..tokenizer.fit import Encoded
 from ..tokenizer.semantic_ids import number_codes
-from .attention import SimilarityBias, SimilarityBuckets, TransformerLayer, sample_pairs
+from .attention import TransformerLayer
+from .candidates import CandidateSimilarity
+from .code_heads import CodeHeads
+from .dropout import Dropout
+from .generator import CodeDecoder
 from .item_table import ItemTable
 from .padding import trim
+from .similarity import SimilarityAttention
+
+Pairs = tuple[torch.Tensor, torch.Tensor]
 
 
 class BBQRec(SequentialRecommender):
-    """Sequence model over semantic IDs learned from behaviour, scored densely over all items.
+    """Sequence model over semantic IDs learned from behaviour, exact over all items.
 
-    Where the paper's parts are: `SimilarityBuckets`, `SimilarityBias` and `TransformerLayer` hold the
-    similarity-enhanced attention; the behaviour-bound codes and vectors come from the item tokenizer with the data set;
-    `ItemTable` turns codes, features and IDs into item representations.
+    Where the paper's parts are: `SimilarityAttention` and `TransformerLayer` hold the similarity-enhanced attention;
+    the behaviour-bound codes and vectors come from the item tokenizer with the data set; `CodeDecoder` decodes IDs.
+    `ItemTable` turns codes, features and IDs into item representations, `CandidateSimilarity` is fitted by the trainer
+    once everything else is.
 
     Parameters
     ----------
@@ -37,40 +49,45 @@ class BBQRec(SequentialRecommender):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
+        self.scoring, self.code_weight = config["scoring"], config["code_weight"]
         self.score_function, self.temperature = config["score_function"], config["temperature"]
-        self.n_negatives = config["n_negatives"]
-        self.codebook_size = dataset.semantic_ids.codebook_size if dataset.semantic_ids is not None else 0
+        self.n_negatives, self.beam_size = config["n_negatives"], config["beam_size"]
+        ids = dataset.semantic_ids
+        if ids is None and self.scoring in ("codes", "generate"):
+            raise InputError(
+                f"scoring: found {self.scoring}, but there are no codes; set --codes=learned, or --scoring=dense"
+            )
+        self.codebook_size = ids.codebook_size if ids is not None else 0
         self.item_table = _item_table(config, dataset, self.n_items)
         self.position_embedding = nn.Embedding(self.max_seq_length, config["hidden_size"])
-        self.dropout = nn.Dropout(config["hidden_dropout_prob"])
+        self.dropout = Dropout(config["hidden_dropout_prob"])
         self.layers = nn.ModuleList(
-            TransformerLayer(
-                config["hidden_size"],
-                config["inner_size"],
-                config["n_heads"],
-                config["hidden_dropout_prob"],
-                config["attn_dropout_prob"],
-                config["layer_norm_eps"],
-                config["similarity_attention"],
-            )
+            TransformerLayer(**_layer_settings(config), mode=config["similarity_attention"])
             for _ in range(config["n_layers"])
         )
         self.final_norm = nn.LayerNorm(config["hidden_size"], eps=config["layer_norm_eps"])
-        self.buckets, self.similarity_bias = None, None
         self.apply(lambda module: _initialise(module, config["initializer_range"]))
-        if config["similarity_attention"] != "off" and dataset.semantic_ids is not None:
-            self._add_similarity(config, dataset)
-
-    def _add_similarity(self, config: Any, dataset: Any) -> None:
-        ids = dataset.semantic_ids
-        self.buckets = SimilarityBuckets(ids.vectors, ids.present, config["n_similarity_bins"])
-        self.similarity_bias = SimilarityBias(
-            len(ids.signals), self.buckets.n_buckets, config["n_layers"], config["n_heads"]
+        # What scores comes after that: the encoder starts from the same weights however it is to be scored.
+        self.code_heads, self.decoder = None, None
+        if ids is not None and self.scoring in ("codes", "joint"):
+            self.code_heads = CodeHeads(ids.codes, ids.codebook_size, config["hidden_size"])
+        if ids is not None and self.scoring == "generate":
+            self.decoder = CodeDecoder(
+                ids.codes, ids.codebook_size, n_layers=config["n_decoder_layers"], **_layer_settings(config)
+            )
+        for part in (self.code_heads, self.decoder):
+            if part is not None:
+                part.apply(lambda module: _initialise(module, config["initializer_range"]))
+        self.similarity = SimilarityAttention.from_dataset(
+            config, dataset, config["n_layers"], config["n_heads"], self.max_seq_length
         )
-        if dataset.train_sequences is not None:
-            sequences = dataset.train_sequences
-            pairs = sample_pairs(sequences.offsets, sequences.items, self.max_seq_length - 1, config["seed"])
-            self.buckets.fit_edges(*pairs)
+        self.candidates: CandidateSimilarity | None = None
+        """Set by the trainer, or read from the run's folder; not part of what training learns."""
+
+    @property
+    def finds_some(self) -> bool:
+        """Whether items may go without a score (minus infinity): those beyond the beam of `generate`."""
+        return self.decoder is not None and self.beam_size > 0
 
     def forward(self, item_seq: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Encode histories [B, T] (0 pads on the right) into hidden states [B, T, H].
@@ -81,9 +98,7 @@ class BBQRec(SequentialRecommender):
         if rows is None:
             rows = self._rows(item_seq)
         hidden = self.dropout(rows + self.position_embedding.weight[: item_seq.shape[1]])
-        biases: Any = [None] * len(self.layers)
-        if self.buckets is not None and self.similarity_bias is not None:
-            biases = self.similarity_bias(self.buckets(item_seq))
+        biases = [None] * len(self.layers) if self.similarity is None else self.similarity(item_seq)
         for layer, bias in zip(self.layers, biases, strict=True):
             hidden = layer(hidden, bias)
         return self.final_norm(hidden)
@@ -94,18 +109,35 @@ class BBQRec(SequentialRecommender):
         return functional.embedding(place, self.item_table(unique))
 
     def calculate_loss(self, interaction: Any) -> torch.Tensor:
-        """Cross-entropy at every position that has a target, over all items or over shared uniform negatives.
+        """Loss at every position that has a target: of the dense score, the codes, both, or the decoded ID.
 
         `interaction` comes from `WindowDataLoader`: `item_id_list` and `target_list`, both [B, T].
         """
         item_seq, targets = interaction[self.ITEM_SEQ], interaction["target_list"]
+        if self.decoder is not None:
+            return self.decoder.sequence_loss(self.forward(item_seq), targets)
         wanted = targets > 0
-        if self.n_negatives == 0:
-            table = self.item_table(torch.arange(self.n_items, device=item_seq.device))
-            hidden = self.forward(item_seq, functional.embedding(item_seq, table))[wanted]  # [n, H]
-            logits = self._similarity(hidden, table)
-            logits[:, 0] = -torch.inf  # padding is no candidate
-            return functional.cross_entropy(logits, targets[wanted])
+        if self.scoring == "codes":
+            return self._code_loss(self.forward(item_seq)[wanted], targets[wanted])
+        hidden, loss = (self._full_loss if self.n_negatives == 0 else self._sampled_loss)(item_seq, targets, wanted)
+        if self.code_heads is not None:
+            loss = loss + self.code_weight * self._code_loss(hidden, targets[wanted])
+        return loss
+
+    def _code_loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        assert self.code_heads is not None
+        return self.code_heads.loss(hidden, targets)
+
+    def _full_loss(self, item_seq: torch.Tensor, targets: torch.Tensor, wanted: torch.Tensor) -> Pairs:
+        """Hidden states [n, H] that have a target, and their cross-entropy over all items."""
+        table = self.item_table(torch.arange(self.n_items, device=item_seq.device))
+        hidden = self.forward(item_seq, functional.embedding(item_seq, table))[wanted]  # [n, H]
+        logits = self._similarity(hidden, table)
+        logits[:, 0] = -torch.inf  # padding is no candidate
+        return hidden, functional.cross_entropy(logits, targets[wanted])
+
+    def _sampled_loss(self, item_seq: torch.Tensor, targets: torch.Tensor, wanted: torch.Tensor) -> Pairs:
+        """As `_full_loss`, over the target and uniform negatives that all targets share."""
         negatives = torch.randint(1, self.n_items, (self.n_negatives,), device=item_seq.device)
         unique, place = torch.unique(torch.cat([item_seq.flatten(), targets[wanted], negatives]), return_inverse=True)
         table = self.item_table(unique)
@@ -119,7 +151,7 @@ class BBQRec(SequentialRecommender):
         negative = self._similarity(hidden, negative_rows)  # [n, n_negatives]
         # A negative that happens to be the target would pull against it.
         negative = negative.masked_fill(targets[wanted].unsqueeze(1) == negatives, -torch.inf)
-        return (torch.cat([positive, negative], dim=1).logsumexp(dim=1) - positive.squeeze(1)).mean()
+        return hidden, (torch.cat([positive, negative], dim=1).logsumexp(dim=1) - positive.squeeze(1)).mean()
 
     def _similarity(self, hidden: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         """Scores [..., n, m] of hidden states [..., n, H] against item rows [..., m, H]."""
@@ -127,23 +159,56 @@ class BBQRec(SequentialRecommender):
             hidden, table = functional.normalize(hidden, dim=-1) / self.temperature, functional.normalize(table, dim=-1)
         return hidden @ table.transpose(-1, -2)
 
-    def score(self, histories: torch.Tensor, candidates: torch.Tensor | None = None) -> torch.Tensor:
+    def score(
+        self, histories: torch.Tensor, candidates: torch.Tensor | None = None, excluded: Pairs | None = None
+    ) -> torch.Tensor:
         """Score items as the next one after histories [B, T] (0 pads on the right, none is empty).
 
         Parameters
         ----------
         candidates : item ids [m]; none = all N, padding included.
+        excluded : (history, item) pairs that need no score; a beam search does not spend its places on them.
 
         Returns
         -------
-        [B, m] or [B, N].
+        [B, m] or [B, N]; minus infinity for what a beam search has not found.
         """
+        scores = self.encoder_score(histories, candidates, excluded)
+        if self.candidates is None:
+            return scores
+        if candidates is None:
+            return self.candidates(scores, histories)
+        return self.candidates(self.encoder_score(histories), histories)[:, candidates]
+
+    def encoder_score(
+        self, histories: torch.Tensor, candidates: torch.Tensor | None = None, excluded: Pairs | None = None
+    ) -> torch.Tensor:
+        """As `score`, without candidate similarity."""
         lengths = (histories != 0).sum(1)
-        hidden = self.forward(trim(histories, lengths))  # [B, T, H]
+        trimmed = trim(histories, lengths)
+        hidden = self.forward(trimmed)  # [B, T, H]
+        if self.decoder is not None:
+            return self._decoded(hidden, trimmed != 0, candidates, excluded)
         hidden = hidden[torch.arange(len(histories), device=histories.device), lengths - 1]
         if candidates is None:
             candidates = torch.arange(self.item_table.n_items, device=histories.device)
-        return self._similarity(hidden, self.item_table(candidates))
+        if self.code_heads is None:
+            return self._similarity(hidden, self.item_table(candidates))
+        codes = self.code_heads.score(hidden, candidates)
+        if self.scoring == "codes":
+            return codes
+        return self._similarity(hidden, self.item_table(candidates)) + self.code_weight * codes
+
+    def _decoded(
+        self, hidden: torch.Tensor, mask: torch.Tensor, candidates: torch.Tensor | None, excluded: Pairs | None
+    ) -> torch.Tensor:
+        """log p of IDs, by beam search or, with a beam of 0, exactly; padding has no score."""
+        assert self.decoder is not None
+        if self.finds_some:
+            scores = self.decoder.search(hidden, mask, self.beam_size, excluded)
+        else:
+            scores = self.decoder.likelihood(hidden, mask)
+        return scores if candidates is None else scores[:, candidates]
 
     @torch.no_grad()
     def append_items(
@@ -165,10 +230,19 @@ class BBQRec(SequentialRecommender):
         """
         if encoded is None and not features:
             raise ValueError("new items need codes or features: they have no ID embedding")
+        if encoded is None and self.decoder is not None:
+            raise ValueError("new items need codes: their IDs are what this model decodes")
         n_new = len(encoded.codes) if encoded is not None else len(next(iter((features or {}).values())))
         numbers = number_codes(encoded.codes, self.codebook_size) if encoded is not None else None
-        if self.buckets is not None:
-            self.buckets.append(n_new, encoded)
+        if self.similarity is not None:
+            self.similarity.items.append(n_new, encoded, features, present)
+        if self.code_heads is not None:
+            missing = torch.full((n_new, self.code_heads.n_positions), -1)
+            self.code_heads.append(missing if encoded is None else encoded.codes)
+        if self.decoder is not None and encoded is not None:
+            self.decoder.append(encoded.codes)
+        if self.candidates is not None:
+            self.candidates.extend(n_new)
         self.n_items += n_new
         return self.item_table.append(n_new, numbers, features, present)
 
@@ -195,6 +269,18 @@ def _item_table(config: Any, dataset: Any, n_items: int) -> ItemTable:
         present=features.present if features is not None else None,
         id_dropout=config["id_dropout_prob"],
     )
+
+
+def _layer_settings(config: Any) -> dict[str, Any]:
+    """Widths and dropouts, the same for the layers of the encoder and of the decoder."""
+    return {
+        "hidden_size": config["hidden_size"],
+        "inner_size": config["inner_size"],
+        "n_heads": config["n_heads"],
+        "dropout": config["hidden_dropout_prob"],
+        "attn_dropout": config["attn_dropout_prob"],
+        "eps": config["layer_norm_eps"],
+    }
 
 
 def _initialise(module: nn.Module, deviation: float) -> None:

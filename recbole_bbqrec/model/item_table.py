@@ -9,10 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-
-def _mean(rows: torch.Tensor) -> torch.Tensor:
-    """Mean of the rows, to the last bit the same in whatever order they stand; zero where there are none."""
-    return rows.sort(dim=0).values.double().sum(0).div(max(len(rows), 1)).to(rows.dtype)
+from .signals import mean_row
 
 
 class ItemTable(nn.Module):
@@ -53,7 +50,7 @@ class ItemTable(nn.Module):
         for name in self.modalities:
             matrix, known = (features or {})[name], (present or {})[name]
             self.register_buffer(f"present_{name}", known, persistent=False)
-            self.register_buffer(f"mean_{name}", _mean(matrix[known]))
+            self.register_buffer(f"mean_{name}", mean_row(matrix[known]))
             self.register_buffer(f"features_{name}", self._centred(name, matrix), persistent=False)
             self.projections[name] = nn.Linear(matrix.shape[1], hidden_size)
             self.missing[name] = nn.Parameter(torch.zeros(hidden_size))

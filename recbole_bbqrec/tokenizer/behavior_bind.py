@@ -1,7 +1,7 @@
 """The network of stage 1: behaviour signals, bound by one quantiser (paper: dual-aligned quantisation).
 
-Shapes: B items, M modalities, S signals (M + 1), G chains of codes (S, or 1 where the signals are fused), L levels,
-D code width, R sequences, T items of the longest.
+Shapes: B items, M modalities, S signals (the modalities, then the ID if used), G chains of codes (S, or 1 where the
+signals are fused), L levels, D code width, R sequences, T items of the longest.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .residual_quantizer import ResidualQuantizer
+from .residual_quantizer import ChainNetwork, ResidualQuantizer
 
 ID_SIGNAL, FUSED_SIGNAL = "id", "fused"
 MODES = ("chained", "concat", "fused")
@@ -34,14 +34,14 @@ class Bound(NamedTuple):
     loss: torch.Tensor
 
 
-class BehaviorBind(nn.Module):
+class BehaviorBind(ChainNetwork):
     """Encoders, item table, shared quantiser, decoders and sequence encoder.
 
     Parameters
     ----------
     feature_dims : modality -> width of its features; may be empty.
-    n_items : rows of the learnable item table z_ID.
-    quantizer : the one quantiser of all signals.
+    n_items : rows of the learnable item table z_ID; 0 leaves the ID signal out.
+    quantizer : quantiser of all signals.
     mode : `chained`: each signal is quantised together with what the signal before it left over; `concat`: each alone;
         `fused`: their mean, once.
     max_length : longest history the sequence encoder reads.
@@ -66,47 +66,52 @@ class BehaviorBind(nn.Module):
         self.specific = nn.ModuleList(_mlp(width, hidden, dim) for width in feature_dims.values())
         self.behavior = nn.ModuleList(_mlp(width, hidden, dim) for width in feature_dims.values())
         self.decoders = nn.ModuleList(_mlp(2 * dim, hidden, width) for width in feature_dims.values())
-        self.item_table = nn.Parameter(torch.randn(n_items, dim) * 0.02)
+        self.item_table = nn.Parameter(torch.randn(n_items, dim) * 0.02) if n_items else None
         self.sequence = SequenceEncoder(dim, max_length)
 
     @property
     def chains(self) -> list[str]:
         """Names of the G chains of codes."""
-        return [FUSED_SIGNAL] if self.mode == "fused" else [*self.modalities, ID_SIGNAL]
+        signals = self.modalities if self.item_table is None else [*self.modalities, ID_SIGNAL]
+        return [FUSED_SIGNAL] if self.mode == "fused" else signals
 
-    def signals(self, features: list[torch.Tensor], known: torch.Tensor, id_rows: torch.Tensor) -> torch.Tensor:
+    def id_rows(self, items: torch.Tensor | slice) -> torch.Tensor | None:
+        """Rows [B, D] of the item table, if there is one."""
+        if self.item_table is None:
+            return None
+        return self.item_table[items] if isinstance(items, slice) else functional.embedding(items, self.item_table)
+
+    def signals(self, features: list[torch.Tensor], known: torch.Tensor, id_rows: torch.Tensor | None) -> torch.Tensor:
         """Behaviour signals [S, B, D] before quantisation, each of unit length, so that one set of codes fits all.
 
         Parameters
         ----------
         features : M matrices [B, D_m], standardised.
         known : [M, B] which items have the modality.
-        id_rows : [B, D] rows of the item table.
+        id_rows : [B, D] rows of the item table; none where there is no such signal.
         """
         parts = [encoder(x) for encoder, x in zip(self.behavior, features, strict=True)]
-        rows = functional.normalize(torch.stack([*parts, id_rows]), dim=-1)
-        return rows * self.with_id(known).unsqueeze(-1)
+        rows = functional.normalize(torch.stack(parts if id_rows is None else [*parts, id_rows]), dim=-1)
+        return rows * self.signals_known(known).unsqueeze(-1)
 
-    def with_id(self, known: torch.Tensor) -> torch.Tensor:
-        """Append to `known` [M, B] the ID signal, which every item has: [S, B]."""
-        return torch.cat([known, known.new_ones(1, known.shape[1])])
+    def signals_known(self, known: torch.Tensor) -> torch.Tensor:
+        """Which signals [S, B] an item has, from `known` [M, B]: the ID signal, where it is used, every item has."""
+        return known if self.item_table is None else torch.cat([known, known.new_ones(1, known.shape[1])])
 
     def chains_known(self, known: torch.Tensor) -> torch.Tensor:
         """Which chains [G, B] an item has, from `known` [M, B]."""
-        return self.with_id(known)[-1:] if self.mode == "fused" else self.with_id(known)
+        signals = self.signals_known(known)
+        return signals.any(0, keepdim=True) if self.mode == "fused" else signals
 
     def bind(self, signals: torch.Tensor, known: torch.Tensor) -> Bound:
         """Quantise signals [S, B, D] by the chosen mode; `known` [M, B]."""
-        known = self.with_id(known)
-        if self.mode == "fused":
-            signals = signals.sum(0, keepdim=True) / known.sum(0).unsqueeze(-1)
-            known = known[-1:]
+        signals, known = self._inputs(signals, known), self.chains_known(known)
         leftover = torch.zeros_like(signals[0])
         inputs, vectors, codes, loss = [], [], [], signals.new_zeros(())
-        for signal, has in zip(signals, known, strict=True):
+        for chain, (signal, has) in enumerate(zip(signals, known, strict=True)):
             mask = has.unsqueeze(-1)
             x = signal + leftover
-            quantized = self.quantizer.quantize(x, has)
+            quantized = self.quantizer.quantize(x, has, chain)
             if self.mode == "chained":
                 # A missing modality drops out of the chain: what was left over passes it by. It is passed on as a
                 # constant, or a signal would learn to leave what suits the next one.
@@ -119,10 +124,15 @@ class BehaviorBind(nn.Module):
 
     def unbound(self, signals: torch.Tensor, known: torch.Tensor) -> Bound:
         """As `bind`, without quantising: what the network learns from before its codebooks start."""
-        if self.mode == "fused":
-            signals = signals.sum(0, keepdim=True) / self.with_id(known).sum(0).unsqueeze(-1)
-        codes = torch.full((*signals.shape[:2], len(self.quantizer.codebooks)), -1, device=signals.device)
+        signals = self._inputs(signals, known)
+        codes = torch.full((*signals.shape[:2], self.quantizer.levels), -1, device=signals.device)
         return Bound(signals, signals, codes, signals.new_zeros(()))
+
+    def _inputs(self, signals: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        """What enters the chains [G, B, D]: the signals, or the mean of those an item has."""
+        if self.mode != "fused":
+            return signals
+        return signals.sum(0, keepdim=True) / self.signals_known(known).sum(0).clamp(min=1).unsqueeze(-1)
 
     def decode(self, modality: int, specific: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
         """Features [B, D_m] of a modality, from its specific part [B, D] and the quantised signals [G, B, D]."""

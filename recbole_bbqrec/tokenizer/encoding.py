@@ -12,7 +12,7 @@ from .behavior_bind import BehaviorBind, Bound
 
 BATCH = 4096
 RIDGE = 1.0
-"""Penalty of the map behind `predict_id`; its inputs have unit length and there are as many rows as items."""
+"""Penalty of `fit_id_map`; its inputs have unit length and there are as many rows as items."""
 
 
 class Catalogue(NamedTuple):
@@ -31,7 +31,8 @@ class Encoded(NamedTuple):
 
     Attributes
     ----------
-    codes : [n, P] code at every position, -1 where the signal is missing.
+    codes : [n, P] code at every position, -1 where the signal is missing. An item without any signal has codes in the
+        last chain all the same, those of a zero vector: a number to know it by, with no meaning.
     vectors : [S, n, D] quantised vector of each signal, zero where it is missing.
     present : [S, n] whether the item has the signal.
     """
@@ -43,22 +44,27 @@ class Encoded(NamedTuple):
 
 @torch.no_grad()
 def all_signals(network: BehaviorBind, catalogue: Catalogue) -> torch.Tensor:
-    """Signals [S, N, D] of the items of the network's table."""
+    """Signals [S, N, D] of the items the network was made for."""
     parts = []
-    for begin in range(0, len(network.item_table), BATCH):
+    for begin in range(0, catalogue.known.shape[1], BATCH):
         rows = slice(begin, begin + BATCH)
-        parts.append(network.signals(*catalogue.rows(rows), network.item_table[rows]))
+        parts.append(network.signals(*catalogue.rows(rows), network.id_rows(rows)))
     return torch.cat(parts, dim=1)
 
 
 @torch.no_grad()
 def bind_all(network: BehaviorBind, signals: torch.Tensor, known: torch.Tensor) -> Bound:
-    """`network.bind` in batches; its loss is that of the last batch and means nothing."""
+    """`network.bind` in batches, and codes in the last chain for items without any signal.
+
+    The loss is that of the last batch and means nothing.
+    """
     parts = [
         network.bind(signals[:, begin : begin + BATCH], known[:, begin : begin + BATCH])
         for begin in range(0, signals.shape[1], BATCH)
     ]
     inputs, vectors, codes = (torch.cat(pieces, dim=1) for pieces in list(zip(*parts, strict=True))[:3])
+    bare = ~network.chains_known(known).any(0)
+    codes[-1, bare] = network.quantizer.quantize(inputs[-1, bare], chain=len(codes) - 1).codes
     return Bound(inputs, vectors, codes, parts[-1].loss)
 
 
@@ -72,10 +78,12 @@ def fit_id_map(signals: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def new_signals(network: BehaviorBind, catalogue: Catalogue, id_map: torch.Tensor) -> torch.Tensor:
-    """Signals [S, B, D] of items outside the network's table, the ID signal predicted by `id_map`."""
+def new_signals(network: BehaviorBind, catalogue: Catalogue, id_map: torch.Tensor | None) -> torch.Tensor:
+    """Signals [S, B, D] of items outside the network's table, the ID signal, if it is used, predicted by `id_map`."""
+    if id_map is None:
+        return network.signals(*catalogue, None)
     n_items = catalogue.known.shape[1]
-    signals = network.signals(*catalogue, network.item_table.new_zeros(n_items, network.item_table.shape[1]))
+    signals = network.signals(*catalogue, id_map.new_zeros(n_items, id_map.shape[1]))
     signals[-1] = functional.normalize(_regressors(signals[:-1], catalogue.known) @ id_map, dim=-1)
     return signals
 

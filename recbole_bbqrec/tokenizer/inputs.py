@@ -9,6 +9,7 @@ import torch
 
 from ..errors import InputError
 from .behavior_bind import MODES
+from .residual_quantizer import UPDATES
 
 
 def check_parameters(given: Mapping[str, Any]) -> None:
@@ -20,13 +21,25 @@ def check_parameters(given: Mapping[str, Any]) -> None:
     """
     if given["mode"] not in MODES:
         raise InputError(f"mode: found {given['mode']!r}, expected one of {', '.join(MODES)}")
-    for name in ("levels", "codebook_size", "code_dim", "epochs", "batch_size", "max_length"):
-        if given[name] < 1:
-            raise InputError(f"{name}: found {given[name]}, expected at least 1")
+    if given["codebook_update"] not in UPDATES:
+        raise InputError(f"codebook_update: found {given['codebook_update']!r}, expected {' or '.join(UPDATES)}")
+    check_counts(given, "levels", "codebook_size", "code_dim", "epochs", "batch_size", "max_length")
     if not 0 <= given["warmup"] < 1:
         raise InputError(f"warmup: found {given['warmup']}, expected a share from 0 to below 1")
     if given["code_dim"] % 2:
         raise InputError(f"code_dim: found {given['code_dim']}, expected an even number")
+
+
+def check_counts(given: Mapping[str, Any], *names: str) -> None:
+    """Check that the named arguments are whole numbers of at least 1.
+
+    Raises
+    ------
+    InputError : naming the argument and what was found.
+    """
+    for name in names:
+        if not isinstance(given[name], int) or isinstance(given[name], bool) or given[name] < 1:
+            raise InputError(f"{name}: found {given[name]!r}, expected a whole number of at least 1")
 
 
 def check_features(

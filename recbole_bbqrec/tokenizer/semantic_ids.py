@@ -19,6 +19,34 @@ def number_codes(codes: torch.Tensor, size: int) -> torch.Tensor:
     return torch.where(codes >= 0, 1 + position + codes, 0)
 
 
+def resolve_chains(codes: torch.Tensor, inputs: torch.Tensor, codebooks: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Give every item an ID of its own, `resolve_collisions` in the last chain that the item has.
+
+    IDs that end in different chains differ, so that each chain is settled by itself.
+
+    Parameters
+    ----------
+    codes : [N, P] IDs, chain after chain; -1 throughout a chain that the item lacks.
+    inputs : [G, N, D] what each chain quantises.
+    codebooks : [C * L, K, D] codebooks of all chains (C = 1) or of each (C = G).
+
+    Returns
+    -------
+    codes, n_moved : as `resolve_collisions` does.
+    """
+    levels = codes.shape[1] // len(inputs)
+    books = codebooks.split(levels)
+    codes, n_moved = codes.clone(), 0
+    last = (codes >= 0).int().cumsum(1).argmax(1) // levels  # chain of the last code
+    for chain in torch.unique(last).tolist():
+        rows, width = last == chain, (chain + 1) * levels
+        codes[rows, :width], moved = resolve_collisions(
+            codes[rows, :width], inputs[chain, rows], books[chain % len(books)]
+        )
+        n_moved += moved
+    return codes, n_moved
+
+
 def resolve_collisions(codes: torch.Tensor, inputs: torch.Tensor, codebooks: torch.Tensor) -> tuple[torch.Tensor, int]:
     """Give every item an ID of its own by changing as few and as late codes as possible.
 

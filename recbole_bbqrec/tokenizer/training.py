@@ -34,6 +34,8 @@ class Schedule(NamedTuple):
     temperature: float
     weights: dict[str, float]
     progress: bool
+    kmeans_start: bool = True
+    restart_dead: bool = True
 
 
 class Batch(NamedTuple):
@@ -79,7 +81,7 @@ class Trainer:
         batches = self.batches()
         bar = tqdm(range(plan.n_steps), desc="item tokenizer", unit="step", disable=not plan.progress, leave=False)
         for step in bar:
-            if step == plan.n_warmup:
+            if step == plan.n_warmup and plan.kmeans_start:
                 self.start_codebooks()
             for name, value in self.step(next(batches), step).items():
                 sums[name] = sums.get(name, 0.0) + float(value) / every
@@ -93,7 +95,7 @@ class Trainer:
 
     def batches(self) -> Iterator[Batch]:
         """Endless batches, epoch after epoch."""
-        n_items, size = len(self.network.item_table), self.schedule.batch_size
+        n_items, size = self.catalogue.known.shape[1], self.schedule.batch_size
         empty = torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, 1, dtype=torch.bool)
         while True:
             epoch = self.windows.epoch(size, self.generator) if self.windows.n_targets else [empty]
@@ -103,7 +105,7 @@ class Trainer:
     def step(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
         """One step of the network, one of the CLUB estimators, and the upkeep of the codebooks; returns the losses."""
         plan = self.schedule
-        rate = plan.learning_rate * _rate(step / plan.n_steps)
+        rate = plan.learning_rate * learning_rate_factor(step / plan.n_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.network.train()
@@ -117,12 +119,23 @@ class Trainer:
             torch.stack([club.fit_loss(x, y) for club, x, y in pairs]).sum().backward()
             self.club_optimizer.step()
         if step >= plan.n_warmup:
-            quantizer, codes = self.network.quantizer, bound.codes.flatten(0, 1)
-            quantizer.observe(codes)
-            if step % RESTART_EVERY == 0 and step < RESTART_UNTIL * plan.n_steps:
-                has = (codes >= 0).all(dim=1)
-                quantizer.restart_dead(bound.inputs.detach().flatten(0, 1)[has], self.generator)
+            restarts = plan.restart_dead and step % RESTART_EVERY == 0 and step < RESTART_UNTIL * plan.n_steps
+            self.keep_up(bound, restarts)
         return {name: value.detach() for name, value in losses.items()}
+
+    def keep_up(self, bound: Bound, restart_dead: bool) -> None:
+        """Upkeep of the codebooks after a step: usage, moving averages, and dead codes if asked for."""
+        quantizer = self.network.quantizer
+        codes, inputs = self._by_set(bound.codes), self._by_set(bound.inputs.detach())
+        for chain in range(quantizer.sets):
+            quantizer.observe(codes[chain], inputs[chain], chain)
+            if restart_dead:
+                has = (codes[chain] >= 0).all(dim=1)
+                quantizer.restart_dead(inputs[chain][has], self.generator, chain=chain)
+
+    def _by_set(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows [G, B, ...] of the chains, brought together by the codebooks they share: [C, G / C * B, ...]."""
+        return rows.reshape(self.network.quantizer.sets, -1, *rows.shape[2:])
 
     def losses(self, batch: Batch, quantised: bool = True) -> tuple[dict[str, torch.Tensor], Bound, list]:
         """Every objective on one batch, not weighed.
@@ -137,7 +150,7 @@ class Trainer:
         rows = torch.cat([unique, batch.drawn]).to(self.device)
         features = [matrix[rows] for matrix in self.catalogue.features]
         known = self.catalogue.known[:, rows]
-        signals = self.network.signals(features, known, functional.embedding(rows, self.network.item_table))
+        signals = self.network.signals(features, known, self.network.id_rows(rows))
         bound = (self.network.bind if quantised else self.network.unbound)(signals, known)
         split = len(unique)
         losses = {"commitment": bound.loss}
@@ -165,7 +178,7 @@ class Trainer:
         targets = places[:, 1:][valid]
         alone = list(zip(vectors, known, strict=True)) if len(vectors) > 1 else []
         terms = []
-        for candidate, has in [(whole, known[-1]), *alone]:  # the last signal is one that every item has
+        for candidate, has in [(whole, known.any(0)), *alone]:
             kept = has[targets]  # an item without the signal is neither target nor negative
             rows = functional.embedding(targets[kept], candidate)
             terms.append(sequence_to_item_contrast(encoded[kept], rows, targets[kept], self.schedule.temperature))
@@ -197,8 +210,9 @@ class Trainer:
         self.network.eval()
         known = self.catalogue.known
         bound = self.network.unbound(all_signals(self.network, self.catalogue), known)
-        has = self.network.chains_known(known)
-        self.network.quantizer.start(bound.vectors[has], self.generator)
+        points, has = self._by_set(bound.vectors), self._by_set(self.network.chains_known(known))
+        for chain in range(self.network.quantizer.sets):
+            self.network.quantizer.start(points[chain][has[chain]], self.generator, chain)
 
 
 @contextlib.contextmanager
@@ -213,6 +227,6 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _rate(done: float) -> float:
+def learning_rate_factor(done: float) -> float:
     """Factor on the learning rate: up over the first 2 % of training, level, and down to zero over the last 40 %."""
     return min(done / 0.02 + 0.05, 1.0, (1.0 - done) / 0.4)

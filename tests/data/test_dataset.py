@@ -9,6 +9,7 @@ from recbole_bbqrec.data.dataloader import WindowDataLoader, split_loaders
 from recbole_bbqrec.data.dataset import SEMANTIC_ID
 from recbole_bbqrec.data.sequences import seen_before, training_sequences
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.model.candidates import build_candidates
 from recbole_bbqrec.preparation.vectors import write_vectors
 
 
@@ -219,13 +220,25 @@ def _learned(made):
     tokens = dataset.item_tokens
     order = torch.tensor(sorted(range(len(tokens)), key=lambda index: (index > 0, tokens[index])))
     model = registry.get_model("BBQRec")(config, train._dataset)
+    candidates = build_candidates(config, train._dataset)
+    assert candidates is not None
+    lists = {f"{name} neighbours": _by_token(signal, order) for name, signal in candidates.signals.items()}
     return {
+        **lists,
         "codes": dataset.semantic_ids.codes[order],
         "vectors": dataset.semantic_ids.vectors[:, order],
-        "edges": model.buckets.edges,
+        "edges": model.similarity.edges,
         "features": dataset.item_features.matrices["text"][order],
         "mean": model.item_table.get_buffer("mean_text"),
     }
+
+
+def _by_token(signal, order):
+    """Neighbours and their buckets, items numbered in the order of their tokens."""
+    place = torch.argsort(order)
+    rows = [slice(signal.offsets[item], signal.offsets[item + 1]) for item in order.tolist()]
+    parts = [torch.stack([place[signal.items[row]], signal.buckets[row].long()]) for row in rows]
+    return torch.cat([part[:, part[0].argsort()] for part in parts], dim=1)
 
 
 def test_a_field_that_is_not_there(tmp_path):

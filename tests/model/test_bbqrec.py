@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from conftest import settings
@@ -6,6 +7,7 @@ from recbole.data.interaction import Interaction
 from recbole_bbqrec import registry
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.dataloader import WindowDataLoader, split_loaders
+from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.tokenizer.fit import Encoded
 
 
@@ -31,7 +33,7 @@ def make(data, seed=0, **changes):
     return model, batches, valid
 
 
-PLAIN = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "id_dropout_prob": 0.0}
+PLAIN = {"scoring": "dense", "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "id_dropout_prob": 0.0}
 
 
 @pytest.mark.parametrize("mode", ["additive", "multiplicative"])
@@ -39,7 +41,7 @@ def test_with_zero_bias_it_is_the_plain_transformer_to_the_last_bit(data, mode):
     with_bias, batches, _ = make(data, similarity_attention=mode)
     plain, _, _ = make(data, similarity_attention="off")
     names = set(plain.state_dict())
-    assert set(with_bias.state_dict()) - names == {"similarity_bias.weight", "buckets.edges"}
+    assert set(with_bias.state_dict()) - names == {"similarity.weight", "similarity.edges"}
     assert all(torch.equal(value, with_bias.state_dict()[name]) for name, value in plain.state_dict().items())
     with_bias.eval(), plain.eval()
     histories = batches[0]["item_id_list"]
@@ -50,9 +52,9 @@ def test_a_bias_changes_scores_and_learns(data):
     model, batches, _ = make(data, **PLAIN)
     before = model.eval().score(batches[0]["item_id_list"])
     model.train().calculate_loss(batches[0]).backward()
-    assert model.similarity_bias.weight.grad.abs().sum() > 0
+    assert model.similarity.weight.grad.abs().sum() > 0
     with torch.no_grad():
-        model.similarity_bias.weight.normal_()
+        model.similarity.weight.normal_()
     assert not torch.allclose(before, model.eval().score(batches[0]["item_id_list"]))
 
 
@@ -103,7 +105,7 @@ def test_sampled_loss_draws_near_the_full_one_and_ignores_hits(data):
 
 def test_padding_and_neighbours_change_nothing(data):
     model, batches, _ = make(data)
-    torch.nn.init.normal_(model.similarity_bias.weight)
+    torch.nn.init.normal_(model.similarity.weight)
     model.eval()
     histories = batches[0]["item_id_list"]
     padded = torch.nn.functional.pad(histories, (0, 5))
@@ -126,13 +128,13 @@ def test_predict_full_sort_and_candidates_agree(data):
 
 def test_new_items_can_be_appended_and_ranked_and_read(data):
     model, batches, _ = make(data)
-    torch.nn.init.normal_(model.similarity_bias.weight)
+    torch.nn.init.normal_(model.similarity.weight)
     model.eval()
     histories = batches[0]["item_id_list"]
     before, old = model.score(histories), model.n_items
-    signals, width = len(model.buckets.vectors), model.item_table.get_buffer("features_text").shape[1]
+    signals, width = len(model.similarity.items.vectors), model.item_table.get_buffer("features_text").shape[1]
     codes = torch.zeros(2, model.item_table.get_buffer("code_ids").shape[1], dtype=torch.long)
-    vectors = torch.randn(signals, 2, model.buckets.vectors.shape[-1])
+    vectors = torch.randn(signals, 2, model.similarity.items.vectors[0].shape[-1])
     encoded = Encoded(codes, vectors, torch.ones(signals, 2, dtype=torch.bool))
     new = model.append_items(encoded, {"text": torch.ones(2, width)})
     assert new.tolist() == [old, old + 1] and model.n_items == old + 2
@@ -162,8 +164,9 @@ def test_gradients_are_the_same_each_time_on_two_threads(data):
 
 
 def test_without_codes_and_features_it_is_a_plain_sequence_model(data):
-    model, batches, _ = make(data, use_code_embedding=False, use_features=False, similarity_attention="off")
-    assert not any("code" in name or "project" in name or "bias.weight" in name for name in model.state_dict())
+    off = {"use_code_embedding": False, "use_features": False, "similarity_attention": "off", "scoring": "dense"}
+    model, batches, _ = make(data, **off)
+    assert not any("code" in name or "project" in name or "similarity" in name for name in model.state_dict())
     assert torch.isfinite(model.calculate_loss(batches[0]))
 
 
@@ -173,3 +176,70 @@ def test_recboles_interactions_are_enough(data):
     history[0, :2] = torch.tensor([3, 4])
     rows = Interaction({"item_id_list": history, "item_length": torch.tensor([2]), "item_id": torch.tensor([7])})
     assert torch.isfinite(model.eval().predict(rows)).all()
+
+
+SCORINGS = ("dense", "codes", "joint", "generate")
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_every_scoring_learns_with_every_parameter_and_ranks_all_items(data, scoring):
+    model, batches, _ = make(data, **{**PLAIN, "scoring": scoring, "beam_size": 0})
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(3):
+        for batch in batches:
+            optimizer.zero_grad()
+            loss = model.train().calculate_loss(batch)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert np.mean(losses[-len(batches) :]) < np.mean(losses[: len(batches)])
+    # An item that lacks no modality leaves its stand-in alone, and no item is behind the last position.
+    idle = {name for name, value in model.named_parameters() if value.grad is None or not value.grad.any()}
+    assert not {name for name in idle if "missing" not in name}
+    scores = model.eval().score(batches[0]["item_id_list"])
+    assert scores.shape == (len(batches[0]["item_id_list"]), model.n_items) and torch.isfinite(scores[:, 1:]).all()
+
+
+def test_joint_is_the_dense_score_and_the_weighed_codes(data):
+    joint, batches, _ = make(data, **{**PLAIN, "scoring": "joint", "code_weight": 0.3})
+    dense, _, _ = make(data, **{**PLAIN, "scoring": "dense"})
+    histories = batches[0]["item_id_list"]
+    shared = {name: value for name, value in joint.state_dict().items() if not name.startswith("code_heads")}
+    dense.load_state_dict(shared)
+    joint.eval(), dense.eval()
+    lengths = (histories != 0).sum(1)
+    hidden = joint(histories)[torch.arange(len(histories)), lengths - 1]
+    codes = joint.code_heads.score(hidden, torch.arange(joint.n_items))
+    torch.testing.assert_close(joint.score(histories), dense.score(histories) + 0.3 * codes)
+
+
+def test_however_it_is_scored_the_encoder_starts_from_the_same_weights(data):
+    models = {scoring: make(data, scoring=scoring)[0].state_dict() for scoring in SCORINGS}
+    for name, value in models["dense"].items():
+        assert all(torch.equal(value, weights[name]) for weights in models.values()), name
+
+
+def test_a_beam_finds_what_exact_scoring_ranks_first_and_leaves_out_the_excluded(data):
+    exact, batches, _ = make(data, scoring="generate", beam_size=0)
+    beam, _, _ = make(data, scoring="generate", beam_size=exact.n_items)
+    exact.eval(), beam.eval()
+    histories = batches[0]["item_id_list"]
+    assert beam.finds_some and not exact.finds_some
+    torch.testing.assert_close(beam.score(histories)[:, 1:], exact.score(histories)[:, 1:])
+    rows = torch.arange(len(histories))
+    excluded = rows, histories[:, 0]
+    assert beam.score(histories, excluded=excluded)[excluded].isneginf().all()
+    few, _, _ = make(data, scoring="generate", beam_size=3)
+    assert (few.eval().score(histories)[:, 1:].isfinite().sum(1) <= 3).all()
+
+
+@pytest.mark.parametrize("scoring", ["codes", "generate"])
+def test_scoring_by_codes_needs_codes(data, scoring):
+    train = data[1][0]
+    ids, train._dataset.semantic_ids = train._dataset.semantic_ids, None
+    try:
+        with pytest.raises(InputError, match=f"scoring: found {scoring}, but there are no codes"):
+            make(data, scoring=scoring, similarity_attention="off")
+    finally:
+        train._dataset.semantic_ids = ids

@@ -4,6 +4,7 @@ import torch
 
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.tokenizer.fit import BehaviorBindTokenizer
+from recbole_bbqrec.tokenizer.training import Trainer
 
 from .conftest import make_world
 
@@ -102,6 +103,37 @@ def test_every_mode_survives_saving(world, tmp_path, mode):
     assert all(torch.equal(left, right) for left, right in zip(one, two, strict=True))
 
 
+def test_a_file_without_the_newer_keys_is_a_behavior_bind_tokenizer_with_their_defaults(fitted):
+    tensors, state = fitted.to_tensors()
+    newer = ("use_id", "shared_codebook", "codebook_update", "kmeans_start", "restart_dead")
+    parameters = {name: value for name, value in state["parameters"].items() if name not in newer}
+    old = {"parameters": parameters, "learned": state["learned"], "widths": state["widths"]}
+    assert same(BehaviorBindTokenizer.from_file("old", tensors, old), fitted)
+
+
+def test_the_cost_of_fitting_is_recorded_and_saved(fitted, tmp_path):
+    assert fitted.seconds_ > 0 and fitted.peak_memory_mib_ >= 0
+    fitted.save(tmp_path / "t")
+    loaded = BehaviorBindTokenizer.load(tmp_path / "t")
+    assert (loaded.seconds_, loaded.peak_memory_mib_) == (fitted.seconds_, fitted.peak_memory_mib_)
+
+
+def test_the_initial_network_is_where_training_started(world, fitted, monkeypatch):
+    started = {}
+
+    def run(trainer):
+        started.update({name: value.clone() for name, value in trainer.network.state_dict().items()})
+        trainer.network.eval()
+        return {}
+
+    monkeypatch.setattr(Trainer, "run", run)
+    world.fit()
+    initial = fitted.initial_network().state_dict()
+    assert initial.keys() == started.keys()
+    assert all(torch.equal(initial[name], value) for name, value in started.items())
+    assert not torch.equal(initial["item_table"], fitted.network.item_table)
+
+
 def test_the_order_of_the_modalities_survives_saving(world, tmp_path):
     world = world._replace(features=dict(reversed(world.features.items())))
     world.fit(min_steps=2).save(tmp_path / "t")
@@ -191,6 +223,8 @@ def test_sinkhorn_and_three_levels(world):
     [
         ({"mode": "chain"}, "mode: found 'chain', expected one of chained"),
         ({"levels": 0}, "levels: found 0"),
+        ({"levels": 2.0}, "levels: found 2.0, expected a whole number"),
+        ({"codebook_update": "mean"}, "codebook_update: found 'mean', expected gradient or ema"),
         ({"levels": 1}, "16 IDs for 60 items"),
         ({"code_dim": 5}, "code_dim: found 5"),
         ({"warmup": 1.0}, "warmup: found 1.0"),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from recbole_bbqrec.tokenizer.residual_quantizer import ResidualQuantizer, balanced_assignment, kmeans
+from recbole_bbqrec.tokenizer.residual_quantizer import USAGE_DECAY, ResidualQuantizer, balanced_assignment, kmeans
 
 
 @pytest.fixture
@@ -116,9 +116,70 @@ def test_dead_codes_restart_from_the_batch_and_living_ones_stay(quantizer):
 def test_usage_forgets_codes_that_are_no_longer_chosen(quantizer):
     codes = torch.tensor([[0, 0], [1, 1], [-1, -1]])
     for _ in range(400):
-        quantizer.observe(codes)
+        quantizer.observe(codes, torch.zeros(3, 4))
     torch.testing.assert_close(quantizer.usage[0, :2], torch.full((2,), 4.0), rtol=1e-2, atol=0)
     assert (quantizer.usage[:, 2:] < 0.01).all()
+
+
+def test_averaged_codebooks_are_the_ratio_of_two_moving_averages():
+    """VQ-VAE-2's form, by hand: an average of the points of each code over an average of their number."""
+    torch.manual_seed(0)
+    quantizer = ResidualQuantizer(levels=2, size=4, dim=3, update="ema")
+    assert not quantizer.codebooks.requires_grad
+    counts, sums = torch.ones(2, 4), quantizer.codebooks.clone()
+    for seed in range(30):
+        x = torch.randn(12, 3, generator=generator(seed))
+        codes = quantizer.quantize(x).codes
+        left = x
+        for level in range(2):
+            hits = torch.nn.functional.one_hot(codes[:, level], 4).float()
+            counts[level] = USAGE_DECAY * counts[level] + (1 - USAGE_DECAY) * hits.sum(0) * 4 / 12
+            sums[level] = USAGE_DECAY * sums[level] + (1 - USAGE_DECAY) * (hits.T @ left) * 4 / 12
+            left = left - quantizer.codebooks[level, codes[:, level]]
+        quantizer.observe(codes, x)
+        torch.testing.assert_close(quantizer.usage, counts)
+        torch.testing.assert_close(quantizer.codebooks, sums / counts.unsqueeze(-1))
+
+
+def test_averaged_codebooks_follow_what_moves_and_leave_the_loss_to_commitment():
+    quantizer = ResidualQuantizer(levels=1, size=2, dim=2, update="ema")
+    with torch.no_grad():
+        quantizer.codebooks.copy_(torch.tensor([[[1.0, 0.0], [-1.0, 0.0]]]))
+    x = torch.tensor([[3.0, 0.0], [-1.0, 0.0]], requires_grad=True)
+    result = quantizer.quantize(x)
+    assert result.loss.item() == pytest.approx(0.25 * 4 / 2)
+    result.loss.backward()
+    assert torch.equal(x.grad, torch.tensor([[0.5, 0.0], [0.0, 0.0]]))
+    for _ in range(300):
+        quantizer.observe(result.codes, x.detach())
+    torch.testing.assert_close(quantizer.codebooks[0], x.detach(), atol=0.01, rtol=0)
+
+
+def test_every_chain_has_its_own_codebooks_where_they_are_not_shared():
+    torch.manual_seed(0)
+    quantizer = ResidualQuantizer(levels=2, size=8, dim=4, sets=3)
+    x = torch.randn(20, 4, generator=generator())
+    result = quantizer.quantize(x, chain=1)
+    books = quantizer.codebooks.detach()
+    assert books.shape == (6, 8, 4)
+    torch.testing.assert_close(result.vectors, books[2][result.codes[:, 0]] + books[3][result.codes[:, 1]])
+    torch.testing.assert_close(result.vectors, quantizer.lookup(result.codes, chain=1))
+    result.vectors.sum().backward()
+    assert quantizer.codebooks.grad.flatten(1).any(1).tolist() == [False, False, True, True, False, False]
+    before = books.clone()
+    quantizer.usage[:] = 0.0
+    quantizer.observe(result.codes, x, chain=1)
+    assert quantizer.usage.any(1).tolist() == [False, False, True, True, False, False]
+    quantizer.restart_dead(x, generator(), chain=2)
+    quantizer.start(x, generator(), chain=0)
+    changed = (quantizer.codebooks.detach() != before).flatten(1).any(1)
+    assert changed.tolist() == [True, True, False, False, True, True]
+
+
+def test_start_without_points_changes_nothing(quantizer):
+    before = quantizer.codebooks.detach().clone()
+    quantizer.start(torch.zeros(0, 4), generator())
+    assert torch.equal(quantizer.codebooks.detach(), before)
 
 
 def test_sinkhorn_spreads_a_crowd_and_only_in_training():

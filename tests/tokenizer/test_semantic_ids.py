@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.tokenizer.semantic_ids import resolve_collisions
+from recbole_bbqrec.tokenizer.semantic_ids import resolve_chains, resolve_collisions
 
 
 def quantised(points: torch.Tensor, books: torch.Tensor) -> torch.Tensor:
@@ -95,3 +95,43 @@ def test_codes_given_are_not_changed():
     codes = torch.zeros(3, 1, dtype=torch.long)
     resolve_collisions(codes, torch.zeros(3, 1), torch.zeros(1, 4, 1))
     assert np.array_equal(codes, np.zeros((3, 1)))
+
+
+@st.composite
+def chains(draw):
+    """Items with one to three chains of codes, any of which may be missing, but not all; with or without sharing."""
+    n_chains, levels = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    size = 12 if levels == 1 else 4
+    n_items = draw(st.integers(1, 12))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    books = torch.randn(draw(st.sampled_from([1, n_chains])) * levels, size, 3, generator=generator)
+    inputs = draw(st.sampled_from([0.01, 1.0])) * torch.randn(n_chains, n_items, 3, generator=generator)
+    known = torch.rand(n_chains, n_items, generator=generator) < 0.6
+    known[torch.randint(n_chains, (n_items,), generator=generator), torch.arange(n_items)] = True
+    sets = books.split(levels)
+    codes = [quantised(points, sets[index % len(sets)]) for index, points in enumerate(inputs)]
+    missing = [code.masked_fill(~has.unsqueeze(1), -1) for code, has in zip(codes, known, strict=True)]
+    return torch.cat(missing, dim=1), inputs, books
+
+
+@settings(max_examples=150, deadline=None)
+@given(chains())
+def test_ids_and_items_are_a_bijection_whatever_is_missing(catalogue):
+    codes, inputs, books = catalogue
+    unique, n_moved = resolve_chains(codes, inputs, books)
+    assert len(torch.unique(unique, dim=0)) == len(codes)
+    assert n_moved == (unique != codes).any(1).sum() == len(codes) - len(torch.unique(codes, dim=0))
+    assert torch.equal(unique < 0, codes < 0), "what is missing stays missing"
+    levels = codes.shape[1] // len(inputs)
+    last = (codes >= 0).int().cumsum(1).argmax(1) // levels
+    position = torch.arange(codes.shape[1]) // levels
+    earlier = position < last.unsqueeze(1)
+    assert torch.equal(unique[earlier], codes[earlier]), "only the last chain of an item changes"
+
+
+def test_each_chain_is_resolved_with_its_own_codebooks():
+    books = torch.tensor([[[0.0], [1.0], [-9.0]], [[0.0], [9.0], [-1.0]]])
+    codes = torch.tensor([[0, 0], [0, 0], [0, -1], [0, -1]])
+    inputs = torch.tensor([[[0.0], [0.0], [0.1], [0.2]], [[-0.1], [-0.2], [0.0], [0.0]]])
+    unique, n_moved = resolve_chains(codes, inputs, books)
+    assert unique.tolist() == [[0, 0], [0, 2], [0, -1], [1, -1]] and n_moved == 2

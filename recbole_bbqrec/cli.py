@@ -1,0 +1,123 @@
+"""The command line `bbqrec`: experiments on top of single runs, and recommendations from a finished one."""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from .errors import InputError
+
+# The parts behind a command are imported when it is called: `bbqrec --help` needs neither torch nor RecBole.
+
+SETTINGS = "Further --key=value arguments are settings, as for run_recbole_bbqrec.py; properties/ explains them."
+
+
+class Command(NamedTuple):
+    """A sub-command: its help, what it reads, and what it does with that and the settings that follow."""
+
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, list[str]], int]
+
+
+def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", required=True, help="name of the data set")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder for tables and records")
+    parser.epilog = SETTINGS
+
+
+def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
+    _experiment_arguments(parser)
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each row (default 3; 1 screens)")
+    parser.add_argument("--rows", default="", help="names of rows, separated by commas (default: all that apply)")
+    parser.add_argument("--final", action="store_true", help="also judge the test split")
+    parser.add_argument("--table-only", action="store_true", help="make table and figure again from the records")
+
+
+def _ablate(given: argparse.Namespace, settings: list[str]) -> int:
+    from .experiments import ablation
+
+    if given.table_only:
+        if settings or given.rows:
+            raise InputError("--table-only reads records alone: give --dataset, --results and --final, nothing else")
+        ablation.remake(given.dataset, given.final, given.results)
+        return 0
+    rows = [name for name in given.rows.split(",") if name]
+    return ablation.ablate(given.dataset, rows, given.seeds, settings, given.final, given.results)
+
+
+def _cost_arguments(parser: argparse.ArgumentParser) -> None:
+    _experiment_arguments(parser)
+    parser.add_argument("--users", type=int, default=1000, help="histories that are scored (default 1000)")
+    parser.add_argument("--rounds", type=int, default=5, help="times each way of scoring is timed (default 5)")
+
+
+def _cost(given: argparse.Namespace, settings: list[str]) -> int:
+    from .experiments.cost import cost
+
+    cost(given.dataset, given.users, given.rounds, settings, given.results)
+    return 0
+
+
+def _recommend_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="folder of a finished run, such as saved/BBQRec-ml-100k-2020-...")
+    parser.add_argument(
+        "--history",
+        required=True,
+        action="append",
+        metavar="TOKEN,TOKEN",
+        help="item tokens in time order, separated by commas; may be given several times",
+    )
+    parser.add_argument("-k", type=int, default=10, help="number of items (default 10)")
+
+
+def _recommend(given: argparse.Namespace, settings: list[str]) -> int:
+    from . import report
+    from .inference import load_bundle
+
+    if settings:
+        raise InputError(f"argument {settings[0]!r}: recommend takes no settings, the run has its own")
+    histories = [[token for token in text.split(",") if token] for text in given.history]
+    found = load_bundle(given.folder).recommend(histories, given.k)
+    for text, (items, scores, unknown) in zip(given.history, found, strict=True):
+        print(f"after {text}" + (f" (unknown, ignored: {', '.join(unknown)})" if unknown else ""))
+        rows = [[str(at), item, f"{score:.4f}"] for at, (item, score) in enumerate(zip(items, scores, strict=True), 1)]
+        print(report.markdown_table(["rank", "item", "score"], rows) if rows else "no known item in it")
+    return 0
+
+
+COMMANDS = {
+    "ablate": Command("BBQRec with one part changed at a time, over seeds", _ablate_arguments, _ablate),
+    "cost": Command("time and memory of scoring, with and without the codes", _cost_arguments, _cost),
+    "recommend": Command("recommend items after a history, from a run's folder", _recommend_arguments, _recommend),
+}
+"""All sub-commands by name."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    # No abbreviations: --row would be taken for --rows, and a mistyped setting for an option.
+    parser = argparse.ArgumentParser("bbqrec", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, command in COMMANDS.items():
+        own = commands.add_parser(name, help=command.help, description=command.help, allow_abbrev=False)
+        own.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        command.arguments(own)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code: 0, 1 where a run failed, 2 where the user has something to mend."""
+    given, settings = _parser().parse_known_args(arguments)
+    try:
+        return COMMANDS[given.command].run(given, settings)
+    except InputError as error:
+        if given.debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; finished runs are kept, the same command goes on with the rest", file=sys.stderr)
+        return 130

@@ -1,0 +1,1 @@
+"""Runs × seeds -> records -> statistics -> tables."""

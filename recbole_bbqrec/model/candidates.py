@@ -1,0 +1,246 @@
+"""Candidate similarity: what the last items of a history say about each candidate (an extension of ours).
+
+The similarity that re-weights attention, on the output side: how near a candidate is to each of the last items, by
+behaviour and by content, discretised, adds a learned weight to its score. An item lists its nearest neighbours by each
+signal; all others share one bucket, whose weight is zero.
+
+The weights are fitted when the encoder is done and frozen, on validation: a training target is part of its own counts,
+and the encoder remembers it besides. Each half of the users is judged with the weights that the other half gave, so no
+validation figure rests on its own target; everybody else (test, new histories) gets the mean of the two.
+
+Shapes: B histories, T items of the longest, N items (row 0 = padding), S signals, J last items of a history, F weights.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from .. import storage
+from .neighbours import Neighbours, cooccurrence, nearest, transitions, walk
+
+KIND = "candidates"
+CANDIDATES = "candidates.safetensors"
+"""Name of the file in a run's folder."""
+BEHAVIOR, TRANSITION, COOCCURRENCE, WALK = "behavior", "transition", "cooccurrence", "walk"
+
+COUNT_EDGES = (1.5, 2.5, 4.5, 8.5, 16.5, 32.5)
+"""Transition counts are discretised on a log scale: 1, 2, 3-4, 5-8, 9-16, 17-32, more."""
+
+HALVES = 2
+"""Parts of the users that judge each other's weights."""
+
+
+class Signal(NamedTuple):
+    """One signal: bucket `buckets[e]` (uint8) of listed pair `e`; see `Neighbours` for offsets and items."""
+
+    offsets: torch.Tensor
+    items: torch.Tensor
+    buckets: torch.Tensor
+    n_buckets: int
+
+
+class Entries(NamedTuple):
+    """What is to be added to scores: row and item of a score, and the weight to add, all [n]."""
+
+    rows: torch.Tensor
+    items: torch.Tensor
+    weights: torch.Tensor
+
+
+class CandidateSimilarity:
+    """Adds learned bucket weights to the scores of candidates that are near the last items of a history.
+
+    Weight number 0 belongs to candidates that stand in the history; then comes, for each signal, one for every
+    position from the end and bucket.
+
+    Parameters
+    ----------
+    signals : name -> signal.
+    n_last : number J of last items that are looked at.
+    weights : [HALVES + 1, 1 + F] a scale of the encoder's scores and the F weights, fitted for each half of the users
+        on the other half, then their mean; none before fitting.
+    """
+
+    def __init__(self, signals: Mapping[str, Signal], n_last: int, weights: torch.Tensor | None = None) -> None:
+        self.signals = dict(signals)
+        self.n_last = n_last
+        sizes = [signal.n_buckets * n_last for signal in self.signals.values()]
+        self.starts = np.r_[1, 1 + np.cumsum(sizes)].astype(int).tolist()
+        if weights is None:
+            weights = torch.zeros(HALVES + 1, 1 + self.n_weights)
+            weights[:, 0] = 1.0
+        self.weights = weights
+        self.part = HALVES
+        """Which row of `weights` scores: a half of the users in validation, else the mean."""
+
+    @property
+    def n_weights(self) -> int:
+        """Number F of weights."""
+        return self.starts[-1]
+
+    def to(self, device: torch.device | str) -> "CandidateSimilarity":
+        """Move everything to `device`, in place."""
+        for name, (offsets, items, buckets, n_buckets) in self.signals.items():
+            self.signals[name] = Signal(offsets.to(device), items.to(device), buckets.to(device), n_buckets)
+        self.weights = self.weights.to(device)
+        return self
+
+    def entries(self, histories: torch.Tensor) -> Entries:
+        """List every weight that candidates of histories [B, T] (0 pads on the right) receive."""
+        device = histories.device
+        row, column = torch.nonzero(histories, as_tuple=True)
+        rows, items, weights = [row], [histories[row, column]], [torch.zeros_like(row)]
+        lengths = (histories != 0).sum(1)
+        for (_, signal), start in zip(self.signals.items(), self.starts, strict=False):
+            for back in range(self.n_last):
+                row = torch.nonzero(lengths > back).flatten()
+                last = histories[row, lengths[row] - 1 - back]
+                begin, count = signal.offsets[last], signal.offsets[last + 1] - signal.offsets[last]
+                index = torch.repeat_interleave(torch.arange(len(row), device=device), count)
+                within = torch.arange(len(index), device=device) - (count.cumsum(0) - count)[index]
+                place = begin[index] + within
+                rows.append(row[index])
+                items.append(signal.items[place])
+                weights.append(start + back * signal.n_buckets + signal.buckets[place].long())
+        return Entries(torch.cat(rows), torch.cat(items), torch.cat(weights))
+
+    def __call__(self, scores: torch.Tensor, histories: torch.Tensor) -> torch.Tensor:
+        """Return the encoder's scores [B, N], scaled, with the weights of the candidates added."""
+        scale, weights = self.weights[self.part, 0], self.weights[self.part, 1:]
+        found = self.entries(histories)
+        scores = (scores * scale).contiguous()
+        place = found.rows * scores.shape[1] + found.items
+        return scores.view(-1).index_add_(0, place, weights[found.weights].to(scores.dtype)).view_as(scores)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write everything to `path`."""
+        tensors = {"weights": self.weights}
+        for name, signal in self.signals.items():
+            parts = {"offsets": signal.offsets, "items": signal.items.int(), "buckets": signal.buckets}
+            tensors |= {f"{name}.{part}": value for part, value in parts.items()}
+        sizes = [[name, signal.n_buckets] for name, signal in self.signals.items()]
+        storage.save(path, KIND, tensors, {"signals": sizes, "n_last": self.n_last})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "CandidateSimilarity":
+        """Read what `save` wrote; on the CPU."""
+        tensors, header = storage.load(path, KIND)
+        signals = {
+            name: Signal(
+                tensors[f"{name}.offsets"], tensors[f"{name}.items"].long(), tensors[f"{name}.buckets"], n_buckets
+            )
+            for name, n_buckets in header["signals"]
+        }
+        return cls(signals, header["n_last"], tensors["weights"])
+
+    def extend(self, n_new: int) -> None:
+        """Make room for `n_new` items; they have no neighbours, until a new fit lists them."""
+        for name, signal in self.signals.items():
+            added = signal.offsets[-1:].expand(n_new)
+            self.signals[name] = signal._replace(offsets=torch.cat([signal.offsets, added]))
+
+
+def build_candidates(config: Any, dataset: Any) -> CandidateSimilarity | None:
+    """Return the candidate similarity that the settings ask for, its weights not fitted yet; none where it is off.
+
+    Parameters
+    ----------
+    config : reads `candidate_similarity` (`behavior` and names of modalities), `n_candidate_neighbours`,
+        `n_candidate_bins` and `n_candidate_last`.
+    dataset : its `train_sequences`, `semantic_ids`, and `item_features` where there are no semantic IDs.
+    """
+    wanted: Sequence[str] = config["candidate_similarity"] or []
+    if not wanted or config["scoring"] == "generate":
+        return None
+    size, bins = config["n_candidate_neighbours"], config["n_candidate_bins"]
+    # Equally near items are told apart by their order: that of their tokens, which no held-out interaction decides.
+    tokens = dataset.item_tokens
+    order = np.array([0, *sorted(range(1, len(tokens)), key=lambda item: tokens[item])])  # [N] item ids
+    place = np.argsort(order)
+    offsets, items = dataset.train_sequences.offsets, place[dataset.train_sequences.items]
+    lists: dict[str, tuple[Neighbours, np.ndarray]] = {}
+    if BEHAVIOR in wanted:
+        given = offsets, items, len(tokens)
+        lists[TRANSITION] = transitions(*given), np.asarray(COUNT_EDGES)
+        # A training pair is among its own counts: edges come from what is listed alone.
+        for name, found in ((COOCCURRENCE, cooccurrence(*given)), (WALK, walk(*given, size))):
+            lists[name] = found, _edges(found, bins)
+    pairs = _consecutive(offsets, items)
+    for name, (vectors, present) in _content(dataset).items():
+        if (name if name in _modalities(dataset) else BEHAVIOR) in wanted:
+            found = nearest(vectors[order], present[order], size)
+            lists[name] = found, _edges(found, bins, pairs)
+    signals = {name: _signal(found, edges, order, place) for name, (found, edges) in lists.items()}
+    return CandidateSimilarity(signals, config["n_candidate_last"]) if signals else None
+
+
+def _modalities(dataset: Any) -> list[str]:
+    return dataset.item_features.modalities if dataset.item_features is not None else []
+
+
+def _content(dataset: Any) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Vectors [N, C] and presence [N] by signal: quantised ones, or the raw features where there are no codes."""
+    ids, features = dataset.semantic_ids, dataset.item_features
+    if ids is not None:
+        return {name: (ids.vectors[row], ids.present[row]) for row, name in enumerate(ids.signals)}
+    found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    if features is None:
+        return found
+    for name, matrix in features.matrices.items():
+        present = features.present[name]
+        found[name] = (matrix - matrix[present].mean(0)) * present.unsqueeze(1), present
+    return found
+
+
+def _consecutive(offsets: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Consecutive pairs of the training sequences."""
+    user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    together = user[1:] == user[:-1]
+    return items[:-1][together], items[1:][together]
+
+
+def _edges(lists: Neighbours, bins: int, pairs: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
+    """Bucket edges, at most `bins` - 1: quantiles of what is listed, the upper tail of all pairs of items.
+
+    Where training pairs can be looked up without having made the lists themselves, every second edge is a quantile of
+    the listed ones among them, which is where next items are.
+    """
+    if not len(lists.values):
+        return np.zeros(0)
+    share = bins if pairs is None else bins // 2
+    levels = np.arange(1, share) / share
+    edges = np.quantile(lists.values, levels)
+    if pairs is not None:
+        met = _values_of(lists, *pairs)
+        if len(met):
+            edges = np.r_[edges, np.quantile(met, np.arange(1, bins - share + 1) / (bins - share + 1))]
+    return np.unique(edges)
+
+
+def _values_of(lists: Neighbours, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Similarities of those pairs of items that are listed."""
+    n_items = len(lists.offsets) - 1
+    keys = np.repeat(np.arange(n_items), np.diff(lists.offsets)) * n_items + lists.items
+    wanted = left * n_items + right
+    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return lists.values[place[keys[place] == wanted]]
+
+
+def _signal(lists: Neighbours, edges: np.ndarray, order: np.ndarray, place: np.ndarray) -> Signal:
+    """Discretise lists of neighbours and number their items by id: item `order[i]` stands at place `i` in the lists."""
+    buckets = np.searchsorted(edges, lists.values, side="right").astype(np.uint8)
+    counts = np.diff(lists.offsets)[place]
+    offsets = np.r_[0, np.cumsum(counts)]
+    rows = np.repeat(lists.offsets[place] - offsets[:-1], counts) + np.arange(offsets[-1])
+    items = torch.from_numpy(order[lists.items[rows]])
+    return Signal(torch.from_numpy(offsets), items, torch.from_numpy(buckets[rows]), len(edges) + 1)
+
+
+def candidates_of(folder: Path) -> CandidateSimilarity | None:
+    """Read the candidate similarity of a run's folder; none where the run has none."""
+    path = folder / CANDIDATES
+    return CandidateSimilarity.load(path) if path.is_file() else None

@@ -1,0 +1,276 @@
+"""Decoding of semantic IDs inside the trie of the catalogue: beam search, and the exact likelihood of every item.
+
+Shapes: N items (row 0 = padding), P positions of an ID, K codes per position, S = K + 1 symbols (the codes, then "no
+code"), B histories, W prefixes of each, C most children of one of them.
+"""
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import InputError
+
+Pairs = tuple[torch.Tensor, torch.Tensor]
+"""(row, item) pairs, two tensors [n]."""
+
+Level = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Nodes of one depth: their first leaves, their symbols, and their parents' places in the depth above."""
+
+
+class Trie(nn.Module):
+    """The semantic IDs of all items as a prefix tree; every path from the root to depth P is one item.
+
+    A missing code (-1) is a symbol of its own, so that IDs of items that lack a signal have the same depth as others.
+
+    Nodes are numbered breadth first, siblings by symbol: 0 is the root, the children of a node have consecutive
+    numbers, and the leaves, which come last, are the items in the order of their IDs. So a flat array or two answer
+    every question, and the items below a node are a range of leaves.
+
+    Parameters
+    ----------
+    codes : [N, P] ID of each item; row 0 is padding and no item. -1 = the item lacks this code.
+    codebook_size : number K of codes per position.
+
+    Attributes
+    ----------
+    depth : P.
+    n_symbols : S.
+    symbols : [n_nodes] symbol a node adds to its prefix; 0 at the root.
+    tokens : [n_nodes] the same numbered over all positions, `1 + position * S + symbol`; 0 at the root.
+    parents : [n_nodes] node above; 0 at the root.
+    leaf_ranges : [n_nodes, 2] first leaf below a node, and the one after the last.
+    leaf_items : [N - 1] item id of each leaf.
+    widest : most prefixes of one length that leave more than one item open.
+    item_symbols : [N, P] symbols of each item; "no code" in row 0.
+
+    Raises
+    ------
+    InputError : no items, codes outside the codebook, or two items with one ID.
+    """
+
+    symbols: torch.Tensor
+    tokens: torch.Tensor
+    parents: torch.Tensor
+    leaf_ranges: torch.Tensor
+    leaf_items: torch.Tensor
+    item_symbols: torch.Tensor
+    first_children: torch.Tensor
+    edges: torch.Tensor
+    item_leaves: torch.Tensor
+
+    def __init__(self, codes: torch.Tensor, codebook_size: int) -> None:
+        super().__init__()
+        _check(codes, codebook_size)
+        self.depth, self.n_symbols = codes.shape[1], codebook_size + 1
+        symbols = torch.where(codes < 0, codebook_size, codes).long().cpu().numpy()
+        symbols[0] = codebook_size  # whatever stands in the row of padding
+        order = 1 + np.lexsort(symbols[1:, ::-1].T)  # item ids in the order of their IDs
+        levels = _levels(symbols[order], order)
+        self._starts = np.cumsum([0, *(len(first) for first, _, _ in levels)]).tolist()  # first node of each depth
+        leaves = np.full(len(symbols), -1)
+        leaves[order] = np.arange(len(order))
+        tables = {"leaf_items": order, "item_leaves": leaves, "item_symbols": symbols, **self._node_tables(levels)}
+        # The IDs have files of their own; a checkpoint holds what training learned.
+        for name, table in tables.items():
+            self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(table)).to(codes.device), persistent=False)
+        several = tables["leaf_ranges"][:, 1] - tables["leaf_ranges"][:, 0] > 1
+        self.widest = max(1, *(int(several[self.level(depth)].sum()) for depth in range(self.depth)))
+
+    def _node_tables(self, levels: list[Level]) -> dict[str, np.ndarray]:
+        first, symbols, parents = (np.concatenate(column) for column in zip(*levels, strict=True))
+        n_leaves = len(levels[-1][0])
+        ends = np.concatenate([np.r_[level_first[1:], n_leaves] for level_first, _, _ in levels])
+        depth = np.repeat(np.arange(len(levels)), np.diff(self._starts))
+        parents = np.where(depth > 0, parents + np.asarray(self._starts)[depth - 1], 0)
+        return {
+            "symbols": symbols,
+            "tokens": np.where(depth > 0, 1 + (depth - 1) * self.n_symbols + symbols, 0),
+            "parents": parents,
+            "leaf_ranges": np.stack([first, ends], axis=1),
+            "first_children": 1 + np.searchsorted(parents[1:], np.arange(len(parents) + 1)),
+            "edges": np.r_[-1, parents[1:] * self.n_symbols + symbols[1:]],  # ascending
+        }
+
+    @property
+    def n_items(self) -> int:
+        """Number N of rows, padding included."""
+        return len(self.item_symbols)
+
+    def level(self, depth: int) -> slice:
+        """Return the nodes of one depth, 0 (the root) to P (the leaves)."""
+        return slice(self._starts[depth], self._starts[depth + 1])
+
+    def next_nodes(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what may follow the prefixes `nodes` [...], none of them a leaf.
+
+        Returns
+        -------
+        children : [..., C] nodes; those of a prefix with fewer children are filled up with its last.
+        real : [..., C] which of them are not filling.
+        """
+        first = self.first_children[nodes].unsqueeze(-1)
+        count = self.first_children[nodes + 1].unsqueeze(-1) - first
+        place = torch.arange(int(count.max()) if count.numel() else 1, device=nodes.device)
+        return first + torch.minimum(place, count - 1), place < count
+
+    def child(self, nodes: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """Return the node [n] below `nodes` [n] over `codes` [n] (-1 = no code); 0 where there is none."""
+        symbols = torch.where(codes == -1, self.n_symbols - 1, codes)
+        wanted = nodes * self.n_symbols + symbols
+        found = torch.searchsorted(self.edges, wanted).clamp(max=len(self.edges) - 1)
+        possible = (codes >= -1) & (codes < self.n_symbols - 1)
+        return torch.where(possible & (self.edges[found] == wanted), found, 0)
+
+    def item(self, nodes: torch.Tensor) -> torch.Tensor:
+        """Return the item ids [...] at leaves `nodes` [...]."""
+        return self.leaf_items[nodes - self._starts[self.depth]]
+
+    def contains(self, codes: torch.Tensor) -> torch.Tensor:
+        """Return the item ids [n] of IDs [n, P]; 0 where no item has that ID."""
+        nodes = codes.new_zeros(len(codes))
+        alive = torch.ones_like(nodes, dtype=torch.bool)
+        for column in codes.T:
+            nodes = self.child(nodes, column)
+            alive &= nodes > 0  # or the walk would begin again at the root
+        return torch.where(alive, self.item(nodes.clamp(min=self._starts[self.depth])), 0)
+
+
+def _check(codes: torch.Tensor, codebook_size: int) -> None:
+    if codes.ndim != 2 or codes.dtype.is_floating_point or codes.shape[0] < 2 or codes.shape[1] < 1:
+        raise InputError(
+            f"semantic IDs: found {codes.dtype} codes of shape {list(codes.shape)}; expected integers [N, P], row 0 for"
+            " padding and a row for every item; fit the item tokenizer to the catalogue first"
+        )
+    if (codes[1:] < -1).any() or (codes[1:] >= codebook_size).any():
+        raise InputError(
+            f"semantic IDs: found codes from {int(codes[1:].min())} to {int(codes[1:].max())}; expected -1 (none) to"
+            f" {codebook_size - 1}; hand over the codebook size the item tokenizer was fitted with"
+        )
+
+
+def _levels(symbols: np.ndarray, items: np.ndarray) -> list[Level]:
+    """Each depth's nodes, the root first, from sorted IDs [N - 1, P] and their items."""
+    new = np.arange(len(symbols)) == 0  # where a prefix differs from that of the row before
+    root = np.zeros(1, np.int64)
+    levels: list[Level] = [(root, root, root)]
+    for column in symbols.T:
+        above = np.cumsum(new) - 1
+        new = new | np.r_[True, column[1:] != column[:-1]]
+        first = np.flatnonzero(new)
+        levels.append((first, column[first], above[first]))
+    if not new.all():
+        second = int(np.flatnonzero(~new)[0])
+        raise InputError(
+            f"semantic IDs: {np.count_nonzero(~new)} items share the ID of another one, for instance items"
+            f" {items[second - 1]} and {items[second]}; decoding needs an ID of its own for every item; raise"
+            " sid_levels or sid_codebook_size, or use another scoring than generate"
+        )
+    return levels
+
+
+class Advance(Protocol):
+    """A decoder that takes prefixes one position further.
+
+    Parameters
+    ----------
+    state : what the call before returned, about prefixes one position shorter; none at the start.
+    parents : [B, W] which of those each prefix continues. One row stands for all histories.
+    tokens : [B, W] the token it adds; 0 at the start.
+
+    Returns
+    -------
+    logits : [B, W, S] of the symbols that may come next.
+    state : for the next call.
+    """
+
+    def __call__(self, state: Any, parents: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, Any]: ...
+
+
+def exact_likelihood(trie: Trie, advance: Advance) -> torch.Tensor:
+    """Log-probability [B, N] of every item; minus infinity for padding.
+
+    The trie is walked level by level. A prefix is decoded once, however many items share it, and not at all where only
+    one item is left below it: in the trie that item is certain.
+    """
+    nodes = parents = trie.parents.new_zeros(1, 1)
+    total, state, found = torch.zeros(1, 1, device=nodes.device), None, []
+    while nodes.numel():
+        logits, state = advance(state, parents, trie.tokens[nodes])  # [B, W, S]
+        below, real, step = _continuations(trie, nodes, logits)
+        total = (total.unsqueeze(-1) + step)[:, real[0]]  # [B, all continuations]
+        below, parents = below[real], real[0].nonzero()[:, 0]
+        first, end = trie.leaf_ranges[below].unbind(-1)
+        single = end - first == 1
+        found.append((trie.leaf_items[first[single]], total[:, single]))
+        nodes, parents, total = below[~single].unsqueeze(0), parents[~single].unsqueeze(0), total[:, ~single]
+    scores = total.new_full((len(total), trie.n_items), -torch.inf)
+    for items, values in found:
+        scores[:, items] = values
+    return scores
+
+
+def beam_search(
+    trie: Trie, advance: Advance, n_rows: int, beam_size: int, excluded: Pairs | None = None
+) -> torch.Tensor:
+    """Log-probability of the items that a beam search finds.
+
+    The search never leaves the trie. A prefix all of whose items are excluded for a row takes no place in its beam.
+
+    Parameters
+    ----------
+    n_rows : number B of histories.
+    beam_size : prefixes kept per history and position.
+    excluded : (row, item) pairs that may not come out. The probabilities of the others stay what they are.
+
+    Returns
+    -------
+    [B, N]; minus infinity for padding, for excluded items and for what is beyond the beam.
+    """
+    parents = nodes = trie.parents.new_zeros(n_rows, 1)
+    scores, state = torch.zeros(n_rows, 1, device=nodes.device), None
+    taken = _excluded_leaves(trie, excluded)
+    for _ in range(trie.depth):
+        logits, state = advance(state, parents, trie.tokens[nodes])  # [B, W, S]
+        below, _, step = _continuations(trie, nodes, logits)  # [B, W, C]
+        total = (scores.unsqueeze(-1) + step).masked_fill(_exhausted(trie, taken, below), -torch.inf).flatten(1)
+        scores, best = total.topk(min(beam_size, total.shape[1]))
+        parents, nodes = best // below.shape[-1], below.flatten(1).gather(1, best)
+    found = scores.new_full((n_rows, trie.n_items), -torch.inf)
+    # Places of the beam that nothing filled hold some item at minus infinity, which may stand there properly as well.
+    return found.scatter(1, trie.item(nodes).masked_fill(scores == -torch.inf, 0), scores)
+
+
+def _continuations(
+    trie: Trie, nodes: torch.Tensor, logits: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return `next_nodes` of `nodes` [B, W], and the log-probability [B, W, C] of each among its siblings.
+
+    It is minus infinity for filling.
+    """
+    below, real = trie.next_nodes(nodes)
+    symbols = trie.symbols[below].expand(len(logits), -1, -1)
+    return below, real, logits.gather(-1, symbols).masked_fill(~real, -torch.inf).log_softmax(dim=-1)
+
+
+def _excluded_leaves(trie: Trie, excluded: Pairs | None) -> torch.Tensor:
+    """Excluded leaves as ascending numbers `row * n_leaves + leaf`, each once; padding does not count."""
+    if excluded is None:
+        return trie.parents.new_zeros(0)
+    rows, items = excluded
+    leaves = trie.item_leaves[items]
+    return torch.unique((rows * len(trie.leaf_items) + leaves)[leaves >= 0])
+
+
+def _exhausted(trie: Trie, taken: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
+    """Whether all items below `nodes` [B, W, C] are excluded for their row.
+
+    Items below a node are a range of leaves: counting them among the few excluded ones needs two binary searches and
+    no table of histories by nodes.
+    """
+    if not len(taken):
+        return torch.zeros_like(nodes, dtype=torch.bool)
+    row = torch.arange(len(nodes), device=nodes.device).view(-1, 1, 1) * len(trie.leaf_items)
+    first, end = trie.leaf_ranges[nodes].unbind(-1)
+    return torch.searchsorted(taken, row + end) - torch.searchsorted(taken, row + first) == end - first

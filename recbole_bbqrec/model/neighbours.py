@@ -1,0 +1,127 @@
+"""Items near an item, by behaviour or by content: lists of neighbours, never a table of all pairs.
+
+Shapes: N items (row 0 = padding), E listed pairs.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse
+import torch
+from torch.nn import functional
+
+WINDOW = 3
+"""Items at most this far apart in a training sequence count as met together."""
+
+ROWS = 1024
+"""Items whose similarities to all others are held at once."""
+
+
+class Neighbours(NamedTuple):
+    """Item `i` is listed with `items[offsets[i] : offsets[i + 1]]`, at the similarities `values`; never with itself.
+
+    Attributes
+    ----------
+    offsets : [N + 1]; `items` : [E] ascending within a list; `values` : [E] float32.
+    """
+
+    offsets: np.ndarray
+    items: np.ndarray
+    values: np.ndarray
+
+
+def transitions(offsets: np.ndarray, items: np.ndarray, n_items: int) -> Neighbours:
+    """List which items directly followed an item in the training sequences, and how often."""
+    return _lists(_pair_counts(offsets, items, n_items, 1))
+
+
+def cooccurrence(offsets: np.ndarray, items: np.ndarray, n_items: int) -> Neighbours:
+    """List the items met within `WINDOW` steps of an item, before or after it: their counts as a cosine.
+
+    The cosine of two items' counts is the count of both over the root of the product of their totals: what many met
+    together with everything is near to nothing.
+    """
+    return _lists(_cosine(_met_together(offsets, items, n_items)))
+
+
+def walk(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> Neighbours:
+    """List the `size` items a random walk of two steps over co-occurrences reaches most often beyond their popularity.
+
+    Most next items have never been met together with the history (92 % on Amazon Sports): the second step finds them.
+    """
+    counts = _met_together(offsets, items, n_items)
+    total = np.asarray(counts.sum(axis=1)).ravel() + 1.0
+    step = scipy.sparse.diags_array(1.0 / total) @ counts
+    beyond = scipy.sparse.diags_array(1.0 / np.sqrt(total))
+    blocks = []
+    for begin in range(0, n_items, ROWS):  # two steps reach a good part of the catalogue: a block of rows at a time
+        block = scipy.sparse.csr_array(step[begin : begin + ROWS] @ step @ beyond)
+        blocks.append(_largest(block, np.arange(begin, min(begin + ROWS, n_items)), size))
+    return _lists(scipy.sparse.vstack(blocks, format="csr"))
+
+
+@torch.no_grad()
+def nearest(vectors: torch.Tensor, present: torch.Tensor, size: int) -> Neighbours:
+    """List the `size` items of largest cosine to an item.
+
+    Parameters
+    ----------
+    vectors : [N, C].
+    present : [N] items that have a vector; the others are listed with none, and none with them.
+    """
+    known = torch.nonzero(present).flatten()
+    rows = functional.normalize(vectors[known].float(), dim=-1)
+    size = min(size, len(known) - 1)
+    if size < 1:
+        return Neighbours(np.zeros(len(vectors) + 1, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+    blocks = []
+    for begin in range(0, len(rows), ROWS):
+        cosine = rows[begin : begin + ROWS] @ rows.T
+        cosine[torch.arange(len(cosine)), torch.arange(begin, begin + len(cosine))] = -torch.inf
+        blocks.append(cosine.topk(size, dim=1))
+    values, places = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    items, order = torch.sort(known[places], dim=1)
+    counts = torch.where(present, size, 0).cpu().numpy()
+    return Neighbours(
+        np.r_[0, np.cumsum(counts)], items.flatten().cpu().numpy(), values.gather(1, order).flatten().cpu().numpy()
+    )
+
+
+def _pair_counts(offsets: np.ndarray, items: np.ndarray, n_items: int, window: int) -> scipy.sparse.csr_array:
+    """How often one item comes at most `window` steps before another [N, N]; an item with itself does not count."""
+    user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    pairs = []
+    for distance in range(1, window + 1):
+        together = user[distance:] == user[:-distance]
+        pairs.append(np.stack([items[:-distance][together], items[distance:][together]]))
+    left, right = np.concatenate(pairs, axis=1)
+    left, right = left[left != right], right[left != right]
+    ones = np.ones(len(left), np.float64)
+    return scipy.sparse.csr_array(scipy.sparse.coo_array((ones, (left, right)), shape=(n_items, n_items)))
+
+
+def _met_together(offsets: np.ndarray, items: np.ndarray, n_items: int) -> scipy.sparse.csr_array:
+    counts = _pair_counts(offsets, items, n_items, WINDOW)
+    return scipy.sparse.csr_array(counts + counts.T)
+
+
+def _cosine(counts: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
+    scale = scipy.sparse.diags_array(1.0 / np.sqrt(np.asarray(counts.sum(axis=1)).ravel() + 1.0))
+    return scipy.sparse.csr_array(scale @ counts @ scale)
+
+
+def _largest(block: scipy.sparse.csr_array, own: np.ndarray, size: int) -> scipy.sparse.csr_array:
+    """Keep the `size` largest entries of every row, without the item `own` of the row; ties by item id."""
+    row = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
+    keep = block.indices != own[row]
+    row, item, value = row[keep], block.indices[keep], block.data[keep]
+    order = np.lexsort((item, -value, row))
+    row, item, value = row[order], item[order], value[order]
+    within = np.arange(len(row)) - np.searchsorted(row, row)
+    kept = within < size
+    return scipy.sparse.csr_array((value[kept], (row[kept], item[kept])), shape=block.shape)
+
+
+def _lists(matrix: scipy.sparse.csr_array) -> Neighbours:
+    matrix.sort_indices()
+    return Neighbours(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data.astype(np.float32))

@@ -1,0 +1,111 @@
+"""RecBole's own sequential models with similarity-enhanced attention, switched on by configuration alone.
+
+The paper calls its attention non-invasive, and here it is taken at its word: the class of the model, its other weights
+and their names, its losses and its trainer stay RecBole's.
+
+Shapes: B histories, L padded columns, A attention heads.
+"""
+
+from types import MethodType
+from typing import Any
+
+import torch
+from recbole.model.layers import TransformerEncoder
+from torch import nn
+
+from ..errors import InputError
+from .attention import reweight
+from .similarity import SimilarityAttention
+
+ENCODER_OWNERS = {"BERT4Rec": "", "CORE": "net", "SASRec": "", "SASRecF": ""}
+"""RecBole's models that send the items of a history, one by one, through a `trm_encoder`, and which part of the model
+holds it (empty: the model itself).
+
+BERT4Rec reads its states at mask tokens, which have no signal: in its last layer a mask gets the same bias for every
+item, so an additive bias works in the layers before it only.
+
+Not in it: FDSA and GCSAN (the encoder's inputs are attributes, or states of a graph, and not in one `trm_encoder`),
+SASRecCPR (reads the state at a padded column), LightSANs and FEARec (layers of their own).
+"""
+
+
+class ReweightedSoftmax(nn.Softmax):
+    """Softmax of attention scores that the similarity bias of the current batch, if there is one, enters first."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__(dim=-1)
+        self.mode = mode
+        self.bias: torch.Tensor | None = None
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Map masked scores [B, A, L, L] to attention weights."""
+        return super().forward(input if self.bias is None else reweight(input, self.bias, self.mode))
+
+
+def add_similarity(model: nn.Module, config: Any, dataset: Any) -> nn.Module:
+    """Give a model of RecBole the attention that `similarity_attention` asks for, in place, and return the model.
+
+    Only this instance changes, and with the new weights at zero it gives the stock model's scores to the last bit.
+    Copies of it and of its weights stay valid, and no random number is drawn. Call it before
+    `padding.group_by_length` and before the optimizer is made.
+
+    Parameters
+    ----------
+    config, dataset : see `SimilarityAttention.from_dataset`.
+
+    Raises
+    ------
+    InputError : the model has no such attention layers, or there is nothing to compare items by.
+    """
+    if config["similarity_attention"] == "off":
+        return model
+    owner = _encoder_owner(model)
+    layers = owner.trm_encoder.layer
+    n_heads = layers[0].multi_head_attention.num_attention_heads
+    similarity = SimilarityAttention.from_dataset(config, dataset, len(layers), n_heads, config["MAX_ITEM_LIST_LENGTH"])
+    if similarity is None:
+        needed = "attach_item_features" if config["codes"] == "none" else "attach_semantic_ids"
+        raise InputError(
+            f"similarity_attention: found {config['similarity_attention']!r} for {type(model).__name__}, but there is "
+            f"no signal to compare items by; add --{needed}=True, or set --similarity_attention=off"
+        )
+    owner.similarity = similarity.to(next(model.parameters()).device)
+    for layer in layers:
+        layer.multi_head_attention.softmax = ReweightedSoftmax(similarity.mode)
+    # Bound methods and plain functions, unlike closures, follow the model through copy.deepcopy.
+    owner.get_attention_mask = MethodType(_mask_and_biases, owner)
+    owner.trm_encoder.register_forward_hook(_forget_biases, always_call=True)
+    return model
+
+
+def _encoder_owner(model: nn.Module) -> Any:
+    """Return the part of the model that holds `trm_encoder`."""
+    name = type(model).__name__
+    place = ENCODER_OWNERS.get(name)
+    owner = getattr(model, place, None) if place else model
+    if place is None or not isinstance(getattr(owner, "trm_encoder", None), TransformerEncoder):
+        raise InputError(
+            f"similarity_attention: {name} has no transformer that it can be added to; "
+            f"choose one of BBQRec, {', '.join(sorted(ENCODER_OWNERS))}, or set --similarity_attention=off"
+        )
+    return owner
+
+
+def _mask_and_biases(owner: Any, item_seq: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Stand in for `get_attention_mask`: the one place where all these models show the history they attend over.
+
+    It is called once before every call of the encoder, with the very columns that the encoder gets, trimmed or not.
+    """
+    mask = type(owner).get_attention_mask(owner, item_seq, *args, **kwargs)
+    for layer, bias in zip(owner.trm_encoder.layer, owner.similarity(item_seq), strict=True):
+        if owner.similarity.mode == "multiplicative":
+            # RecBole masks by adding -10000 to the scores, and a factor would reach that too.
+            bias = bias.masked_fill(mask != 0, 0.0)
+        layer.multi_head_attention.softmax.bias = bias
+    return mask
+
+
+def _forget_biases(encoder: Any, args: Any, output: Any) -> None:
+    """Let go of the biases once the encoder is done: they hold the batch's graph, which nobody can copy or save."""
+    for layer in encoder.layer:
+        layer.multi_head_attention.softmax.bias = None

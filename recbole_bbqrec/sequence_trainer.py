@@ -1,0 +1,111 @@
+"""Training on whole sequences, and what is fitted once training is done."""
+
+import time
+import zlib
+from typing import Any
+
+import numpy as np
+import torch
+
+from .data.dataloader import WindowDataLoader
+from .data.sequences import training_sequences
+from .model.candidate_fit import fit_candidates
+from .model.candidates import CANDIDATES, HALVES, build_candidates, candidates_of
+from .ranking import rank_targets
+from .trainer import ProtocolTrainer
+
+
+class SequenceTrainer(ProtocolTrainer):
+    """Trains on windows of whole sequences instead of RecBole's prefixes: every target once, in one pass.
+
+    Candidate similarity is fitted once training is done, on validation: see `model.candidates`.
+    """
+
+    def __init__(self, config: Any, model: Any) -> None:
+        super().__init__(config, model)
+        self._fitted_on: Any = None
+        self._half = np.zeros(0, np.int64)
+
+    def _build_optimizer(self, **kwargs: Any) -> Any:
+        if self.learner != "adamw":
+            return super()._build_optimizer(**kwargs)
+        # Fused: one pass over the item table instead of ten, with the same result but for rounding.
+        return torch.optim.AdamW(
+            self.model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
+        )
+
+    def _training_batches(self, train_data: Any) -> Any:
+        if isinstance(train_data, WindowDataLoader):
+            return train_data
+        dataset = train_data._dataset
+        sequences = dataset.train_sequences or training_sequences(dataset)
+        batches = WindowDataLoader(self.config, dataset, sequences)
+        self.logger.info(
+            f"Training on {len(sequences)} sequences, {batches.n_targets} targets, {len(batches)} steps an epoch"
+        )
+        return batches
+
+    def finish(self, valid_data: Any, show_progress: bool = False) -> None:
+        super().finish(valid_data, show_progress)
+        model, dataset = self.model.eval(), valid_data._dataset
+        self._fitted_on, self._half = dataset, halves_of(dataset)
+        path = self.run_dir / CANDIDATES
+        candidates = candidates_of(self.run_dir) if self.config["resume"] else None
+        if candidates is None:
+            candidates = build_candidates(self.config, dataset)
+        if candidates is None:
+            return
+        candidates.to(self.device)
+        if not path.is_file() or not self.config["resume"]:
+            started = time.perf_counter()
+            histories = dataset.inter_feat[model.ITEM_SEQ].to(self.device)
+            targets = dataset.inter_feat[model.ITEM_ID].to(self.device)
+            with torch.no_grad():
+                fit_candidates(
+                    candidates, model.encoder_score, histories, targets, self._half, self.config["seed"], show_progress
+                )
+            self.logger.info(
+                f"candidate similarity: {candidates.n_weights} weights fitted in {time.perf_counter() - started:.1f} s"
+            )
+            self._save_checkpoint(self.state["best_epoch"], saved_model_file=self.run_dir / "weights.safetensors")
+            candidates.save(path)
+        model.candidates = candidates
+
+    def _parts(self, dataset: Any, order: np.ndarray) -> list[np.ndarray]:
+        if dataset is not self._fitted_on:
+            return super()._parts(dataset, order)
+        return [order[self._half[order] == half] for half in range(HALVES)]
+
+    def _rank_rows(
+        self, eval_data: Any, rows: np.ndarray, seen: tuple[torch.Tensor, torch.Tensor], ties: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        candidates = self.model.candidates
+        if candidates is None:
+            return self._rank_found(eval_data, rows, seen, ties)
+        # Validation has fitted the weights: its users are judged with those that the other half of them gave.
+        candidates.part = int(self._half[rows[0]]) if eval_data._dataset is self._fitted_on else HALVES
+        try:
+            return self._rank_found(eval_data, rows, seen, ties)
+        finally:
+            candidates.part = HALVES
+
+    def _rank_found(
+        self, eval_data: Any, rows: np.ndarray, seen: tuple[torch.Tensor, torch.Tensor], ties: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        if not self.model.finds_some:
+            return super()._rank_rows(eval_data, rows, seen, ties)
+        # What a user has seen leaves the beam before it is cut: two searches, one for each column.
+        interaction, _, _, targets = eval_data.collate_fn(rows)
+        histories, targets = interaction[self.model.ITEM_SEQ].to(self.device), targets.to(self.device)
+        ranks = {}
+        for column, excluded in (("masked", seen), ("unmasked", None)):
+            scores = self.model.score(histories, excluded=excluded)
+            ranks[column] = rank_targets(scores, targets, seen, ties, finds_some=True)[column]
+        return ranks
+
+
+def halves_of(dataset: Any) -> np.ndarray:
+    """Half [R] to which the user of each row belongs, by a hash of the user's token: 0 or 1."""
+    tokens = dataset.field2id_token[dataset.uid_field].astype(str)
+    half = np.array([zlib.crc32(token.encode()) % HALVES for token in tokens])
+    return half[dataset.inter_feat[dataset.uid_field].numpy()]

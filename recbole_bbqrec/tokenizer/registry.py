@@ -1,0 +1,28 @@
+"""The item tokenizers by name, and the one that wrote a file."""
+
+import os
+
+from .. import storage
+from ..errors import InputError
+from .base import KIND, ItemTokenizer
+from .fit import BehaviorBindTokenizer
+from .residual_kmeans import ResidualKMeansTokenizer
+from .rqvae import RQVAETokenizer
+
+TOKENIZERS: dict[str, type[ItemTokenizer]] = {
+    kind.name: kind for kind in (BehaviorBindTokenizer, RQVAETokenizer, ResidualKMeansTokenizer)
+}
+
+
+def load(path: str | os.PathLike) -> ItemTokenizer:
+    """Read the tokenizer that `ItemTokenizer.save` wrote, as what it was; on the CPU.
+
+    Raises
+    ------
+    InputError : no whole tokenizer file, or one of a tokenizer that is not known here.
+    """
+    tensors, state = storage.load(path, KIND)
+    name = state.get("tokenizer", BehaviorBindTokenizer.name)
+    if name not in TOKENIZERS:
+        raise InputError(f"{path}: found a {name} tokenizer, expected one of {', '.join(TOKENIZERS)}")
+    return TOKENIZERS[name].from_file(path, tensors, state)

@@ -1,0 +1,280 @@
+import json
+import shutil
+
+import pytest
+import yaml
+from conftest import settings, write_dataset
+from experiments.fakes import FakeExecute
+
+from recbole_bbqrec.config import Config
+from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.experiments import ablation, records
+from recbole_bbqrec.experiments.ablation import ROWS, ablate, applicable, changes_of, chosen_rows, remake
+
+IMAGE = ["candidate-image", "text-only", "image-only", "neither"]
+BOTH = {"image_fields": "image_codes", "image_encoder": "codes"}
+
+
+@pytest.fixture
+def real_figures():
+    """Asked for by tests in which figures are drawn: that takes longer than all the rest."""
+
+
+@pytest.fixture(autouse=True)
+def _figures(request, monkeypatch):
+    if "real_figures" not in request.fixturenames:
+        monkeypatch.setattr(ablation.report, "bar_figure", lambda *given: json.dumps(given).encode())
+
+
+def full(folder, **changes):
+    return records.comparable_settings(Config(config_dict=settings(folder, **changes)))
+
+
+def arguments(folder, **changes):
+    keys = settings(folder, **changes)
+    return [f"--{key}={value}" for key, value in keys.items() if key not in ("model", "dataset")]
+
+
+def run(folder, tmp_path, rows=("no-codes", "random-codes"), seeds=2, execute=None, final=False, **changes):
+    execute = execute or FakeExecute()
+    code = ablate("tiny", rows, seeds, arguments(folder, **changes), final, tmp_path / "results", execute)
+    return code, execute
+
+
+def test_rows_that_apply(tiny):
+    found, left_out = applicable(list(ROWS), full(tiny))
+    assert list(found) == [name for name in ROWS if name not in IMAGE]
+    assert list(left_out) == IMAGE
+    found, left_out = applicable(list(ROWS), full(tiny, **BOTH))
+    assert list(found) == list(ROWS) and not left_out
+    _, left_out = applicable(list(ROWS), full(tiny, text_encoder=None))
+    assert "needs 1 modalities, found 0" in left_out["no-codes"] and "club" in left_out
+
+
+def test_every_row_is_a_valid_configuration_of_its_own_with_the_key_that_the_table_looks_for(tiny):
+    base, keys = full(tiny, **BOTH), set()
+    for name in ROWS:
+        changes = changes_of(name, base)
+        changed = full(tiny, **{**BOTH, **changes})
+        assert changed == {**base, **changes}, name
+        keys.add(records.run_key(changed, "data"))
+    assert len(keys) == len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("given", "row", "levels"),
+    [
+        ({}, "text-only", 3),
+        ({}, "image-only", 3),
+        ({}, "neither", 6),
+        ({"sid_levels": 4}, "text-only", 6),
+        ({"sid_mode": "fused"}, "text-only", 2),
+        ({"sid_use_id": False}, "image-only", 4),
+        ({"tokenizer": "rqvae"}, "text-only", 2),
+    ],
+)
+def test_rows_without_a_modality_keep_the_number_of_codes(tiny, given, row, levels):
+    assert changes_of(row, full(tiny, **BOTH, **given))["sid_levels"] == levels
+
+
+def test_codes_that_cannot_be_shared_evenly_leave_the_row_out(tiny):
+    with pytest.raises(ablation.NotApplicableError, match="3 codes per item cannot be shared by 2 signals"):
+        changes_of("text-only", full(tiny, **BOTH, sid_levels=1))
+    with pytest.raises(ablation.NotApplicableError, match="4 codes per item cannot be shared by 0 signals"):
+        changes_of("neither", full(tiny, **BOTH, sid_use_id=False))
+
+
+def test_a_row_that_changes_nothing_is_left_out(tiny):
+    found, left_out = applicable(list(ROWS), full(tiny, candidate_similarity=[], codes="random"))
+    assert not {"candidate-text", "candidate-behavior", "candidate-similarity", "random-codes"} & set(found)
+    assert left_out["candidate-similarity"] == "it changes nothing under these settings"
+
+
+def test_chosen_rows():
+    assert chosen_rows([]) == list(ROWS)
+    assert chosen_rows(["no-codes", "club"]) == ["full", "club", "no-codes"]
+    with pytest.raises(InputError, match=r"--rows: found 'no-code', .* did you mean no-codes\?"):
+        chosen_rows(["no-code"])
+    with pytest.raises(InputError, match=r"choose some of full, club"):
+        chosen_rows(["zzz"])
+
+
+def test_the_order_of_runs_and_their_settings(tiny, tmp_path):
+    code, execute = run(tiny, tmp_path, seed=10)
+    assert code == 0
+    expected = [(codes, seed) for seed in (10, 11) for codes in (None, "none", "random")]
+    assert [(call.get("codes"), call["seed"]) for call in execute.calls] == expected
+    assert all(call["hidden_size"] == 16 and call["final"] is False for call in execute.calls)
+
+
+def test_a_row_wins_over_settings_and_files(tiny, tmp_path):
+    file = tmp_path / "more.yaml"
+    file.write_text("n_layers: 2\nsid_club_weight: 0.5\n")
+    given = [*arguments(tiny), "--sid_club_weight=0.7", f"--config_files={file}"]
+    execute = FakeExecute()
+    ablate("tiny", ["club"], 1, [one for one in given if "n_layers" not in one], False, tmp_path / "results", execute)
+    assert [call["sid_club_weight"] for call in execute.calls] == [0.7, 0.0]
+    (path,) = (tmp_path / "results/runs/tiny").glob("club-*.json")
+    assert records.read(path)["settings"]["n_layers"] == 2
+
+
+def test_the_table(tiny, tmp_path, capsys):
+    run(tiny, tmp_path)
+    page = (tmp_path / "results/ablation-tiny.md").read_text()
+    assert page in capsys.readouterr().out
+    assert "60 users, 40 items" in page and "## Validation" in page and "## Test" not in page
+    lines = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("| ")}
+    assert set(lines) == {"row", "full", "no-codes\\*", "random-codes"}
+    content = json.loads((tmp_path / "results/ablation-tiny.json").read_text())
+    rows = {row["row"]: row for row in content["splits"]["valid"]}
+    assert rows["full"]["seeds"] == [2020, 2021] and rows["full"]["masked"]["ndcg@10"]["change"] is None
+    worse = rows["random-codes"]["masked"]["ndcg@10"]
+    assert worse["low"] < worse["mean"] < worse["high"] < rows["full"]["masked"]["ndcg@10"]["mean"]
+    assert worse["change"]["mean"] < worse["change"]["high"] < 0 and worse["p_holm"] < 0.001
+    assert f"{worse['mean']:.4f} [{worse['low']:.4f}, {worse['high']:.4f}]" in lines["random-codes"]
+    assert f"{worse['change']['mean']:+.1f}" in lines["random-codes"] and "< 0.001" in lines["random-codes"]
+    same = rows["no-codes"]["masked"]["ndcg@10"]
+    assert same["change"]["mean"] == 0 and same["p"] == same["p_holm"] == 1.0
+    assert rows["full"]["unmasked"]["recall@10"]["mean"] < rows["full"]["masked"]["recall@10"]["mean"]
+    assert "ended at the cap on epochs, not by early stopping: no-codes 2 of 2" in page
+    assert "one seed" not in page and "earlier version" not in page
+    settings_shown = yaml.safe_load(page.split("```yaml")[1].split("```")[0])
+    assert settings_shown["hidden_size"] == 16 and settings_shown["sid_codebook_size"] == 8
+    title, panels, reference = json.loads((tmp_path / "results/ablation-tiny.png").read_bytes())
+    assert title == "BBQRec on tiny, validation, seen items masked" and reference == "full"
+    assert list(panels) == ["R@10", "N@10", "Δ R@10 in %", "Δ N@10 in %"]
+    assert panels["N@10"]["random-codes"] == [worse["mean"], worse["low"], worse["high"]]
+    assert list(panels["Δ N@10 in %"]) == ["no-codes", "random-codes"]
+    assert str(tiny) not in page + json.dumps(content)
+
+
+def test_the_mean_of_the_table_is_that_of_the_records(tiny, tmp_path):
+    run(tiny, tmp_path)
+    kept = [records.read(path) for path in (tmp_path / "results/runs/tiny").glob("random-codes-*.json")]
+    content = json.loads((tmp_path / "results/ablation-tiny.json").read_text())
+    (row,) = (row for row in content["splits"]["valid"] if row["row"] == "random-codes")
+    for column in ("masked", "unmasked"):
+        for name, entry in row[column].items():
+            by_run = [record["metrics"]["valid"][column][name] for record in kept]
+            assert entry["mean"] == pytest.approx(sum(by_run) / 2, abs=1e-12)
+
+
+def test_holm_counts_all_tests_of_the_table(tiny, tmp_path):
+    run(tiny, tmp_path, rows=("random-codes",))
+    content = json.loads((tmp_path / "results/ablation-tiny.json").read_text())
+    (row,) = (row for row in content["splits"]["valid"] if row["row"] == "random-codes")
+    p_values = [entry["p"] for entry in row["masked"].values()]
+    assert min(row["masked"].values(), key=lambda entry: entry["p"])["p_holm"] == pytest.approx(2 * min(p_values))
+
+
+def test_final_adds_test_and_only_judges_what_is_trained(tiny, tmp_path):
+    run(tiny, tmp_path, seeds=1)
+    _, execute = run(tiny, tmp_path, seeds=1, final=True)
+    assert len(execute.calls) == 3 and all(call["final"] for call in execute.calls)
+    page = (tmp_path / "results/ablation-tiny.md").read_text()
+    assert "## Validation" in page and "## Test" in page and "judged on test more than 1 times" in page
+    _, execute = run(tiny, tmp_path, seeds=1)
+    assert not execute.calls, "records with test serve validation too"
+    assert "## Test" not in (tmp_path / "results/ablation-tiny.md").read_text(), "test is shown only where asked for"
+
+
+def test_table_only_gives_the_same_files_without_data_or_model(tmp_path, capsys, real_figures):
+    data = write_dataset(tmp_path / "data")
+    run(data, tmp_path, ["random-codes"], seeds=1, final=True)
+    results = tmp_path / "results"
+    files = {path.name: path.read_bytes() for path in results.glob("ablation-*")}
+    assert files["ablation-tiny.png"].startswith(b"\x89PNG")
+    assert set(files) == {"ablation-tiny.md", "ablation-tiny.json", "ablation-tiny.png"}
+    shutil.rmtree(data)
+    for kept in (files, []):  # with the table on disk, and from records alone
+        for name in files:
+            if name not in kept:
+                (results / name).unlink()
+        capsys.readouterr()
+        remake("tiny", True, results)
+        assert {path.name: path.read_bytes() for path in results.glob("ablation-*")} == files
+        assert files["ablation-tiny.md"].decode() in capsys.readouterr().out
+
+
+def test_table_only_asks_which_of_several_is_meant(tiny, tmp_path):
+    results = tmp_path / "results"
+    with pytest.raises(InputError, match=r"--table-only: found 0 ablations of tiny"):
+        remake("tiny", False, results)
+    run(tiny, tmp_path, seeds=1)
+    run(tiny, tmp_path, seeds=1, hidden_size=32)
+    page = (results / "ablation-tiny.md").read_bytes()
+    assert b"hidden_size: 32" in page
+    remake("tiny", False, results)
+    assert (results / "ablation-tiny.md").read_bytes() == page, "the table on disk says which"
+    (results / "ablation-tiny.json").unlink()
+    with pytest.raises(InputError, match=r"found 2 ablations .* expected one"):
+        remake("tiny", False, results)
+
+
+def test_screening_earlier_code_and_a_missing_row_are_said(tiny, tmp_path, monkeypatch):
+    run(tiny, tmp_path, seeds=1)
+    monkeypatch.setattr(records, "code_fingerprint", lambda: "changed")
+    remake("tiny", False, tmp_path / "results")
+    page = (tmp_path / "results/ablation-tiny.md").read_text()
+    assert "| random-codes†‡" in page and "one seed: screening" in page
+    assert "made by an earlier version of the code: full 1 of 1, no-codes 1 of 1, random-codes 1 of 1" in page
+    _, execute = run(tiny, tmp_path, seeds=1)
+    assert not execute.calls, "records of earlier code are used"
+
+
+def test_failures_end_with_code_1_and_stand_in_the_table_until_they_succeed(tiny, tmp_path, capsys):
+    code, _ = run(tiny, tmp_path, ["full"], seeds=1, execute=FakeExecute(fails={None}))
+    assert code == 1 and "no run has a record yet" in capsys.readouterr().out
+    code, _ = run(tiny, tmp_path, seeds=1, execute=FakeExecute(fails={"none"}))
+    assert code == 1
+    assert "failed: no-codes, seed 2020: RuntimeError: out of memory" in capsys.readouterr().err
+    page = (tmp_path / "results/ablation-tiny.md").read_text()
+    assert "Failed and not in the table:\n\n- no-codes, seed 2020" in page and "| no-codes" not in page
+    code, execute = run(tiny, tmp_path, seeds=1)
+    assert code == 0 and len(execute.calls) == 1
+    assert "Failed" not in (tmp_path / "results/ablation-tiny.md").read_text()
+
+
+def test_without_full_there_is_no_comparison(tiny, tmp_path, capsys):
+    class FullFails(FakeExecute):
+        def __call__(self, arguments=(), config_dict=None):
+            if "codes" not in config_dict:
+                raise RuntimeError("no")
+            return super().__call__(arguments, config_dict)
+
+    code, _ = run(tiny, tmp_path, seeds=1, execute=FullFails())
+    assert code == 1
+    page = (tmp_path / "results/ablation-tiny.md").read_text()
+    assert "`full` has no run yet" in page and "| random-codes†" in page
+
+
+def test_an_interrupted_ablation_has_a_table_of_what_is_done(tiny, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny, tmp_path, seeds=1, execute=FakeExecute(interrupted_at=2))
+    page = (tmp_path / "results/ablation-tiny.md").read_text()
+    assert "| full" in page and "| no-codes" in page and "| random-codes" not in page
+    _, execute = run(tiny, tmp_path, seeds=1)
+    assert [call["codes"] for call in execute.calls] == ["random"]
+
+
+def test_rows_left_out_are_said(tiny, tmp_path, capsys):
+    run(tiny, tmp_path, rows=("text-only",), seeds=1)
+    assert "row text-only is left out: the items do not have both" in capsys.readouterr().err
+    assert "- text-only: the items do not have both" in (tmp_path / "results/ablation-tiny.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("rows", "seeds", "extra", "message"),
+    [
+        (["club"], 0, [], "--seeds: found 0"),
+        ([], 1, ["--model=SASRec"], "--model: an ablation sets it"),
+        ([], 1, ["--result_file=x.json"], "--result_file: an ablation sets it"),
+        ([], 1, ["--hidden_sise=8"], "unknown key 'hidden_sise'"),
+        ([], 1, ["hidden_size"], "expected --key=value"),
+    ],
+)
+def test_mistakes_are_said_before_the_first_run(tiny, tmp_path, rows, seeds, extra, message):
+    execute = FakeExecute()
+    with pytest.raises(InputError, match=message):
+        ablate("tiny", rows, seeds, [*arguments(tiny), *extra], False, tmp_path / "results", execute)
+    assert not execute.calls and not (tmp_path / "results").exists()

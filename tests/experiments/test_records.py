@@ -1,0 +1,186 @@
+import shutil
+
+import numpy as np
+import pytest
+from conftest import settings, write_dataset
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from recbole_bbqrec.config import Config
+from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.experiments import records
+from recbole_bbqrec.ranking import Ranks
+
+RANKS = {"valid": Ranks(np.array([3, 1, 2]), np.array([5, 999, 4000]), np.array([9, 1200, 4001]))}
+
+
+def record(seed=1, key="a" * 16, **more):
+    return {"seed": seed, "run_key": key, "metrics": {"valid": {}}, **more}
+
+
+def config(folder, **changes):
+    return Config(config_dict=settings(folder, **changes))
+
+
+def test_a_record_comes_back_with_its_ranks(tmp_path):
+    path = records.write(tmp_path / "runs", "full", record(note=[1, None]), RANKS)
+    assert path.name == f"full-1-{'a' * 16}.json"
+    run = records.load(path)
+    assert run.record == {"name": "full", **record(note=[1, None])}
+    ranks = run.ranks["valid"]
+    assert ranks.users.tolist() == [1, 2, 3]
+    assert ranks.masked.tolist() == [999, 1000, 5] and ranks.unmasked.tolist() == [1000, 1000, 9]
+
+
+@given(st.integers(0, 10_000), st.integers(1, 60))
+@hypothesis_settings(deadline=None)
+def test_kept_ranks_give_the_same_metrics(seed, n):
+    generator = np.random.default_rng(seed)
+    masked = generator.integers(1, 2500, n)
+    users = generator.permutation(100_000)[:n]
+    given_ranks = {
+        "valid": Ranks(users, masked, masked + generator.integers(0, 300, n)),
+        "test": Ranks(users, masked, masked),
+    }
+    back = records.unpack_ranks(records.pack_ranks(given_ranks))
+    for split, before in given_ranks.items():
+        after, order = back[split], np.argsort(before.users)
+        np.testing.assert_array_equal(after.users, before.users[order])
+        for column in ("masked", "unmasked"):
+            clipped = np.minimum(getattr(before, column), records.MAX_RANK)[order]
+            np.testing.assert_array_equal(getattr(after, column), clipped)
+    assert back["valid"].metrics(["NDCG"], [10])["masked"]["ndcg@10"] == pytest.approx(
+        given_ranks["valid"].metrics(["NDCG"], [10])["masked"]["ndcg@10"], abs=1e-12
+    )
+
+
+def test_ranks_of_a_large_data_set_take_little_room():
+    generator, n = np.random.default_rng(0), 36_000
+    # As on real data: a rank of k or better for a share of about k to the power of .35.
+    masked = np.minimum(18_000 * generator.random(n) ** (1 / 0.35) + 1, 18_000).astype(int)
+    assert 0.3 < (masked < 1000).mean() < 0.4
+    split = Ranks(np.arange(1, n + 1), masked, masked + generator.integers(0, 8, n))
+    assert len(records.pack_ranks({"valid": split, "test": split})) < 60_000
+
+
+def test_equal_ranks_give_equal_files():
+    assert records.pack_ranks(RANKS) == records.pack_ranks(RANKS)
+
+
+def test_a_record_exists_only_once_it_is_complete(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(records.storage, "write_json", fail)
+    with pytest.raises(OSError, match="disk full"):
+        records.write(tmp_path, "full", record(), RANKS)
+    assert records.find(tmp_path, 1, "a" * 16) is None and records.runs_of(tmp_path, "a" * 16) == {}
+
+
+def test_finding_goes_by_seed_key_and_splits_not_by_name(tmp_path):
+    path = records.write(tmp_path, "full", record(seed=20), RANKS)
+    assert records.find(tmp_path, 20, "a" * 16) == path
+    assert records.find(tmp_path, 0, "a" * 16) is None and records.find(tmp_path, 20, "b" * 16) is None
+    assert records.find(tmp_path, 20, "a" * 16, ("valid", "test")) is None
+    both = record(seed=20, metrics={"valid": {}, "test": {}})
+    other = records.write(tmp_path, "later-name", both, {**RANKS, "test": RANKS["valid"]})
+    assert records.find(tmp_path, 20, "a" * 16, ("valid", "test")) == other
+    assert set(records.runs_of(tmp_path, "a" * 16)[20].ranks) == {"valid", "test"}
+
+
+def test_damaged_records_are_named(tmp_path):
+    path = records.write(tmp_path, "full", record(), RANKS)
+    path.with_suffix(".npz").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"full-1-a+\.npz: not readable .*delete .*\.json and run again"):
+        records.load(path)
+    path.write_text("{")
+    with pytest.raises(InputError, match=r"full-1-a+\.json: not a readable record"):
+        records.read(path)
+
+
+def test_an_error_is_kept_until_the_run_succeeds(tmp_path):
+    records.keep_error(tmp_path, "full", 1, "a" * 16, "Traceback\nValueError: x\n")
+    assert records.errors_of(tmp_path, "full", "a" * 16) == {1: "Traceback\nValueError: x\n"}
+    assert records.errors_of(tmp_path, "full", "b" * 16) == {}
+    records.write(tmp_path, "full", record(), RANKS)
+    assert records.errors_of(tmp_path, "full", "a" * 16) == {}
+
+
+def test_what_makes_runs_the_same(tiny, tmp_path):
+    base = records.comparable_settings(config(tiny))
+    assert (
+        records.comparable_settings(config(tiny, seed=7, final=True, show_progress=True, data_path=str(tiny))) == base
+    )
+    assert records.comparable_settings(config(tiny, hidden_size=32)) != base
+    assert not [value for value in base.values() if str(tmp_path) in str(value) or str(tiny) in str(value)]
+
+
+def test_vectors_count_by_content(tmp_path):
+    write_dataset(tmp_path)
+    file = tmp_path / "tiny" / "clip.npy"
+    (tmp_path / "tiny" / "clip.tokens.txt").write_text("i01\n")
+    np.save(file, np.ones((1, 2), np.float32))
+    given_config = config(tmp_path, text_encoder="clip.npy")
+    before = records.comparable_settings(given_config)
+    assert before["text_encoder"].startswith("clip.npy (")
+    np.save(file, np.zeros((1, 2), np.float32))
+    assert records.comparable_settings(given_config) != before
+    assert records.data_fingerprint(given_config) == records.data_fingerprint(config(tmp_path))
+
+
+def test_a_model_folder_counts_by_its_files(tmp_path):
+    write_dataset(tmp_path)
+    model = tmp_path / "tiny" / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    given_config = config(tmp_path, text_encoder="model")
+    before = records.comparable_settings(given_config)["text_encoder"]
+    (model / "config.json").write_text("{ }")
+    assert before.startswith("model (") and records.comparable_settings(given_config)["text_encoder"] != before
+
+
+def test_data_fingerprint_notices_files_and_images(tmp_path):
+    write_dataset(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    one = records.data_fingerprint(config(tmp_path / "a"))
+    assert one == records.data_fingerprint(config(tmp_path / "b", text_encoder=None, hidden_size=32))
+    images = tmp_path / "b" / "tiny" / "images"
+    images.mkdir()
+    (images / "i01.jpg").write_bytes(b"1")
+    (images / "notes.txt").write_bytes(b"1")
+    with_image = records.data_fingerprint(config(tmp_path / "b", image_folder="images"))
+    (images / "notes.txt").write_bytes(b"22")
+    assert one != with_image == records.data_fingerprint(config(tmp_path / "b", image_folder="images"))
+    (images / "i01.jpg").write_bytes(b"22")
+    assert with_image != records.data_fingerprint(config(tmp_path / "b", image_folder="images"))
+    for kind in ("inter", "item"):
+        path = tmp_path / "b" / "tiny" / f"tiny.{kind}"
+        content = path.read_text()
+        path.write_text(content[:-2] + "\n")
+        assert records.data_fingerprint(config(tmp_path / "b")) != one
+        path.write_text(content)
+    assert records.data_fingerprint(config(tmp_path / "b")) == one
+
+
+def test_data_statistics(tmp_path):
+    write_dataset(tmp_path, rows=[("u1", "i01", 1), ("u1", "i02", 2), ("u2", "i01", 1), ("u2", "i03", 2)])
+    assert records.data_statistics(config(tmp_path)) == {
+        "users": 2,
+        "items": 3,
+        "interactions": 4,
+        "interactions_per_user": 2.0,
+        "density": 4 / 6,
+        "modalities": ["text (tfidf)"],
+    }
+
+
+def test_code_fingerprint_leaves_out_what_decides_no_result(monkeypatch):
+    seen = []
+    monkeypatch.setattr(records.storage, "fingerprint", lambda *paths: seen.extend(paths) or "x")
+    records.code_fingerprint.cache_clear()
+    records.code_fingerprint()
+    records.code_fingerprint.cache_clear()
+    names = {path.name for path in seen}
+    assert {"bbqrec.py", "ranking.py", "trainer.py", "fit.py"} <= names
+    assert not {"report.py", "cli.py", "records.py", "inference.py"} & names

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recbole_bbqrec.model.neighbours import Neighbours, cooccurrence, nearest, transitions, walk
+
+OFFSETS, ITEMS = np.array([0, 4, 6, 6]), np.array([1, 2, 3, 2, 1, 2])
+
+
+def table(lists: Neighbours) -> np.ndarray:
+    dense = np.zeros((len(lists.offsets) - 1,) * 2)
+    for row in range(len(dense)):
+        part = slice(lists.offsets[row], lists.offsets[row + 1])
+        assert (np.diff(lists.items[part]) > 0).all()
+        dense[row, lists.items[part]] = lists.values[part]
+    return dense
+
+
+def test_transitions_count_what_directly_follows():
+    wanted = np.zeros((5, 5))
+    wanted[1, 2], wanted[2, 3], wanted[3, 2] = 2, 1, 1
+    assert (table(transitions(OFFSETS, ITEMS, 5)) == wanted).all()
+
+
+def test_cooccurrence_is_the_cosine_of_counts_within_the_window_in_both_directions():
+    counts = np.zeros((5, 5))
+    for left, right in [(1, 2), (1, 3), (1, 2), (2, 3), (3, 2), (1, 2)]:  # an item with itself does not count
+        counts[left, right] += 1
+        counts[right, left] += 1
+    total = counts.sum(1) + 1
+    np.testing.assert_allclose(table(cooccurrence(OFFSETS, ITEMS, 5)), counts / np.sqrt(np.outer(total, total)), 1e-6)
+
+
+def test_no_pair_crosses_users():
+    apart = transitions(np.array([0, 2, 4]), np.array([1, 2, 3, 4]), 5)
+    assert table(apart)[2, 3] == 0 and table(apart)[1, 2] == 1
+
+
+def test_walk_takes_two_steps_and_keeps_the_largest():
+    met = table(cooccurrence(OFFSETS, ITEMS, 5))
+    total = np.zeros(5)
+    for left, right in [(1, 2), (1, 3), (1, 2), (2, 3), (3, 2), (1, 2)]:
+        total[left] += 1
+        total[right] += 1
+    total = total + 1
+    counts = met * np.sqrt(np.outer(total, total))
+    step = counts / total[:, None]
+    wanted = step @ step / np.sqrt(total)
+    np.fill_diagonal(wanted, 0)
+    np.testing.assert_allclose(table(walk(OFFSETS, ITEMS, 5, size=4)), wanted, atol=1e-6)
+    short = walk(OFFSETS, ITEMS, 5, size=1)
+    assert (np.diff(short.offsets) <= 1).all()
+    assert short.items[short.offsets[1]] == wanted[1].argmax()
+
+
+@given(st.integers(1, 12), st.integers(1, 20), st.integers(0, 1000))
+def test_nearest_lists_the_largest_cosines_of_items_that_have_the_signal(n_items, size, seed):
+    random = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(n_items, 3, generator=random)
+    present = torch.rand(n_items, generator=random) < 0.7
+    lists = nearest(vectors, present, size)
+    unit = torch.nn.functional.normalize(vectors, dim=-1)
+    cosine = (unit @ unit.T).numpy()
+    n_known = int(present.sum())
+    for item in range(n_items):
+        part = slice(lists.offsets[item], lists.offsets[item + 1])
+        listed = lists.items[part]
+        assert len(listed) == (min(size, n_known - 1) if present[item] else 0)
+        assert item not in listed and present[torch.from_numpy(listed)].all()
+        others = [other for other in range(n_items) if present[other] and other != item and other not in listed]
+        if len(listed) and others:
+            assert lists.values[part].min() >= cosine[item, others].max() - 1e-6
+        np.testing.assert_allclose(lists.values[part], cosine[item, listed], atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [transitions, cooccurrence, lambda *given: walk(*given, 3)])
+def test_nothing_known_gives_empty_lists(make):
+    lists = make(np.array([0, 1]), np.array([2]), 4)
+    assert lists.offsets.tolist() == [0] * 5 and not len(lists.items)

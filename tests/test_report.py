@@ -1,0 +1,65 @@
+import io
+
+import numpy as np
+from PIL import Image
+
+from recbole_bbqrec import report
+from recbole_bbqrec.report import Bar, bar_figure, markdown_table
+
+RECORD = {
+    "model": "BBQRec",
+    "dataset": "tiny",
+    "seed": 1,
+    "metrics": {"valid": {"masked": {"recall@10": 0.25}, "unmasked": {"recall@10": 0.125}}},
+    "users": {"valid": 60},
+    "epochs": {"best": 2, "done": 3, "hit_cap": False},
+    "seconds": {"train": 1.5},
+    "peak_memory_mib": 100.4,
+    "parameters": 7,
+}
+
+
+def test_the_table_of_a_run():
+    text = report.result_table(RECORD)
+    assert text.startswith("BBQRec on tiny, seed 1\n\n| split")
+    assert "0.2500" in text and "0.1250" in text and "best epoch 2 of 3; 7 parameters; peak memory 100 MiB" in text
+    assert "add --final" in text and "cap on epochs" not in text
+    capped = {**RECORD, "epochs": {"best": 3, "done": 3, "hit_cap": True}}
+    assert report.result_table(capped).startswith("BBQRec* on tiny") and "cap on epochs" in report.result_table(capped)
+
+
+def test_a_markdown_table_keeps_its_texts():
+    lines = markdown_table(["row", "p"], [["full", ""], ["club", "0.010"], ["x", "1e-3"]]).splitlines()
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if ":" not in line] == [
+        ["row", "p"],
+        ["full", ""],
+        ["club", "0.010"],
+        ["x", "1e-3"],
+    ]
+    assert lines[1].replace("-", "") == "|:|:|"
+    assert markdown_table(["row", "p"], []).splitlines()[0].split() == ["|", "row", "|", "p", "|"]
+
+
+def pixels(png):
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+def test_figures():
+    bars = {"full": Bar(0.5, 0.4, 0.6), "club": Bar(0.3, 0.31, 0.32)}
+    panels = {"R@10": bars, "change": {"club": Bar(-10.0, -12.0, -8.0)}}
+    png = bar_figure("Title", panels, "full")
+    assert png == bar_figure("Title", panels, "full"), "equal input, equal file"
+    other = {**panels, "R@10": {**bars, "club": Bar(0.45, 0.4, 0.5)}}
+    before, after = pixels(png), pixels(bar_figure("Title", other, "full"))
+    assert before.shape == after.shape and (before != after).any()
+    colours = {tuple(colour) for colour in before.reshape(-1, 3)}
+    assert (0x44, 0x77, 0xAA) in colours and (0x99, 0xBB, 0xDD) in colours
+    assert (0x44, 0x77, 0xAA) not in {tuple(colour) for colour in pixels(bar_figure("Title", panels)).reshape(-1, 3)}
+
+
+def test_files_are_written_whole(tmp_path):
+    report.write_file(tmp_path / "a" / "x.md", "café\n")
+    report.write_file(tmp_path / "a" / "x.png", b"\x89")
+    assert (tmp_path / "a" / "x.md").read_bytes() == b"caf\xc3\xa9\n"
+    assert (tmp_path / "a" / "x.png").read_bytes() == b"\x89"
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"x.md", "x.png"}

@@ -1,0 +1,274 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recbole_bbqrec.tokenizer import independence, neighbors, registry
+from recbole_bbqrec.tokenizer.report_card import report_card, report_card_table, write_report_card
+from recbole_bbqrec.tokenizer.report_warnings import warnings_of
+
+
+@pytest.fixture(scope="module")
+def card(world, fitted):
+    return report_card(fitted, *world[:3])
+
+
+def test_the_card_is_plain_data_and_says_what_the_tokenizer_says(fitted, card):
+    assert json.loads(json.dumps(card, allow_nan=False)) == card
+    assert [row["utilisation"] for row in card["codes"]] == fitted.utilisation_
+    assert [row["perplexity"] for row in card["codes"]] == fitted.perplexity_
+    assert [(row["signal"], row["level"]) for row in card["codes"]][1:3] == [("text", 2), ("image", 1)]
+    assert [row["items"] for row in card["codes"]] == [60, 60, 48, 48, 60, 60]
+    collisions = card["collisions"]
+    assert collisions["before"] == fitted.collisions_before_ and collisions["moved"] == fitted.n_moved_
+    assert collisions["after"] == {"sharing": 0, "distinct": 60, "largest": 1}
+    assert card["cost"]["seconds"] == fitted.seconds_ and card["cost"]["card_seconds"] > 0
+    assert set(card["neighbors"]["cooccurrence"]["overlap"]) == {"all signals", "text", "image", "id", "raw features"}
+
+
+def test_both_networks_are_judged(card):
+    assert set(card["disentanglement"]) == {"text", "image"}
+    for stages in card["disentanglement"].values():
+        for stage in ("before", "after"):
+            assert set(stages[stage]) >= {"club", "r2", "r2_ridge", "r2_mlp", "variance", "dimensions"}
+            assert all(np.isfinite(value) for value in stages[stage].values())
+        assert stages["after"]["reconstruction"] < 0.8 * stages["before"]["reconstruction"]
+        assert stages["before"]["reconstruction"] == pytest.approx(1.0, abs=0.15)
+        assert stages["after"]["variance"] != stages["before"]["variance"]
+
+
+def test_codes_of_this_world_follow_behaviour_and_features(card):
+    for of in ("cooccurrence", "features"):
+        near = card["neighbors"][of]
+        assert near["chance"] == pytest.approx(10 / 59) and near["overlap"]["all signals"] > 2 * near["chance"]
+    for found in card["agreement"].values():
+        assert found["share"] > 2 * found["chance"]
+
+
+def test_an_rqvae_of_as_many_codes_stands_beside_it(world, fitted, card):
+    assert len(card["rqvae"]["codes"]) == len(card["codes"])
+    assert all(row["signal"] == "features" for row in card["rqvae"]["codes"])
+    rqvae = registry.TOKENIZERS["rqvae"](levels=6, codebook_size=16, steps=300, progress=False).fit(*world)
+    assert card["rqvae"]["collisions"]["before"] == rqvae.collisions_before_
+    assert report_card(fitted, *world[:3], compare=False)["rqvae"] == {"skipped": "not asked for"}
+
+
+def test_judging_changes_nothing_and_repeats_itself(world, fitted, card):
+    state = {name: value.clone() for name, value in fitted.network.state_dict().items()}
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    again = report_card(fitted, *world[:3], compare=False)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, state[name]) for name, value in fitted.network.state_dict().items())
+    for part in ("codes", "collisions", "agreement", "neighbors", "disentanglement"):
+        assert again[part] == card[part]
+
+
+def test_a_tokenizer_that_was_read_from_its_file_gets_the_same_card(world, fitted, card, tmp_path):
+    fitted.save(tmp_path / "t")
+    loaded = report_card(registry.load(tmp_path / "t"), *world[:3], compare=False)
+    for part in ("codes", "collisions", "agreement", "neighbors", "disentanglement", "losses"):
+        assert loaded[part] == card[part]
+    assert loaded["cost"]["seconds"] == card["cost"]["seconds"]
+
+
+CASES = {
+    "ID only": (lambda world: world._replace(features={}, present={}), "behavior_bind", {}),
+    "no ID": (lambda world: world, "behavior_bind", {"use_id": False}),
+    "fused": (lambda world: world, "behavior_bind", {"mode": "fused"}),
+    "own codebooks": (lambda world: world, "behavior_bind", {"shared_codebook": False}),
+    "no sequences": (lambda world: world._replace(sequences=[]), "behavior_bind", {}),
+    "nobody has it": (
+        lambda world: world._replace(present={name: mask & False for name, mask in world.present.items()}),
+        "behavior_bind",
+        {},
+    ),
+    "an RQ-VAE": (lambda world: world, "rqvae", {"steps": 20}),
+    "k-means": (lambda world: world, "kmeans", {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_tokenizer_gets_a_card_table_and_figure(case, world, tmp_path):
+    change, name, given = CASES[case]
+    world = change(world)
+    few = {"code_dim": 8, "min_steps": 2, "epochs": 1} if name == "behavior_bind" else {}
+    fitted = registry.TOKENIZERS[name](codebook_size=16, progress=False, **few, **given).fit(*world)
+    card = report_card(fitted, *world[:3], compare=case == "nobody has it")
+    json.dumps(card, allow_nan=False)
+    data, figure = write_report_card(card, tmp_path / "deep" / "card")
+    assert json.loads(data.read_text()) == card and figure.read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in data.parent.iterdir()) == ["card.json", "card.png"]
+    assert fitted.signals_[0] in report_card_table(card)
+    skipped = card["disentanglement"].get("skipped")
+    assert (skipped is None) == (name == "behavior_bind" and bool(world.features))
+
+
+def test_the_table_shows_the_figures_and_the_warnings(card):
+    text = report_card_table({**card, "warnings": ["the sky falls"]})
+    assert f"{card['codes'][1]['perplexity']:.1f}" in text and "RQ-VAE" in text
+    assert f"{card['disentanglement']['text']['after']['r2']:.3f}" in text
+    assert text.endswith("warning: the sky falls")
+
+
+def quiet_card() -> dict:
+    """A card that gives no reason for a warning."""
+    stage = {"club": 1.0, "r2": 0.1, "dimensions": 20.0, "reconstruction": 0.2}
+    return {
+        "items": 1000,
+        "codebook_size": 64,
+        "codes": [{"signal": "text", "level": 1, "items": 1000, "utilisation": 1.0, "perplexity": 50.0}],
+        "collisions": {"moved": 10},
+        "rqvae": {"collisions": {"moved": 20}},
+        "disentanglement": {"text": {"before": {**stage, "club": 2.0}, "after": dict(stage)}},
+        "agreement": {"text": {"share": 0.2, "chance": 0.1}},
+        "neighbors": {"cooccurrence": {"overlap": {"all signals": 0.2, "raw features": 0.1}}},
+    }
+
+
+def change(card: dict, value, *path) -> dict:
+    place = card
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return card
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("codes", 0, "perplexity"), 6.0, "text, level 1: the codebook has collapsed"),
+        (("codes", 0, "utilisation"), 0.4, "40% of 64 codes in use"),
+        (("collisions", "moved"), 15, None),
+        (("collisions", "moved"), 25, "25 items were moved to a free ID, more than the 20 of an RQ-VAE"),
+        (("collisions", "moved"), 101, "101 of 1000 items share an ID"),
+        (("disentanglement", "text", "after", "r2"), 0.6, "still predicts 60% of"),
+        (("disentanglement", "text", "after", "club"), 3.0, "training raised the CLUB bound, 2.00 to 3.00"),
+        (("disentanglement", "text", "after", "dimensions"), 1.2, "collapsed to 1.2 dimensions"),
+        (("disentanglement", "text", "after", "reconstruction"), 0.99, "no better than the mean item"),
+        (("agreement", "text", "share"), 0.09, "no more often than chance"),
+        (("neighbors", "cooccurrence", "overlap", "all signals"), 0.05, "raw features are nearer to behaviour"),
+        (("codes", 0, "items"), 0, None),
+        (("rqvae",), {"skipped": "x"}, None),
+        (("disentanglement",), {"skipped": "x"}, None),
+    ],
+)
+def test_warnings_name_what_is_wrong(path, value, message):
+    assert warnings_of(quiet_card()) == []
+    found = warnings_of(change(quiet_card(), value, *path))
+    assert (found == []) if message is None else any(message in text for text in found)
+
+
+def test_few_items_cannot_fill_a_large_codebook():
+    card = change(quiet_card(), 20, "codes", 0, "items")
+    card["codes"][0] |= {"utilisation": 18 / 64, "perplexity": 15.0}
+    assert warnings_of(card) == []
+
+
+# Judges of independence.
+
+
+def gaussians(strength: float, n: int = 3000, width: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(n, width, generator=generator), torch.randn(n, width, generator=generator)
+    return x, strength * x + (1 - strength**2) ** 0.5 * noise
+
+
+def test_probes_and_club_grow_with_dependence():
+    found = [independence.independence(*gaussians(strength), seed=0) for strength in (0.0, 0.5, 0.9)]
+    assert found[0]["r2"] < 0.02 and found[0]["club"] < 0.2
+    assert found[1]["r2"] == pytest.approx(0.25, abs=0.05) and found[2]["r2"] == pytest.approx(0.81, abs=0.05)
+    mutual = [-2 * np.log(1 - strength**2) for strength in (0.5, 0.9)]  # of four pairs of Gaussians
+    assert found[1]["club"] > mutual[0] and found[2]["club"] > mutual[1] and found[2]["club"] > found[1]["club"]
+
+
+def test_what_only_a_nonlinear_probe_sees_counts():
+    x = gaussians(0.0)[0]
+    found = independence.independence(x, x.square(), seed=0)
+    assert found["r2_ridge"] < 0.05 and found["r2"] == found["r2_mlp"] > 0.8
+
+
+def test_scale_and_shift_of_the_parts_do_not_matter():
+    x, y = gaussians(0.7, n=500)
+    one, other = independence.independence(x, y, seed=0), independence.independence(100 * x + 7, 0.01 * y - 3, seed=0)
+    assert one["r2"] == pytest.approx(other["r2"], abs=0.01) and one["club"] == pytest.approx(other["club"], rel=0.05)
+
+
+def test_a_collapsed_part_is_independent_and_its_spread_says_why():
+    x, y = gaussians(0.9, n=500)
+    found = independence.independence(torch.ones_like(x), y, seed=0)
+    assert found["r2"] < 0.05
+    assert independence.spread(torch.ones_like(x)) == {"variance": 0.0, "dimensions": 0.0}
+    line = independence.spread(x[:, :1] * torch.ones(1, 4))
+    assert line["dimensions"] == pytest.approx(1.0) and independence.spread(x)["dimensions"] > 3.8
+    assert independence.independence(x[:7], y[:7], seed=0) is None
+
+
+# Neighbours.
+
+
+def test_nearest_are_those_of_highest_cosine_without_the_item_itself():
+    rows = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    has = torch.arange(50) % 4 != 0
+    asked = torch.tensor([1, 4, 7])
+    found = neighbors.nearest(rows, has, asked, 5, seed=0)
+    cosine = torch.nn.functional.cosine_similarity(rows[:, None], rows[None], dim=-1)
+    cosine[:, ~has] = -2
+    cosine.fill_diagonal_(-2)
+    for row, item in enumerate(asked.tolist()):
+        expected = cosine[item].topk(5).indices.tolist() if has[item] else [-1] * 5
+        assert sorted(found[row].tolist()) == sorted(expected)
+
+
+def test_equal_vectors_are_in_random_order():
+    rows, everyone = torch.ones(200, 3), torch.ones(200, dtype=torch.bool)
+    found = neighbors.nearest(rows, everyone, torch.arange(200), 10, seed=0)
+    assert (found != torch.arange(200).unsqueeze(1)).all()
+    assert len(torch.unique(found)) >= 10 and found.float().mean() > 40
+    assert not torch.equal(found, neighbors.nearest(rows, everyone, torch.arange(200), 10, seed=1))
+
+
+def test_nearest_of_fewer_items_than_neighbours():
+    found = neighbors.nearest(torch.eye(3), torch.ones(3, dtype=torch.bool), torch.arange(3), 5, seed=0)
+    assert (found[:, 2:] == -1).all() and (found[:, :2] >= 0).all()
+    alone = neighbors.nearest(torch.eye(1), torch.ones(1, dtype=torch.bool), torch.arange(1), 5, seed=0)
+    assert (alone == -1).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 5), max_size=7), max_size=6), st.integers(1, 4))
+def test_cooccurring_counts_pairs_within_the_window(sequences, window):
+    offsets = np.r_[0, np.cumsum([len(part) for part in sequences])].astype(np.int64)
+    items = np.concatenate([np.zeros(0, np.int64), *(np.array(part, dtype=np.int64) for part in sequences)])
+    counts = np.zeros((6, 6), dtype=int)
+    for part in sequences:
+        for i, left in enumerate(part):
+            for right in part[i + 1 : i + 1 + window]:
+                if left != right:
+                    counts[left, right] += 1
+                    counts[right, left] += 1
+    found = neighbors.cooccurring(offsets, items, 6, torch.arange(6), 2, window, seed=0).tolist()
+    for item in range(6):
+        kept = [other for other in found[item] if other >= 0]
+        assert len(set(kept)) == len(kept) == min(2, (counts[item] > 0).sum())
+        best = sorted(counts[item], reverse=True)[: len(kept)]
+        assert [counts[item, other] for other in kept] == best
+
+
+def test_overlap_is_the_share_of_the_reference_found():
+    reference = torch.tensor([[1, 2], [3, -1], [-1, -1], [1, 2]])
+    found = torch.tensor([[2, 5], [3, 4], [1, 2], [-1, -1]])
+    assert neighbors.overlap(reference, found) == pytest.approx((0.5 + 1.0) / 2)
+    assert neighbors.overlap(reference[2:3], found[2:3]) is None
+
+
+def test_overlap_of_random_neighbours_is_chance():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2, 400, 8, generator=generator)
+    everyone, asked = torch.ones(400, dtype=torch.bool), torch.arange(400)
+    one, two = (neighbors.nearest(part, everyone, asked, 10, seed=0) for part in rows)
+    assert neighbors.overlap(one, two) == pytest.approx(10 / 399, abs=0.01)
+    assert neighbors.overlap(one, one) == 1.0
