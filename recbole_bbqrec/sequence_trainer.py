@@ -25,6 +25,7 @@ class SequenceTrainer(ProtocolTrainer):
         super().__init__(config, model)
         self._fitted_on: Any = None
         self._half = np.zeros(0, np.int64)
+        self._candidate_seconds = 0.0
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
         if self.learner != "adamw":
@@ -56,6 +57,9 @@ class SequenceTrainer(ProtocolTrainer):
         if candidates is None:
             return
         candidates.to(self.device)
+        self.logger.info(
+            f"candidate similarity: {candidates.n_weights} weights, signals {', '.join(candidates.signals)}"
+        )
         if not path.is_file() or not self.config["resume"]:
             started = time.perf_counter()
             histories = dataset.inter_feat[model.ITEM_SEQ].to(self.device)
@@ -64,12 +68,14 @@ class SequenceTrainer(ProtocolTrainer):
                 fit_candidates(
                     candidates, model.encoder_score, histories, targets, self._half, self.config["seed"], show_progress
                 )
-            self.logger.info(
-                f"candidate similarity: {candidates.n_weights} weights fitted in {time.perf_counter() - started:.1f} s"
-            )
+            self._candidate_seconds = time.perf_counter() - started
             self._save_checkpoint(self.state["best_epoch"], saved_model_file=self.run_dir / "weights.safetensors")
             candidates.save(path)
         model.candidates = candidates
+
+    def timings(self) -> dict[str, float]:
+        """As `ProtocolTrainer.timings`, and the seconds of fitting `candidates` where this run did so."""
+        return {**super().timings(), "candidates": self._candidate_seconds}
 
     def _parts(self, dataset: Any, order: np.ndarray) -> list[np.ndarray]:
         if dataset is not self._fitted_on:

@@ -14,13 +14,13 @@ from tqdm import tqdm
 
 from .candidates import HALVES, CandidateSimilarity
 
-MAX_USERS = 8000
+MAX_USERS = 5000
 """Histories fitted on per half; more change the few weights little."""
 BEST, SAMPLED = 100, 128
 """Candidates of a history beside those that receive a weight: the best of the encoder, and random ones."""
 RIDGE = 1.0
 """Penalty on the squared weights, beside a sum over histories."""
-ITERATIONS = 100
+ITERATIONS = 60
 ROWS = 256
 
 

@@ -20,11 +20,15 @@ import numpy as np
 import torch
 
 from .. import storage
+from ..errors import InputError
 from .neighbours import Neighbours, cooccurrence, nearest, transitions, walk
 
 KIND = "candidates"
 CANDIDATES = "candidates.safetensors"
 """Name of the file in a run's folder."""
+SIGNALS = ("behavior", "text", "image")
+"""What `candidate_similarity` may name; a modality that the items lack is passed over."""
+
 BEHAVIOR, TRANSITION, COOCCURRENCE, WALK = "behavior", "transition", "cooccurrence", "walk"
 
 COUNT_EDGES = (1.5, 2.5, 4.5, 8.5, 16.5, 32.5)
@@ -152,10 +156,19 @@ def build_candidates(config: Any, dataset: Any) -> CandidateSimilarity | None:
     config : reads `candidate_similarity` (`behavior` and names of modalities), `n_candidate_neighbours`,
         `n_candidate_bins` and `n_candidate_last`.
     dataset : its `train_sequences`, `semantic_ids`, and `item_features` where there are no semantic IDs.
+
+    Raises
+    ------
+    InputError : `candidate_similarity` names something else.
     """
     wanted: Sequence[str] = config["candidate_similarity"] or []
     if not wanted or config["scoring"] == "generate":
         return None
+    unknown = [name for name in wanted if name not in SIGNALS]
+    if unknown:
+        raise InputError(
+            f"candidate_similarity: found {unknown[0]!r}, expected some of {', '.join(SIGNALS)}, or [] for none"
+        )
     size, bins = config["n_candidate_neighbours"], config["n_candidate_bins"]
     # Equally near items are told apart by their order: that of their tokens, which no held-out interaction decides.
     tokens = dataset.item_tokens
