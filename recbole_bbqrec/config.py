@@ -40,6 +40,9 @@ CHOICES = {
     "score_function": ("cosine", "dot"),
 }
 
+# Lists; a modality that the items lack is passed over.
+SOME_OF = {"candidate_similarity": ("behavior", "text", "image")}
+
 NOT_NEGATIVE = {"n_negatives", "beam_size", "code_weight", "shuffle_ties", "stopping_step", "seed"}
 
 POSITIVE = {
@@ -202,6 +205,8 @@ class Config(RecBoleConfig):
 def _checked(key: str, value: Any, default: Any) -> Any:
     """Return `value` in the type of the key's default, or raise `InputError`."""
     expected = EMPTY_DEFAULTS.get(key) if default is None else type(default)
+    if key in SOME_OF and value in (None, False, "off", "none"):
+        value = []
     if value is None and "none" in CHOICES.get(key, ()):
         value = "none"  # the command line takes the word for no value
     if value is None and (default is None or expected in (str, dict, list)):
@@ -221,6 +226,9 @@ def _checked(key: str, value: Any, default: Any) -> Any:
         raise InputError(f"{key}: found {value!r} ({type(value).__name__}), expected {expected.__name__}")
     if key in CHOICES and value not in CHOICES[key]:
         raise InputError(f"{key}: found {value!r}, expected one of {', '.join(CHOICES[key])}")
+    wrong = [name for name in value if name not in SOME_OF[key]] if key in SOME_OF and isinstance(value, list) else []
+    if wrong:
+        raise InputError(f"{key}: found {wrong[0]!r}, expected some of {', '.join(SOME_OF[key])}, or [] for none")
     if key in POSITIVE and isinstance(value, (int, float)) and value <= 0:
         raise InputError(f"{key}: found {value!r}, expected a number above 0")
     if key in NOT_NEGATIVE and isinstance(value, (int, float)) and value < 0:

@@ -94,7 +94,7 @@ class Bundle:
         Parameters
         ----------
         histories : item tokens in time order; the model reads as many of the last ones as it was trained for.
-        k : number of items; fewer come back only where the catalogue has no more.
+        k : number of items; fewer come back only where the catalogue has no more, or a beam has found no more.
         exclude_seen : leave out every item of the history, also those before the part the model reads.
 
         Returns
@@ -123,7 +123,7 @@ class Bundle:
 
     @torch.no_grad()
     def _top(self, histories: list[list[int]], k: int, exclude_seen: bool) -> list[tuple[list[str], list[float]]]:
-        scores = self._scores(histories)
+        scores = self._scores(histories, exclude_seen)
         scores[:, 0] = -torch.inf
         if exclude_seen:
             for row, history in enumerate(histories):
@@ -137,7 +137,7 @@ class Bundle:
             results.append(([self.item_tokens[item] for item in row_items[kept].tolist()], row_values[kept].tolist()))
         return results
 
-    def _scores(self, histories: list[list[int]]) -> torch.Tensor:
+    def _scores(self, histories: list[list[int]], exclude_seen: bool) -> torch.Tensor:
         limit = self.settings["MAX_ITEM_LIST_LENGTH"]
         recent = [history[-limit:] for history in histories]
         # RecBole's models may depend on the padded length, so it is the one they were trained with.
@@ -147,6 +147,11 @@ class Bundle:
         lengths = torch.tensor([len(history) for history in recent])
         item_field, suffix = self.catalogue.iid_field, self.settings["LIST_SUFFIX"]
         fields = {item_field + suffix: torch.from_numpy(items), self.settings["ITEM_LIST_LENGTH_FIELD"]: lengths}
+        if getattr(self.model, "finds_some", False):
+            # What has been seen leaves the beam before it is cut, also what stands before the part that is read.
+            seen = [(row, item) for row, history in enumerate(histories) for item in history if exclude_seen]
+            pairs = torch.tensor(seen, dtype=torch.long).reshape(-1, 2).T
+            return self.model.score(torch.from_numpy(items), excluded=(pairs[0], pairs[1])).clone()
         return self.model.full_sort_predict(Interaction(fields)).view(len(items), -1).clone()
 
 

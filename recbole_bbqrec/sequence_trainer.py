@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from . import storage
 from .data.dataloader import WindowDataLoader
 from .data.sequences import training_sequences
 from .model.candidate_fit import fit_candidates
@@ -23,8 +24,7 @@ class SequenceTrainer(ProtocolTrainer):
 
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
-        self._fitted_on: Any = None
-        self._half = np.zeros(0, np.int64)
+        self._known_halves: list[tuple[Any, np.ndarray | None]] = []
         self._candidate_seconds = 0.0
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
@@ -49,11 +49,12 @@ class SequenceTrainer(ProtocolTrainer):
     def finish(self, valid_data: Any, show_progress: bool = False) -> None:
         super().finish(valid_data, show_progress)
         model, dataset = self.model.eval(), valid_data._dataset
-        self._fitted_on, self._half = dataset, halves_of(dataset)
         path = self.run_dir / CANDIDATES
         candidates = candidates_of(self.run_dir) if self.config["resume"] else None
         if candidates is None:
             candidates = build_candidates(self.config, dataset)
+        if self.run_dir != self._training_dir:
+            self._save_checkpoint(self.state["best_epoch"], saved_model_file=self.run_dir / "weights.safetensors")
         if candidates is None:
             return
         candidates.to(self.device)
@@ -65,22 +66,31 @@ class SequenceTrainer(ProtocolTrainer):
             histories = dataset.inter_feat[model.ITEM_SEQ].to(self.device)
             targets = dataset.inter_feat[model.ITEM_ID].to(self.device)
             with torch.no_grad():
-                fit_candidates(
-                    candidates, model.encoder_score, histories, targets, self._half, self.config["seed"], show_progress
-                )
+                halves, seed = halves_of(dataset), self.config["seed"]
+                fit_candidates(candidates, model.encoder_score, histories, targets, halves, seed, show_progress)
             self._candidate_seconds = time.perf_counter() - started
-            self._save_checkpoint(self.state["best_epoch"], saved_model_file=self.run_dir / "weights.safetensors")
+            candidates.fitted_on = fingerprint_of(dataset)
             candidates.save(path)
         model.candidates = candidates
+        self._known_halves.clear()
 
     def timings(self) -> dict[str, float]:
         """As `ProtocolTrainer.timings`, and the seconds of fitting `candidates` where this run did so."""
         return {**super().timings(), "candidates": self._candidate_seconds}
 
     def _parts(self, dataset: Any, order: np.ndarray) -> list[np.ndarray]:
-        if dataset is not self._fitted_on:
-            return super()._parts(dataset, order)
-        return [order[self._half[order] == half] for half in range(HALVES)]
+        halves = self._halves(dataset)
+        return super()._parts(dataset, order) if halves is None else [order[halves[order] == h] for h in range(HALVES)]
+
+    def _halves(self, dataset: Any) -> np.ndarray | None:
+        """Half [R] of each row's user where the rows are those that candidate similarity was fitted on."""
+        for known, halves in self._known_halves:
+            if known is dataset:
+                return halves
+        candidates = self.model.candidates
+        fitted_here = candidates is not None and candidates.fitted_on == fingerprint_of(dataset)
+        self._known_halves.append((dataset, halves_of(dataset) if fitted_here else None))
+        return self._known_halves[-1][1]
 
     def _rank_rows(
         self, eval_data: Any, rows: np.ndarray, seen: tuple[torch.Tensor, torch.Tensor], ties: torch.Tensor
@@ -89,7 +99,8 @@ class SequenceTrainer(ProtocolTrainer):
         if candidates is None:
             return self._rank_found(eval_data, rows, seen, ties)
         # Validation has fitted the weights: its users are judged with those that the other half of them gave.
-        candidates.part = int(self._half[rows[0]]) if eval_data._dataset is self._fitted_on else HALVES
+        halves = self._halves(eval_data._dataset)
+        candidates.part = HALVES if halves is None else int(halves[rows[0]])
         try:
             return self._rank_found(eval_data, rows, seen, ties)
         finally:
@@ -108,6 +119,14 @@ class SequenceTrainer(ProtocolTrainer):
             scores = self.model.score(histories, excluded=excluded)
             ranks[column] = rank_targets(scores, targets, seen, ties, finds_some=True)[column]
         return ranks
+
+
+def fingerprint_of(dataset: Any) -> str:
+    """Which users are asked for which items, whatever numbers RecBole has given to them."""
+    rows = dataset.inter_feat
+    fields = dataset.uid_field, dataset.iid_field
+    users, items = (dataset.field2id_token[field][rows[field].numpy()].astype(str) for field in fields)
+    return storage.fingerprint(sorted(zip(users.tolist(), items.tolist(), strict=True)))
 
 
 def halves_of(dataset: Any) -> np.ndarray:

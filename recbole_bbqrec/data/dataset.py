@@ -1,6 +1,5 @@
 """The hook: RecBole's sequential data set, with item features and semantic codes attached."""
 
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -193,11 +192,10 @@ class MultiModalSequentialDataset(SequentialDataset):
         sequences = training_sequences(splits[0])
         semantic_ids = None
         if self._compares_items and self.config["codes"] != "none":
-            started = time.perf_counter()
-            semantic_ids, self.tokenizer_file = fit_semantic_ids(
+            semantic_ids, self.tokenizer_file, seconds = fit_semantic_ids(
                 self.config, self.item_tokens, self.item_features, sequences, self.cache_dir
             )
-            self.seconds["tokenizer"] = time.perf_counter() - started
+            self.seconds |= seconds
         for split in (self, *splits):
             split.train_sequences, split.semantic_ids = sequences, semantic_ids
             if semantic_ids is not None:

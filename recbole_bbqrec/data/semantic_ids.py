@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,7 +77,7 @@ class SemanticIds:
 
 def fit_semantic_ids(
     config: Any, item_tokens: list[str], features: ItemFeatures | None, sequences: Sequences, cache_dir: Path
-) -> tuple[SemanticIds, Path]:
+) -> tuple[SemanticIds, Path, dict[str, float]]:
     """Learn the item tokenizer on the training sequences, or read it from the cache.
 
     The tokenizer sees items in the order of their tokens and users in the order of theirs, so its result depends on
@@ -89,8 +90,9 @@ def fit_semantic_ids(
 
     Returns
     -------
-    The IDs by item id, and the tokenizer's file.
+    The IDs by item id, the tokenizer's file, and the seconds of the `tokenizer` and of its `report card`.
     """
+    started = time.perf_counter()
     canonical = sorted(item_tokens[1:])
     place = {token: index for index, token in enumerate(canonical)}
     order = np.array([-1] + [place[token] for token in item_tokens[1:]])
@@ -99,12 +101,14 @@ def fit_semantic_ids(
     fitted, path = _cached_tokenizer(
         config["tokenizer"], _settings(config), aligned, canonical_sequences, len(canonical), cache_dir
     )
+    learned_at = time.perf_counter()
     if config["report_card"]:
         _report(fitted, aligned, canonical_sequences, path)
+    seconds = {"tokenizer": learned_at - started, "report card": time.perf_counter() - learned_at}
     learned = SemanticIds(
         fitted.codes_, fitted.vectors_, fitted.present_, list(fitted.signals_), fitted.codebooks_.shape[1]
     )
-    return _by_item_id(CONTROLS[config["codes"]](learned, config["seed"]), torch.from_numpy(order)), path
+    return _by_item_id(CONTROLS[config["codes"]](learned, config["seed"]), torch.from_numpy(order)), path, seconds
 
 
 def _settings(config: Any) -> dict[str, Any]:
@@ -177,11 +181,11 @@ def _random(ids: SemanticIds, seed: int) -> SemanticIds:
     generator = torch.Generator().manual_seed(seed)
     n_items, width = ids.codes.shape
     size, levels = ids.codebook_size, width // len(ids.signals)
-    # Different numbers written with `levels` digits: no two items get the same ID. An item lacks no signal of it.
-    numbers = torch.from_numpy(np.random.default_rng(seed).choice(size**levels, n_items, replace=False))
-    digits = torch.stack([numbers // size**level % size for level in range(levels)], dim=1)
+    # Different numbers written with codes as digits: no two items get the same ID. No item lacks a signal.
+    n_digits = max(level for level in range(1, levels + 1) if level == 1 or size**level < 2**62)
+    numbers = torch.from_numpy(np.random.default_rng(seed).choice(size**n_digits, n_items, replace=False))
     codes = torch.randint(size, (n_items, width), generator=generator)
-    codes[:, -levels:] = digits
+    codes[:, -n_digits:] = torch.stack([numbers // size**place % size for place in range(n_digits)], dim=1)
     codebooks = torch.randn(width, size, ids.vectors.shape[-1], generator=generator)
     parts = torch.stack([book[code] for book, code in zip(codebooks, codes.T, strict=True)])  # [P, N, C]
     vectors = parts.unflatten(0, (len(ids.signals), levels)).sum(1)

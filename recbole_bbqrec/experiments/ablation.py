@@ -42,6 +42,43 @@ def _set(needs: int = 0, **changes: Any) -> Callable[[Settings], dict[str, Any]]
     return changes_of
 
 
+def _of_tokenizer(needs: int = 0, **changes: Any) -> Callable[[Settings], dict[str, Any]]:
+    """Fixed changes of the behaviour-bound tokenizer."""
+
+    def changes_of(full: Settings) -> dict[str, Any]:
+        if full["tokenizer"] != "behavior_bind" or full["codes"] == "none":
+            raise NotApplicableError("the behaviour-bound tokenizer is not used")
+        if "sid_shared_codebook" in changes and full["sid_mode"] == "fused":
+            raise NotApplicableError("fused signals have one codebook anyway")
+        return _set(needs, **changes)(full)
+
+    return changes_of
+
+
+def _plain_tokenizer(name: str, **changes: Any) -> Callable[[Settings], dict[str, Any]]:
+    """A tokenizer that sees features alone, with as many codes per item as `full` has."""
+
+    def changes_of(full: Settings) -> dict[str, Any]:
+        if not modalities(full) or full["codes"] == "none":
+            raise NotApplicableError("there are no features, or no codes")
+        return {"tokenizer": name, "sid_levels": full["sid_levels"] * _chains(full), **changes}
+
+    return changes_of
+
+
+def _with_codes(**changes: Any) -> Callable[[Settings], dict[str, Any]]:
+    """Fixed changes of what the codes are or do."""
+
+    def changes_of(full: Settings) -> dict[str, Any]:
+        if full["codes"] == "none":
+            raise NotApplicableError("there are no codes")
+        if changes.get("codes") == "none" and full["scoring"] in ("codes", "generate"):
+            raise NotApplicableError(f"scoring {full['scoring']} needs codes")
+        return _set(int(changes.get("codes") == "none"), **changes)(full)
+
+    return changes_of
+
+
 def _without_candidate(signal: str) -> Callable[[Settings], dict[str, Any]]:
     """Candidate similarity without one of its signals."""
 
@@ -49,7 +86,12 @@ def _without_candidate(signal: str) -> Callable[[Settings], dict[str, Any]]:
         signals = full["candidate_similarity"] or []
         if signal != "behavior" and signal not in modalities(full):
             raise NotApplicableError(f"the items have no {signal}")
-        return {"candidate_similarity": [name for name in signals if name != signal]}
+        if signal != "behavior" and full["sid_mode"] == "fused" and full["codes"] != "none":
+            raise NotApplicableError("fused signals cannot be told apart")
+        left = [name for name in signals if name != signal]
+        if not {*modalities(full), "behavior"} & set(left):
+            raise NotApplicableError("nothing is left of the candidate similarity, see the row candidate-similarity")
+        return {"candidate_similarity": left}
 
     return changes_of
 
@@ -72,22 +114,28 @@ def _only(*kept: str) -> Callable[[Settings], dict[str, Any]]:
 
 ROWS: dict[str, Row] = {
     FULL: Row("the model as it is", _set()),
-    "club": Row("no CLUB bound between the specific and the behaviour part", _set(1, sid_club_weight=0.0)),
-    "shared-codebook": Row("codebooks of its own for each signal", _set(1, sid_shared_codebook=False)),
-    "id-signal": Row("no learned item representation z_ID among the signals", _set(1, sid_use_id=False)),
-    "sequence-contrast": Row("no contrast of histories with their next item", _set(sid_sequence_contrast_weight=0.0)),
-    "cross-contrast": Row("no contrast between the signals of an item", _set(1, sid_cross_contrast_weight=0.0)),
+    "club": Row("no CLUB bound between the specific and the behaviour part", _of_tokenizer(1, sid_club_weight=0.0)),
+    "shared-codebook": Row("codebooks of its own for each signal", _of_tokenizer(1, sid_shared_codebook=False)),
+    "id-signal": Row("no learned item representation z_ID among the signals", _of_tokenizer(1, sid_use_id=False)),
+    "sequence-contrast": Row(
+        "no contrast of histories with the next item", _of_tokenizer(sid_sequence_contrast_weight=0.0)
+    ),
+    "cross-contrast": Row(
+        "no contrast between the signals of an item", _of_tokenizer(1, sid_cross_contrast_weight=0.0)
+    ),
+    "rqvae": Row("codes of an RQ-VAE, as many per item", _plain_tokenizer("rqvae", sid_learning_rate=0.001)),
+    "kmeans": Row("codes of residual k-means, as many per item", _plain_tokenizer("kmeans")),
     "similarity-attention": Row("plain attention", _set(similarity_attention="off")),
     "discretisation": Row("the cosine itself in attention, no buckets", _set(similarity_attention="undiscretised")),
     "candidate-text": Row("candidate similarity without texts", _without_candidate("text")),
     "candidate-image": Row("candidate similarity without images", _without_candidate("image")),
     "candidate-behavior": Row("candidate similarity without behaviour", _without_candidate("behavior")),
     "candidate-similarity": Row("no candidate similarity", _set(candidate_similarity=[])),
-    "code-embeddings": Row("no code embeddings in the item representation", _set(use_code_embedding=False)),
+    "code-embeddings": Row("no code embeddings in the item representation", _with_codes(use_code_embedding=False)),
     "features": Row("no projected features in the item representation", _set(1, use_features=False)),
-    "no-codes": Row("raw features wherever quantised vectors stand, no codes", _set(1, codes="none")),
-    "random-codes": Row("random codes", _set(codes="random")),
-    "shuffled-codes": Row("the learned codes, dealt to other items", _set(codes="shuffled")),
+    "no-codes": Row("raw features wherever quantised vectors stand, no codes", _with_codes(codes="none")),
+    "random-codes": Row("random codes", _with_codes(codes="random")),
+    "shuffled-codes": Row("the learned codes, dealt to other items", _with_codes(codes="shuffled")),
     "text-only": Row("no images, as many codes per item", _only("text")),
     "image-only": Row("no texts, as many codes per item", _only("image")),
     "neither": Row("neither texts nor images, as many codes per item", _only()),

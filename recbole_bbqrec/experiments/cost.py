@@ -111,7 +111,8 @@ def cost(
 def _prepared(config: Config, dataset: Any) -> Prepared:
     """Build a model as a run does, candidate similarity included, without fitting anything."""
     model = registry.build_model(config, dataset).to(config["device"])
-    model.candidates = build_candidates(config, dataset)
+    candidates = build_candidates(config, dataset)
+    model.candidates = candidates.to(config["device"]) if candidates is not None else None
     return Prepared(config, model.eval())
 
 

@@ -48,8 +48,11 @@ def batches(histories: np.ndarray, size: int) -> Iterator[torch.Tensor]:
 @torch.no_grad()
 def score_all(model: Any, histories: np.ndarray, size: int) -> None:
     """Score all items after each history and drop the scores."""
+    device = next(model.parameters()).device
     for batch in batches(histories, size):
-        model.score(batch)
+        model.score(batch.to(device))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def main(bundle: str, histories: str, size: str, threads: str) -> None:

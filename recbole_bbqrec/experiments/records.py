@@ -183,18 +183,17 @@ def runs_of(folder: Path, key: str) -> dict[int, Run]:
 def pack_ranks(ranks: Mapping[str, Ranks]) -> bytes:
     """Write ranks as a compressed .npz, rows by user: about 1 byte a user and split.
 
-    Ranks from `MAX_RANK` on are kept as one bit. The unmasked rank is kept as its distance from the masked one, which
-    is never the larger of the two.
+    Ranks from `MAX_RANK` on are kept as one bit.
     """
     arrays: dict[str, np.ndarray] = {}
     for split, split_ranks in ranks.items():
         order = np.argsort(split_ranks.users, kind="stable")
-        masked, unmasked = split_ranks.masked[order], split_ranks.unmasked[order]
-        inside = masked < MAX_RANK
         arrays[f"{split}/gaps"] = np.diff(split_ranks.users[order], prepend=0).astype(np.int32)
-        arrays[f"{split}/inside"] = np.packbits(inside)
-        arrays[f"{split}/masked"] = _bytes_apart(masked[inside])
-        arrays[f"{split}/distance"] = _bytes_apart(np.minimum(unmasked - masked, MAX_RANK)[inside])
+        for column in COLUMNS:
+            values = getattr(split_ranks, column)[order]
+            inside = values < MAX_RANK
+            arrays[f"{split}/{column}/inside"] = np.packbits(inside)
+            arrays[f"{split}/{column}/ranks"] = _bytes_apart(values[inside])
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
     return buffer.getvalue()
@@ -206,11 +205,12 @@ def unpack_ranks(content: bytes) -> dict[str, Ranks]:
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         for split in sorted({name.partition("/")[0] for name in arrays.files}):
             users = np.cumsum(arrays[f"{split}/gaps"], dtype=np.int64)
-            inside = np.unpackbits(arrays[f"{split}/inside"], count=len(users)).astype(bool)
-            masked, unmasked = (np.full(len(users), MAX_RANK, np.int64) for _ in COLUMNS)
-            masked[inside] = _bytes_together(arrays[f"{split}/masked"])
-            unmasked[inside] = np.minimum(masked[inside] + _bytes_together(arrays[f"{split}/distance"]), MAX_RANK)
-            found[split] = Ranks(users, masked, unmasked)
+            columns = {}
+            for column in COLUMNS:
+                inside = np.unpackbits(arrays[f"{split}/{column}/inside"], count=len(users)).astype(bool)
+                columns[column] = np.full(len(users), MAX_RANK, np.int64)
+                columns[column][inside] = _bytes_together(arrays[f"{split}/{column}/ranks"])
+            found[split] = Ranks(users, **columns)
     return found
 
 

@@ -227,6 +227,10 @@ class BBQRec(SequentialRecommender):
         Returns
         -------
         [n] their item ids.
+
+        Raises
+        ------
+        InputError : with `generate`, an ID that another item has; the model is as before.
         """
         if encoded is None and not features:
             raise ValueError("new items need codes or features: they have no ID embedding")
@@ -234,13 +238,13 @@ class BBQRec(SequentialRecommender):
             raise ValueError("new items need codes: their IDs are what this model decodes")
         n_new = len(encoded.codes) if encoded is not None else len(next(iter((features or {}).values())))
         numbers = number_codes(encoded.codes, self.codebook_size) if encoded is not None else None
+        if self.decoder is not None and encoded is not None:
+            self.decoder.append(encoded.codes)  # first: it refuses IDs that are taken, and nothing has changed then
         if self.similarity is not None:
             self.similarity.items.append(n_new, encoded, features, present)
         if self.code_heads is not None:
             missing = torch.full((n_new, self.code_heads.n_positions), -1)
             self.code_heads.append(missing if encoded is None else encoded.codes)
-        if self.decoder is not None and encoded is not None:
-            self.decoder.append(encoded.codes)
         if self.candidates is not None:
             self.candidates.extend(n_new)
         self.n_items += n_new

@@ -20,15 +20,12 @@ import numpy as np
 import torch
 
 from .. import storage
-from ..errors import InputError
-from .neighbours import Neighbours, cooccurrence, nearest, transitions, walk
+from .neighbours import ROUNDING, Neighbours, cooccurrence, nearest, transitions, walk
+from .signals import mean_row
 
 KIND = "candidates"
 CANDIDATES = "candidates.safetensors"
 """Name of the file in a run's folder."""
-SIGNALS = ("behavior", "text", "image")
-"""What `candidate_similarity` may name; a modality that the items lack is passed over."""
-
 BEHAVIOR, TRANSITION, COOCCURRENCE, WALK = "behavior", "transition", "cooccurrence", "walk"
 
 COUNT_EDGES = (1.5, 2.5, 4.5, 8.5, 16.5, 32.5)
@@ -39,7 +36,7 @@ HALVES = 2
 
 
 class Signal(NamedTuple):
-    """One signal: bucket `buckets[e]` (uint8) of listed pair `e`; see `Neighbours` for offsets and items."""
+    """One signal: bucket `buckets[e]` (int16) of listed pair `e`; see `Neighbours` for offsets and items."""
 
     offsets: torch.Tensor
     items: torch.Tensor
@@ -78,6 +75,8 @@ class CandidateSimilarity:
             weights = torch.zeros(HALVES + 1, 1 + self.n_weights)
             weights[:, 0] = 1.0
         self.weights = weights
+        self.fitted_on = ""
+        """Fingerprint of the rows that gave the weights; see `sequence_trainer.fingerprint_of`."""
         self.part = HALVES
         """Which row of `weights` scores: a half of the users in validation, else the mean."""
 
@@ -127,7 +126,8 @@ class CandidateSimilarity:
             parts = {"offsets": signal.offsets, "items": signal.items.int(), "buckets": signal.buckets}
             tensors |= {f"{name}.{part}": value for part, value in parts.items()}
         sizes = [[name, signal.n_buckets] for name, signal in self.signals.items()]
-        storage.save(path, KIND, tensors, {"signals": sizes, "n_last": self.n_last})
+        header = {"signals": sizes, "n_last": self.n_last, "fitted_on": self.fitted_on}
+        storage.save(path, KIND, tensors, header)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "CandidateSimilarity":
@@ -139,7 +139,9 @@ class CandidateSimilarity:
             )
             for name, n_buckets in header["signals"]
         }
-        return cls(signals, header["n_last"], tensors["weights"])
+        loaded = cls(signals, header["n_last"], tensors["weights"])
+        loaded.fitted_on = header["fitted_on"]
+        return loaded
 
     def extend(self, n_new: int) -> None:
         """Make room for `n_new` items; they have no neighbours, until a new fit lists them."""
@@ -156,19 +158,10 @@ def build_candidates(config: Any, dataset: Any) -> CandidateSimilarity | None:
     config : reads `candidate_similarity` (`behavior` and names of modalities), `n_candidate_neighbours`,
         `n_candidate_bins` and `n_candidate_last`.
     dataset : its `train_sequences`, `semantic_ids`, and `item_features` where there are no semantic IDs.
-
-    Raises
-    ------
-    InputError : `candidate_similarity` names something else.
     """
     wanted: Sequence[str] = config["candidate_similarity"] or []
     if not wanted or config["scoring"] == "generate":
         return None
-    unknown = [name for name in wanted if name not in SIGNALS]
-    if unknown:
-        raise InputError(
-            f"candidate_similarity: found {unknown[0]!r}, expected some of {', '.join(SIGNALS)}, or [] for none"
-        )
     size, bins = config["n_candidate_neighbours"], config["n_candidate_bins"]
     # Equally near items are told apart by their order: that of their tokens, which no held-out interaction decides.
     tokens = dataset.item_tokens
@@ -178,21 +171,25 @@ def build_candidates(config: Any, dataset: Any) -> CandidateSimilarity | None:
     lists: dict[str, tuple[Neighbours, np.ndarray]] = {}
     if BEHAVIOR in wanted:
         given = offsets, items, len(tokens)
-        lists[TRANSITION] = transitions(*given), np.asarray(COUNT_EDGES)
+        lists[TRANSITION] = transitions(*given, size), np.asarray(COUNT_EDGES)
         # A training pair is among its own counts: edges come from what is listed alone.
-        for name, found in ((COOCCURRENCE, cooccurrence(*given)), (WALK, walk(*given, size))):
+        for name, found in ((COOCCURRENCE, cooccurrence(*given, size)), (WALK, walk(*given, size))):
             lists[name] = found, _edges(found, bins)
     pairs = _consecutive(offsets, items)
     for name, (vectors, present) in _content(dataset).items():
-        if (name if name in _modalities(dataset) else BEHAVIOR) in wanted:
+        if _belongs_to(name, dataset) & set(wanted):
             found = nearest(vectors[order], present[order], size)
             lists[name] = found, _edges(found, bins, pairs)
     signals = {name: _signal(found, edges, order, place) for name, (found, edges) in lists.items()}
     return CandidateSimilarity(signals, config["n_candidate_last"]) if signals else None
 
 
-def _modalities(dataset: Any) -> list[str]:
-    return dataset.item_features.modalities if dataset.item_features is not None else []
+def _belongs_to(signal: str, dataset: Any) -> set[str]:
+    """Which entries of `candidate_similarity` ask for a signal: its own name, or all modalities that it is made of."""
+    modalities = dataset.item_features.modalities if dataset.item_features is not None else []
+    if signal in modalities:
+        return {signal}
+    return {BEHAVIOR} if signal == "id" or not modalities else set(modalities)
 
 
 def _content(dataset: Any) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -205,7 +202,7 @@ def _content(dataset: Any) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         return found
     for name, matrix in features.matrices.items():
         present = features.present[name]
-        found[name] = (matrix - matrix[present].mean(0)) * present.unsqueeze(1), present
+        found[name] = (matrix - mean_row(matrix[present])) * present.unsqueeze(1), present
     return found
 
 
@@ -231,7 +228,8 @@ def _edges(lists: Neighbours, bins: int, pairs: tuple[np.ndarray, np.ndarray] | 
         met = _values_of(lists, *pairs)
         if len(met):
             edges = np.r_[edges, np.quantile(met, np.arange(1, bins - share + 1) / (bins - share + 1))]
-    return np.unique(edges)
+    # A quantile often is one of the values, which are rounded: the edge is put between it and the one below.
+    return np.unique(edges - ROUNDING / 2)
 
 
 def _values_of(lists: Neighbours, left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -245,7 +243,7 @@ def _values_of(lists: Neighbours, left: np.ndarray, right: np.ndarray) -> np.nda
 
 def _signal(lists: Neighbours, edges: np.ndarray, order: np.ndarray, place: np.ndarray) -> Signal:
     """Discretise lists of neighbours and number their items by id: item `order[i]` stands at place `i` in the lists."""
-    buckets = np.searchsorted(edges, lists.values, side="right").astype(np.uint8)
+    buckets = np.searchsorted(edges, lists.values, side="right").astype(np.int16)
     counts = np.diff(lists.offsets)[place]
     offsets = np.r_[0, np.cumsum(counts)]
     rows = np.repeat(lists.offsets[place] - offsets[:-1], counts) + np.arange(offsets[-1])

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ..errors import InputError
 from .signals import mean_row
 
 
@@ -55,7 +56,10 @@ class ItemTable(nn.Module):
             self.projections[name] = nn.Linear(matrix.shape[1], hidden_size)
             self.missing[name] = nn.Parameter(torch.zeros(hidden_size))
         if not (use_id or code_ids is not None or self.modalities):
-            raise ValueError("an item table needs an ID part, codes or features")
+            raise InputError(
+                "items have no representation: set one of --use_item_id, --use_code_embedding (with codes) and "
+                "--use_features (with text_encoder or image_encoder) to True"
+            )
 
     def _centred(self, name: str, matrix: torch.Tensor) -> torch.Tensor:
         """Centre over the items known at the start, then unit length: texts of different length count alike."""

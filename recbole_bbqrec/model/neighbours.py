@@ -13,6 +13,9 @@ from torch.nn import functional
 WINDOW = 3
 """Items at most this far apart in a training sequence count as met together."""
 
+ROUNDING = 1e-5
+"""Cosines are multiples of it."""
+
 ROWS = 1024
 """Items whose similarities to all others are held at once."""
 
@@ -30,18 +33,18 @@ class Neighbours(NamedTuple):
     values: np.ndarray
 
 
-def transitions(offsets: np.ndarray, items: np.ndarray, n_items: int) -> Neighbours:
-    """List which items directly followed an item in the training sequences, and how often."""
-    return _lists(_pair_counts(offsets, items, n_items, 1))
+def transitions(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> Neighbours:
+    """List the `size` items that most often directly followed an item in the training sequences, and how often."""
+    return _lists(_largest(_pair_counts(offsets, items, n_items, 1), np.arange(n_items), size))
 
 
-def cooccurrence(offsets: np.ndarray, items: np.ndarray, n_items: int) -> Neighbours:
-    """List the items met within `WINDOW` steps of an item, before or after it: their counts as a cosine.
+def cooccurrence(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> Neighbours:
+    """List the `size` items met most within `WINDOW` steps of an item, before or after it: their counts as a cosine.
 
     The cosine of two items' counts is the count of both over the root of the product of their totals: what many met
     together with everything is near to nothing.
     """
-    return _lists(_cosine(_met_together(offsets, items, n_items)))
+    return _lists(_largest(_cosine(_met_together(offsets, items, n_items)), np.arange(n_items), size))
 
 
 def walk(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> Neighbours:
@@ -62,7 +65,9 @@ def walk(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> Nei
 
 @torch.no_grad()
 def nearest(vectors: torch.Tensor, present: torch.Tensor, size: int) -> Neighbours:
-    """List the `size` items of largest cosine to an item.
+    """List the `size` items of largest cosine to an item, rounded to `ROUNDING`; of equal ones, the first.
+
+    Quantised vectors have few different cosines: without rounding, the last bit would tell equal ones apart.
 
     Parameters
     ----------
@@ -74,12 +79,15 @@ def nearest(vectors: torch.Tensor, present: torch.Tensor, size: int) -> Neighbou
     size = min(size, len(known) - 1)
     if size < 1:
         return Neighbours(np.zeros(len(vectors) + 1, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+    # Less than a step in all: it orders equal cosines and changes no other order.
+    later = torch.arange(len(rows), dtype=torch.float64, device=rows.device) / (2 * len(rows))
     blocks = []
     for begin in range(0, len(rows), ROWS):
-        cosine = rows[begin : begin + ROWS] @ rows.T
-        cosine[torch.arange(len(cosine)), torch.arange(begin, begin + len(cosine))] = -torch.inf
-        blocks.append(cosine.topk(size, dim=1))
+        steps = (rows[begin : begin + ROWS] @ rows.T).double().div_(ROUNDING).round_()
+        steps[torch.arange(len(steps)), torch.arange(begin, begin + len(steps))] = -torch.inf
+        blocks.append((steps - later).topk(size, dim=1))
     values, places = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    values = ((values + later[places]).round() * ROUNDING).float()
     items, order = torch.sort(known[places], dim=1)
     counts = torch.where(present, size, 0).cpu().numpy()
     return Neighbours(

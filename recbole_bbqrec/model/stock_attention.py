@@ -64,10 +64,10 @@ def add_similarity(model: nn.Module, config: Any, dataset: Any) -> nn.Module:
     n_heads = layers[0].multi_head_attention.num_attention_heads
     similarity = SimilarityAttention.from_dataset(config, dataset, len(layers), n_heads, config["MAX_ITEM_LIST_LENGTH"])
     if similarity is None:
-        needed = "attach_item_features" if config["codes"] == "none" else "attach_semantic_ids"
+        needed = "text_encoder=tfidf" if config["codes"] == "none" else "attach_semantic_ids=True"
         raise InputError(
             f"similarity_attention: found {config['similarity_attention']!r} for {type(model).__name__}, but there is "
-            f"no signal to compare items by; add --{needed}=True, or set --similarity_attention=off"
+            f"no signal to compare items by; add --{needed}, or set --similarity_attention=off"
         )
     owner.similarity = similarity.to(next(model.parameters()).device)
     for layer in layers:

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,9 +23,6 @@ from .inputs import check_features, effective_size, feature_statistics, flat_seq
 from .residual_quantizer import ChainNetwork
 from .semantic_ids import resolve_chains
 from .training import seeded
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 KIND = "tokenizer"
 LEARNED = (
@@ -103,7 +100,7 @@ class ItemTokenizer(abc.ABC):
         present: Mapping[str, torch.Tensor],
         sequences: Sequence[np.ndarray] | tuple[np.ndarray, np.ndarray],
         n_items: int,
-    ) -> "Self":
+    ) -> "ItemTokenizer":
         """Learn codes for items 0 .. n_items - 1.
 
         Parameters
@@ -169,14 +166,14 @@ class ItemTokenizer(abc.ABC):
         storage.save(path, KIND, tensors, {**state, "header": dict(header or {})})
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "Self":
+    def load(cls, path: str | os.PathLike) -> "ItemTokenizer":
         """Read what `save` wrote; on the CPU. `registry.load` reads a file of whichever tokenizer."""
         return cls.from_file(path, *storage.load(path, KIND))
 
     @classmethod
     def from_file(
         cls, path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]
-    ) -> "Self":
+    ) -> "ItemTokenizer":
         """`from_tensors`, with the file in the error's line.
 
         Raises
@@ -209,7 +206,7 @@ class ItemTokenizer(abc.ABC):
         }
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> "Self":
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> "ItemTokenizer":
         """Return the tokenizer that `to_tensors` described."""
         fitted = cls(**{**state["parameters"], "device": "cpu"})
         for name, value in state["learned"].items():

@@ -1,7 +1,7 @@
 """Stage 1 with scikit-learn's manners: `fit` on features and training sequences, then `encode` and `decode`."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -16,9 +16,6 @@ from .inputs import check_parameters
 from .losses import Club
 from .residual_quantizer import ResidualQuantizer
 from .training import Schedule, Trainer, seeded
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ["BehaviorBindTokenizer", "Encoded"]
 
@@ -70,11 +67,11 @@ class BehaviorBindTokenizer(ItemTokenizer):
         restart_dead: bool = True,
         epochs: int = 6,
         min_steps: int = 300,
-        warmup: float = 0.3,
+        warmup: float = 0.1,
         batch_size: int = 512,
         learning_rate: float = 3e-3,
         reconstruction_weight: float = 0.1,
-        club_weight: float = 0.01,
+        club_weight: float = 3e-6,
         sequence_contrast_weight: float = 1.0,
         cross_contrast_weight: float = 0.1,
         commitment_weight: float = 1.0,
@@ -142,9 +139,9 @@ class BehaviorBindTokenizer(ItemTokenizer):
         return tensors if self._id_map is None else {**tensors, "id_map": self._id_map}, state
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> "Self":
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> "BehaviorBindTokenizer":
         """Return the tokenizer that `to_tensors` described."""
-        fitted = super().from_tensors(tensors, state)
+        fitted = cast(BehaviorBindTokenizer, super().from_tensors(tensors, state))
         fitted._id_map = tensors["id_map"] if fitted.use_id else None
         return fitted
 

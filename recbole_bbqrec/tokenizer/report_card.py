@@ -77,8 +77,8 @@ def report_card(
 def write_report_card(card: Mapping[str, Any], path_stem: str | os.PathLike) -> tuple[Path, Path]:
     """Write `<path_stem>.json` and `<path_stem>.png`; returns both paths."""
     data, figure = (Path(f"{os.fspath(path_stem)}.{kind}") for kind in ("json", "png"))
-    storage.write_json(data, card)
     draw(card, figure)
+    storage.write_json(data, card)  # last: where it stands, the card is complete
     return data, figure
 
 

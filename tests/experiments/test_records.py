@@ -61,7 +61,7 @@ def test_ranks_of_a_large_data_set_take_little_room():
     masked = np.minimum(18_000 * generator.random(n) ** (1 / 0.35) + 1, 18_000).astype(int)
     assert 0.3 < (masked < 1000).mean() < 0.4
     split = Ranks(np.arange(1, n + 1), masked, masked + generator.integers(0, 8, n))
-    assert len(records.pack_ranks({"valid": split, "test": split})) < 60_000
+    assert len(records.pack_ranks({"valid": split, "test": split})) < 90_000
 
 
 def test_equal_ranks_give_equal_files():

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from recbole_bbqrec.data.features import ItemFeatures
 from recbole_bbqrec.data.semantic_ids import SemanticIds
 from recbole_bbqrec.data.sequences import Sequences
+from recbole_bbqrec.model import candidate_fit
 from recbole_bbqrec.model.candidate_fit import fit_candidates
 from recbole_bbqrec.model.candidates import HALVES, CandidateSimilarity, Signal, build_candidates
 
@@ -174,3 +176,42 @@ def test_a_signal_without_any_pair_is_no_obstacle():
     histories, targets, halves = walkers(20, 0)
     fit_candidates(candidates, lambda rows: torch.zeros(len(rows), N_ITEMS), histories, targets, halves, seed=0)
     assert torch.isfinite(candidates.weights).all()
+
+
+def test_signals_that_are_not_there_leave_nothing():
+    without = catalogue()
+    without.semantic_ids = without.item_features = None
+    assert build_candidates({**SETTINGS, "candidate_similarity": ["text"]}, without) is None
+
+
+def test_equal_vectors_share_a_bucket_whatever_rounding_does():
+    """Coarse codes: most cosines are equal, and edges fall on them."""
+    random = torch.Generator().manual_seed(0)
+    vectors = torch.nn.functional.normalize(torch.randn(6, 16, generator=random), dim=-1)
+    coarse = catalogue()
+    kind = torch.arange(N_ITEMS) % 6
+    scaled = vectors[kind].expand(2, -1, -1) * (0.1 + torch.rand(1, N_ITEMS, 1, generator=random))
+    coarse.semantic_ids = replace(coarse.semantic_ids, vectors=scaled)
+    built = build_candidates({**SETTINGS, "candidate_similarity": ["text"]}, coarse)
+    assert built is not None
+    signal = built.signals["text"]
+    rows = np.repeat(np.arange(N_ITEMS), np.diff(signal.offsets.numpy()))
+    pairs = {}
+    for row, item, bucket in zip(rows, signal.items.tolist(), signal.buckets.tolist(), strict=True):
+        pairs.setdefault((kind[row].item(), kind[item].item()), set()).add(bucket)
+    assert all(len(buckets) == 1 for buckets in pairs.values())
+
+
+def test_random_candidates_stand_for_those_without_a_weight(candidates, monkeypatch):
+    """With few candidates per history looked at, the weights are near those of all of them."""
+    histories, targets, halves = walkers(600, 3)
+    torch.manual_seed(0)
+    table = torch.randn(N_ITEMS, N_ITEMS)
+    score = lambda rows: table[rows[:, -1]]  # noqa: E731
+    fit_candidates(candidates, score, histories, targets, halves, seed=0)
+    every = candidates.weights
+    monkeypatch.setattr(candidate_fit, "BEST", 1)
+    monkeypatch.setattr(candidate_fit, "SAMPLED", 6)
+    fit_candidates(candidates, score, histories, targets, halves, seed=0)
+    assert not torch.equal(candidates.weights, every)
+    assert (candidates.weights - every).abs().max() < 0.25 * every.abs().max()

