@@ -86,8 +86,6 @@ def _without_candidate(signal: str) -> Callable[[Settings], dict[str, Any]]:
         signals = full["candidate_similarity"] or []
         if signal != "behavior" and signal not in modalities(full):
             raise NotApplicableError(f"the items have no {signal}")
-        if signal != "behavior" and full["sid_mode"] == "fused" and full["codes"] != "none":
-            raise NotApplicableError("fused signals cannot be told apart")
         left = [name for name in signals if name != signal]
         if not {*modalities(full), "behavior"} & set(left):
             raise NotApplicableError("nothing is left of the candidate similarity, see the row candidate-similarity")

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from .. import storage
+from ..tokenizer.behavior_bind import FUSED_SIGNAL, ID_SIGNAL
 from .neighbours import ROUNDING, Neighbours, cooccurrence, nearest, transitions, walk
 from .signals import mean_row
 
@@ -27,6 +28,9 @@ KIND = "candidates"
 CANDIDATES = "candidates.safetensors"
 """Name of the file in a run's folder."""
 BEHAVIOR, TRANSITION, COOCCURRENCE, WALK = "behavior", "transition", "cooccurrence", "walk"
+
+BOUND = (ID_SIGNAL, FUSED_SIGNAL)
+"""Signals of an item tokenizer that compare items by behaviour."""
 
 COUNT_EDGES = (1.5, 2.5, 4.5, 8.5, 16.5, 32.5)
 """Transition counts are discretised on a log scale: 1, 2, 3-4, 5-8, 9-16, 17-32, more."""
@@ -157,7 +161,7 @@ def build_candidates(config: Any, dataset: Any) -> CandidateSimilarity | None:
     ----------
     config : reads `candidate_similarity` (`behavior` and names of modalities), `n_candidate_neighbours`,
         `n_candidate_bins` and `n_candidate_last`.
-    dataset : its `train_sequences`, `semantic_ids`, and `item_features` where there are no semantic IDs.
+    dataset : its `train_sequences`, `item_features` and `semantic_ids`.
     """
     wanted: Sequence[str] = config["candidate_similarity"] or []
     if not wanted or config["scoring"] == "generate":
@@ -176,33 +180,30 @@ def build_candidates(config: Any, dataset: Any) -> CandidateSimilarity | None:
         for name, found in ((COOCCURRENCE, cooccurrence(*given, size)), (WALK, walk(*given, size))):
             lists[name] = found, _edges(found, bins)
     pairs = _consecutive(offsets, items)
-    for name, (vectors, present) in _content(dataset).items():
-        if _belongs_to(name, dataset) & set(wanted):
-            found = nearest(vectors[order], present[order], size)
-            lists[name] = found, _edges(found, bins, pairs)
+    for name, (vectors, present) in _vectors(dataset, wanted).items():
+        found = nearest(vectors[order], present[order], size)
+        lists[name] = found, _edges(found, bins, pairs)
     signals = {name: _signal(found, edges, order, place) for name, (found, edges) in lists.items()}
     return CandidateSimilarity(signals, config["n_candidate_last"]) if signals else None
 
 
-def _belongs_to(signal: str, dataset: Any) -> set[str]:
-    """Which entries of `candidate_similarity` ask for a signal: its own name, or all modalities that it is made of."""
-    modalities = dataset.item_features.modalities if dataset.item_features is not None else []
-    if signal in modalities:
-        return {signal}
-    return {BEHAVIOR} if signal == "id" or not modalities else set(modalities)
+def _vectors(dataset: Any, wanted: Sequence[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Vectors [N, C] and presence [N] by signal: raw features by content, the quantised z_ID by behaviour.
 
-
-def _content(dataset: Any) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Vectors [N, C] and presence [N] by signal: quantised ones, or the raw features where there are no codes."""
+    By content, candidates are compared as they are: what quantising loses is what tells near items apart. Attention and
+    the codes have the quantised form.
+    """
     ids, features = dataset.semantic_ids, dataset.item_features
-    if ids is not None:
-        return {name: (ids.vectors[row], ids.present[row]) for row, name in enumerate(ids.signals)}
     found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    if features is None:
-        return found
-    for name, matrix in features.matrices.items():
-        present = features.present[name]
-        found[name] = (matrix - mean_row(matrix[present])) * present.unsqueeze(1), present
+    if features is not None:
+        for name in features.modalities:
+            if name in wanted:
+                matrix, present = features.matrices[name], features.present[name]
+                found[name] = (matrix - mean_row(matrix[present])) * present.unsqueeze(1), present
+    if ids is not None and BEHAVIOR in wanted:
+        for row, name in enumerate(ids.signals):
+            if name in BOUND:
+                found[name] = ids.vectors[row], ids.present[row]
     return found
 
 

@@ -61,11 +61,13 @@ def test_signals_follow_the_settings(candidates):
     assert build_candidates({**SETTINGS, "scoring": "generate"}, catalogue()) is None
 
 
-def test_raw_features_stand_where_quantised_vectors_would(candidates):
-    """The features are the ring moved away from the origin; centred, they list the same neighbours."""
-    raw = build_candidates(SETTINGS, catalogue(codes=False))
-    assert raw is not None
-    assert torch.equal(raw.signals["text"].items, candidates.signals["text"].items)
+def test_content_is_compared_by_raw_features_and_behaviour_by_the_quantised_id(candidates):
+    other = catalogue()
+    other.semantic_ids = replace(other.semantic_ids, vectors=torch.randn(2, N_ITEMS, 2))
+    changed = build_candidates(SETTINGS, other)
+    assert changed is not None
+    assert torch.equal(changed.signals["text"].items, candidates.signals["text"].items)
+    assert not torch.equal(changed.signals["id"].items, candidates.signals["id"].items)
 
 
 def test_unfitted_weights_change_nothing(candidates):
@@ -192,9 +194,9 @@ def test_equal_vectors_share_a_bucket_whatever_rounding_does():
     kind = torch.arange(N_ITEMS) % 6
     scaled = vectors[kind].expand(2, -1, -1) * (0.1 + torch.rand(1, N_ITEMS, 1, generator=random))
     coarse.semantic_ids = replace(coarse.semantic_ids, vectors=scaled)
-    built = build_candidates({**SETTINGS, "candidate_similarity": ["text"]}, coarse)
+    built = build_candidates({**SETTINGS, "candidate_similarity": ["behavior"]}, coarse)
     assert built is not None
-    signal = built.signals["text"]
+    signal = built.signals["id"]
     rows = np.repeat(np.arange(N_ITEMS), np.diff(signal.offsets.numpy()))
     pairs = {}
     for row, item, bucket in zip(rows, signal.items.tolist(), signal.buckets.tolist(), strict=True):
