@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import settings
 
+import recbole_bbqrec
 from recbole_bbqrec import quick_start
 from recbole_bbqrec.model.candidates import CANDIDATES, CandidateSimilarity
 from recbole_bbqrec.sequence_trainer import halves_of
@@ -83,3 +84,20 @@ def test_generate_ranks_what_its_beam_finds(given):
     found = few[1]["valid"].masked <= 5
     assert 0 < found.mean() < 1 and (few[1]["valid"].masked[~found] > 5).all()
     assert not list(Path(wide[0]["run_dir"]).glob(CANDIDATES))
+
+
+def test_a_signal_that_the_items_lack_leaves_a_run_without_candidate_similarity(given):
+    record = quick_start.run(config_dict=given(candidate_similarity=["image"]))
+    without = quick_start.run(config_dict=given(candidate_similarity=[]))
+    assert record["metrics"] == without["metrics"]
+    assert recbole_bbqrec.load_bundle(record["run_dir"]).recommend([["i01", "i02"]], k=3)[0].items
+
+
+def test_a_bundle_that_generates_leaves_seen_items_out_of_its_beam(given):
+    record = quick_start.run(config_dict=given(scoring="generate", beam_size=6))
+    bundle = recbole_bbqrec.load_bundle(record["run_dir"])
+    histories = [bundle.item_tokens[start : start + 12] for start in range(1, 25)]
+    for history, (items, scores, _) in zip(histories, bundle.recommend(histories, k=6), strict=True):
+        assert len(items) == 6 and not set(items) & set(history) and scores == sorted(scores, reverse=True)
+    seen = bundle.recommend(histories, k=6, exclude_seen=False)
+    assert any(set(result.items) & set(history) for history, result in zip(histories, seen, strict=True))

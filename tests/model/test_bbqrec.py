@@ -243,3 +243,20 @@ def test_scoring_by_codes_needs_codes(data, scoring):
             make(data, scoring=scoring, similarity_attention="off")
     finally:
         train._dataset.semantic_ids = ids
+
+
+def test_an_id_that_is_taken_is_refused_and_changes_nothing(data):
+    model, _, _ = make(data, scoring="generate", beam_size=0)
+    again, _, _ = make(data, scoring="generate", beam_size=0)
+    ids = data[1][0]._dataset.semantic_ids
+    width, signals = ids.codes.shape[1], len(ids.signals)
+    vectors, present = torch.ones(signals, 1, ids.vectors.shape[-1]), torch.ones(signals, 1, dtype=torch.bool)
+    with pytest.raises(InputError):
+        model.append_items(Encoded(ids.codes[[1]], vectors, present))
+    taken = set(map(tuple, ids.codes.tolist()))
+    free = next(code for code in np.ndindex(*[ids.codebook_size] * width) if code not in taken)
+    for one in (model, again):
+        one.append_items(Encoded(torch.tensor([free]), -vectors, present))
+    model.eval(), again.eval()
+    new = torch.full((1, 2), model.n_items - 1)
+    assert torch.equal(model.score(new), again.score(new))
