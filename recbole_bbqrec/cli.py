@@ -88,9 +88,56 @@ def _recommend(given: argparse.Namespace, settings: list[str]) -> int:
     return 0
 
 
+_COLUMN_FLAGS = {"user": "--user-column", "item": "--item-column", "time": "--time-column", "token": "--item-id-column"}
+
+
+def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="name of the data set")
+    parser.add_argument("--data_path", type=Path, default=Path("dataset"), help="folder of data sets (default dataset)")
+    parser.add_argument(
+        "--from", dest="interactions", type=Path, metavar="FILE", required=True, help="table of interactions"
+    )
+    parser.add_argument("--items", type=Path, metavar="FILE", help="table of items")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="folder with <item id>.jpg, .png or .webp")
+    for field, flag in _COLUMN_FLAGS.items():
+        parser.add_argument(
+            flag, dest=field, metavar="NAME", help="name of the column, where it is not found by itself"
+        )
+    parser.add_argument(
+        "--on-bad", choices=("skip", "error"), default="skip", help="bad rows: list them, or stop (default skip)"
+    )
+    parser.add_argument("--user-core", type=int, default=5, help="fewest interactions of a user (default 5)")
+    parser.add_argument("--item-core", type=int, default=5, help="fewest interactions of an item (default 5)")
+    parser.add_argument("--shuffle-ties", type=int, metavar="SEED", help="shuffle equal times by this seed")
+
+
+def _prepare(given: argparse.Namespace, settings: list[str]) -> int:
+    from .preparation.own_data import describe, prepare_own
+
+    if settings:
+        raise InputError(
+            f"argument {settings[0]!r}: prepare takes no settings; bbqrec prepare --help lists its options"
+        )
+    report = prepare_own(
+        given.name,
+        given.interactions,
+        given.items,
+        given.data_path,
+        images=given.images,
+        columns={field: getattr(given, field) for field in _COLUMN_FLAGS if getattr(given, field) is not None},
+        on_bad=given.on_bad,
+        user_core=given.user_core,
+        item_core=given.item_core,
+        shuffle_ties=given.shuffle_ties,
+    )
+    print(describe(report))
+    return 0
+
+
 COMMANDS = {
     "ablate": Command("BBQRec with one part changed at a time, over seeds", _ablate_arguments, _ablate),
     "cost": Command("time and memory of scoring, with and without the codes", _cost_arguments, _cost),
+    "prepare": Command("your own tables and images to a data set", _prepare_arguments, _prepare),
     "recommend": Command("recommend items after a history, from a run's folder", _recommend_arguments, _recommend),
 }
 """All sub-commands by name."""

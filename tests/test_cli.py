@@ -106,3 +106,16 @@ def test_recommend(tiny, tmp_path, capsys):
     assert cli.main(["recommend", folder, "--history=i01", "--epochs=3"]) == 2
     assert cli.main(["recommend", str(tmp_path), "--history=i01"]) == 2
     assert "give the folder of a finished run" in capsys.readouterr().err
+
+
+def test_prepare_and_run_your_own_tables(tmp_path, capsys):
+    rows = [f"u{user},i{(user + step) % 8},{100 + step}" for user in range(12) for step in range(6)]
+    (tmp_path / "i.csv").write_text("user,item,time\n" + "\n".join([*rows, "u1,,7"]) + "\n", encoding="utf-8")
+    (tmp_path / "t.csv").write_text("item,title\n" + "".join(f"i{n},lamp {n}\n" for n in range(8)), encoding="utf-8")
+    given = [f"--from={tmp_path / 'i.csv'}", f"--items={tmp_path / 't.csv'}", f"--data_path={tmp_path}"]
+    assert cli.main(["prepare", "Mine", *given]) == 0
+    assert "12" in capsys.readouterr().out
+    assert (tmp_path / "Mine" / "Mine.inter").read_text(encoding="utf-8").count("\n") == 73
+    assert (tmp_path / "Mine.bad_rows.tsv").is_file()
+    assert cli.main(["prepare", "Other", *given, "--user-column=nobody"]) == 2
+    assert "nobody" in capsys.readouterr().err

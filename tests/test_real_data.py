@@ -5,7 +5,15 @@ from conftest import QUICK
 
 from recbole_bbqrec import quick_start
 
-SMALL = {**QUICK, "epochs": 1, "train_batch_size": 4096, "sid_codebook_size": 256, "eval_batch_size": 256}
+SMALL = {
+    **QUICK,
+    "epochs": 1,
+    "train_batch_size": 4096,
+    "sid_codebook_size": 256,
+    "eval_batch_size": 256,
+    "n_candidate_neighbours": 10,
+    "n_candidate_last": 1,
+}
 SIZES = {
     "sports-tiny": (190, ["text"]),
     "Beauty": (22363, ["text"]),

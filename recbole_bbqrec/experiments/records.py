@@ -29,8 +29,12 @@ from ..settings import candidate_settings, learning_settings
 MAX_RANK = 1000
 """Ranks are kept up to here; a rank kept as `MAX_RANK` means this one or any beyond."""
 
-# Rooms that decide no result: a change in them leaves older records as good as new ones.
+# Rooms and modules that decide no result once the data set's files are there, which count by themselves.
 _NOT_JUDGED = ("experiments", "cli.py", "report.py", "inference.py")
+_NOT_JUDGED_IN_PREPARATION = (
+    *("amazon.py", "movielens.py", "raw.py", "tables.py", "table_files.py", "bad_rows.py", "own_data.py", "build.py"),
+    *("atomic_writer.py", "download.py", "image_download.py", "image_failures.py", "transfer.py"),
+)
 
 _ERROR = ".error.txt"
 
@@ -40,7 +44,8 @@ def code_fingerprint() -> str:
     """Fingerprint of the source code that decides a result."""
     package = Path(str(recbole_bbqrec.__file__)).parent
     files = (path.relative_to(package) for path in sorted(package.rglob("*.py")))
-    return storage.fingerprint(*(package / path for path in files if path.parts[0] not in _NOT_JUDGED))
+    left_out = {Path(name) for name in _NOT_JUDGED} | {Path("preparation", name) for name in _NOT_JUDGED_IN_PREPARATION}
+    return storage.fingerprint(*(package / path for path in files if not left_out & {path, *path.parents}))
 
 
 def comparable_settings(config: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.model.item_table import ItemTable
 
 
@@ -40,7 +41,7 @@ def test_each_part_can_stand_alone_and_a_table_needs_one(part):
     module = table(use_id=part == "id", **({} if part == "codes" else {"code_ids": None}),
                    **({} if part == "features" else {"features": None}))  # fmt: skip
     assert module(torch.arange(6)).abs().sum() > 0
-    with pytest.raises(ValueError, match="needs an ID part"):
+    with pytest.raises(InputError, match="items have no representation: set one of --use_item_id"):
         table(use_id=False, code_ids=None, features=None)
 
 

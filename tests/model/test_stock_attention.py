@@ -271,9 +271,9 @@ def test_core_without_its_transformer_is_refused(load):
         add_similarity(model, {"similarity_attention": "additive"}, data.train._dataset)
 
 
-@pytest.mark.parametrize(("codes", "key"), [("learned", "attach_semantic_ids"), ("none", "attach_item_features")])
+@pytest.mark.parametrize(("codes", "key"), [("learned", "attach_semantic_ids=True"), ("none", "text_encoder=tfidf")])
 def test_nothing_to_compare_is_an_error(codes, key, load):
     data = load("SASRec")
     empty = SimpleNamespace(semantic_ids=None, item_features=None, train_sequences=None)
-    with pytest.raises(InputError, match=f"no signal to compare items by; add --{key}=True"):
+    with pytest.raises(InputError, match=f"no signal to compare items by; add --{key}"):
         make(data, "additive", dataset=empty, codes=codes)

@@ -179,7 +179,7 @@ def test_the_id_signal_is_what_tells_items_of_equal_features_apart():
     """With it, behaviour gives them different codes; without it, all of them collide and are moved."""
     features = {"text": torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).repeat(15, 1)}
     world = make_world()._replace(features=features, present={"text": torch.ones(60, dtype=torch.bool)})
-    settings = {**QUICK, "min_steps": 60}
+    settings = {**QUICK, "min_steps": 60, "warmup": 0.3}
     with_id, without = (BehaviorBindTokenizer(**settings, use_id=use_id).fit(*world) for use_id in (True, False))
     assert without.n_moved_ >= 56 and without.collisions_before_["distinct"] <= 4
     assert with_id.n_moved_ < 30

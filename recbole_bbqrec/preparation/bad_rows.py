@@ -1,0 +1,107 @@
+"""Rows that cannot be used: each named with its line and the reason, all of them counted, none lost unseen."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import InputError
+from ..storage import _replacing
+
+_KEPT = 100_000  # bad rows listed one by one; beyond that they are counted, so that a bad file cannot fill the memory
+
+
+class BadRow(NamedTuple):
+    """A row that was left out: its line (in Parquet its row, from 1), why, and the cell or row it is about."""
+
+    line: int
+    reason: str
+    text: str
+
+
+class BadRows:
+    """What was wrong with the rows of one file.
+
+    Reading a file again begins the list anew, so that a second pass counts nothing twice.
+
+    Parameters
+    ----------
+    on_bad : `skip` leaves bad rows out and lists them; `error` makes the first one an `InputError`.
+
+    Attributes
+    ----------
+    rows : the first 100,000 bad rows as `BadRow`.
+    counts : reason -> number of all bad rows.
+    good, blank : number of rows that could be used, and of blank ones, which are no data and never an error.
+    """
+
+    def __init__(self, on_bad: str = "skip"):
+        if on_bad not in ("skip", "error"):
+            raise InputError(f"--on-bad: found {on_bad!r}, expected skip or error")
+        self.on_bad = on_bad
+        self.start("")
+
+    def start(self, path: str | os.PathLike) -> None:
+        """Forget everything; from now on rows of `path` are reported."""
+        self.path, self.good, self.blank = Path(path), 0, 0
+        self.rows: list[BadRow] = []
+        self.counts: Counter[str] = Counter()
+
+    def add(self, line: int, reason: str, text: str) -> None:
+        """Report one bad row; `text` is the cell or the row, of which an excerpt is kept."""
+        excerpt = _excerpt(text)
+        if self.on_bad == "error":
+            raise InputError(
+                f"{self.path}, {self._unit} {line}: {reason}, found {excerpt!r}; mend the row, or leave such rows out "
+                "with --on-bad=skip"
+            )
+        self.counts[reason] += 1
+        if len(self.rows) < _KEPT:
+            self.rows.append(BadRow(line, reason, excerpt))
+
+    def summary(self) -> str:
+        """Return one line: how many rows of the file are used, and how many are not for which reason."""
+        text = f"{self.path}: {self.good} rows used, {self.counts.total()} bad"
+        reasons = [f"{count} {reason}, first in {self._unit} {self._first(reason)}" for reason, count in self._sorted()]
+        text += f" ({'; '.join(reasons)})" if reasons else ""
+        return text + (f", {self.blank} blank" if self.blank else "")
+
+    @property
+    def _unit(self) -> str:
+        return "row" if self.path.suffix.lower() == ".parquet" else "line"
+
+    def _sorted(self) -> list[tuple[str, int]]:
+        return sorted(self.counts.items(), key=lambda pair: (-pair[1], pair[0]))
+
+    def _first(self, reason: str) -> str:
+        return next((str(row.line) for row in self.rows if row.reason == reason), f"none of the first {_KEPT}")
+
+
+def write_bad_rows(path: str | os.PathLike, files: Sequence[BadRows]) -> bool:
+    """Write the bad rows of `files` as a table of file, line, reason and text; return whether there are any.
+
+    Where there are none, a table that an earlier run has left at `path` is removed.
+    """
+    if not any(bad.counts for bad in files):
+        Path(path).unlink(missing_ok=True)
+        return False
+    lines = ["file\tline\treason\tfound"]
+    for bad in files:
+        lines += ["\t".join(map(str, (bad.path, *row))) for row in bad.rows]
+        more = bad.counts.total() - len(bad.rows)
+        lines += [f"{bad.path}\t\tand {more} more, which are only counted\t"] if more else []
+    with _replacing(path) as temporary:
+        Path(temporary).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return True
+
+
+def _excerpt(text: str, limit: int = 100) -> str:
+    """Return the beginning of `text` as one line that can be written anywhere."""
+    text = text.strip()
+    text = text if len(text) <= limit else text[: limit - 3] + "..."
+    plain = "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in text
+    )
+    return re.sub(r"\\udc([89a-f][0-9a-f])", r"\\x\1", plain)  # the byte that could not be decoded

@@ -1,0 +1,142 @@
+"""Anyone's own tables and images to a data set: `bbqrec prepare <Name> --from interactions.csv --items items.csv`."""
+
+import contextlib
+import os
+import shlex
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from .atomic import read_atomic
+from .bad_rows import BadRows, write_bad_rows
+from .build import build
+from .images import images_by_token
+from .raw import Item, Review
+from .tables import item_columns, read_items, read_reviews, review_columns
+
+
+def prepare_own(
+    name: str,
+    interactions: str | os.PathLike,
+    items: str | os.PathLike | None,
+    folder: str | os.PathLike,
+    *,
+    images: str | os.PathLike | None = None,
+    columns: Mapping[str, str] | None = None,
+    on_bad: str = "skip",
+    user_core: int = 5,
+    item_core: int = 5,
+    shuffle_ties: int | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Write the data set `<folder>/<name>` from tables; the folder appears whole or not at all.
+
+    Parameters
+    ----------
+    interactions, items : tables, see `tables`; without `items` nothing is known about the items.
+    images : folder with `<item token>.jpg` (.jpeg, .png, .webp), copied to `<folder>/<name>/images`.
+    columns : `user`, `item`, `time`, `rating` (of the interactions), `token`, `title`, ... (of the items) -> name of
+        the column; the others are guessed.
+    on_bad : `skip` leaves bad rows out and lists them in `<folder>/<name>.bad_rows.tsv`, `error` stops at the first.
+    user_core, item_core, shuffle_ties, progress : see `build.build`.
+
+    Returns
+    -------
+    report : that of `build.build`, with `folder` (of the data set), `columns` (file -> used and unused ones),
+        `bad_rows` (a line about each file), `bad_rows_file` (path or None), `described` and `pictured` (number of items
+        in the table of items, and with an image).
+
+    Raises
+    ------
+    InputError : see `tables.read_reviews` and `build.build`; or there is no folder of images.
+    """
+    given = dict(columns or {})
+    of_reviews = {field: given.pop(field) for field in Review._fields if field in given}
+    found = {str(interactions): review_columns(interactions, of_reviews)}
+    if items is not None:
+        found[str(items)] = item_columns(items, given)
+    elif given:
+        raise InputError(f"--item-id-column: found the column {sorted(given.values())[0]}, expected --items with it")
+    pictures = _images(images)
+    bad = [BadRows(on_bad), BadRows(on_bad)]
+    listed = Path(folder) / f"{name}.bad_rows.tsv"
+    described: set[str] = set()
+
+    def reviews(dirt: Counter[str]) -> Iterator[Review]:
+        yield from read_reviews(interactions, bad[0], of_reviews)
+        _enter(dirt, bad[0])
+
+    def texts(dirt: Counter[str]) -> Iterator[Item]:
+        for item in () if items is None else read_items(items, bad[1], given):
+            described.add(item.token)
+            yield item
+        _enter(dirt, bad[1])
+        write_bad_rows(listed, bad)  # now, so that a data set never stands without the list of what it lacks
+
+    with _staged(Path(folder), name, pictures) as place:
+        report = build(name, reviews, texts, place, user_core, item_core, shuffle_ties, progress=progress)
+        tokens = set(read_atomic(place / name / f"{name}.item", ["item_id"])[0]["item_id"])
+    report["folder"] = str(Path(folder) / name)
+    report["columns"] = {path: {"used": used.used, "unused": used.unused} for path, used in found.items()}
+    report["bad_rows"] = [rows.summary() for rows in bad[: len(found)]]
+    report["bad_rows_file"] = str(listed) if listed.is_file() else None
+    return {**report, "described": len(tokens & described), "pictured": len(tokens & set(pictures))}
+
+
+def describe(report: Mapping[str, Any]) -> str:
+    """Return the report of `prepare_own` as lines to read, the last of them the command that goes on from there."""
+    counts = report["counts"]
+    lines = [f"{report['folder']}: " + ", ".join(f"{count} {what}" for what, count in counts.items())]
+    for (path, columns), rows in zip(report["columns"].items(), report["bad_rows"], strict=True):
+        used = ", ".join(f"{field} is {column}" for field, column in columns["used"].items())
+        unused = f"; not used: {', '.join(columns['unused'])}" if columns["unused"] else ""
+        lines += [rows, f"{path}: {used}{unused}"]
+    lines.append(f"of {counts['items']} items {report['described']} are described, {report['pictured']} have an image")
+    lines += [f"left out: {count} {reason}" for reason, count in report["dropped"].items()]
+    if report["bad_rows_file"]:
+        lines.append(f"bad rows are listed in {report['bad_rows_file']}")
+    texts = {field for columns in report["columns"].values() for field in columns["used"]}
+    chosen = " ".join(field for field in ("title", "brand", "categories", "description") if field in texts)
+    command = f"python run_recbole_bbqrec.py --model=BBQRec --dataset={report['name']}"
+    folder = str(Path(report["folder"]).parent)
+    command += f" --data_path={shlex.quote(folder)}" if folder != "dataset" else ""
+    command += f" --text_fields='{chosen}' --text_encoder=tfidf" if chosen else ""
+    return "\n".join([*lines, f"next: {command}"])
+
+
+def _images(folder: str | os.PathLike | None) -> dict[str, Path]:
+    if folder is None:
+        return {}
+    if not Path(folder).is_dir():
+        raise InputError(f"--images: {folder} is no folder, expected one with <item id>.jpg; correct the path")
+    found = images_by_token(Path(folder))
+    if not found:
+        raise InputError(f"--images: {folder} holds no image, expected files called <item id>.jpg, .png or .webp")
+    return found
+
+
+def _enter(dirt: Counter[str], bad: BadRows) -> None:
+    dirt.update({f"bad rows of {bad.path.name}, {reason}": count for reason, count in bad.counts.items()})
+
+
+@contextlib.contextmanager
+def _staged(folder: Path, name: str, pictures: Mapping[str, Path]) -> Iterator[Path]:
+    """Yield the folder to build in; with pictures one aside, so that they and the tables appear in one step."""
+    if not pictures:
+        yield folder
+        return
+    if (folder / name).exists():
+        raise InputError(f"{folder / name}: exists already; use it, or move it away to prepare it again")
+    aside = folder / f".{name}.own.part"
+    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+    try:
+        yield aside
+        (aside / name / "images").mkdir()
+        for token, path in pictures.items():
+            shutil.copyfile(path, aside / name / "images" / f"{token}{path.suffix}")
+        os.rename(aside / name, folder / name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

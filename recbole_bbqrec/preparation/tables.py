@@ -1,0 +1,305 @@
+"""Anyone's own tables as reviews and items: which column is which, and what a cell means.
+
+Spreadsheets and databases spell one thing in many ways; the rules are here, one function for each kind of cell. What no
+rule covers is a bad row, reported and left out, never guessed at.
+"""
+
+import ast
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from ..errors import InputError
+from .atomic import nearest
+from .bad_rows import BadRows
+from .raw import Item, Review
+from .table_files import NOT_UTF8, UNDECODABLE, header, read_rows
+
+_ITEM_IDS = ("item_id", "item", "iid", "parent_asin", "asin", "movie_id", "product_id", "product", "article_id")
+_ITEM_IDS += ("article", "sku", "book_id", "isbn", "track_id", "song_id", "video_id", "business_id", "listing_id")
+
+REVIEW_COLUMNS: dict[str, tuple[str, ...]] = {
+    "user": ("user_id", "user", "uid", "customer_id", "customer", "reviewer_id", "visitor_id", "member_id"),
+    "item": _ITEM_IDS,
+    "time": ("timestamp", "time", "unix_review_time", "datetime", "date", "created_at", "event_time", "order_date"),
+    "rating": ("rating", "ratings", "overall", "stars", "score"),
+}
+"""Field of a review -> names by which its column is known, the likeliest first. All but the rating are needed."""
+
+ITEM_COLUMNS: dict[str, tuple[str, ...]] = {
+    "token": (*_ITEM_IDS, "id", "token"),
+    "title": ("title", "name", "item_name", "product_name", "movie_title", "item_title", "product_title"),
+    "brand": ("brand", "store", "manufacturer", "maker", "author", "artist"),
+    "categories": ("categories", "category", "genres", "genre", "tags", "class"),
+    "description": ("description", "descriptions", "desc", "overview", "summary", "plot", "text"),
+    "price": ("price",),
+    "image_url": ("image_url", "image", "images", "img_url", "im_url", "image_link", "poster"),
+    "year": ("year", "release_year"),
+}
+"""Field of an item -> names by which its column is known, the likeliest first. The token alone is needed."""
+
+_FLAGS = {"user": "--user-column", "item": "--item-column", "time": "--time-column", "token": "--item-id-column"}
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_UNITS = tuple((Decimal(10) ** size, Decimal(10) ** (14 - size)) for size in (11, 14, 17, 20))
+"""Below which size a time has which unit: what it is multiplied by to be milliseconds."""
+_EXACT = 1 << 53  # larger floats are not exact, and no names
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
+_WHOLE = re.compile(r"(-?\d+)[.,]0+")
+_ROUNDED = re.compile(r"-?\d([.,]\d+)?E\+\d+", re.IGNORECASE)
+_NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)(e[-+]?\d+)?", re.IGNORECASE | re.ASCII)
+_DATE = re.compile(
+    r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})"
+    r"(?:[T ]\s*(\d{1,2}):(\d{2})(?::(\d{2})(?:[.,](\d+))?)?\s*(Z|UTC|[-+]\d{2}:?\d{2})?)?",
+    re.IGNORECASE | re.ASCII,
+)
+
+
+class Columns(NamedTuple):
+    """Which column of a file is used as what.
+
+    Attributes
+    ----------
+    used : field -> name of its column.
+    places : field -> position of that column.
+    unused : names of the other columns.
+    """
+
+    used: dict[str, str]
+    places: dict[str, int]
+    unused: list[str]
+
+
+class _Bad(Exception):
+    """A cell that makes its row unusable: `reason` and the text of the cell."""
+
+    def __init__(self, reason: str, text: str):
+        super().__init__(reason)
+        self.reason, self.text = reason, text
+
+
+def review_columns(path: str | os.PathLike, given: Mapping[str, str] | None = None) -> Columns:
+    """Find the columns of a file of interactions, `given` (field -> name) before guesses by `REVIEW_COLUMNS`."""
+    return _find(path, REVIEW_COLUMNS, ("user", "item", "time"), given or {})
+
+
+def item_columns(path: str | os.PathLike, given: Mapping[str, str] | None = None) -> Columns:
+    """Find the columns of a file of items, `given` (field -> name) before guesses by `ITEM_COLUMNS`."""
+    return _find(path, ITEM_COLUMNS, ("token",), given or {})
+
+
+def read_reviews(path: str | os.PathLike, bad: BadRows, given: Mapping[str, str] | None = None) -> Iterator[Review]:
+    """Yield the interactions of a table in the order of the file; rows that cannot be used go to `bad`.
+
+    Times become milliseconds since 1970. Without a rating column, or where its cell is blank, the rating is NaN.
+
+    Parameters
+    ----------
+    path : file with an ending out of `table_files.FORMATS`.
+    given : field of `Review` -> name of its column; the others are guessed by `REVIEW_COLUMNS`.
+
+    Raises
+    ------
+    InputError : the file cannot be read, a column is missing, no row at all can be used, or a row is bad and
+        `bad.on_bad` is `error`.
+    """
+    columns = review_columns(path, given)
+
+    def review(cells: Mapping[str, Any]) -> Review:
+        user, item = _identifier("user", cells["user"]), _identifier("item", cells["item"])
+        return Review(user, item, _rating(cells.get("rating")), _milliseconds(cells["time"]))
+
+    yield from _read(path, columns, bad, review)
+
+
+def read_items(path: str | os.PathLike, bad: BadRows, given: Mapping[str, str] | None = None) -> Iterator[Item]:
+    """Yield the items of a table in the order of the file; rows that cannot be used go to `bad`.
+
+    Texts are as they came but for blanks around them. Categories are a list: that of the file, one written as JSON or
+    in Python, or the parts between `|`, `>`, `;` or `,`. Of several images the first counts. Parameters and errors are
+    those of `read_reviews`.
+    """
+    columns = item_columns(path, given)
+
+    def item(cells: Mapping[str, Any]) -> Item:
+        texts = {field: _text(cells.get(field)) for field in ("title", "brand", "description", "price")}
+        token, categories = _identifier("item", cells["token"]), _parts(cells.get("categories"))
+        image_url = next(iter(_parts(cells.get("image_url"), split=False)), "")
+        return Item(token, **texts, categories=categories, image_url=image_url, year=_plain(_text(cells.get("year"))))
+
+    yield from _read(path, columns, bad, item)
+
+
+def _find(
+    path: str | os.PathLike, known: Mapping[str, tuple[str, ...]], needed: Sequence[str], given: Mapping[str, str]
+) -> Columns:
+    names = header(path)
+    if unknown := sorted(set(given) - set(known)):
+        raise InputError(f"{path}: there is no field {unknown[0]!r} ({nearest(unknown[0], known)}); correct its name")
+    plain = [_plain_name(name) for name in names]
+    places: dict[str, int] = {}
+    for field, guesses in known.items():
+        if field in given:
+            found = [at for at, name in enumerate(names) if name == given[field].strip()]
+        else:
+            keys = [key for key in map(_plain_name, guesses) if key in plain]
+            found = [at for at, name in enumerate(plain) if name == keys[0]] if keys else []
+        how = f"name the right one with {_FLAGS[field]}" if field in _FLAGS else "rename one of them"
+        if len(found) > 1:
+            raise InputError(f"{path}: {' and '.join(names[at] for at in found)} may both be the {field}; {how}")
+        if not found and (field in given or field in needed):
+            wanted = given.get(field) or known[field][0]
+            raise InputError(
+                f"{path}: found no column for the {field}, expected {wanted} in the first line "
+                f"({nearest(wanted, [name for name in names if name])}); {how}"
+            )
+        if found:
+            places[field] = found[0]
+    used = {field: names[at] for field, at in places.items()}
+    return Columns(used, places, [name for at, name in enumerate(names) if name and at not in places.values()])
+
+
+def _plain_name(name: str) -> str:
+    """Return a column name without what spellings differ in: `User ID`, `userId` and RecBole's `user_id:token`."""
+    name = re.sub(r":(token|float)(_seq)?$", "", name.strip())
+    return re.sub(r"[\W_]+", "", name).lower()
+
+
+def _read(
+    path: str | os.PathLike, columns: Columns, bad: BadRows, make: Callable[[dict[str, Any]], Any]
+) -> Iterator[Any]:
+    fields = list(columns.places)
+    for line, values in read_rows(path, list(columns.places.values()), bad):
+        try:
+            made = make(dict(zip(fields, values, strict=True)))
+        except _Bad as error:
+            bad.add(line, error.reason, error.text)
+            continue
+        bad.good += 1
+        yield made
+    if not bad.good:
+        raise InputError(f"no row can be used; {bad.summary()}; mend the file, or name its columns")
+
+
+def _text(value: Any) -> str:
+    """Return a cell as text: "" where there is none, whole numbers without `.0`, lists with blanks between."""
+    if value is None or value != value:  # NaN
+        return ""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "surrogateescape")
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        return str(int(value))
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return " ".join(filter(None, map(_text, value)))
+    text = str(value).strip()
+    if not text.isascii() and UNDECODABLE.search(text):
+        raise _Bad(NOT_UTF8, text)
+    return text
+
+
+def _plain(text: str) -> str:
+    """Return a whole number without its decimals: a column with gaps turns 1234 into 1234.0."""
+    whole = _WHOLE.fullmatch(text)
+    return whole.group(1) if whole else text
+
+
+def _identifier(what: str, value: Any) -> str:
+    """Return the name of a user or an item, as text."""
+    if isinstance(value, (bool, list, tuple, Mapping)):
+        raise _Bad(f"{what}: not one name", str(value))
+    text = _text(value)
+    if not text:
+        raise _Bad(f"{what}: blank", "")
+    if _CONTROL.search(text):
+        raise _Bad(f"{what}: a tab, line end or control character inside", text)
+    if _ROUNDED.fullmatch(text):  # 1.23457E+12 may have been several names
+        raise _Bad(f"{what}: a number that a spreadsheet has rounded (export the column as text)", text)
+    return _plain(text)
+
+
+def _number(text: str) -> Decimal | None:
+    """Return the number that `text` spells, with a decimal point or comma; None where it spells none."""
+    return Decimal(text.replace(",", ".")) if _NUMBER.fullmatch(text) else None
+
+
+def _rating(value: Any) -> float:
+    text = _text(value)
+    number = None if isinstance(value, bool) else _number(text)
+    rating = math.nan if number is None else float(number)
+    if text and not math.isfinite(rating):
+        raise _Bad("rating: not a number", text)
+    return rating
+
+
+def _milliseconds(value: Any) -> int:
+    """Return a time as milliseconds since 1970.
+
+    Numbers are seconds, milliseconds, microseconds or nanoseconds, by their size: as seconds, 1e11 lies in the year
+    5138. Dates are year first; without a zone they are UTC. Counters (1, 2, 3) count as seconds and keep their order.
+    """
+    if isinstance(value, datetime):
+        moment = value if value.tzinfo else value.replace(tzinfo=timezone.utc)
+        return (moment - _EPOCH) // timedelta(milliseconds=1)
+    if isinstance(value, date):
+        return (value - _EPOCH.date()).days * 86_400_000
+    text = _text(value)
+    if not text:
+        raise _Bad("time: blank", "")
+    number = None if isinstance(value, bool) else _number(text)
+    if number is not None:
+        for limit, factor in _UNITS:
+            if abs(number) < limit:
+                return math.floor(number * factor)
+    elif found := _DATE.fullmatch(text):
+        try:
+            return _date_time(found)
+        except (ValueError, OverflowError):  # the 31st of February
+            pass
+    raise _Bad("time: neither a number of seconds nor a date like 2024-01-31 12:30", text)
+
+
+def _date_time(found: re.Match[str]) -> int:
+    year, _, month, day, hour, minute, second, fraction, zone = found.groups()
+    offset = timedelta()
+    if zone and zone[0] in "+-":
+        offset = timedelta(hours=int(zone[1:3]), minutes=int(zone[-2:])) * (-1 if zone[0] == "-" else 1)
+    numbers = [int(part or 0) for part in (year, month, day, hour, minute, second)]
+    moment = datetime(*numbers, microsecond=int(f"{fraction or '0':0<6.6}"), tzinfo=timezone(offset))  # pyright: ignore
+    return (moment - _EPOCH) // timedelta(milliseconds=1)
+
+
+def _parts(value: Any, split: bool = True) -> list[str]:
+    """Return the parts of a cell that may hold several."""
+    text = value.strip() if isinstance(value, str) else ""
+    if text.startswith("["):
+        value = _literal_list(text)
+    if isinstance(value, (list, tuple)):
+        return list(filter(None, map(_text, _flat(value))))
+    text = _text(value)
+    mark = next((mark for mark in "|>;," if mark in text), None) if split else None
+    return [part for part in map(str.strip, text.split(mark)) if part] if mark else [text] if text else []
+
+
+def _literal_list(text: str) -> Any:
+    """Return the list that `text` spells in JSON or in Python (as pandas writes one), `text` where it spells none."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return text
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    """Yield the members of lists within lists: Amazon's categories are paths."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _flat(value)
+        else:
+            yield value

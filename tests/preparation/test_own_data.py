@@ -1,0 +1,172 @@
+"""Tables and images of one's own become a data set: exact files, an honest report, nothing half-made."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.preparation import own_data
+from recbole_bbqrec.preparation.own_data import describe, prepare_own
+
+INTERACTIONS = """\
+Customer;Product ID;Order date;Stars;Shop
+ann;1001;2024-01-02;4,5;Bern
+ann;1002;2024-01-01;;Bern
+bob;1001;2024-01-05 10:00;3,0;Basel
+bob;1002;last week;3,0;Basel
+bob;1003;2024-01-06;1,0;Basel
+
+"""
+ITEMS = 'Product ID;Name;Genre;Weight\n1001;"Lamp; red";light|home;2\n1002;Tent;;9\n;nameless;;1\n1009;Not sold;;1\n'
+
+
+def tables(folder: Path) -> tuple[Path, Path]:
+    paths = folder / "sales.csv", folder / "goods.csv"
+    for path, text in zip(paths, (INTERACTIONS, ITEMS), strict=True):
+        path.write_text(text, encoding="utf-8")
+    return paths
+
+
+def prepare(folder: Path, **options: Any) -> dict[str, Any]:
+    sales, goods = tables(folder)
+    options = {"items": goods, "user_core": 1, "item_core": 1, "progress": False, **options}
+    return prepare_own("Shop", sales, options.pop("items"), folder / "data", **options)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def pictures(folder: Path) -> Path:
+    (folder / "photos").mkdir()
+    for name in ("1001.jpg", "1003.PNG", "other.jpg", "notes.txt"):
+        (folder / "photos" / name).write_bytes(name.encode())
+    return folder / "photos"
+
+
+def test_exact_files_and_report(tmp_path: Path) -> None:
+    report = prepare(tmp_path)
+    data = content(tmp_path / "data")
+    time = "time: neither a number of seconds nor a date like 2024-01-31 12:30"
+    sales, goods = tmp_path / "sales.csv", tmp_path / "goods.csv"
+    assert sorted(data) == ["Shop.bad_rows.tsv", "Shop/Shop.inter", "Shop/Shop.item"]
+    assert data["Shop/Shop.inter"].decode() == (
+        "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+        "ann\t1002\t\t1704067200000\n"
+        "ann\t1001\t4.5\t1704153600000\n"
+        "bob\t1001\t3\t1704448800000\n"
+        "bob\t1003\t1\t1704499200000\n"
+    )
+    rows = [line.split("\t")[:4] for line in data["Shop/Shop.item"].decode().splitlines()]
+    assert rows[1:] == [["1001", "Lamp; red", "", "light home"], ["1002", "Tent", "", ""], ["1003", "", "", ""]]
+    assert data["Shop.bad_rows.tsv"].decode() == (
+        f"file\tline\treason\tfound\n{sales}\t5\t{time}\tlast week\n{goods}\t4\titem: blank\t\n"
+    )
+    assert report["counts"] == {"users": 2, "items": 3, "interactions": 4}
+    assert report["described"] == 2 and report["pictured"] == 0
+    assert report["bad_rows_file"] == str(tmp_path / "data" / "Shop.bad_rows.tsv")
+    assert report["bad_rows"] == [
+        f"{sales}: 4 rows used, 1 bad (1 {time}, first in line 5), 1 blank",
+        f"{goods}: 3 rows used, 1 bad (1 item: blank, first in line 4)",
+    ]
+    assert report["dirt"][f"bad rows of sales.csv, {time}"] == 1
+    assert report["dirt"]["bad rows of goods.csv, item: blank"] == 1
+    assert report["columns"][str(sales)] == {
+        "used": {"user": "Customer", "item": "Product ID", "time": "Order date", "rating": "Stars"},
+        "unused": ["Shop"],
+    }
+    assert report["columns"][str(goods)]["unused"] == ["Weight"]
+
+
+def test_report_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tables(Path())
+    photos = pictures(tmp_path)
+    options: dict[str, Any] = {"user_core": 1, "item_core": 2, "progress": False}
+    time = "time: neither a number of seconds nor a date like 2024-01-31 12:30"
+    assert describe(prepare_own("Shop", "sales.csv", "goods.csv", "dataset", images=photos, **options)).split("\n") == [
+        "dataset/Shop: 2 users, 1 items, 2 interactions",
+        f"sales.csv: 4 rows used, 1 bad (1 {time}, first in line 5), 1 blank",
+        "sales.csv: user is Customer, item is Product ID, time is Order date, rating is Stars; not used: Shop",
+        "goods.csv: 3 rows used, 1 bad (1 item: blank, first in line 4)",
+        "goods.csv: token is Product ID, title is Name, categories is Genre; not used: Weight",
+        "of 1 items 1 are described, 1 have an image",
+        "left out: 2 reviews of users or items with too few",
+        "bad rows are listed in dataset/Shop.bad_rows.tsv",
+        "next: python run_recbole_bbqrec.py --model=BBQRec --dataset=Shop --text_fields='title categories' "
+        "--text_encoder=tfidf",
+    ]
+    Path("clean.csv").write_text("user,item,time\nu,i,1\n")
+    assert describe(prepare_own("Own", "clean.csv", None, "my data", **{**options, "item_core": 1})).split("\n") == [
+        "my data/Own: 1 users, 1 items, 1 interactions",
+        "clean.csv: 1 rows used, 0 bad",
+        "clean.csv: user is user, item is item, time is time",
+        "of 1 items 0 are described, 0 have an image",
+        "next: python run_recbole_bbqrec.py --model=BBQRec --dataset=Own --data_path='my data'",
+    ]
+
+
+def test_without_items_and_with_columns_named(tmp_path: Path) -> None:
+    report = prepare(tmp_path, items=None, columns={"user": "Shop", "rating": "Stars"})
+    assert report["counts"] == {"users": 2, "items": 3, "interactions": 4} and report["described"] == 0
+    assert b"Bern\t1002\t\t" in content(tmp_path / "data")["Shop/Shop.inter"]
+    assert len(report["bad_rows"]) == 1
+    with pytest.raises(InputError, match="found the column Weight, expected --items"):
+        prepare(tmp_path, items=None, columns={"token": "Weight"})
+
+
+def test_the_first_bad_row_stops_where_asked(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"sales.csv, line 5: time: neither .*found 'last week'"):
+        prepare(tmp_path, on_bad="error")
+    assert not content(tmp_path / "data")
+
+
+def test_core_and_name_are_handed_on(tmp_path: Path) -> None:
+    report = prepare(tmp_path, user_core=1, item_core=2)
+    assert report["counts"] == {"users": 2, "items": 1, "interactions": 2}
+    with pytest.raises(InputError, match="exists already"):
+        prepare(tmp_path)
+
+
+def test_images_are_copied_by_item(tmp_path: Path) -> None:
+    report = prepare(tmp_path, images=pictures(tmp_path))
+    data = content(tmp_path / "data")
+    assert sorted(data) == [
+        "Shop.bad_rows.tsv", "Shop/Shop.inter", "Shop/Shop.item",
+        "Shop/images/1001.jpg", "Shop/images/1003.PNG", "Shop/images/other.jpg",
+    ]  # fmt: skip
+    assert data["Shop/images/1003.PNG"] == b"1003.PNG" and report["pictured"] == 2
+    with pytest.raises(InputError, match="exists already"):
+        prepare(tmp_path, images=tmp_path / "photos")
+    assert content(tmp_path / "data") == data
+
+
+def test_no_folder_of_images_and_none_in_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--images: .*photos is no folder"):
+        prepare(tmp_path, images=tmp_path / "photos")
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(InputError, match=r"--images: .*photos holds no image"):
+        prepare(tmp_path, images=tmp_path / "photos")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_copy_that_breaks_leaves_no_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos, copyfile = pictures(tmp_path), shutil.copyfile
+
+    def broken(source: Path, target: Path) -> None:
+        if source.name == "other.jpg":
+            raise OSError("no space left")
+        copyfile(source, target)
+
+    monkeypatch.setattr(own_data.shutil, "copyfile", broken)
+    with pytest.raises(OSError, match="no space left"):
+        prepare(tmp_path, images=photos)
+    assert sorted(content(tmp_path / "data")) == ["Shop.bad_rows.tsv"]
+    monkeypatch.undo()
+    left = tmp_path / "data" / ".Shop.own.part" / "Shop"  # as a killed run leaves it
+    left.mkdir(parents=True)
+    (left / "Shop.inter").write_text("half")
+    prepare(tmp_path, images=photos)
+    assert [path.name for path in sorted((tmp_path / "data").iterdir())] == ["Shop", "Shop.bad_rows.tsv"]
