@@ -3,7 +3,7 @@
 import argparse
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,33 +91,51 @@ def _recommend(given: argparse.Namespace, settings: list[str]) -> int:
 _COLUMN_FLAGS = {"user": "--user-column", "item": "--item-column", "time": "--time-column", "token": "--item-id-column"}
 
 
-def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
+def _place_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="name of the data set")
     parser.add_argument("--data_path", type=Path, default=Path("dataset"), help="folder of data sets (default dataset)")
-    parser.add_argument(
-        "--from", dest="interactions", type=Path, metavar="FILE", required=True, help="table of interactions"
-    )
-    parser.add_argument("--items", type=Path, metavar="FILE", help="table of items")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="folder with <item id>.jpg, .png or .webp")
-    for field, flag in _COLUMN_FLAGS.items():
-        parser.add_argument(
-            flag, dest=field, metavar="NAME", help="name of the column, where it is not found by itself"
-        )
-    parser.add_argument(
-        "--on-bad", choices=("skip", "error"), default="skip", help="bad rows: list them, or stop (default skip)"
-    )
-    parser.add_argument("--user-core", type=int, default=5, help="fewest interactions of a user (default 5)")
-    parser.add_argument("--item-core", type=int, default=5, help="fewest interactions of an item (default 5)")
+
+
+def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    _place_arguments(parser)
+    parser.epilog = "Without --from the name is that of a public data set, such as Sports or Amazon2023-Video_Games."
+    parser.add_argument("--user-core", type=int, help="fewest interactions of a user (default 5, or as published)")
+    parser.add_argument("--item-core", type=int, help="fewest interactions of an item (default 5, or as published)")
     parser.add_argument("--shuffle-ties", type=int, metavar="SEED", help="shuffle equal times by this seed")
+    public = parser.add_argument_group("a public data set")
+    public.add_argument("--raw_dir", type=Path, metavar="FOLDER", help="raw files, fetched by hand or to be fetched")
+    public.add_argument("--as", dest="written", metavar="NAME", help="name of the data set to write")
+    own = parser.add_argument_group("your own data")
+    own.add_argument("--from", dest="interactions", type=Path, metavar="FILE", help="table of interactions")
+    own.add_argument("--items", type=Path, metavar="FILE", help="table of items")
+    own.add_argument("--images", type=Path, metavar="FOLDER", help="folder with <item id>.jpg, .png or .webp")
+    for field, flag in _COLUMN_FLAGS.items():
+        own.add_argument(flag, dest=field, metavar="NAME", help="name of the column, where it is not found by itself")
+    own.add_argument("--on-bad", choices=("skip", "error"), help="bad rows: list them, or stop (default skip)")
+
+
+def _no_settings(command: str, settings: list[str]) -> None:
+    if settings:
+        raise InputError(
+            f"argument {settings[0]!r}: {command} takes no settings; bbqrec {command} --help lists its options"
+        )
 
 
 def _prepare(given: argparse.Namespace, settings: list[str]) -> int:
+    _no_settings("prepare", settings)
+    both = {key: getattr(given, key) for key in ("user_core", "item_core", "shuffle_ties")}
+    both = {key: value for key, value in both.items() if value is not None}
+    if given.interactions is None:
+        wrong = {"--items": given.items, "--images": given.images, "--on-bad": given.on_bad}
+        wrong |= {flag: getattr(given, field) for field, flag in _COLUMN_FLAGS.items()}
+        _refuse(wrong, "without --from, which names your table of interactions")
+        from .obtain import obtain
+
+        print(obtain(given.name, given.data_path, written=given.written, raw_dir=given.raw_dir, **both))
+        return 0
+    _refuse({"--raw_dir": given.raw_dir, "--as": given.written}, "with --from, but it is for public data sets; drop it")
     from .preparation.own_data import describe, prepare_own
 
-    if settings:
-        raise InputError(
-            f"argument {settings[0]!r}: prepare takes no settings; bbqrec prepare --help lists its options"
-        )
     report = prepare_own(
         given.name,
         given.interactions,
@@ -125,19 +143,32 @@ def _prepare(given: argparse.Namespace, settings: list[str]) -> int:
         given.data_path,
         images=given.images,
         columns={field: getattr(given, field) for field in _COLUMN_FLAGS if getattr(given, field) is not None},
-        on_bad=given.on_bad,
-        user_core=given.user_core,
-        item_core=given.item_core,
-        shuffle_ties=given.shuffle_ties,
+        on_bad=given.on_bad or "skip",
+        **both,
     )
     print(describe(report))
+    return 0
+
+
+def _refuse(flags: Mapping[str, object], why: str) -> None:
+    for flag, value in flags.items():
+        if value is not None:
+            raise InputError(f"{flag}: found {str(value)!r} {why}")
+
+
+def _images(given: argparse.Namespace, settings: list[str]) -> int:
+    _no_settings("images", settings)
+    from .obtain import describe_images, obtain_images
+
+    print(describe_images(obtain_images(given.data_path / given.name)))
     return 0
 
 
 COMMANDS = {
     "ablate": Command("BBQRec with one part changed at a time, over seeds", _ablate_arguments, _ablate),
     "cost": Command("time and memory of scoring, with and without the codes", _cost_arguments, _cost),
-    "prepare": Command("your own tables and images to a data set", _prepare_arguments, _prepare),
+    "prepare": Command("a data set from public files or your own tables", _prepare_arguments, _prepare),
+    "images": Command("fetch the items' images from their addresses", _place_arguments, _images),
     "recommend": Command("recommend items after a history, from a run's folder", _recommend_arguments, _recommend),
 }
 """All sub-commands by name."""

@@ -12,7 +12,7 @@ from recbole.evaluator.register import metric_types
 
 from . import compat, registry
 from .errors import InputError
-from .settings import property_files
+from .settings import SOURCE, property_files, public_source
 
 METRICS = ("recall", "ndcg", "mrr", "hit", "precision")
 
@@ -69,6 +69,14 @@ POSITIVE = {
     "epochs",
     "eval_step",
 }
+
+
+class MissingDataSetError(InputError):
+    """The data set `name` is not in `folder`, the folder of data sets."""
+
+    def __init__(self, message: str, name: str, folder: Path) -> None:
+        super().__init__(message)
+        self.name, self.folder = name, folder
 
 
 def parse_command_line(arguments: Sequence[str]) -> dict[str, Any]:
@@ -178,6 +186,7 @@ class Config(RecBoleConfig):
         self.internal_config_dict["selected_features"] = self.internal_config_dict.get("selected_features")
         for path in property_files(model, dataset):
             content = self._read_yaml(path)
+            content.pop(SOURCE, None)
             # RecBole loads further files for some models (item columns for its feature-aware ones): those stay.
             columns = {**(self.internal_config_dict.get("load_col") or {}), **content.pop("load_col", {})}
             self.internal_config_dict.update(content, load_col=columns)
@@ -274,7 +283,10 @@ def _check_data_path(config: Config) -> None:
     there = sorted(path.parent.name for path in parent.glob("*/*.inter") if path.stem == path.parent.name)
     near = difflib.get_close_matches(name, there, n=1)
     found = f"did you mean {near[0]}?" if near else f"found there: {', '.join(there) or 'no data set'}"
-    raise InputError(
+    how = "" if public_source(name) else " --from interactions.csv"
+    raise MissingDataSetError(
         f"--dataset={name}: no file {folder / f'{name}.inter'}; {found}; --data_path names another folder, "
-        "ml-100k comes with RecBole, dataset/README.md tells how to get others"
+        f"ml-100k comes with RecBole, `bbqrec prepare {name}{how}` makes it",
+        name,
+        parent,
     )

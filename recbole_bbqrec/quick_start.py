@@ -13,13 +13,13 @@ from typing import Any
 import recbole
 from recbole.utils import init_logger, init_seed
 
-from . import checkpoint, registry, report, storage
-from .config import Config
+from . import checkpoint, obtain, registry, report, storage
+from .config import Config, MissingDataSetError
 from .data.dataloader import split_loaders
 from .errors import InputError
 from .inference import load_bundle, restore_candidates, write_bundle
 from .ranking import Ranks
-from .settings import learning_settings, plain_settings, settings_to_load
+from .settings import learning_settings, plain_settings, public_source, settings_to_load
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -82,7 +82,7 @@ def execute(
     ------
     InputError : settings, data or files are not as they should be.
     """
-    config = Config(arguments=arguments, config_dict=config_dict)
+    config = _configured(arguments, config_dict)
     _check_result_file(config["result_file"])
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
@@ -115,6 +115,25 @@ def execute(
     _keep_bundle(trainer.run_dir, config, dataset)
     print("\n" + report.result_table(record))
     return record, ranks
+
+
+def _configured(arguments: Sequence[str], config_dict: dict[str, Any] | None) -> Config:
+    """Read the settings; a public data set that is not there yet is fetched and built, and so are images asked for."""
+    try:
+        config = Config(arguments=arguments, config_dict=config_dict)
+    except MissingDataSetError as error:
+        if public_source(error.name) is None:
+            raise
+        print(f"{error.name} is not in {error.folder} yet: its public files are fetched and built first", flush=True)
+        print(obtain.obtain(error.name, error.folder))
+        config = Config(arguments=arguments, config_dict=config_dict)
+    if config["image_encoder"] and config["image_folder"]:
+        folder = Path(config["data_path"])
+        place = folder / Path(config["image_folder"]).expanduser()
+        if not place.is_dir() and obtain.has_addresses(folder):
+            print(f"{place} is not there yet: the items' images are fetched first", flush=True)
+            print(obtain.describe_images(obtain.obtain_images(folder, place, config["show_progress"])))
+    return config
 
 
 def _check_result_file(path: str | None) -> None:

@@ -16,7 +16,7 @@ from .errors import InputError
 from .model.bbqrec import BBQRec
 from .model.stock_attention import add_similarity
 from .sequence_trainer import SequenceTrainer
-from .settings import property_files
+from .settings import SOURCE, property_files
 from .trainer import ProtocolTrainer
 
 MODELS: dict[str, type[SequentialRecommender]] = {"BBQRec": BBQRec}
@@ -120,6 +120,7 @@ def _read_our_properties(config_class: Any) -> None:
         if model in MODELS:
             for path in property_files(model, dataset):
                 self._update_internal_config_dict(path)
+            self.internal_config_dict.pop(SOURCE, None)
 
     config_class._load_internal_config_dict = with_ours
     setattr(config_class, _MARK, True)

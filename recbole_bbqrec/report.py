@@ -119,5 +119,5 @@ def bar_figure(title: str, panels: Mapping[str, Mapping[str, Bar]], reference: s
 
 def write_file(path: str | os.PathLike, content: str | bytes) -> None:
     """Write a text or bytes to `path` in one atomic step."""
-    with storage._replacing(path) as temporary:
+    with storage.replacing(path) as temporary:
         Path(temporary).write_bytes(content.encode() if isinstance(content, str) else content)

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 _INSTALLED = Path(__file__).parent / "properties"
 PROPERTIES = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parent.parent / "properties"
 """Our YAML files: inside the installed package, or at the top of a source checkout."""
@@ -26,10 +28,44 @@ def candidate_settings(config: Any) -> dict[str, Any]:
     return {key: _plain(config[key]) for key in FITTED_AFTER_TRAINING if key in config.final_config_dict}
 
 
+SOURCE = "source"
+"""Key of a data set's YAML file that describes where the data comes from; it is no setting of a run."""
+
+
 def property_files(model: str, dataset: str) -> list[Path]:
     """Return our YAML files for a run, those that win later in the list."""
-    files = [PROPERTIES / "overall.yaml", PROPERTIES / f"model/{model}.yaml", PROPERTIES / f"dataset/{dataset}.yaml"]
+    files = [PROPERTIES / "overall.yaml", PROPERTIES / f"model/{model}.yaml", _dataset_file(dataset)]
     return [path for path in files if path.is_file()]
+
+
+def _dataset_file(dataset: str) -> Path:
+    """Return the YAML file of a data set: its own, or that of its family, as of `Amazon2018-Video_Games`."""
+    own, family = (PROPERTIES / "dataset" / f"{name}.yaml" for name in (dataset, dataset.partition("-")[0]))
+    return family if not own.is_file() and "categories" in _content(family).get(SOURCE, {}) else own
+
+
+def public_source(dataset: str) -> dict[str, Any] | None:
+    """Return the description of where a public data set comes from, see `preparation.public`; none where none is known.
+
+    What a description says goes over what that of its `family` says.
+    """
+    path = _dataset_file(dataset)
+    found = _content(path).get(SOURCE)
+    if found is None:
+        return None
+    if path.stem != dataset:
+        return {**found, "category": dataset.partition("-")[2]}
+    family = found.get("family")
+    return {**_content(path.with_name(f"{family}.yaml"))[SOURCE], **found} if family else found
+
+
+def public_sets() -> list[str]:
+    """Return the names of the YAML files that describe where their data comes from."""
+    return sorted(path.stem for path in (PROPERTIES / "dataset").glob("*.yaml") if SOURCE in _content(path))
+
+
+def _content(path: Path) -> dict[str, Any]:
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
 
 
 def learning_settings(config: Any) -> dict[str, Any]:

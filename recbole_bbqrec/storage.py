@@ -39,7 +39,7 @@ def save(path: str | os.PathLike, kind: str, tensors: Mapping[str, torch.Tensor]
     # One entry: safetensors writes several in an order of its own, and equal content should give equal files.
     metadata = {_KEY: json.dumps({"kind": kind, "format": FORMAT, "header": header}, sort_keys=True)}
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         save_file(plain, temporary, metadata=metadata)
 
 
@@ -66,12 +66,12 @@ def load(path: str | os.PathLike, kind: str) -> tuple[dict[str, torch.Tensor], d
 
 def write_json(path: str | os.PathLike, data: Any) -> None:
     """Write `data` as indented JSON to `path` in one atomic step."""
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         Path(temporary).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
-def _replacing(path: str | os.PathLike) -> Iterator[str]:
+def replacing(path: str | os.PathLike) -> Iterator[str]:
     """Yield a temporary path beside `path` that takes its place once the block has ended well."""
     folder = Path(path).resolve().parent
     folder.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sequence_trainer": FOUNDATION | {"data", "model", "ranking", "trainer"},
     "registry": FOUNDATION | {"compat", "data", "model", "sequence_trainer", "settings", "trainer"},
     "config": FOUNDATION | {"compat", "registry", "settings"},
+    "obtain": FOUNDATION | {"settings", "preparation"},
     "inference": FOUNDATION | {"checkpoint", "compat", "config", "data", "model", "ranking", "registry", "settings"},
     "quick_start": {"*"},
     "experiments": {"*"},

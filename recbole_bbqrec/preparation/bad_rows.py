@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
-from ..storage import _replacing
+from ..storage import replacing
 
 _KEPT = 100_000  # bad rows listed one by one; beyond that they are counted, so that a bad file cannot fill the memory
 
@@ -92,7 +92,7 @@ def write_bad_rows(path: str | os.PathLike, files: Sequence[BadRows]) -> bool:
         lines += ["\t".join(map(str, (bad.path, *row))) for row in bad.rows]
         more = bad.counts.total() - len(bad.rows)
         lines += [f"{bad.path}\t\tand {more} more, which are only counted\t"] if more else []
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         Path(temporary).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return True
 

@@ -23,8 +23,8 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..storage import _replacing, write_json
-from .transfer import PATIENCE, Failed, Patience, request, stream
+from ..storage import replacing, write_json
+from .transfer import PATIENCE, Failed, Patience, length_of, request, stream
 
 PROGRESS = 1 << 20
 """Bytes that a try must bring for the count of failures to start anew: long files outlive many broken connections."""
@@ -103,17 +103,23 @@ def _check_source(source: Source) -> None:
 
 def _announce(wanted: Sequence[Source], folder: Path) -> None:
     """Say what will be fetched, and refuse early where the disk cannot hold it."""
-    for source in wanted:
-        size = "size not known" if source.size is None else f"{source.size / 1e6:,.1f} MB"
-        logging.getLogger().info(f"fetching {source.name} ({size}) into {folder}")
-    parts = [folder / f"{source.name}.part" for source in wanted if source.size is not None]
-    need = sum(source.size or 0 for source in wanted) - sum(part.stat().st_size for part in parts if part.is_file())
+    sizes = {source: _size(source) for source in wanted}
+    for source, size in sizes.items():
+        about = "size not known" if size is None else f"{size / 1e6:,.1f} MB"
+        logging.getLogger().info(f"fetching {source.name} ({about}) into {folder}")
+    parts = [folder / f"{source.name}.part" for source, size in sizes.items() if size is not None]
+    need = sum(size or 0 for size in sizes.values()) - sum(part.stat().st_size for part in parts if part.is_file())
     free = shutil.disk_usage(folder).free
     if need > free:
         raise InputError(
             f"{folder}: found {free / 1e6:,.0f} MB of free disk space, expected {need / 1e6:,.0f} MB for "
             f"{', '.join(source.name for source in wanted)}; make room or name another folder with --raw_dir="
         )
+
+
+def _size(source: Source) -> int | None:
+    """Size of a source, asked for where it is not known: the first mirror that answers tells."""
+    return source.size or next(filter(None, map(length_of, source.urls)), None)
 
 
 def _check_kept(source: Source, path: Path, progress: bool) -> None:
@@ -137,7 +143,7 @@ def _check_kept(source: Source, path: Path, progress: bool) -> None:
 
 def _record(path: Path, digest: str) -> None:
     """Write `<name>.sha256` beside the file."""
-    with _replacing(path.with_name(f"{path.name}.sha256")) as temporary:
+    with replacing(path.with_name(f"{path.name}.sha256")) as temporary:
         Path(temporary).write_text(f"{digest}  {path.name}\n", encoding="utf-8")
 
 

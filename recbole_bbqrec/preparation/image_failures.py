@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from ..storage import _replacing
+from ..storage import replacing
 
 FAILURES = "failures.tsv"
 HEADER = "item_id\turl\ttried_again\treason"
@@ -37,7 +37,7 @@ def write_failures(path: Path, failures: Mapping[str, Failure]) -> None:
         "\t".join([stem, failure.url, "yes" if failure.transient else "no", failure.reason])
         for stem, failure in sorted(failures.items())
     ]
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         Path(temporary).write_text("\n".join([HEADER, *rows]) + "\n", encoding="utf-8", errors="replace")
 
 

@@ -100,11 +100,14 @@ def describe(report: Mapping[str, Any]) -> str:
         lines.append(f"bad rows are listed in {report['bad_rows_file']}")
     texts = {field for columns in report["columns"].values() for field in columns["used"]}
     chosen = " ".join(field for field in ("title", "brand", "categories", "description") if field in texts)
-    command = f"python run_recbole_bbqrec.py --model=BBQRec --dataset={report['name']}"
-    folder = str(Path(report["folder"]).parent)
-    command += f" --data_path={shlex.quote(folder)}" if folder != "dataset" else ""
-    command += f" --text_fields='{chosen}' --text_encoder=tfidf" if chosen else ""
-    return "\n".join([*lines, f"next: {command}"])
+    return "\n".join([*lines, f"next: {run_command(Path(report['folder']), chosen)}"])
+
+
+def run_command(folder: Path, text_fields: str = "") -> str:
+    """Return the command that trains on the data set in `folder`; without text fields those of its YAML file hold."""
+    command = f"python run_recbole_bbqrec.py --model=BBQRec --dataset={shlex.quote(folder.name)}"
+    command += f" --data_path={shlex.quote(str(folder.parent))}" if str(folder.parent) != "dataset" else ""
+    return command + (f" --text_fields='{text_fields}' --text_encoder=tfidf" if text_fields else "")
 
 
 def _images(folder: str | os.PathLike | None) -> dict[str, Path]:

@@ -61,6 +61,18 @@ def request(session: requests.Session, url: str, headers: Mapping[str, str], tim
     raise Failed(f"status {status}", status in RETRIED, _retry_after(response), status)
 
 
+def length_of(url: str, timeout: float = 10.0) -> int | None:
+    """Ask how long the file at `url` is; `None` where the server does not say."""
+    try:
+        with requests.head(
+            url, headers={"Accept-Encoding": "identity"}, allow_redirects=True, timeout=timeout
+        ) as answer:
+            stated = answer.headers.get("Content-Length", "")
+    except BROKEN:
+        return None
+    return int(stated) if answer.status_code == 200 and stated.isdigit() else None
+
+
 def stream(response: requests.Response, timeout: float) -> Iterator[bytes]:
     """Yield the body as it comes; raise `Failed` where it breaks off, falls silent or trickles."""
     began, received = time.monotonic(), 0

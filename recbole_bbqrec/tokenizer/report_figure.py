@@ -33,7 +33,7 @@ def draw(card: Mapping[str, Any], path: str | os.PathLike) -> None:
         f"{card['tokenizer']} tokenizer: {card['items']} items, {card['codes'][-1]['level']} levels of "
         f"{card['codebook_size']} codes, {card['cost']['seconds']:.0f} s"
     )
-    with storage._replacing(path) as temporary:
+    with storage.replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 
 

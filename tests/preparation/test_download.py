@@ -323,8 +323,12 @@ def test_what_will_be_fetched_is_announced(
     site: Loopback, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    fetch([Source("a.gz", (site.url("/a.gz"),), 300_000)], tmp_path, patience=QUICK)
-    assert f"fetching a.gz (0.3 MB) into {tmp_path}" in caplog.text
+    sizes = {"known": (300_000, "0.3 MB"), "asked": (None, "0.3 MB"), "unsaid": (None, "size not known")}
+    for name, (size, said) in sizes.items():
+        site.files["/a.gz"].framing = "chunked" if name == "unsaid" else "length"
+        urls = (site.url("/nowhere"), site.url("/a.gz"))
+        fetch([Source("a.gz", urls, size)], tmp_path / name, patience=QUICK)
+        assert f"fetching a.gz ({said}) into {tmp_path / name}" in caplog.text
     assert "a.gz" in capsys.readouterr().err
 
 

@@ -1,0 +1,173 @@
+"""Public data sets, fetched and built: Amazon reviews and MovieLens, as `properties/dataset/<Set>.yaml` describes them.
+
+A description is the mapping `source` of such a file:
+
+- `reader` and `variant`: which form the raw files have, such as `amazon` of `2018`;
+- `files`: by role (`reviews` and `items`, or one `archive`), each with `name`, `urls` (mirrors, in order), and where
+  they are known `size` in bytes and `sha256`; `{category}` and `{name}` stand for what they say;
+- `user_core`, `item_core`: see `build`; `expected`: users, items and interactions as published;
+- `about`, `terms`, `cite`, `note`: whose data this is, under which terms, what to cite, what else to know;
+- `category`, and `categories`, those there are.
+"""
+
+import difflib
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import InputError
+from . import amazon, movielens
+from .build import build
+from .download import Source, fetch
+
+RAW = "raw"
+"""Folder beside the data sets where raw files are kept unless told otherwise."""
+
+
+class Reader(NamedTuple):
+    """What reads a form of raw files: both take the path, the variant, and a counter of dirt."""
+
+    reviews: Callable[..., Iterable[Any]]
+    items: Callable[..., Iterable[Any]]
+
+
+READERS = {
+    "amazon": Reader(amazon.reviews, amazon.items),
+    "movielens": Reader(movielens.reviews, movielens.items),
+}
+
+
+@dataclass(frozen=True)
+class PublicSet:
+    """A public data set: `files` has the sources of `reviews` and `items`, which may be one and the same."""
+
+    name: str
+    reader: str
+    variant: str
+    files: Mapping[str, Source]
+    user_core: int
+    item_core: int
+    about: str = ""
+    terms: str = ""
+    cite: str = ""
+    note: str = ""
+    expected: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def from_description(cls, name: str, found: Mapping[str, Any]) -> "PublicSet":
+        """Read a description, see above.
+
+        Raises
+        ------
+        InputError : something is missing from it, or there is no such category.
+        """
+        category = str(found.get("category", ""))
+        known = [str(entry) for entry in found.get("categories", ())]
+        if known and category not in known:
+            raise InputError(_no_category(name, category, known))
+        try:
+            files = {role: _source(file, category) for role, file in found["files"].items()}
+            archive = files.pop("archive", None)
+            if archive:
+                files = {"reviews": archive, "items": archive}
+            if found["reader"] not in READERS or set(files) != {"reviews", "items"}:
+                raise ValueError(f"reader {found['reader']!r} and files {', '.join(files)}")
+            return cls(
+                name=name,
+                reader=found["reader"],
+                variant=str(found["variant"]),
+                files=files,
+                user_core=int(found["user_core"]),
+                item_core=int(found["item_core"]),
+                expected=dict(found.get("expected", {})),
+                **{key: " ".join(str(found.get(key, "")).split()) for key in ("about", "terms", "cite", "note")},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"source of {name}: found {type(error).__name__} {error}, expected reader, variant, files, user_core "
+                "and item_core as in properties/dataset/Amazon2014.yaml; correct its YAML file"
+            ) from error
+
+
+def _source(file: Mapping[str, Any], category: str) -> Source:
+    name = file["name"].format(category=category)
+    urls = tuple(url.format(category=category, name=name) for url in file["urls"])
+    return Source(name, urls, file.get("size"), file.get("sha256"))
+
+
+def _no_category(name: str, category: str, known: list[str]) -> str:
+    spelt = {entry.lower(): entry for entry in known}
+    near = difflib.get_close_matches(category.lower().replace(" ", "_"), spelt, n=1, cutoff=0.5)
+    hint = f"did you mean {spelt[near[0]]}?" if near else f"expected one of {', '.join(known)}"
+    return f"{name}: found the category {category!r}; {hint}"
+
+
+def prepare_public(
+    public: PublicSet,
+    folder: str | Path,
+    *,
+    written: str | None = None,
+    raw_dir: str | Path | None = None,
+    user_core: int | None = None,
+    item_core: int | None = None,
+    shuffle_ties: int | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Fetch what is missing of the raw files and write the data set `<folder>/<name>`, whole or not at all.
+
+    Parameters
+    ----------
+    written : name of the data set; that of `public` where none is given.
+    raw_dir : folder of the raw files; what is there already, fetched by hand or before, is checked and used. Without it
+        `<folder>/raw/<reader and variant>`.
+    user_core, item_core : in place of those of `public`; counts are then not compared with the published ones.
+    shuffle_ties, progress : see `build.build`.
+
+    Returns
+    -------
+    report : that of `build.build`, with `folder` (of the data set), `raw` (paths), `terms` and `cite`.
+
+    Raises
+    ------
+    InputError : the data set exists, or see `download.fetch` and `build.build`.
+    """
+    folder, name = Path(folder), written or public.name
+    if (folder / name).exists():
+        raise InputError(f"{folder / name}: exists already; use it, or move it away to prepare it again")
+    cores = (user_core or public.user_core, item_core or public.item_core)
+    as_published = cores == (public.user_core, public.item_core)
+    raw = Path(raw_dir) if raw_dir else folder / RAW / f"{public.reader}-{public.variant}"
+    logging.getLogger().info(f"{name}: {public.about}; {public.terms}. Please cite {public.cite}")
+    sources = list(dict.fromkeys(public.files.values()))
+    paths = dict(zip(sources, fetch(sources, raw, progress), strict=True))
+    reviews, items = (paths[public.files[role]] for role in ("reviews", "items"))
+    reader = READERS[public.reader]
+    report = build(
+        name,
+        lambda dirt: reader.reviews(reviews, public.variant, dirt),
+        lambda dirt: reader.items(items, public.variant, dirt),
+        folder,
+        *cores,
+        shuffle_ties,
+        expected=public.expected if as_published else None,
+        progress=progress,
+    )
+    files = [str(path) for path in paths.values()]
+    return {**report, "folder": str(folder / name), "raw": files, "terms": public.terms, "cite": public.cite}
+
+
+def describe(report: Mapping[str, Any]) -> str:
+    """Return the report of `prepare_public` as lines to read."""
+    counts = ", ".join(f"{count:,} {what}" for what, count in report["counts"].items())
+    lines = [f"{report['folder']}: {counts}"]
+    for what, (found, expected) in _differences(report).items():
+        lines.append(f"warning: found {found:,} {what}, published are {expected:,}; the raw files may be other ones")
+    lines += [f"left out: {count:,} {reason}" for reason, count in report["dropped"].items()]
+    lines += [f"met: {count:,} {reason}" for reason, count in report["dirt"].items()]
+    return "\n".join([*lines, f"raw files, kept: {', '.join(report['raw'])}"])
+
+
+def _differences(report: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    return {what: (entry["found"], entry["expected"]) for what, entry in report["differences"].items()}
