@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from conftest import settings, tiny_interactions
-from loopback import File, Loopback
-from tiny_models import vit
+from preparation.loopback import File, Loopback
+from preparation.tiny_models import vit
 
 from recbole_bbqrec import cli, obtain, quick_start
 from recbole_bbqrec import settings as settings_module

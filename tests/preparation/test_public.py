@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback import File, Loopback
-from test_movielens import ML_100K, archive
+from preparation.loopback import File, Loopback
+from preparation.test_movielens import ML_100K, archive
 
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.preparation.public import PublicSet, describe, prepare_public
