@@ -164,9 +164,23 @@ def _images(given: argparse.Namespace, settings: list[str]) -> int:
     return 0
 
 
+def _features_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="name of the data set")
+    parser.epilog = SETTINGS
+
+
+def _features(given: argparse.Namespace, settings: list[str]) -> int:
+    from .config import Config
+    from .data.feature_report import describe, feature_report
+
+    print(describe(feature_report(Config("BBQRec", given.name, arguments=settings))))
+    return 0
+
+
 COMMANDS = {
     "ablate": Command("BBQRec with one part changed at a time, over seeds", _ablate_arguments, _ablate),
     "cost": Command("time and memory of scoring, with and without the codes", _cost_arguments, _cost),
+    "features": Command("which item features there are, missing or stale", _features_arguments, _features),
     "prepare": Command("a data set from public files or your own tables", _prepare_arguments, _prepare),
     "images": Command("fetch the items' images from their addresses", _place_arguments, _images),
     "recommend": Command("recommend items after a history, from a run's folder", _recommend_arguments, _recommend),

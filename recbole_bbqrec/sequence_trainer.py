@@ -1,5 +1,6 @@
 """Training on whole sequences, and what is fitted once training is done."""
 
+import contextlib
 import time
 import zlib
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from . import storage
 from .data.dataloader import WindowDataLoader
 from .data.sequences import training_sequences
+from .model.averaging import AveragedAdamW
 from .model.candidate_fit import fit_candidates
 from .model.candidates import CANDIDATES, HALVES, build_candidates, candidates_of
 from .ranking import rank_targets
@@ -31,9 +33,21 @@ class SequenceTrainer(ProtocolTrainer):
         if self.learner != "adamw":
             return super()._build_optimizer(**kwargs)
         # Fused: one pass over the item table instead of ten, with the same result but for rounding.
-        return torch.optim.AdamW(
-            self.model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
-        )
+        given = {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": True}
+        kind = AveragedAdamW if self.config["average_weights"] else torch.optim.AdamW
+        return kind(self.model.parameters(), **given)
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        """The weights that are judged and kept, in place of those that training goes on with."""
+        return self.optimizer.averaged() if isinstance(self.optimizer, AveragedAdamW) else contextlib.nullcontext()
+
+    def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, Any]:
+        with self._averaged():
+            return super()._valid_epoch(valid_data, show_progress)
+
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        with self._averaged():
+            super()._save_checkpoint(epoch, verbose, **kwargs)
 
     def _training_batches(self, train_data: Any) -> Any:
         if isinstance(train_data, WindowDataLoader):
@@ -54,7 +68,7 @@ class SequenceTrainer(ProtocolTrainer):
         if candidates is None:
             candidates = build_candidates(self.config, dataset)
         if self.run_dir != self._training_dir:
-            self._save_checkpoint(self.state["best_epoch"], saved_model_file=self.run_dir / "weights.safetensors")
+            self._save_weights(self.run_dir / "weights.safetensors", self.state["best_epoch"])
         if candidates is None:
             return
         candidates.to(self.device)

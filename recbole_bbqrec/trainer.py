@@ -172,10 +172,13 @@ class ProtocolTrainer(Trainer):
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
-        header = {"model": self.config["model"], "epoch": epoch, "settings": plain_settings(self.config)}
-        checkpoint.save_weights(path, self.model, header)
+        self._save_weights(path, epoch)
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {path}")
+
+    def _save_weights(self, path: Path, epoch: int) -> None:
+        header = {"model": self.config["model"], "epoch": epoch, "settings": plain_settings(self.config)}
+        checkpoint.save_weights(path, self.model, header)
 
     def _save_last(self, epoch: int) -> None:
         header = {

@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tokenizer": FOUNDATION,
     "preparation": FOUNDATION,
     "model": FOUNDATION | {"tokenizer"},
-    "data": FOUNDATION | {"compat", "settings", "tokenizer", "preparation"},
+    "data": FOUNDATION | {"compat", "report", "settings", "tokenizer", "preparation"},
     "trainer": FOUNDATION | {"checkpoint", "compat", "data", "model", "ranking", "settings"},
     "sequence_trainer": FOUNDATION | {"data", "model", "ranking", "trainer"},
     "registry": FOUNDATION | {"compat", "data", "model", "sequence_trainer", "settings", "trainer"},

@@ -5,6 +5,7 @@ texts and images go the same way.
 """
 
 import functools
+import itertools
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -17,14 +18,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .. import preparation, storage
+from .. import storage
 from ..errors import InputError
-from ..preparation import encoders, images, vectors
-from ..preparation.atomic import read_atomic
+from ..preparation import atomic, encoders, encoding_parts, images, templates, vectors
+from ..preparation.encoding_parts import Encoded, Parts
 
 
 class Modality(NamedTuple):
-    """One modality as the configuration describes it; `fields` and `folder` are its two possible sources."""
+    """One modality as the configuration describes it; `fields` and `folder` are its two possible sources.
+
+    The fields are columns, or one template that names them (see `preparation.templates`).
+    """
 
     name: str
     encoder: str
@@ -58,7 +62,8 @@ class FeatureSettings:
             key = "ITEM_ID_FIELD" if name == "item_id_field" else name
             value = config[key] if key in config else None  # noqa: SIM401 (RecBole's Config has no `get`)
             if isinstance(default, tuple):
-                value = value.split() if isinstance(value, str) else value
+                if isinstance(value, str):
+                    value = [value.strip()] if "{" in value else value.split()
                 found[name] = tuple(map(str, value or ()))
             elif isinstance(default, int):
                 found[name] = default if value is None else _whole_number(key, value, least=0 if name == "seed" else 1)
@@ -84,117 +89,168 @@ def _whole_number(key: str, value: Any, least: int) -> int:
 
 @dataclass(frozen=True)
 class Source:
-    """One modality, ready to be encoded.
+    """One modality of N items, ready to be encoded.
 
     Attributes
     ----------
-    inputs : all that the result depends on; files as paths, which a fingerprint takes by content.
-    place : file or folder it is read from, for messages; `remedy` says what should be there.
-    available : number of items that have something to encode.
-    encode : gives `(matrix, known)`, see `preparation.encoders`.
+    modality : what the configuration says, without fields that are not read.
+    place : file or folder it is read from; `remedy` says what should be there.
+    tokens : the N item tokens, sorted.
+    digests : what each item is encoded from, as 16 hex digits; "" for items that have nothing.
+    method : how it is encoded, as plain data: all but the items that the result depends on.
+    encode : does it; parts of what takes long are kept on the way.
+    model_is_here : False where the model has to be downloaded first, which leaves `method` incomplete.
     """
 
-    name: str
-    inputs: Mapping[str, Any]
+    modality: Modality
     place: Path
     remedy: str
-    available: int
-    encode: Callable[[], tuple[Tensor, Tensor]]
+    tokens: list[str]
+    digests: list[str]
+    method: Mapping[str, Any]
+    encode: Callable[[Parts | None], Encoded]
+    model_is_here: bool = True
+
+    @property
+    def available(self) -> int:
+        """Number of items that have something to encode."""
+        return sum(map(bool, self.digests))
+
+    @functools.cached_property
+    def inputs(self) -> str:
+        """Fingerprint of all that the result depends on."""
+        return storage.fingerprint(self.method, self.tokens, self.digests)
+
+    @property
+    def hashes(self) -> Tensor:
+        """The digests as int64 [N]; 0 for items that have nothing."""
+        numbers = [int.from_bytes(bytes.fromhex(digest), "big", signed=True) for digest in self.digests]
+        return torch.tensor(numbers, dtype=torch.int64)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a reader of the features wants to know, names as they were given."""
+        given = {"encoder": self.modality.encoder, "fields": " ".join(self.modality.fields) or None}
+        return {"modality": self.modality.name, **given, "source": self.place.name, **self.method}
 
 
 def gather(
-    modality: Modality, item_file: Path, tokens: list[str], settings: FeatureSettings, device: torch.device
+    modality: Modality,
+    item_file: Path,
+    tokens: list[str],
+    settings: FeatureSettings,
+    device: torch.device,
+    download: bool = True,
 ) -> Source:
-    """Read the source of one modality for the sorted item `tokens` and bind its encoder to it."""
+    """Read the source of one modality for the sorted item `tokens` and bind its encoder to it.
+
+    Without `download` nothing is fetched: a model that is only on the hub is marked as such in the result.
+    """
     folder = item_file.parent
     if Path(modality.encoder).suffix in vectors.SUFFIXES:
-        return _vector_source(modality, Path(_beside(folder, modality.encoder)), tokens)
+        return _vector_source(modality._replace(fields=()), Path(_beside(folder, modality.encoder)), tokens)
+    model = functools.partial(_model, modality, folder, settings, device, download)
     if modality.encoder in ("tfidf", "codes") or modality.folder is None:
-        return _column_source(modality, item_file, tokens, settings, device)
-    return _image_source(modality, folder / Path(modality.folder).expanduser(), tokens, settings, device)
+        return _column_source(modality, item_file, tokens, settings, model)
+    place = folder / Path(modality.folder).expanduser()
+    return _image_source(modality._replace(fields=()), place, tokens, model)
 
 
 def _vector_source(modality: Modality, file: Path, tokens: list[str]) -> Source:
     known, matrix = vectors.read_vectors(file)
-    inputs = {"tokens": tokens, "code": _code(), "files": {path.name: path for path in vectors.files_of(file)}}
     row = {token: at for at, token in enumerate(known)}
     source = torch.tensor([row.get(token, -1) for token in tokens], dtype=torch.long)
     found = source >= 0
+    digests = [storage.fingerprint(matrix[at]) if at >= 0 else "" for at in source.tolist()]
 
-    def encode() -> tuple[Tensor, Tensor]:
+    def encode(parts: Parts | None) -> Encoded:
         result = matrix.new_zeros(len(tokens), matrix.shape[1])
         result[found] = matrix[source[found]]
-        return result, found
+        return Encoded(result, found, {})
 
+    method = {"method": "vectors", "code": _code()}
     remedy = "it must hold the vectors of this data set's items"
-    return Source(modality.name, inputs, file, remedy, int(found.sum()), encode)
+    return Source(modality, file, remedy, tokens, digests, method, encode)
 
 
-def _image_source(
-    modality: Modality, folder: Path, tokens: list[str], settings: FeatureSettings, device: torch.device
-) -> Source:
+def _image_source(modality: Modality, folder: Path, tokens: list[str], model: Callable[[], "_Model"]) -> Source:
     files = images.images_by_token(folder)
     paths = [files.get(token) for token in tokens]
-    inputs, options = _model(modality, folder.parent, settings, device)
+    method, options, is_here = model()
     # Images count by content: a copied or restored folder keeps its features, an exchanged image never does.
-    inputs |= {"tokens": tokens, "images": {token: files[token] for token in tokens if token in files}}
-    encode = functools.partial(encoders.transformers_image, paths, **options)
+    digests = [_file_digest(path) if path else "" for path in paths]
     remedy = f"images must be called <item token>{', '.join(images.SUFFIXES)}, and be readable"
-    return Source(modality.name, inputs, folder, remedy, len(inputs["images"]), encode)
+
+    def encode(parts: Parts | None) -> Encoded:
+        return encoders.transformers_image(paths, **options, parts=parts)
+
+    return Source(modality, folder, remedy, tokens, digests, method, encode, is_here)
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        return storage.fingerprint(path)
+    except OSError:  # the encoder says which and why
+        return storage.fingerprint("not readable")
 
 
 def _column_source(
-    modality: Modality, item_file: Path, tokens: list[str], settings: FeatureSettings, device: torch.device
+    modality: Modality, item_file: Path, tokens: list[str], settings: FeatureSettings, model: Callable[[], "_Model"]
 ) -> Source:
-    rows = _columns(modality, item_file, tokens, settings)
-    inputs: dict[str, Any] = {"tokens": tokens, "rows": rows, "code": _code()}
+    rows, columns = _texts(modality, item_file, tokens, settings)
+    digests = [storage.fingerprint(row) if row else "" for row in rows]
+    remedy = f"the columns {' '.join(columns)} must have values for this data set's items"
     if modality.encoder in ("tfidf", "codes"):
-        options = {"dim": settings.feature_dim, "seed": settings.seed}
-        inputs |= {"encoder": modality.encoder, **options, "versions": _versions("scikit-learn", "scipy", "numpy")}
-        encode = functools.partial(getattr(encoders, modality.encoder), rows, **options)
-    else:
-        described, options = _model(modality, item_file.parent, settings, device)
-        inputs |= {**described, "max_tokens": settings.max_text_tokens}
-        encode = functools.partial(encoders.transformers_text, rows, **options, max_tokens=settings.max_text_tokens)
-    remedy = f"the columns {' '.join(modality.fields)} must have values for this data set's items"
-    return Source(modality.name, inputs, item_file, remedy, sum(map(bool, rows)), encode)
+        options: dict[str, Any] = {"dim": settings.feature_dim, "seed": settings.seed}
+        method: dict[str, Any] = {"method": modality.encoder, "feature_dim": settings.feature_dim}
+        method |= {"seed": settings.seed, "code": _code(), "versions": _versions("scikit-learn", "scipy", "numpy")}
+        encoder = getattr(encoders, modality.encoder)
+        return Source(modality, item_file, remedy, tokens, digests, method, lambda parts: encoder(rows, **options))
+    method, options, is_here = model()
+    method, options["max_tokens"] = {**method, "max_text_tokens": settings.max_text_tokens}, settings.max_text_tokens
+
+    def encode(parts: Parts | None) -> Encoded:
+        return encoders.transformers_text(rows, **options, parts=parts)
+
+    return Source(modality, item_file, remedy, tokens, digests, method, encode, is_here)
 
 
-def _columns(modality: Modality, file: Path, tokens: list[str], settings: FeatureSettings) -> list[str]:
-    """Return the modality's columns of the .item file as one string per item, "" where there is none."""
+def _texts(
+    modality: Modality, file: Path, tokens: list[str], settings: FeatureSettings
+) -> tuple[list[str], tuple[str, ...]]:
+    """Return one text per item made from the modality's columns, "" where there is none, and the columns."""
     key = f"{modality.name}_fields"
     if not modality.fields:
         source = f"{key} or {modality.name}_folder" if modality.name == "image" else key
         raise InputError(
             f"{source}: found nothing for {modality.name}_encoder {modality.encoder}; name columns of {file}"
         )
+    template = templates.parse(key, modality.fields)
     if not file.is_file():
         raise InputError(
-            f"{file}: no such file, but {key} asks for its columns {' '.join(modality.fields)}; add the file, or set "
+            f"{file}: no such file, but {key} asks for its columns {' '.join(template.columns)}; add the file, or set "
             f"{modality.name}_encoder to ~"
         )
-    frame, _ = read_atomic(
-        file,
-        [settings.item_id_field, *modality.fields],
-        settings.field_separator,
-        settings.encoding,
-        settings.seq_separator,
-    )
-    is_code, repeated = modality.encoder == "codes", 0
-    by_item: dict[str, str] = {}
-    columns = [_as_text(frame[name]) for name in (settings.item_id_field, *modality.fields)]
-    for item, *values in zip(*columns, strict=True):
-        if item in by_item:
-            repeated += 1
-            continue
-        text = " ".join(values).replace(settings.seq_separator, " ")
+    named = [settings.item_id_field, *template.columns]
+    frame, _ = atomic.read_atomic(file, named, settings.field_separator, settings.encoding, settings.seq_separator)
+
+    def clean(cell: str) -> str:
         # In category tokens `_` stands for a blank; in codes it is part of the name.
-        by_item[item] = " ".join((text if is_code else text.replace("_", " ")).split())
+        text = cell.replace(settings.seq_separator, " ")
+        return " ".join((text if modality.encoder == "codes" else text.replace("_", " ")).split())
+
+    cells = zip(*([clean(cell) for cell in _as_text(frame[name])] for name in template.columns), strict=True)
+    by_item: dict[str, str] = {}
+    items = _as_text(frame[settings.item_id_field])
+    for item, values in zip(items, cells, strict=True):
+        if item not in by_item:
+            by_item[item] = template.fill(dict(zip(template.columns, values, strict=True)))
     unlisted = sum(token not in by_item for token in tokens)
+    repeated = len(items) - len(by_item)
     for count, what in ((repeated, "rows repeat an item and are left out"), (unlisted, "items have no row")):
         if count:
             logging.getLogger().warning(f"{file}: {count} {what}")
-    return [by_item.get(token, "") for token in tokens]
+    return [by_item.get(token, "") for token in tokens], template.columns
 
 
 def _as_text(column: pd.Series) -> list[str]:
@@ -203,20 +259,29 @@ def _as_text(column: pd.Series) -> list[str]:
     return ["" if pd.isna(number) else f"{number:.15g}" for number in column]
 
 
-def _model(
-    modality: Modality, folder: Path, settings: FeatureSettings, device: torch.device
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what features of a transformers model depend on, and the encoder's arguments."""
-    model = encoders.model_folder(str(_beside(folder, modality.encoder)))
+class _Model(NamedTuple):
+    """A transformers model: what its features depend on, the encoder's arguments, whether it is on this machine."""
+
+    method: dict[str, Any]
+    options: dict[str, Any]
+    is_here: bool
+
+
+def _model(modality: Modality, folder: Path, settings: FeatureSettings, device: torch.device, download: bool) -> _Model:
+    name = str(_beside(folder, modality.encoder))
+    place = encoders.model_folder(name) if download else encoders.local_model(name)
+    files = itertools.chain.from_iterable(sorted(place.glob(kind)) for kind in encoders.MODEL_FILES) if place else ()
     # Batch size and device decide how sums are rounded, the half precision of a GPU does so visibly.
-    inputs = {
-        "code": _code(),
-        "encoder": {path.name: path for pattern in encoders.MODEL_FILES for path in sorted(model.glob(pattern))},
-        "batch_size": settings.encode_batch_size,
+    method = {
+        "method": "transformers",
+        "model": storage.fingerprint({path.name: path for path in files}) if place else None,
+        "encode_batch_size": settings.encode_batch_size,
         "device": device.type,
+        "code": _code(),
         "versions": _versions("transformers", "tokenizers", "torch", "torchvision", "pillow", "numpy"),
     }
-    return inputs, {"model": str(model), "batch_size": settings.encode_batch_size, "device": device}
+    options = {"model": str(place or name), "batch_size": settings.encode_batch_size, "device": device}
+    return _Model(method, options, place is not None)
 
 
 def _beside(folder: Path, name: str) -> Path | str:
@@ -227,7 +292,8 @@ def _beside(folder: Path, name: str) -> Path | str:
 
 @functools.cache
 def _code() -> str:
-    return storage.source_fingerprint(preparation, sys.modules[__name__])
+    rooms = (atomic, encoders, encoding_parts, images, templates, vectors, sys.modules[__name__])
+    return storage.source_fingerprint(*rooms)
 
 
 def _versions(*packages: str) -> dict[str, str | None]:

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from .. import storage
 from ..errors import InputError
+from ..preparation.encoding_parts import Parts
 from .feature_sources import FeatureSettings, Source, gather
 
-__all__ = ["PADDING", "FeatureSettings", "ItemFeatures", "build_item_features"]
+__all__ = ["PADDING", "FeatureSettings", "ItemFeatures", "build_item_features", "cache_file", "parts_of", "read_cached"]
 
 PADDING = "[PAD]"
 """RecBole's name of item id 0, which is no item."""
@@ -58,12 +59,16 @@ class ItemFeatures:
             matrices[name][found] = matrix[source[found]]
         return ItemFeatures([str(token) for token in tokens], matrices, present)
 
-    def save(self, path: str | os.PathLike, header: Mapping[str, Any]) -> None:
-        """Write everything to one file; `header` is plain data that goes with it."""
+    def save(
+        self, path: str | os.PathLike, header: Mapping[str, Any], hashes: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Write everything to one file; `header` is plain data that goes with it, as are hashes: modality -> int64 [N]
+        of what each item was encoded from."""
         # Tokens are a tensor because a safetensors header is limited in size and a catalogue is not.
         tensors = {"tokens": torch.tensor(list(json.dumps(self.tokens).encode()), dtype=torch.uint8)}
         for name in self.modalities:
             tensors |= {f"matrix.{name}": self.matrices[name], f"present.{name}": self.present[name]}
+        tensors |= {f"hash.{name}": numbers for name, numbers in (hashes or {}).items()}
         storage.save(path, "features", tensors, {**header, "modalities": self.modalities})
 
     @classmethod
@@ -112,48 +117,70 @@ def build_item_features(
     result, seconds = ItemFeatures(tokens), 0.0
     for modality in settings.modalities():
         source = gather(modality, Path(item_file), tokens, settings, torch.device(device))
-        file = Path(cache_dir) / f"features-{source.name}-{storage.fingerprint(source.inputs)}.safetensors"
-        one = _read_cached(file, source, tokens)
+        file = cache_file(Path(cache_dir), source)
+        parts = parts_of(file, source)
+        one = read_cached(file, source)
         if one is None:
             started = time.perf_counter()
-            one = _encode(source, tokens)
+            one, notes = _encode(source, parts)
             seconds += time.perf_counter() - started
-            one.save(file, {"content": _content(one)})
-        _report(source.name, one)
+            one.save(file, _header(source, one, notes), {modality.name: source.hashes})
+        else:
+            logging.getLogger().info(f"{modality.name} features: read from {file}")
+        parts.drop()
+        _report(modality.name, one)
         result.matrices |= one.matrices
         result.present |= one.present
     return result, seconds
 
 
-def _content(features: ItemFeatures) -> str:
-    """Fingerprint of what a features file holds, so that damage inside it is seen as well."""
-    return storage.fingerprint(features.tokens, features.matrices, features.present)
+def cache_file(cache_dir: Path, source: Source) -> Path:
+    """Return where the features of a source are kept; whether it exists or not."""
+    return cache_dir / f"features-{source.modality.name}-{source.inputs}.safetensors"
 
 
-def _read_cached(file: Path, source: Source, tokens: list[str]) -> ItemFeatures | None:
+def parts_of(file: Path, source: Source) -> Parts:
+    """Return what an interrupted encoding left on the way to `file`."""
+    return Parts(file.with_suffix(".parts"), source.inputs)
+
+
+def read_cached(file: Path, source: Source) -> ItemFeatures | None:
+    """Return the features of a source as `file` holds them, `None` where it does not exist or cannot be trusted."""
     if not file.is_file():
         return None
+    name = source.modality.name
     try:
         tensors, header = storage.load(file, "features")
         features = ItemFeatures._from_file(file, tensors, header)
-        damaged = features.tokens != tokens or header.get("content") != _content(features)
+        good = features.tokens == source.tokens and features.modalities == [name]
+        good = good and header["content"] == _content(features, tensors[f"hash.{name}"])
     except (InputError, KeyError, ValueError):
-        damaged = True
-    if damaged or features.modalities != [source.name]:
+        good = False
+    if not good:
         logging.getLogger().warning(f"{file}: a damaged file of item features; they are computed again")
-        return None
-    logging.getLogger().info(f"{source.name} features: read from {file}")
-    return features
+    return features if good else None
 
 
-def _encode(source: Source, tokens: list[str]) -> ItemFeatures:
-    nothing = f"{source.place}: none of the {len(tokens)} items has {source.name} features; {source.remedy}"
+def _header(source: Source, features: ItemFeatures, notes: Mapping[str, Any]) -> dict[str, Any]:
+    counts = {"items": len(features.tokens), "present": int(features.present[source.modality.name].sum())}
+    about = {**source.about, **counts, **notes, "inputs": source.inputs}
+    return {**about, "content": _content(features, source.hashes)}
+
+
+def _content(features: ItemFeatures, hashes: Tensor) -> str:
+    """Fingerprint of what a features file holds, so that damage inside it is seen as well."""
+    return storage.fingerprint(features.tokens, features.matrices, features.present, hashes)
+
+
+def _encode(source: Source, parts: Parts) -> tuple[ItemFeatures, dict[str, Any]]:
+    name = source.modality.name
+    nothing = f"{source.place}: none of the {len(source.tokens)} items has {name} features; {source.remedy}"
     if not source.available:
         raise InputError(nothing)
-    matrix, known = source.encode()
+    matrix, known, notes = source.encode(parts)
     if not known.any():
         raise InputError(nothing)
-    return ItemFeatures(tokens, {source.name: matrix}, {source.name: known})
+    return ItemFeatures(source.tokens, {name: matrix}, {name: known}), notes
 
 
 def _report(name: str, features: ItemFeatures) -> None:

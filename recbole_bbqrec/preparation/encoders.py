@@ -1,12 +1,13 @@
 """Raw item texts, codes and images to matrices; knows neither models nor RecBole.
 
-Shapes: N rows (items) x D dimensions. Every encoder returns `(matrix, known)`: float32 [N, D] and bool [N]. A row that
-is not known (a blank text, an unreadable image) is zero. The result depends on the rows, their order and the arguments
-alone.
+Shapes: N rows (items) x D dimensions. Every encoder returns `Encoded(matrix, known, notes)`: float32 [N, D], bool [N]
+and plain data about the encoding. A row that is not known (a blank text, an unreadable image) is zero. The result
+depends on the rows, their order and the arguments alone.
 """
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .encoding_parts import Encoded, Parts, assemble, in_batches
 from .images import decode, require_pillow
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 """What a model's folder is read for: settings, weights, vocabularies. Pickled weights (`.bin`) are never read."""
 
+_ONLY: dict[str, Any] = {"allow_patterns": list(MODEL_FILES), "ignore_patterns": ["*/*"]}
 
-def tfidf(texts: Sequence[str], dim: int, seed: int) -> tuple[Tensor, Tensor]:
+
+def tfidf(texts: Sequence[str], dim: int, seed: int) -> Encoded:
     """Weigh words and word pairs by TF-IDF and reduce them to at most `dim` dimensions by truncated SVD.
 
     Terms of one text only say nothing about other items and are left out, unless there are no others. A text without
@@ -40,10 +44,10 @@ def tfidf(texts: Sequence[str], dim: int, seed: int) -> tuple[Tensor, Tensor]:
         except ValueError as error:  # how scikit-learn says that no term is left
             if not any(words in str(error) for words in ("empty vocabulary", "no terms remain", "max_df corresponds")):
                 raise
-    return torch.zeros(len(texts), 0), torch.zeros(len(texts), dtype=torch.bool)
+    return Encoded(torch.zeros(len(texts), 0), torch.zeros(len(texts), dtype=torch.bool), {})
 
 
-def codes(rows: Sequence[str], dim: int, seed: int) -> tuple[Tensor, Tensor]:
+def codes(rows: Sequence[str], dim: int, seed: int) -> Encoded:
     """One-hot vectors of code columns such as `A_154 B_106 C_221`, one dimension per (position, code).
 
     They are exact where that takes at most `dim` dimensions and reduced to `dim` by truncated SVD otherwise.
@@ -57,7 +61,7 @@ def codes(rows: Sequence[str], dim: int, seed: int) -> tuple[Tensor, Tensor]:
     return _reduce(csr_matrix((np.ones(len(where)), (row_at, column_at)), shape=(len(rows), len(column))), dim, seed)
 
 
-def _reduce(matrix: Any, dim: int, seed: int) -> tuple[Tensor, Tensor]:
+def _reduce(matrix: Any, dim: int, seed: int) -> Encoded:
     """Dense form of a sparse [N, terms] matrix with at most `dim` columns."""
     from sklearn.decomposition import TruncatedSVD
 
@@ -69,18 +73,28 @@ def _reduce(matrix: Any, dim: int, seed: int) -> tuple[Tensor, Tensor]:
         width = max(1, min(dim, int(known.sum())))
         with np.errstate(divide="ignore", invalid="ignore"):  # its share of variance, where there is no variance
             dense = TruncatedSVD(width, random_state=seed).fit_transform(matrix)
-    return torch.from_numpy(np.ascontiguousarray(dense, dtype=np.float32)), known
+    return Encoded(torch.from_numpy(np.ascontiguousarray(dense, dtype=np.float32)), known, {})
 
 
 def transformers_text(
-    texts: Sequence[str], model: str, batch_size: int = 32, max_tokens: int = 128, device: str | torch.device = "cpu"
-) -> tuple[Tensor, Tensor]:
+    texts: Sequence[str],
+    model: str,
+    batch_size: int = 32,
+    max_tokens: int = 128,
+    device: str | torch.device = "cpu",
+    parts: Parts | None = None,
+) -> Encoded:
     """Encode texts with a transformers model: its text tower's features (CLIP, SigLIP), else the mean of its tokens.
 
     Parameters
     ----------
     model : name on the hub, or a local folder with `config.json`, the tokenizer and `model.safetensors`.
     max_tokens : longer texts are cut, and their number is logged; the model's own limit holds too.
+    parts : where an interrupted encoding leaves what it has done, and goes on from.
+
+    Returns
+    -------
+    With the notes `cut_texts`, their number, and `token_limit`.
     """
     folder = model_folder(model)
     network, _ = _load_model(folder, device)
@@ -92,19 +106,20 @@ def transformers_text(
     cut = int((lengths > limit).sum())
     if cut:
         logging.getLogger().info(f"{model}: {cut} of {len(texts)} texts cut to {limit} tokens (max_text_tokens)")
-    known = torch.tensor([bool(text.strip()) for text in texts], dtype=torch.bool)
+    given = [at for at, text in enumerate(texts) if text.strip()]
     # Texts of like length share a batch, so that little is computed for padding; `sorted` is stable.
-    order = sorted(np.flatnonzero(known.numpy()).tolist(), key=lambda at: int(lengths[at]))
+    order = sorted(given, key=lambda at: int(lengths[at]))
     # SigLIP was trained on texts padded to the full length and reads the last position.
     padding = "max_length" if "siglip" in network.config.model_type else True
 
-    def encode(rows: list[int]) -> tuple[list[int], Tensor]:
+    def encode(rows: list[int]) -> tuple[list[int], Tensor, dict[int, str]]:
         batch = tokenizer(
             [texts[row] for row in rows], padding=padding, truncation=True, max_length=limit, return_tensors="pt"
         ).to(device)
-        return rows, _text_features(network, batch)
+        return rows, _text_features(network, batch), {}
 
-    return _in_batches(order, batch_size, encode, len(texts), model, device)
+    matrix, known, _ = assemble(in_batches(order, batch_size, encode, model, device, parts), len(texts))
+    return Encoded(matrix, known, {"cut_texts": cut, "token_limit": limit})
 
 
 def _token_limit(config: Any, tokenizer: Any, max_tokens: int) -> int:
@@ -134,12 +149,24 @@ def _text_features(network: Any, batch: Any) -> Tensor:
 
 
 def transformers_image(
-    paths: Sequence[Path | None], model: str, batch_size: int = 32, device: str | torch.device = "cpu"
-) -> tuple[Tensor, Tensor]:
+    paths: Sequence[Path | None],
+    model: str,
+    batch_size: int = 32,
+    device: str | torch.device = "cpu",
+    parts: Parts | None = None,
+) -> Encoded:
     """Encode image files with a transformers vision model.
 
     The image features of models that have them (CLIP, SigLIP), else the pooled output, else the mean over the last
     layer. `None` and files that are no usable image are not known; the reasons are logged.
+
+    Parameters
+    ----------
+    parts : where an interrupted encoding leaves what it has done, and goes on from.
+
+    Returns
+    -------
+    With the note `unreadable`: kind of reason -> number of images.
     """
     require_pillow()
     folder = model_folder(model)
@@ -147,28 +174,24 @@ def transformers_image(
     processor = _load(folder, lambda auto: auto.AutoImageProcessor)
     # A pooler that is not in the weights file has been filled with random numbers.
     pooled = not any("pooler" in name for name in untrained)
-    bad: list[str] = []
 
-    def encode(rows: list[int]) -> tuple[list[int], Tensor | None]:
-        images, good = [], []
-        for row in rows:
-            image, reason = decode(paths[row])  # type: ignore[arg-type]  (only rows with a path come here)
-            if image is None:
-                bad.append(f"{paths[row]}: {reason}")
-            else:
-                images.append(image)
-                good.append(row)
+    def encode(rows: list[int]) -> tuple[list[int], Tensor | None, dict[int, str]]:
+        decoded = {row: decode(paths[row]) for row in rows}  # type: ignore[arg-type]  (only rows with a path)
+        images = {row: image for row, (image, _) in decoded.items() if image is not None}
+        bad = {row: reason for row, (image, reason) in decoded.items() if image is None}
         if not images:
-            return [], None
-        return good, _image_features(network, processor(images=images, return_tensors="pt").to(device), pooled)
+            return [], None, bad
+        batch = processor(images=list(images.values()), return_tensors="pt").to(device)
+        return list(images), _image_features(network, batch, pooled), bad
 
     order = [row for row, path in enumerate(paths) if path is not None]
-    result = _in_batches(order, batch_size, encode, len(paths), model, device)
-    for line in bad[:20]:
-        logging.getLogger().warning(f"image left out: {line}")
+    matrix, known, bad = assemble(in_batches(order, batch_size, encode, model, device, parts), len(paths))
+    for row in list(bad)[:20]:
+        logging.getLogger().warning(f"image left out: {paths[row]}: {bad[row]}")
     if len(bad) > 20:
         logging.getLogger().warning(f"image left out: {len(bad) - 20} more, for the like reasons")
-    return result
+    kinds = Counter(reason.partition(":")[0] for reason in bad.values())
+    return Encoded(matrix, known, {"unreadable": dict(sorted(kinds.items()))})
 
 
 def _image_features(network: Any, batch: Any, pooled: bool) -> Tensor:
@@ -182,30 +205,30 @@ def _image_features(network: Any, batch: Any, pooled: bool) -> Tensor:
     return hidden.mean((2, 3)) if hidden.dim() == 4 else hidden.mean(1)
 
 
-def _in_batches(
-    order: list[int], batch_size: int, encode: Callable, n_rows: int, model: str, device: str | torch.device
-) -> tuple[Tensor, Tensor]:
-    """Run `encode(rows) -> (rows encoded, features)` over `order` and put the results in their rows."""
-    from tqdm import tqdm
+def _refuse_path(model: str) -> None:
+    if model.startswith((".", "~", os.sep)) or model.count("/") > 1 or "\\" in model:
+        raise InputError(
+            f"{model}: no such folder; expected a transformers model saved with safetensors, or a hub name"
+        )
 
-    matrix, known = torch.zeros(n_rows, 0), torch.zeros(n_rows, dtype=torch.bool)
-    kind = torch.device(device).type
-    bar = tqdm(total=len(order), desc=f"encode with {Path(model).name}", unit="item", disable=not order)
-    # Half precision pays on a GPU only; autocast keeps the sums that need it in full precision.
-    with bar, torch.inference_mode(), torch.autocast(kind, torch.float16, enabled=kind == "cuda"):
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            rows, features = encode(batch)
-            bar.update(len(batch))
-            if features is None:
-                continue
-            if not torch.isfinite(features).all():
-                raise InputError(f"{model}: its features are not finite; expected numbers, use another model or device")
-            if not matrix.shape[1]:
-                matrix = torch.zeros(n_rows, features.shape[1])
-            matrix[rows] = features.float().cpu()
-            known[rows] = True
-    return matrix.clone(), known.clone()  # plain tensors: inference tensors cannot be changed later
+
+def local_model(model: str) -> Path | None:
+    """Return the folder of a transformers model that is on this machine; `None` for a hub name still to be downloaded.
+
+    Raises
+    ------
+    InputError : a path that is no folder.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    _refuse_path(model)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, local_files_only=True, **_ONLY))
+    except Exception:  # the hub's client raises all kinds where it has nothing
+        return None
 
 
 def model_folder(model: str) -> Path:
@@ -216,14 +239,11 @@ def model_folder(model: str) -> Path:
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
-    if model.startswith((".", "~", os.sep)) or model.count("/") > 1 or "\\" in model:
-        raise InputError(
-            f"{model}: no such folder; expected a transformers model saved with safetensors, or a hub name"
-        )
+    _refuse_path(model)
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model, allow_patterns=list(MODEL_FILES), ignore_patterns=["*/*"]))
+        return Path(snapshot_download(model, **_ONLY))
     except Exception as error:  # the hub's client and its transports raise all kinds
         raise InputError(
             f"{model}: neither a local folder nor to be had from the hub ({_first_line(error)}); check the name, the "

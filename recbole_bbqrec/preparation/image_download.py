@@ -6,7 +6,6 @@ those that may pass, and those whose address has changed.
 """
 
 import os
-import re
 import threading
 import time
 from collections import Counter, deque
@@ -14,7 +13,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import requests
 from tqdm import tqdm
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from ..errors import InputError
 from .download import alone
 from .image_failures import FAILURES, Failure, one_line, read_failures, write_failures
-from .images import decode, images_by_token, require_pillow
+from .images import decode, file_stem, images_by_token, require_pillow
 from .transfer import Failed, Patience, request, stream
 
 MAX_BYTES = 20 << 20
@@ -59,19 +58,6 @@ class ImageReport:
     fetched: int
     failed: int
     reasons: dict[str, int]
-
-
-def file_stem(token: str) -> str:
-    """Return the file name without ending for an item token: what no file name may hold becomes %XX.
-
-    Most tokens stay as they are; `token_of` is the way back.
-    """
-    return re.sub(r'[%/\\:*?"<>|\x00-\x1f\x7f]|^\.', lambda found: f"%{ord(found[0]):02X}", token)
-
-
-def token_of(stem: str) -> str:
-    """Return the item token of a file name without ending that `file_stem` has made."""
-    return unquote(stem)
 
 
 def fetch_images(
@@ -154,7 +140,7 @@ class _Run:
 
     def go(self, progress: bool) -> ImageReport:
         """Fetch what is missing and return the report."""
-        have = images_by_token(self.folder).keys() & self.wanted.keys()
+        have = {file_stem(token) for token in images_by_token(self.folder)} & self.wanted.keys()
         earlier = read_failures(self.folder / FAILURES)
         self.failures = {
             stem: failure

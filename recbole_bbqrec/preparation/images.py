@@ -1,8 +1,10 @@
 """Image files as they come: decoded to RGB where they can be used, a reason where not."""
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -30,25 +32,51 @@ def require_pillow() -> Any:
     return PIL
 
 
+def file_stem(token: str) -> str:
+    """Return the file name without ending for an item token: what no file name may hold becomes %XX.
+
+    Most tokens stay as they are; `token_of` is the way back.
+    """
+    return re.sub(r'[%/\\:*?"<>|\x00-\x1f\x7f]|^\.', lambda found: f"%{ord(found[0]):02X}", token)
+
+
+def token_of(stem: str) -> str:
+    """Return the item token of a file name without ending.
+
+    Only names that `file_stem` could have made are read as such; any other `%` (`50%`, `a%20b`) stands for itself.
+    """
+    token = unquote(stem)
+    return token if file_stem(token) == stem else stem
+
+
 def images_by_token(folder: Path) -> dict[str, Path]:
     """Map item token -> image file for the files `<item token>.jpg` (.jpeg, .png, .webp) of `folder`.
 
-    The folder is listed and tokens are looked up in the list. A token never becomes a part of a path, so that one such
-    as `../x` is an item without an image.
+    Names with %XX, as `file_stem` makes them, are found under their token. A file called exactly as the token comes
+    before one with %XX, then the first of `SUFFIXES` counts. The folder is listed and tokens are looked up in the
+    list. A token never becomes a part of a path, so that one such as `../x` reaches no file outside.
     """
     if not folder.is_dir():
         raise InputError(
             f"{folder}: no such folder; image_folder must name the folder with the images (<item token>.jpg), relative "
             "to the data set; set image_encoder to ~ to go without images"
         )
-    files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
-    # Later entries win, so the most wanted ending comes last; the name decides between `1.jpg` and `1.JPG`.
-    files.sort(key=lambda path: (-SUFFIXES.index(path.suffix.lower()), path.name))
-    return {path.name[: -len(path.suffix)]: path for path in files}
+    found: list[tuple[bool, int, str, str, Path]] = []
+    for path in folder.iterdir():
+        suffix = path.suffix.lower()
+        if suffix in SUFFIXES and path.is_file():
+            stem = path.name[: -len(suffix)]
+            token = token_of(stem)
+            found.append((token == stem, -SUFFIXES.index(suffix), path.name, token, path))
+    # Later entries win, so the most wanted come last; the name decides between `1.jpg` and `1.JPG`.
+    return {token: path for *_, token, path in sorted(found)}
 
 
 def decode(path: Path) -> tuple[Any, str]:
-    """Return `(RGB image, "")`, or `(None, reason)` where the file is no picture that a model could use."""
+    """Return `(RGB image, "")`, or `(None, reason)` where the file is no picture that a model could use.
+
+    The reason is one line: its kind, a colon, and what was found.
+    """
     pillow = require_pillow()
     try:
         with warnings.catch_warnings():
@@ -56,9 +84,9 @@ def decode(path: Path) -> tuple[Any, str]:
             with pillow.Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
-                    return None, f"{width} x {height} pixels, more than {MAX_PIXELS}"
+                    return None, f"too large: {width} x {height} pixels, more than {MAX_PIXELS}"
                 if min(width, height) < MIN_SIDE or max(width, height) > MAX_ASPECT * min(width, height):
-                    return None, f"{width} x {height} pixels, no picture"
+                    return None, f"no picture: {width} x {height} pixels"
                 image.load()
                 return _rgb(pillow.ImageOps.exif_transpose(image), pillow), ""
     except Exception as error:  # pillow raises all kinds on broken files, and one image must not end the run

@@ -138,8 +138,8 @@ def _staged(folder: Path, name: str, pictures: Mapping[str, Path]) -> Iterator[P
     try:
         yield aside
         (aside / name / "images").mkdir()
-        for token, path in pictures.items():
-            shutil.copyfile(path, aside / name / "images" / f"{token}{path.suffix}")
+        for path in pictures.values():
+            shutil.copyfile(path, aside / name / "images" / path.name)
         os.rename(aside / name, folder / name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

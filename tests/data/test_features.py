@@ -93,7 +93,7 @@ def test_rows_follow_sorted_tokens_whatever_the_order_asked(items: Path) -> None
 
 def test_text_template(items: Path) -> None:
     settings = FeatureSettings.from_config(TEXT)
-    rows = feature_sources._columns(settings.modalities()[0], items, [*TOKENS, "x"], settings)
+    rows, _ = feature_sources._texts(settings.modalities()[0], items, [*TOKENS, "x"], settings)
     assert rows[0] == "red lamp Acme Home Floor Lamps" and rows[3] == '"green tent NA Out Door Tents'
     assert rows[2] == rows[5] == ""
     assert FeatureSettings.from_config({**TEXT, "text_fields": "brand title"}).text_fields == ("brand", "title")
@@ -110,7 +110,7 @@ def test_numbers_and_other_separators_in_texts(tmp_path: Path) -> None:
             "seq_separator": "|",
         }
     )
-    rows = feature_sources._columns(settings.modalities()[0], tmp_path / "d.item", ["a", "b"], settings)
+    rows, _ = feature_sources._texts(settings.modalities()[0], tmp_path / "d.item", ["a", "b"], settings)
     assert rows == ["x y z 1995", ""]
 
 
@@ -245,7 +245,7 @@ def test_vector_files_count_by_content(items: Path) -> None:
     assert len(files(items)) == 3
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "flip", "other"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "flip", "hash", "earlier version", "other"])
 def test_a_damaged_cache_file_is_made_again(items: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
     first, _ = build(items, **TEXT)
     (path,) = (items.parent / "cache").iterdir()
@@ -258,6 +258,10 @@ def test_a_damaged_cache_file_is_made_again(items: Path, caplog: pytest.LogCaptu
         at = content.index(np.float32(first.matrices["text"][0].max()).tobytes())
         content[at] ^= 1
         path.write_bytes(content)
+    elif damage in ("hash", "earlier version"):
+        tensors, header = storage.load(path, "features")
+        number = tensors.pop("hash.text")
+        storage.save(path, "features", tensors | ({"hash.text": number + 1} if damage == "hash" else {}), header)
     else:
         ItemFeatures(["x"], {"text": torch.ones(1, 1)}, {"text": torch.ones(1, dtype=torch.bool)}).save(path, {})
     again, seconds = build(items, **TEXT)
@@ -265,61 +269,192 @@ def test_a_damaged_cache_file_is_made_again(items: Path, caplog: pytest.LogCaptu
     assert build(items, **TEXT)[1] == 0
 
 
-def test_an_error_between_batches_leaves_nothing(items: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = {"text_fields": "title", "text_encoder": str(models / "bert"), "encode_batch_size": 1}
-    undisturbed, _ = build_item_features(items, TOKENS, FeatureSettings.from_config(base), items.parent / "elsewhere")
-    genuine, calls = encoders._text_features, []
+def counted(monkeypatch: pytest.MonkeyPatch, name: str, stop: int = 99) -> list[int]:
+    """Make the model note the items of each batch, and break off at batch number `stop`."""
+    genuine, sizes = getattr(encoders, name), []
 
-    def fails(*arguments: Any) -> torch.Tensor:
-        calls.append(1)
-        if len(calls) == 3:
+    def encode(network: Any, batch: Any, *rest: Any) -> torch.Tensor:
+        if len(sizes) == stop:
             raise KeyboardInterrupt
-        return genuine(*arguments)
+        sizes.append(len(next(iter(batch.values()))))
+        return genuine(network, batch, *rest)
 
-    monkeypatch.setattr(encoders, "_text_features", fails)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(encoders, name, encode)
+    return sizes
+
+
+def cached(file: Path, folder: str = "cache") -> Path:
+    (path,) = (file.parent / folder).glob("features-*")
+    return path
+
+
+def whole(file: Path, base: dict) -> bytes:
+    """Bytes of the features file of an undisturbed run."""
+    build_item_features(file, TOKENS, FeatureSettings.from_config(base), file.parent / "elsewhere")
+    return cached(file, "elsewhere").read_bytes()
+
+
+@pytest.mark.parametrize("modality", ["text", "image"])
+def test_an_interrupted_encoding_goes_on(
+    items: Path, models: Path, monkeypatch: pytest.MonkeyPatch, modality: str
+) -> None:
+    base: dict[str, Any] = {"text_fields": "title categories", "text_encoder": str(models / "bert")}
+    if modality == "image":
+        (items.parent / "images" / "i1.png").write_bytes(b"<html>")
+        base = {"image_folder": "images", "image_encoder": str(models / "vit")}
+    base |= {"encode_batch_size": 1, "max_text_tokens": 5}
+    expected = whole(items, base)
+    name = f"_{modality}_features"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        counted(patch, name, stop=2)
         build(items, **base)
-    assert not files(items)
-    assert same(undisturbed, build(items, **base)[0])
+    assert cached(items).suffix == ".parts"
+    sizes = counted(monkeypatch, name)
+    build(items, **base)
+    assert sizes == ([1, 1] if modality == "text" else [1])  # of 4 texts, or of 3 readable images
+    assert cached(items).read_bytes() == expected
+    _, header = storage.load(cached(items), "features")
+    told = {"cut_texts": 4, "token_limit": 5} if modality == "text" else {"unreadable": {"UnidentifiedImageError": 1}}
+    assert header.items() >= told.items()
+
+
+def test_changed_inputs_do_not_go_on(items: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = {"text_fields": "title", "text_encoder": str(models / "bert"), "encode_batch_size": 1}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        counted(patch, "_text_features", stop=3)
+        build(items, **base)
+    items.write_text(items.read_text().replace("red", "tent"))
+    sizes = counted(monkeypatch, "_text_features")
+    build(items, **base)
+    assert sizes == [1, 1, 1, 1]
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from recbole_bbqrec import storage
-from recbole_bbqrec.data.features import FeatureSettings, build_item_features
-from recbole_bbqrec.preparation import encoders
+from recbole_bbqrec.data import features
+from recbole_bbqrec.preparation import encoders, encoding_parts
 
-genuine, calls = encoders._image_features, []
+encoding_parts.SECONDS_PER_PART = -1
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
 def dies(*arguments):
     calls.append(1)
-    if len(calls) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return genuine(*arguments)
+    return die() if len(calls) == 3 else genuine(*arguments)
 def dies_writing(tensors, path, **more):
+    if sys.argv[3] == "writing the whole" and "features-" not in Path(path).name:
+        return save_file(tensors, path, **more)
     Path(path).write_bytes(b"half a file")
-    os.kill(os.getpid(), signal.SIGKILL)
+    die()
 
+genuine, calls, save_file = encoders._image_features, [], storage.save_file
 if sys.argv[3] == "encoding":
     encoders._image_features = dies
-else:
+elif "writing" in sys.argv[3]:
     storage.save_file = dies_writing
-settings = FeatureSettings.from_config({"image_folder": "images", "image_encoder": sys.argv[2], "encode_batch_size": 1})
+else:
+    encoding_parts.Parts.drop = die
+config = {"image_folder": "images", "image_encoder": sys.argv[2], "encode_batch_size": 1}
+settings = features.FeatureSettings.from_config(config)
 file = Path(sys.argv[1])
-build_item_features(file, ["i1", "i2", "i3", "i4", "i5"], settings, file.parent / "cache")
+features.build_item_features(file, ["i1", "i2", "i3", "i4", "i5"], settings, file.parent / "cache")
 """
 
 
-@pytest.mark.parametrize("moment", ["encoding", "writing"])
-def test_a_killed_run_leaves_nothing_that_is_trusted(items: Path, models: Path, moment: str) -> None:
+@pytest.mark.parametrize(
+    ("moment", "left"), [("encoding", 2), ("writing a part", 4), ("writing the whole", 1), ("clearing up", 0)]
+)
+def test_a_killed_run_goes_on(
+    items: Path, models: Path, monkeypatch: pytest.MonkeyPatch, moment: str, left: int
+) -> None:
     base = {"image_folder": "images", "image_encoder": str(models / "vit"), "encode_batch_size": 1}
-    undisturbed, _ = build_item_features(items, TOKENS, FeatureSettings.from_config(base), items.parent / "elsewhere")
+    expected = whole(items, base)
     command = [sys.executable, "-c", KILLED, str(items), str(models / "vit"), moment]
     done = subprocess.run(command, cwd=Path(recbole_bbqrec.__file__).parents[1], capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    assert not {name for name in files(items) if name.startswith("features-")}
-    again, seconds = build(items, **base)
-    assert same(undisturbed, again) and seconds > 0
+    assert any(name.endswith(".parts") for name in files(items))
+    assert any(name.endswith(".safetensors") for name in files(items)) == (moment == "clearing up")
+    sizes = counted(monkeypatch, "_image_features")
+    build(items, **base)
+    assert len(sizes) == left and cached(items).read_bytes() == expected
+
+
+def test_the_header_says_what_the_features_are(items: Path, models: Path) -> None:
+    build(items, [*TOKENS, "x"], **{**TEXT, "text_fields": "{title}[ by {brand}]"}, feature_dim=7)
+    tensors, header = storage.load(cached(items), "features")
+    assert (
+        header.items()
+        >= {
+            "modality": "text",
+            "modalities": ["text"],
+            "encoder": "tfidf",
+            "fields": "{title}[ by {brand}]",
+            "source": "d.item",
+            "feature_dim": 7,
+            "items": 6,
+            "present": 4,
+        }.items()
+    )
+    assert set(header["versions"]) == {"scikit-learn", "scipy", "numpy"}
+    assert cached(items).name == f"features-text-{header['inputs']}.safetensors"
+    assert str(items.parent) not in str(header)
+    hashes = tensors["hash.text"]
+    assert hashes.dtype == torch.int64 and (hashes != 0).tolist() == [True, True, False, True, True, False]
+    shutil.rmtree(items.parent / "cache")
+    build(items, image_fields="brand", image_folder="images", image_encoder=str(models / "vit"))
+    _, header = storage.load(cached(items), "features")
+    assert header["source"] == "images" and header["fields"] is None and header["present"] == 4
+    assert header["versions"].keys() >= {"transformers", "torch", "pillow"} and header["unreadable"] == {}
+
+
+def test_hashes_tell_which_items_changed(items: Path) -> None:
+    def hashes(**config: Any) -> torch.Tensor:
+        shutil.rmtree(items.parent / "cache", ignore_errors=True)
+        build(items, **config)
+        ((name, found),) = [pair for pair in storage.load(cached(items), "features")[0].items() if "hash" in pair[0]]
+        assert name in ("hash.text", "hash.image")
+        return found
+
+    before = hashes(**TEXT)
+    items.write_text(items.read_text().replace("red lamp", "pink lamp"))
+    assert (hashes(**TEXT) != before).tolist() == [True, False, False, False, False]
+    write_vectors(items.parent / "v.safetensors", TOKENS[:3], torch.eye(3))
+    before = hashes(image_encoder="v.safetensors")
+    write_vectors(items.parent / "v.safetensors", [*TOKENS[:3], "i5"], torch.eye(4)[:, :3] + torch.eye(4)[1:2, :3])
+    assert (hashes(image_encoder="v.safetensors") != before).tolist() == [True, True, True, False, True]
+
+
+def test_an_image_that_cannot_be_opened_ends_nothing(
+    items: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine = storage._update
+
+    def update(digest: Any, part: Any) -> None:
+        if isinstance(part, Path) and part.name == "i1.png":
+            part.unlink()  # between the listing and the reading
+        genuine(digest, part)
+
+    monkeypatch.setattr(storage, "_update", update)
+    found, _ = build(items, image_folder="images", image_encoder=str(models / "vit"))
+    assert found.present["image"].tolist() == [False, True, False, True, True]
+    _, header = storage.load(cached(items), "features")
+    assert header["unreadable"] == {"FileNotFoundError": 1}
+
+
+def test_a_template_from_the_settings(items: Path) -> None:
+    template = {**TEXT, "text_fields": " {title}[ by {brand}][, in {categories}] "}
+    settings = FeatureSettings.from_config(template)
+    assert settings.text_fields == ("{title}[ by {brand}][, in {categories}]",) and hash(settings)
+    rows, columns = feature_sources._texts(settings.modalities()[0], items, TOKENS, settings)
+    assert rows[0] == "red lamp by Acme, in Home Floor Lamps" and rows[1] == "blue lamp, in Home Floor Lamps"
+    assert rows[2] == "" and columns == ("title", "brand", "categories")
+    plain, _ = build(items, **TEXT)
+    before = files(items)
+    assert same(plain, build(items, **{**TEXT, "text_fields": "{title} {brand} {categories}"})[0])
+    assert files(items) == before  # the same texts are the same inputs
+    codes, _ = build(items, image_fields="{codes}", image_encoder="codes")
+    assert codes.matrices["image"].tolist()[:3] == [[1, 0, 1, 0], [1, 0, 0, 1], [0, 0, 0, 0]]  # `_` is kept
 
 
 @pytest.mark.parametrize(
@@ -328,6 +463,8 @@ def test_a_killed_run_leaves_nothing_that_is_trusted(items: Path, models: Path, 
         "no fields": ({"text_encoder": "tfidf"}, "text_fields: found nothing"),
         "no source of images": ({"image_encoder": "some/model"}, "image_fields or image_folder: found nothing"),
         "unknown column": ({**TEXT, "text_fields": "titel"}, "did you mean title"),
+        "template": ({**TEXT, "text_fields": "{title}[ by {brand}"}, r"text_fields: found a \[ without its other half"),
+        "column of a template": ({**TEXT, "text_fields": "{titel}"}, "did you mean title"),
         "unknown item column": ({**TEXT, "ITEM_ID_FIELD": "itemid"}, "field itemid.*did you mean item_id"),
         "no folder": ({"image_folder": "pics", "image_encoder": "x/y"}, "pics: no such folder"),
         "no vectors": ({"text_encoder": "none.npy"}, "none.npy: no such file"),

@@ -39,7 +39,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def test_tfidf_reduces_and_leaves_blank_texts_zero() -> None:
     texts = ["red lamp", "red lamp big", "blue tent", "", "blue tent big", "!!"]
-    matrix, known = tfidf(texts, dim=3, seed=0)
+    matrix, known, _ = tfidf(texts, dim=3, seed=0)
     assert matrix.shape == (6, 3) and matrix.dtype == torch.float32
     assert known.tolist() == [True, True, True, False, True, False]
     assert not matrix[[3, 5]].any()
@@ -49,7 +49,7 @@ def test_tfidf_reduces_and_leaves_blank_texts_zero() -> None:
 
 
 def test_tfidf_with_fewer_terms_than_dimensions_is_exact() -> None:
-    matrix, known = tfidf(["a b", "a c", "b c"], dim=256, seed=0)
+    matrix, known, _ = tfidf(["a b", "a c", "b c"], dim=256, seed=0)
     assert matrix.shape == (3, 3) and known.all()  # the pairs of words occur once each
     torch.testing.assert_close(matrix.norm(dim=1), torch.ones(3))
     assert tfidf(["lonely words"], dim=256, seed=0)[0].shape == (1, 3)  # no term is shared: all count
@@ -57,12 +57,12 @@ def test_tfidf_with_fewer_terms_than_dimensions_is_exact() -> None:
 
 @pytest.mark.parametrize("texts", [["", ""], ["!", "?"]])
 def test_tfidf_without_any_word(texts: list[str]) -> None:
-    matrix, known = tfidf(texts, dim=4, seed=0)
+    matrix, known, _ = tfidf(texts, dim=4, seed=0)
     assert matrix.shape == (2, 0) and not known.any()
 
 
 def test_codes_are_one_hot_per_position() -> None:
-    matrix, known = codes(["A_1 B_1", "A_2 B_1", "", "A_1", "B_1 A_1"], dim=8, seed=0)
+    matrix, known, _ = codes(["A_1 B_1", "A_2 B_1", "", "A_1", "B_1 A_1"], dim=8, seed=0)
     # In sorted order: (0, A_1) (0, A_2) (0, B_1) (1, A_1) (1, B_1); the last item has its codes in other positions.
     expected = [[1, 0, 0, 0, 1], [0, 1, 0, 0, 1], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 1, 1, 0]]
     assert matrix.tolist() == expected and known.tolist() == [True, True, False, True, True]
@@ -73,7 +73,7 @@ def test_codes_are_one_hot_per_position() -> None:
 @given(st.lists(st.lists(st.integers(0, 9), min_size=2, max_size=2), min_size=1, max_size=30), st.integers(1, 5))
 def test_reduced_codes_keep_equal_items_equal(rows: list[list[int]], dim: int) -> None:
     texts = [f"a_{first} b_{second}" for first, second in rows]
-    matrix, known = codes(texts, dim, seed=1)
+    matrix, known, _ = codes(texts, dim, seed=1)
     assert known.all() and matrix.shape[1] <= dim and torch.isfinite(matrix).all()
     for left in range(len(texts)):
         same = texts.index(texts[left])
@@ -82,11 +82,11 @@ def test_reduced_codes_keep_equal_items_equal(rows: list[list[int]], dim: int) -
 
 def test_text_mean_is_over_real_tokens_only(models: Path) -> None:
     texts = ["red lamp", "", "green tent rope blue lamp", "tent", "  "]
-    matrix, known = transformers_text(texts, str(models / "bert"), batch_size=4)
+    matrix, known, _ = transformers_text(texts, str(models / "bert"), batch_size=4)
     assert matrix.shape == (5, 16) and known.tolist() == [True, False, True, True, False]
     assert not matrix[~known].any() and not matrix.is_inference()
     for row in (0, 2, 3):  # alone, without any padding
-        alone, _ = transformers_text([texts[row]], str(models / "bert"), batch_size=1)
+        alone, *_ = transformers_text([texts[row]], str(models / "bert"), batch_size=1)
         torch.testing.assert_close(matrix[row], alone[0], atol=1e-5, rtol=1e-5)
 
 
@@ -94,8 +94,8 @@ def test_text_mean_is_over_real_tokens_only(models: Path) -> None:
 @given(st.permutations(range(6)), st.integers(1, 7))
 def test_texts_keep_their_rows(models: Path, order: list[int], batch_size: int) -> None:
     texts = ["red", "red lamp", "", "a b c d e f", "tent rope", "blue"]
-    expected, _ = transformers_text(texts, str(models / "bert"), batch_size=2)
-    found, _ = transformers_text([texts[at] for at in order], str(models / "bert"), batch_size=batch_size)
+    expected, *_ = transformers_text(texts, str(models / "bert"), batch_size=2)
+    found, *_ = transformers_text([texts[at] for at in order], str(models / "bert"), batch_size=batch_size)
     torch.testing.assert_close(found, expected[order], atol=1e-5, rtol=1e-5)
 
 
@@ -103,13 +103,14 @@ def test_texts_keep_their_rows(models: Path, order: list[int], batch_size: int) 
 def test_long_texts_are_cut_and_counted(models: Path, caplog: pytest.LogCaptureFixture, asked: int, limit: int) -> None:
     caplog.set_level(logging.INFO)
     long = " ".join(["red"] * 40)
-    matrix, _ = transformers_text([long, "red", long + " lamp"], str(models / "bert"), max_tokens=asked)
+    matrix, _, notes = transformers_text([long, "red", long + " lamp"], str(models / "bert"), max_tokens=asked)
     assert f"2 of 3 texts cut to {limit} tokens" in caplog.text
+    assert notes == {"cut_texts": 2, "token_limit": limit}
     assert torch.isfinite(matrix).all()
 
 
 def test_clip_has_towers_for_both(models: Path, pictures: list[Path]) -> None:
-    texts, known = transformers_text(["red lamp", "blue tent rope", ""], str(models / "clip"), batch_size=1)
+    texts, known, _ = transformers_text(["red lamp", "blue tent rope", ""], str(models / "clip"), batch_size=1)
     assert texts.shape == (3, 8) and known.tolist() == [True, True, False]
     assert transformers_image(pictures, str(models / "clip"))[0].shape == (5, 8)
 
@@ -117,10 +118,10 @@ def test_clip_has_towers_for_both(models: Path, pictures: list[Path]) -> None:
 @pytest.mark.parametrize("name", ["clip", "vit", "classifier"])
 def test_images_keep_their_rows(models: Path, pictures: list[Path], name: str) -> None:
     paths = [pictures[0], None, *pictures[1:]]
-    matrix, known = transformers_image(paths, str(models / name), batch_size=2)
+    matrix, known, _ = transformers_image(paths, str(models / name), batch_size=2)
     assert known.tolist() == [True, False, True, True, True, True] and not matrix[1].any()
     assert len(torch.unique(matrix[known], dim=0)) == 5
-    backwards, _ = transformers_image(paths[::-1], str(models / name), batch_size=3)
+    backwards, *_ = transformers_image(paths[::-1], str(models / name), batch_size=3)
     torch.testing.assert_close(backwards.flip(0), matrix, atol=1e-5, rtol=1e-5)
 
 
@@ -140,10 +141,13 @@ def test_bad_images_are_missing_and_named(
     for at in range(25):
         (tmp_path / f"{at}.jpg").write_bytes(b"<html>404</html>")
     bad = [tmp_path / f"{at}.jpg" for at in range(25)]
-    matrix, known = transformers_image([*bad, pictures[0]], str(models / "vit"), batch_size=5)
+    Image.new("RGB", (1, 1)).save(tmp_path / "24.jpg")
+    Image.new("RGB", (2, 2)).save(tmp_path / "23.jpg")
+    matrix, known, notes = transformers_image([*bad, pictures[0]], str(models / "vit"), batch_size=5)
+    assert notes == {"unreadable": {"UnidentifiedImageError": 23, "no picture": 2}}
     assert known.tolist() == [False] * 25 + [True] and not matrix[:25].any()
     assert "0.jpg: UnidentifiedImageError" in caplog.text and "5 more" in caplog.text
-    matrix, known = transformers_image(bad, str(models / "vit"))
+    matrix, known, _ = transformers_image(bad, str(models / "vit"))
     assert matrix.shape == (25, 0) and not known.any()
 
 
@@ -181,6 +185,8 @@ def test_hub_names_are_downloaded_without_pickles(models: Path, monkeypatch: pyt
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert transformers_text(["red"], "someone/some-model")[0].shape == (1, 16)
+    assert "local_files_only" not in asked and encoders.local_model("someone/some-model") == models / "bert"
+    assert asked["local_files_only"]
     assert asked["name"] == "someone/some-model" and not any("bin" in part for part in asked["allow_patterns"])
 
     def unreachable(name: str, **options: object) -> str:
@@ -189,6 +195,9 @@ def test_hub_names_are_downloaded_without_pickles(models: Path, monkeypatch: pyt
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(InputError, match=r"someone/x: neither a local folder.*first line\).*name its folder"):
         transformers_text(["red"], "someone/x")
+    assert encoders.local_model("someone/x") is None
+    with pytest.raises(InputError, match="none: no such folder"):
+        encoders.local_model("./none")
 
 
 def test_features_that_are_not_finite(models: Path, tmp_path: Path) -> None:

@@ -23,8 +23,9 @@ from preparation.test_images import png_header
 
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.preparation import image_download, transfer
-from recbole_bbqrec.preparation.image_download import ImageReport, Politeness, fetch_images, file_stem, token_of
+from recbole_bbqrec.preparation.image_download import ImageReport, Politeness, fetch_images
 from recbole_bbqrec.preparation.image_failures import HEADER, Failure, read_failures
+from recbole_bbqrec.preparation.images import file_stem, token_of
 from recbole_bbqrec.preparation.transfer import Patience
 
 POLITE = Politeness(workers=4, per_host=2, pause=0.0, give_up=50)
@@ -324,3 +325,44 @@ def test_killed_in_the_middle_it_goes_on_to_the_very_same_folder(site: Loopback,
     assert get(site, tmp_path / "killed", paths).kept == 5
     assert files(tmp_path / "killed") == calm and len(calm) == 10
     assert site.count("/1") == 1 and site.count("/7") == 2
+
+
+DYING = (
+    """
+import os, signal, sys
+from recbole_bbqrec.preparation import image_download
+
+when, after, done = sys.argv[3], int(sys.argv[4]), []
+
+def deadly(name, work):
+    def wrapped(*given, **named):
+        done.append(name)
+        if name == when and done.count(name) == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return work(*given, **named)
+    return wrapped
+
+image_download.decode = deadly("decode", image_download.decode)
+image_download.write_failures = deadly("list", image_download.write_failures)
+image_download.SAVE_EVERY = 1
+os.replace = deadly("name", os.replace)
+"""
+    + FETCH
+)
+
+
+@pytest.mark.parametrize(
+    ("when", "after"),
+    [("decode", 1), ("decode", 5), ("name", 4), ("list", 2), ("list", 4)],
+    ids=["first image", "a later one", "before its name", "within the list of failures", "before the last list"],
+)
+def test_killed_at_any_point_the_folder_ends_the_same(site: Loopback, tmp_path: Path, when: str, after: int) -> None:
+    for at in range(12):
+        site.files[f"/{at}"] = File(picture("jpeg", at) if at % 4 else b"no image")
+    get(site, tmp_path / "calm", {str(at): f"/{at}" for at in range(12)})
+    urls = json.dumps({str(at): site.url(f"/{at}") for at in range(12)})
+    given = [sys.executable, "-c", DYING, urls, str(tmp_path / "killed"), when]
+    assert subprocess.run([*given, str(after)]).returncode == -signal.SIGKILL
+    assert subprocess.run([*given, "0"]).returncode == 0
+    assert files(tmp_path / "killed") == files(tmp_path / "calm")
+    assert not [path for path in (tmp_path / "killed").iterdir() if path.suffix == ".tmp"]

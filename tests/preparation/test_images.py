@@ -12,7 +12,8 @@ from PIL import Image
 
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.preparation import images
-from recbole_bbqrec.preparation.images import decode, images_by_token
+from recbole_bbqrec.preparation.image_download import fetch_images
+from recbole_bbqrec.preparation.images import decode, file_stem, images_by_token
 
 
 def corner(path: Path) -> tuple[int, ...]:
@@ -85,8 +86,8 @@ def test_what_is_no_picture_gets_a_reason(tmp_path: Path) -> None:
         "html.jpg": "Unidentified",
         "cut.jpg": "truncated",
         "bomb.png": "DecompressionBomb",
-        "huge.png": "more than 64000000",
-        "pixel.png": "no picture",
+        "huge.png": "too large: 9000 x 9000 pixels, more than 64000000",
+        "pixel.png": "no picture: 1 x 1 pixels",
         "rule.png": "no picture",
         "gif.jpg": "Unidentified",
         "gone.jpg": "FileNotFound",
@@ -127,6 +128,56 @@ def test_tokens_are_looked_up_and_never_become_paths(tmp_path: Path) -> None:
         assert trick not in found
     with pytest.raises(InputError, match=r"no such folder.*image_folder"):
         images_by_token(tmp_path / "none")
+
+
+def test_names_with_percent_signs(tmp_path: Path) -> None:
+    for name in (
+        "a%2Fb.jpg",
+        "50%25.jpg",
+        "60%.jpg",
+        "a%20b.jpg",
+        "c%2fd.jpg",
+        "%2Ehidden.jpg",
+        "%41.jpg",
+        "%C3%A9.jpg",
+    ):
+        (tmp_path / name).write_bytes(b"x")
+    assert {token: path.name for token, path in images_by_token(tmp_path).items()} == {
+        "a/b": "a%2Fb.jpg",
+        "50%": "50%25.jpg",
+        ".hidden": "%2Ehidden.jpg",
+        # no names that file_stem would give: they mean what they say
+        "60%": "60%.jpg",
+        "a%20b": "a%20b.jpg",
+        "c%2fd": "c%2fd.jpg",
+        "%41": "%41.jpg",
+        "%C3%A9": "%C3%A9.jpg",
+    }
+
+
+def test_the_plain_name_comes_before_the_one_with_percent_signs(tmp_path: Path) -> None:
+    for name in ("a:b.webp", "a%3Ab.jpg", "9%25.jpeg", "9%.png", "9%.jpg", "c%3Ad.png", "c%3Ad.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    found = {token: path.name for token, path in images_by_token(tmp_path).items()}
+    assert found == {"a:b": "a:b.webp", "9%": "9%.jpg", "c:d": "c%3Ad.jpg"}
+
+
+def test_images_that_are_there_are_not_fetched_whatever_their_name(tmp_path: Path) -> None:
+    for name in ("a:b.jpg", "c%2Fd.png", "60%.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    report = fetch_images(dict.fromkeys(("a:b", "c/d", "60%"), "http://127.0.0.1:9/"), tmp_path, progress=False)
+    assert (report.wanted, report.kept, report.failed) == (3, 3, 0)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(st.characters(exclude_categories=["Cs"], max_codepoint=0x2FF), min_size=1, max_size=20))
+def test_an_image_named_after_its_token_is_found(tmp_path: Path, token: str) -> None:
+    path = tmp_path / f"{file_stem(token)}.jpg"
+    path.write_bytes(b"x")
+    try:
+        assert images_by_token(tmp_path) == {token: path}
+    finally:
+        path.unlink()
 
 
 def test_limits_are_sane() -> None:

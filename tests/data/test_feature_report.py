@@ -1,0 +1,306 @@
+"""What `feature_report` says is what the next run does."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import N_ITEMS, settings, write_dataset
+from PIL import Image
+from preparation import tiny_models
+
+from recbole_bbqrec import storage
+from recbole_bbqrec.config import Config
+from recbole_bbqrec.data import feature_sources
+from recbole_bbqrec.data.dataset import MultiModalSequentialDataset
+from recbole_bbqrec.data.feature_report import FeatureReport, ModalityReport, describe, feature_report, item_tokens
+from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.preparation import encoders
+from recbole_bbqrec.preparation.image_failures import Failure, write_failures
+
+COLOURS = ("red", "green", "blue", "white")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Folder (`data_path`) with a tiny data set that may be changed; four items have images."""
+    write_dataset(tmp_path)
+    (tmp_path / "tiny" / "images").mkdir()
+    for at, colour in enumerate(COLOURS):
+        Image.new("RGB", (40, 40), colour).save(tmp_path / "tiny" / "images" / f"i{at:02d}.png")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_models.vit(tmp_path_factory.mktemp("models") / "vit"))
+
+
+def configured(folder: Path, **changes: Any) -> Config:
+    return Config(config_dict=settings(folder, attach_item_features=True, **changes))
+
+
+def run(folder: Path, **changes: Any) -> MultiModalSequentialDataset:
+    """Build the data set as a run does."""
+    return MultiModalSequentialDataset(configured(folder, **changes))
+
+
+def report(folder: Path, **changes: Any) -> FeatureReport:
+    return feature_report(configured(folder, **changes))
+
+
+def state(folder: Path, **changes: Any) -> ModalityReport:
+    return report(folder, **changes).modalities[-1]
+
+
+def edit_items(folder: Path, pattern: str, by: str) -> None:
+    file = folder / "tiny" / "tiny.item"
+    text, times = re.subn(pattern, by, file.read_text(), flags=re.MULTILINE)
+    assert times
+    file.write_text(text)
+
+
+def add_addresses(folder: Path) -> None:
+    """Give every item but i05 an address of an image."""
+    file = folder / "tiny" / "tiny.item"
+    head, *rows = file.read_text().splitlines()
+    lines = [f"image_url:token\t{head}"]
+    lines += [f"{'' if row.startswith('i05') else 'http://x/' + row[:3]}\t{row}" for row in rows]
+    file.write_text("\n".join(lines) + "\n")
+
+
+def test_before_and_after_a_run(folder: Path) -> None:
+    before = report(folder)
+    assert before.modalities == [
+        ModalityReport(
+            "text", "tfidf", "tiny.item", "missing", N_ITEMS - 1, "nothing is encoded yet, the next run does it"
+        )
+    ]
+    assert not (folder / "saved" / "cache").exists()
+    dataset = run(folder)
+    (file,) = dataset.cache_dir.glob("features-*")
+    after = report(folder)
+    stat, width = file.stat(), dataset.item_features.matrices["text"].shape[1]  # type: ignore[union-attr]
+    expected = ModalityReport(
+        "text", "tfidf", "tiny.item", "ready", N_ITEMS - 1, "", N_ITEMS - 1, width, stat.st_size, stat.st_mtime
+    )
+    assert after.modalities == [expected] and after.cache_dir == dataset.cache_dir
+    assert (after.items, after.unused, after.remarks) == (N_ITEMS, [], [])
+
+
+@pytest.mark.parametrize("changes", [{}, {"load_col": None}, {"load_col": {"item": ["item_id", "title"]}}])
+@pytest.mark.parametrize("filtered", [True, False])
+def test_the_items_are_those_of_the_data_set(folder: Path, changes: dict, filtered: bool) -> None:
+    edit_items(folder, r"^i07\t.*\n", "")
+    edit_items(folder, r"^i08\t", "not bought\t")
+    if changes.get("load_col"):
+        changes = {"load_col": {"inter": ["user_id", "item_id", "timestamp"], **changes["load_col"]}}
+    changes = {**changes, "filter_inter_by_user_or_item": filtered}
+    dataset = run(folder, **changes)
+    assert item_tokens(configured(folder, **changes)) == sorted(dataset.item_tokens[1:])
+    assert state(folder, **changes).state == "ready"
+
+
+def test_the_items_of_a_split_made_beforehand(tmp_path: Path) -> None:
+    for part, items in (("train", "a b"), ("test", "b c")):
+        rows = "".join(f"u;{item}\n" for item in items.split())
+        (tmp_path / f"d.{part}.inter").write_text(f"user_id:token;item_id:token\n{rows}")
+    names = {"data_path": tmp_path, "dataset": "d", "ITEM_ID_FIELD": "item_id", "benchmark_filename": ["train", "test"]}
+    how = {"field_separator": ";", "encoding": None, "load_col": {"inter": "*"}, "filter_inter_by_user_or_item": True}
+    assert item_tokens({**names, **how}) == ["a", "b", "c"]
+
+
+def test_filters_are_named(folder: Path) -> None:
+    (remark,) = report(folder, item_inter_num_interval="[13,inf)").remarks
+    assert remark.startswith("item_inter_num_interval: not applied here")
+    assert remark in describe(report(folder, item_inter_num_interval="[13,inf)"))
+    assert report(folder, item_inter_num_interval="[0,inf)").remarks == []
+
+
+def test_changed_items_are_counted(folder: Path) -> None:
+    run(folder)
+    edit_items(folder, r"number 1\t", "number one\t")
+    edit_items(folder, r"^i03\t\t", "i03\tnow with a title\t")
+    edit_items(folder, r"^(i04|i05)\t.*\n", "")
+    found = state(folder)
+    assert (found.state, found.available, found.known) == ("stale", N_ITEMS - 2, 0)
+    assert re.fullmatch(
+        r"features-text-[0-9a-f]{16}\.safetensors: items with text: 1 changed, 1 new, 2 gone; "
+        "the next run encodes all items again",
+        found.remark,
+    )
+    run(folder)
+    assert state(folder).state == "ready" and len(report(folder).unused) == 1
+
+
+def test_the_list_of_items_is_named_where_nothing_else_differs(folder: Path) -> None:
+    edit_items(folder, r"^i09\t.*\n", "")
+    run(folder)
+    with open(folder / "tiny" / "tiny.inter", "a") as file:
+        file.write("u00\tx\t999\n")
+    assert ": 40 items before, 41 now; the next run" in state(folder).remark
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"feature_dim": 5}, "feature_dim 16 -> 5"),
+        ({"seed": 3}, "seed 2020 -> 3"),
+        (
+            {"text_fields": "{title}[ by {brand}]"},
+            "fields title brand -> {title}[ by {brand}]; items with text: 13 changed",
+        ),
+        ({"text_encoder": "codes"}, "encoder tfidf -> codes"),
+    ],
+)
+def test_changed_settings_are_named(folder: Path, changes: dict, told: str) -> None:
+    run(folder)
+    found = state(folder, **changes)
+    assert found.state == "stale" and f": settings changed: {told}; the next run encodes" in found.remark
+    assert state(folder).state == "ready"
+
+
+def test_changed_versions_and_code_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(folder)
+    genuine = feature_sources._versions
+    monkeypatch.setattr(feature_sources, "_versions", lambda *names: {**genuine(*names), "scipy": "0.1"})
+    monkeypatch.setattr(feature_sources, "_code", lambda: "other")
+    assert re.search(r"settings changed: the code that encodes, scipy \S+ -> 0\.1;", state(folder).remark)
+
+
+def test_a_file_of_the_same_encoder_is_compared_first(folder: Path) -> None:
+    run(folder)
+    run(folder, text_encoder="codes")
+    assert "encoder" not in state(folder, feature_dim=5).remark
+    edit_items(folder, r"number 1\t", "number one\t")
+    assert "settings changed" not in state(folder).remark
+
+
+def test_files_that_cannot_be_read_are_missing(folder: Path) -> None:
+    (file,) = run(folder).cache_dir.glob("features-*")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-9])
+    assert state(folder).state == "missing" and file.exists()
+    file.write_bytes(whole)
+    tensors, header = storage.load(file, "features")
+    del tensors["hash.text"]
+    storage.save(file, "features", tensors, header)  # as of an earlier version
+    assert state(folder).state == "missing"
+
+
+def test_an_encoding_under_way(folder: Path, vit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"image_folder": "images", "image_encoder": vit, "encode_batch_size": 1}
+    genuine, calls = encoders._image_features, []
+
+    def stops(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return genuine(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(encoders, "_image_features", stops)
+        run(folder, **changes)
+    begun = report(folder, **changes)
+    assert [one.state for one in begun.modalities] == ["ready", "begun"] and begun.unused == []
+    assert begun.modalities[1].remark == "2 of 4 batches are done, the next run goes on from there"
+    Image.new("RGB", (40, 40), "pink").save(folder / "tiny" / "images" / "i00.png")
+    other = report(folder, **changes)
+    assert other.modalities[1].state == "missing" and [path.suffix for path in other.unused] == [".parts"]
+    assert other.unused_bytes > 0
+
+
+def test_images_that_cannot_be_read(folder: Path, vit: str) -> None:
+    (folder / "tiny" / "images" / "i02.png").write_bytes(b"junk")
+    changes = {"image_folder": "images", "image_encoder": vit}
+    run(folder, **changes)
+    found = state(folder, **changes)
+    assert (found.state, found.available, found.known) == ("ready", 4, 3)
+    assert found.remark == "1 items have something that could not be encoded"
+
+
+def test_no_item_has_anything(folder: Path) -> None:
+    edit_items(folder, r"\tAcme\t", "\t\t")
+    found = state(folder, text_fields="brand")
+    assert (found.state, found.available) == ("missing", 0)
+    assert "tiny.item: no item has any; the columns brand must have values" in found.remark
+
+
+def test_a_broken_source_leaves_the_others(folder: Path) -> None:
+    run(folder, image_fields="image_codes", image_encoder="codes")
+    found = report(folder, image_folder="pics", image_encoder="some/model")
+    assert [one.state for one in found.modalities] == ["ready", "broken"]
+    assert "pics: no such folder" in found.modalities[1].remark
+    assert found.unused == []  # the codes may belong to the modality once it is mended
+    assert len(report(folder).unused) == 1
+    assert re.search(r"^\| image +\| some/model \| +pics \| +\| +\| +broken ", describe(found), re.MULTILINE)
+    found = report(folder, text_fields="titel")
+    assert found.modalities[0].state == "broken" and "did you mean title" in describe(found)
+    with pytest.raises(InputError, match=r"tiny\.inter"):
+        (folder / "tiny" / "tiny.inter").write_text("")
+        report(folder)
+
+
+def test_a_model_is_never_downloaded(folder: Path, vit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    changes: dict[str, Any] = {"image_folder": "images", "image_encoder": "someone/vit"}
+
+    def snapshot_download(name: str, local_files_only: bool = False, **_: object) -> str:
+        if local_files_only:
+            raise FileNotFoundError("not here")
+        return vit
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    found = state(folder, **changes)
+    assert found.state == "missing" and found.remark.endswith(
+        "someone/vit is not on this machine and is downloaded first"
+    )
+    run(folder, **changes)
+    found = report(folder, **changes)
+    assert found.modalities[1].state == "stale" and found.unused == []
+    assert "fits if the model is the same; someone/vit is not on this machine" in found.modalities[1].remark
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: vit)
+    assert state(folder, **changes).state == "ready"
+
+
+def test_images_addresses_and_failures(folder: Path) -> None:
+    assert report(folder).images == report(folder, image_folder="images").images
+    add_addresses(folder)
+    images = folder / "tiny" / "images"
+    (images / "unsold.jpg").write_bytes(b"x")
+    no_picture = {f"i{at}": Failure("http://x", False, f"no picture: {at} x 1 pixels") for at in (10, 11)}
+    write_failures(images / "failures.tsv", {**no_picture, "i12": Failure("http://x", True, "status 503")})
+    found = report(folder, image_folder="images").images
+    assert found is not None
+    assert (found.folder, found.files, found.items, found.to_fetch) == ("images", 5, 4, N_ITEMS - 5)
+    assert found.failures == {"no picture": 2, "status 503": 1}
+    text = describe(report(folder)).splitlines()
+    assert "images: 5 images, 4 of 40 items have one" in text
+    assert "images/failures.tsv: 3 images failed: no picture (2), status 503 (1)" in text
+    assert "35 items have an address in image_url but no image: bbqrec images tiny fetches them" in text
+    shutil.rmtree(images)
+    found = report(folder).images
+    assert found is not None and (found.files, found.to_fetch) == (0, N_ITEMS - 1)
+
+
+def test_a_data_set_without_images_says_nothing_of_them(folder: Path) -> None:
+    shutil.rmtree(folder / "tiny" / "images")
+    assert report(folder).images is None
+    assert report(folder, image_folder="images").images is not None
+
+
+def test_the_table(folder: Path) -> None:
+    run(folder)
+    run(folder, feature_dim=5)
+    text = describe(report(folder)).splitlines()
+    assert text[0] == "tiny: item features of 40 items"
+    cells = [cell.strip() for cell in text[4].strip("|").split("|")]
+    assert cells[:8] == ["text", "tfidf", "tiny.item", "39", "1", "ready", "16", "0.0"]
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d", cells[8])
+    assert re.search(
+        r"^1 files and folders \(0\.0 MB\) in .* may be deleted: features-text-\w+\.safetensors$", text[-1]
+    )
+    nothing = describe(report(folder, text_encoder=None))
+    assert "no modality has an encoder" in nothing and "2 files and folders" in nothing
