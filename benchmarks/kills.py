@@ -1,8 +1,9 @@
 """Kill at random moments, run again, compare: the result must be byte-identical to that of an undisturbed run.
 
 Three jobs on synthetic data: preparing a public data set (download from a server on loopback, build), fetching images,
-and encoding them with a small vision model, which keeps parts five times a second here instead of every ten seconds. Each trial starts a job in a process of its own, sends SIGKILL at a moment
-drawn between the start of the work and its usual end, runs it again to its end, and compares every file.
+and encoding them with a small vision model, which keeps parts five times a second here instead of every ten seconds.
+Each trial starts a job in a process of its own, sends SIGKILL at a moment drawn between the start of the work and its
+usual end, runs it again to its end, and compares every file.
 
     python benchmarks/kills.py                 # 50 trials, about 10 minutes
     python benchmarks/kills.py --trials=6      # a first try
