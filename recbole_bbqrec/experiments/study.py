@@ -1,5 +1,6 @@
 """From the records of an ablation to its table: statistics, Markdown, figure."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,8 @@ def _rows(split: str, runs: Mapping[str, Mapping[int, Run]]) -> list[dict[str, A
         for column in ("masked", "unmasked")
         for metric, k in METRICS
     }
-    rows = [_row(name, found, values) for name, found in runs.items()]
+    version = _version(runs)
+    rows = [_row(name, found, values, version) for name, found in runs.items()]
     tested = [entry for row in rows for entry in row["masked"].values() if entry["p"] is not None]
     for entry, adjusted in zip(tested, holm([entry["p"] for entry in tested]), strict=True):
         entry["p_holm"] = float(adjusted)
@@ -118,13 +120,21 @@ def _values(run: Run, split: str, column: str, metric: str, k: int) -> tuple[np.
     return ranks.users, per_row(getattr(ranks, column), metric, k)
 
 
-def _row(name: str, runs: Mapping[int, Run], values: Mapping[tuple[str, str, int], PairedValues]) -> dict[str, Any]:
+def _version(runs: Mapping[str, Mapping[int, Run]]) -> str:
+    """The version of the code that a table is about: that of most runs of `full`, or where it has none of all rows."""
+    compared = runs[FULL].values() if FULL in runs else [run for found in runs.values() for run in found.values()]
+    return Counter(run.record["source"] for run in compared).most_common(1)[0][0]
+
+
+def _row(
+    name: str, runs: Mapping[int, Run], values: Mapping[tuple[str, str, int], PairedValues], version: str
+) -> dict[str, Any]:
     found = [run.record for run in runs.values()]
     row: dict[str, Any] = {
         "row": name,
         "seeds": sorted(runs),
         "hit_cap": sum(record["epochs"]["hit_cap"] for record in found),
-        "earlier_code": sum(record["source"] != records.code_fingerprint() for record in found),
+        "other_code": sum(record["source"] != version for record in found),
         "times_tested": max(record["times_tested"] for record in found),
         "fit_seconds": float(np.mean([record["seconds"]["train"] for record in found])),
         "masked": {},
@@ -206,7 +216,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    marks = "\\*" * bool(row["hit_cap"]) + "†" * (len(row["seeds"]) == 1) + "‡" * bool(row["earlier_code"])
+    marks = "\\*" * bool(row["hit_cap"]) + "†" * (len(row["seeds"]) == 1) + "‡" * bool(row["other_code"])
     cells = [row["row"] + marks, str(len(row["seeds"]))]
     for entry in row["masked"].values():
         cells.append(f"{entry['mean']:.4f} [{entry['low']:.4f}, {entry['high']:.4f}]")
@@ -230,8 +240,8 @@ def _footnotes(split: str, rows: list[dict[str, Any]]) -> list[str]:
         marks.append(f"- \\* runs that ended at the cap on epochs, not by early stopping: {', '.join(capped)}")
     if any(len(row["seeds"]) == 1 for row in rows):
         marks.append("- † one seed: screening; neither interval nor p knows how much seeds differ")
-    if older := [f"{row['row']} {row['earlier_code']} of {len(row['seeds'])}" for row in rows if row["earlier_code"]]:
-        marks.append(f"- ‡ runs made by an earlier version of the code: {', '.join(older)}")
+    if other := [f"{row['row']} {row['other_code']} of {len(row['seeds'])}" for row in rows if row["other_code"]]:
+        marks.append(f"- ‡ runs made by another version of the code than `{FULL}`: {', '.join(other)}")
     if FULL not in {row["row"] for row in rows}:
         marks.append(f"- `{FULL}` has no run yet, so there is nothing to compare with")
     if split == "test":
