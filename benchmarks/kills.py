@@ -200,7 +200,10 @@ def disturbed(
     time.sleep(chance.random() * seconds)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    killed, begun = process.returncode == -signal.SIGKILL, bool(content(folder))
+    killed, begun = (
+        process.returncode == -signal.SIGKILL,
+        bool(content(folder / "cache" if "cache" in program else folder)),
+    )
     ended(started(program, given, folder))
     same = content(folder) == calm
     return {"killed": killed, "begun": begun, "same": same}

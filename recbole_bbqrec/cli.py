@@ -129,9 +129,11 @@ def _prepare(given: argparse.Namespace, settings: list[str]) -> int:
         wrong = {"--items": given.items, "--images": given.images, "--on-bad": given.on_bad}
         wrong |= {flag: getattr(given, field) for field, flag in _COLUMN_FLAGS.items()}
         _refuse(wrong, "without --from, which names your table of interactions")
-        from .obtain import obtain
+        from .obtain import advice, obtain
+        from .preparation.public import describe
 
-        print(obtain(given.name, given.data_path, written=given.written, raw_dir=given.raw_dir, **both))
+        report = obtain(given.name, given.data_path, written=given.written, raw_dir=given.raw_dir, **both)
+        print(f"{describe(report)}\n{advice(given.name, report)}")
         return 0
     _refuse({"--raw_dir": given.raw_dir, "--as": given.written}, "with --from, but it is for public data sets; drop it")
     from .preparation.own_data import describe, prepare_own

@@ -3,22 +3,19 @@
 import contextlib
 import difflib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .errors import InputError
-from .preparation.atomic import read_atomic
-from .preparation.image_download import ImageReport, fetch_images
+from .preparation.download import alone
+from .preparation.image_download import ADDRESS, ImageReport, addresses_of, fetch_images, images_command
 from .preparation.own_data import run_command
-from .preparation.public import PublicSet, describe, prepare_public
+from .preparation.public import PublicSet, prepare_public
 from .settings import public_sets, public_source
 
 TEXTS = "title brand categories"
 """Columns of the .item files made from public files that say what an item is."""
-
-ADDRESSES = "image_url"
-"""Column of an .item file with the address of an item's image."""
 
 
 def public_set(name: str) -> PublicSet:
@@ -36,24 +33,28 @@ def public_set(name: str) -> PublicSet:
 
 def _unknown(name: str) -> str:
     """What is known instead of `name`: a category by its bare name, a name that is near, or all names."""
-    wanted, families = name.lower(), [known for known in public_sets() if "categories" in (public_source(known) or {})]
+    known = {found: public_source(found) or {} for found in public_sets()}
+    families = {
+        found: source["categories"]
+        for found, source in known.items()
+        if "categories" in source and "category" not in source
+    }
     named = [
         f"{family}-{category}"
-        for family in families
-        for category in (public_source(family) or {})["categories"]
-        if category.lower() == wanted
+        for family, categories in families.items()
+        for category in categories
+        if category.lower() == name.lower()
     ]
     if named:
         return f"found the name of a category, expected one of {', '.join(named)}"
-    spelt = {known.lower(): known for known in public_sets()}
-    if near := difflib.get_close_matches(wanted, spelt, n=1):
+    spelt = {found.lower(): found for found in known}
+    if near := difflib.get_close_matches(name.lower(), spelt, n=1):
         return f"not known, did you mean {spelt[near[0]]}?"
-    known = [f"{known}-<Category>" if known in families else known for known in public_sets()]
-    return f"not known, expected one of {', '.join(known)}"
+    return f"not known, expected one of {', '.join(f'{n}-<Category>' if n in families else n for n in known)}"
 
 
-def obtain(name: str, folder: Path, **options: Any) -> str:
-    """Fetch and build the public data set `name` in `folder`; return what there is to say about it.
+def obtain(name: str, folder: Path, **options: Any) -> dict[str, Any]:
+    """Fetch and build the public data set `name` in `folder`, telling what is done; return the report.
 
     Parameters
     ----------
@@ -61,48 +62,55 @@ def obtain(name: str, folder: Path, **options: Any) -> str:
     """
     public = public_set(name)
     with telling():
-        report = prepare_public(public, folder, **options)
-    fields = "" if report["name"] == name else TEXTS
-    note = [public.note] if public.note and report["name"] == name else []
-    return "\n".join([describe(report), *note, f"next: {run_command(Path(report['folder']), fields)}"])
+        return prepare_public(public, folder, **options)
 
 
-def has_addresses(folder: Path) -> bool:
-    """Whether the .item file of a data set's `folder` has a column with addresses of images."""
-    file = folder / f"{folder.name}.item"
-    with contextlib.suppress(OSError, UnicodeDecodeError), open(file, encoding="utf-8") as lines:
-        return any(name.partition(":")[0] == ADDRESSES for name in lines.readline().rstrip("\n").split("\t"))
-    return False
+def advice(name: str, report: Mapping[str, Any]) -> str:
+    """Return what to do with the public data set `name` once it has been obtained, as lines to read."""
+    written = Path(report["folder"])
+    note = public_set(name).note
+    lines = [note] if note and written.name == name else []
+    return "\n".join([*lines, f"next: {run_command(written, '' if written.name == name else TEXTS)}"])
 
 
-def obtain_images(folder: Path, into: Path | None = None, progress: bool = True) -> ImageReport:
+def obtain_images(folder: Path, into: Path | None = None, progress: bool = True, partial: bool = True) -> ImageReport:
     """Fetch the images of the items of a data set's `folder` from the addresses in its .item file.
+
+    A folder of images that is new appears only once all have been asked for: one that is there is taken for complete.
 
     Parameters
     ----------
     folder : holds `<its name>.item` with a column `image_url`.
     into : folder of the images; `<folder>/images` where none is given.
+    partial : a new folder may appear although images have failed that may come on another try.
 
     Raises
     ------
-    InputError : there is no such file or column, or no item has an address; see `image_download.fetch_images`.
+    InputError : no item has an address, the folder cannot be written, or images are missing that may come on another
+        try and `partial` is off; what has come is kept for that.
     """
-    file = folder / f"{folder.name}.item"
-    if not file.is_file():
-        raise InputError(f"{file}: no such file, expected one with a column {ADDRESSES}; prepare the data set first")
-    table, _ = read_atomic(file, ["item_id", ADDRESSES])
-    addresses = {item: url for item, url in zip(table["item_id"], table[ADDRESSES], strict=True) if url}
+    file, into = folder / f"{folder.name}.item", into or folder / "images"
+    addresses = addresses_of(file)
     if not addresses:
         raise InputError(
-            f"{file}: no item has an address in the column {ADDRESSES}; put images of your own into {folder / 'images'}"
+            f"{file}: found no item with an address, expected a column {ADDRESS}; prepare the data set from files that "
+            f"have one, or put images of your own into {into}"
         )
-    into = into or folder / "images"
-    # A folder that is new appears once all images have been asked for: one that is there is taken for complete.
-    place = into if into.exists() else into.with_name(f".{into.name}.part")
-    with telling():
+    with telling(), alone(folder):
+        place = into if into.is_dir() else into.with_name(f".{into.name}.part")
         report = fetch_images(addresses, place, progress)
-    if place != into:
-        place.rename(into)
+        if place != into:
+            if report.passing and not partial:
+                raise InputError(
+                    f"{into}: {report.passing} of {report.wanted} images did not come but may on another try; run "
+                    f"again to go on, or take what there is with `{images_command(folder)}`"
+                )
+            try:
+                place.rename(into)
+            except OSError as error:
+                raise InputError(
+                    f"{into}: cannot be written ({error.strerror}); remove what is in its place"
+                ) from error
     return report
 
 
@@ -110,7 +118,7 @@ def describe_images(report: ImageReport) -> str:
     """Return a report of fetched images as lines to read."""
     lines = [
         f"images: {report.wanted:,} wanted, {report.kept:,} there before, {report.fetched:,} fetched, "
-        f"{report.failed:,} failed"
+        f"{report.failed:,} failed, {report.passing:,} of them may come on another try"
     ]
     return "\n".join(lines + [f"failed: {count:,} {reason}" for reason, count in report.reasons.items()])
 

@@ -14,10 +14,13 @@ import recbole
 from recbole.utils import init_logger, init_seed
 
 from . import checkpoint, obtain, registry, report, storage
-from .config import Config, MissingDataSetError
+from .config import Config, MissingDataSetError, parse_command_line
 from .data.dataloader import split_loaders
+from .data.feature_sources import image_folder
 from .errors import InputError
 from .inference import load_bundle, restore_candidates, write_bundle
+from .preparation.image_download import addresses_of
+from .preparation.public import describe
 from .ranking import Ranks
 from .settings import learning_settings, plain_settings, public_source, settings_to_load
 
@@ -36,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
     return 0
 
@@ -118,21 +121,28 @@ def execute(
 
 
 def _configured(arguments: Sequence[str], config_dict: dict[str, Any] | None) -> Config:
-    """Read the settings; a public data set that is not there yet is fetched and built, and so are images asked for."""
+    """Read the settings; a public data set that is not there yet is fetched and built, and so are images it needs."""
+
+    def read() -> Config:
+        return Config(arguments=arguments, config_dict=config_dict)
+
     try:
-        config = Config(arguments=arguments, config_dict=config_dict)
+        config = read()
     except MissingDataSetError as error:
-        if public_source(error.name) is None:
+        if public_source(error.name) is None or (error.folder / error.name).exists():
             raise
+        shown = {"show_progress": True, **(config_dict or {}), **parse_command_line(arguments)}["show_progress"]
         print(f"{error.name} is not in {error.folder} yet: its public files are fetched and built first", flush=True)
-        print(obtain.obtain(error.name, error.folder))
-        config = Config(arguments=arguments, config_dict=config_dict)
-    if config["image_encoder"] and config["image_folder"]:
-        folder = Path(config["data_path"])
-        place = folder / Path(config["image_folder"]).expanduser()
-        if not place.is_dir() and obtain.has_addresses(folder):
-            print(f"{place} is not there yet: the items' images are fetched first", flush=True)
-            print(obtain.describe_images(obtain.obtain_images(folder, place, config["show_progress"])))
+        try:
+            print(describe(obtain.obtain(error.name, error.folder, progress=shown)), flush=True)
+        except InputError:
+            if not (error.folder / error.name).exists():  # else another process was faster
+                raise
+        config = read()
+    folder, place = Path(config["data_path"]), image_folder(config)
+    if place is not None and not place.is_dir() and addresses_of(folder / f"{folder.name}.item"):
+        print(f"{place} is not there yet: the items' images are fetched first", flush=True)
+        print(obtain.describe_images(obtain.obtain_images(folder, place, config["show_progress"], partial=False)))
     return config
 
 

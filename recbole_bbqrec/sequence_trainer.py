@@ -11,6 +11,7 @@ import torch
 from . import storage
 from .data.dataloader import WindowDataLoader
 from .data.sequences import training_sequences
+from .errors import InputError
 from .model.averaging import AveragedAdamW
 from .model.candidate_fit import fit_candidates
 from .model.candidates import CANDIDATES, HALVES, build_candidates, candidates_of
@@ -31,6 +32,8 @@ class SequenceTrainer(ProtocolTrainer):
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
         if self.learner != "adamw":
+            if self.config["average_weights"]:
+                raise InputError(f"average_weights: needs learner adamw, found {self.learner}; set it to False")
             return super()._build_optimizer(**kwargs)
         # Fused: one pass over the item table instead of ten, with the same result but for rounding.
         given = {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": True}

@@ -40,7 +40,10 @@ def save(path: str | os.PathLike, kind: str, tensors: Mapping[str, torch.Tensor]
     metadata = {_KEY: json.dumps({"kind": kind, "format": FORMAT, "header": header}, sort_keys=True)}
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file(plain, temporary, metadata=metadata)
+        try:
+            save_file(plain, temporary, metadata=metadata)
+        except SafetensorError as error:  # a full disk, among others
+            raise OSError(f"{path}: {error}") from error
 
 
 def load(path: str | os.PathLike, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -54,10 +57,11 @@ def load(path: str | os.PathLike, kind: str) -> tuple[dict[str, torch.Tensor], d
         raise InputError(f"{path}: no such file; expected a {kind} file written by recbole_bbqrec")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+            found = json.loads((file.metadata() or {}).get(_KEY, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}); delete it and run again") from error
+    metadata = found if isinstance(found, dict) and isinstance(found.get("header"), dict) else {}
     if metadata.get("kind") != kind or metadata.get("format") != FORMAT:
         found = f"{metadata.get('kind', 'unknown')} file of format {metadata.get('format', '?')}"
         raise InputError(f"{path}: found a {found}, expected a {kind} file of format {FORMAT}; delete it and run again")

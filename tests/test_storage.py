@@ -7,6 +7,7 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from recbole_bbqrec import storage
 from recbole_bbqrec.errors import InputError
@@ -51,6 +52,13 @@ def test_another_kind_or_version_is_refused(tmp_path, monkeypatch):
         storage.load(path, "thing")
     with pytest.raises(InputError, match="no such file"):
         storage.load(tmp_path / "none", "thing")
+
+
+@pytest.mark.parametrize("entry", ["[]", '"text"', '{"kind": "weights", "format": 1}', "{}"])
+def test_files_of_others_are_refused(tmp_path, entry):
+    save_file({"a": torch.ones(1)}, tmp_path / "a", metadata={"recbole_bbqrec": entry})
+    with pytest.raises(InputError, match="expected a weights file of format 1; delete it"):
+        storage.load(tmp_path / "a", "weights")
 
 
 def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path):

@@ -16,14 +16,14 @@ from .. import storage
 from ..errors import InputError
 from ..preparation.atomic import read_atomic
 from ..preparation.encoding_parts import count_batches
+from ..preparation.image_download import addresses_of, images_command
 from ..preparation.image_failures import FAILURES, read_failures
-from ..preparation.images import images_by_token
+from ..preparation.images import images_by_token, token_of
 from ..report import markdown_table
 from .feature_sources import FeatureSettings, Modality, Source, gather
 from .features import PADDING, ItemFeatures, cache_file, parts_of, read_cached
 
 FILTERS = ("user_inter_num_interval", "item_inter_num_interval", "val_interval")
-IMAGE_URL = "image_url"
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,13 @@ class ModalityReport:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images in `folder`, items that have one, items with an address but no image, and listed failures by kind."""
+    """Images in `folder`, items that have one, items whose image can be fetched and how, listed failures by kind."""
 
     folder: str
     files: int
     items: int
     to_fetch: int
+    command: str
     failures: dict[str, int] = field(default_factory=dict)
 
 
@@ -237,24 +238,16 @@ def _images(item_file: Path, tokens: list[str], settings: FeatureSettings) -> Im
     """Count image files and addresses; `None` where a data set has neither a folder for images nor addresses."""
     folder = item_file.parent / Path(settings.image_folder or "images").expanduser()
     there = images_by_token(folder) if folder.is_dir() else {}
-    addresses = _addresses(item_file, settings)
-    to_fetch = sum(bool(addresses.get(token)) and token not in there for token in tokens)
+    failed = read_failures(folder / FAILURES)
+    final = {token_of(stem) for stem, one in failed.items() if not one.transient}
+    to_fetch = len((addresses_of(item_file).keys() & set(tokens)) - there.keys() - final)
     if not (settings.image_folder or there or to_fetch):
         return None
-    failures = Counter(one.reason.partition(":")[0] for one in read_failures(folder / FAILURES).values())
+    failures = Counter(one.reason.partition(":")[0] for one in failed.values())
     with_image = sum(token in there for token in tokens)
-    return ImageFiles(folder.name, len(there), with_image, to_fetch, dict(sorted(failures.items())))
-
-
-def _addresses(item_file: Path, settings: FeatureSettings) -> dict[str, str]:
-    """Return item -> address of its image; nothing where the file has no such column or cannot be read."""
-    how = (settings.field_separator, settings.encoding, settings.seq_separator)
-    try:
-        frame, _ = read_atomic(item_file, [settings.item_id_field, IMAGE_URL], *how)
-    except InputError:
-        return {}
-    items, addresses = frame[settings.item_id_field], frame[IMAGE_URL]
-    return {str(item): str(address).strip() for item, address in zip(items, addresses, strict=True)}
+    # Images are fetched into the folder of this name; where others are meant, that is no remedy.
+    command = images_command(item_file.parent) if folder == item_file.parent / "images" else ""
+    return ImageFiles(folder.name, len(there), with_image, to_fetch, command, dict(sorted(failures.items())))
 
 
 def _size(path: Path) -> int:
@@ -295,9 +288,6 @@ def _describe_images(images: ImageFiles, report: FeatureReport) -> list[str]:
     if images.failures:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in images.failures.items())
         lines.append(f"{images.folder}/{FAILURES}: {sum(images.failures.values())} images failed: {reasons}")
-    if images.to_fetch:
-        lines.append(
-            f"{images.to_fetch} items have an address in {IMAGE_URL} but no image: bbqrec images {report.dataset} "
-            "fetches them"
-        )
+    if images.to_fetch and images.command:
+        lines.append(f"{images.to_fetch} items have an address but no image: {images.command} fetches them")
     return lines

@@ -87,6 +87,17 @@ def _whole_number(key: str, value: Any, least: int) -> int:
     return value
 
 
+def image_folder(config: Any) -> Path | None:
+    """Return the folder whose images a run reads; none where it reads no images, or has them as vectors or codes."""
+    if not config["attach_item_features"]:
+        return None
+    for modality in FeatureSettings.from_config(config).modalities():
+        ready = modality.encoder in ("tfidf", "codes") or Path(modality.encoder).suffix in vectors.SUFFIXES
+        if modality.folder is not None and not ready:
+            return Path(config["data_path"]) / Path(modality.folder).expanduser()
+    return None
+
+
 @dataclass(frozen=True)
 class Source:
     """One modality of N items, ready to be encoded.

@@ -153,6 +153,7 @@ def read_cached(file: Path, source: Source) -> ItemFeatures | None:
         tensors, header = storage.load(file, "features")
         features = ItemFeatures._from_file(file, tensors, header)
         good = features.tokens == source.tokens and features.modalities == [name]
+        good = good and header["inputs"] == source.inputs
         good = good and header["content"] == _content(features, tensors[f"hash.{name}"])
     except (InputError, KeyError, ValueError):
         good = False

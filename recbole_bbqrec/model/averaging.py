@@ -23,8 +23,9 @@ class AveragedAdamW(torch.optim.AdamW):
         """Take a step, and let the averages follow."""
         result = super().step(closure)
         for parameter, state in self.state.items():
-            average = state.setdefault("average", parameter.detach().clone())
-            average.lerp_(parameter, (ETA + 1) / (float(state["step"]) + ETA))
+            if "average" not in state:
+                state["average"] = parameter.detach().clone()
+            state["average"].lerp_(parameter, (ETA + 1) / (state["step"] + ETA))
         return result
 
     @contextlib.contextmanager

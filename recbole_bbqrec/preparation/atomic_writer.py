@@ -126,12 +126,12 @@ def new_folder(target: Path) -> Iterator[Path]:
     ------
     InputError : `target` exists, before the block or after it.
     """
-    _refuse(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(target)
+    refuse_existing(target)
     temporary = _temporary(target, os.getpid())
-    temporary.mkdir()
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target)
+        temporary.mkdir()
         yield temporary
         for path in temporary.iterdir():
             with open(path, "r+b") as file:
@@ -139,13 +139,19 @@ def new_folder(target: Path) -> Iterator[Path]:
         try:
             os.rename(temporary, target)
         except OSError:
-            _refuse(target)  # another process was faster
+            refuse_existing(target)  # another process was faster
             raise
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or target}: cannot be written ({error.strerror or error}); make room or correct its "
+            "permissions, or name another folder with --data_path="
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _refuse(target: Path) -> None:
+def refuse_existing(target: Path) -> None:
+    """Raise an `InputError` where `target` exists."""
     if target.exists():
         raise InputError(f"{target}: exists already, expected none yet; use it, or move it away to prepare it again")
 

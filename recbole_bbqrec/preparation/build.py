@@ -81,7 +81,7 @@ def build(
     InputError : the name or a number is unfit, the data set exists, nothing is left after the k-core, or the reviews
         read differ from the first to the second time.
     """
-    _check(name, user_core, item_core, shuffle_ties, expected or {})
+    check_options(name, user_core, item_core, shuffle_ties, expected or {})
     dirt: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     read: Counter[str] = Counter()
@@ -125,7 +125,10 @@ def k_core(users: np.ndarray, items: np.ndarray, user_core: int, item_core: int)
         kept, users, items = kept[stays], users[stays], items[stays]
 
 
-def _check(name: str, user_core: int, item_core: int, shuffle_ties: int | None, expected: Mapping[str, int]) -> None:
+def check_options(
+    name: str, user_core: int, item_core: int, shuffle_ties: int | None, expected: Mapping[str, int]
+) -> None:
+    """Refuse what `build` cannot go by, before anything is fetched or read; see there."""
     if not name or name.startswith(".") or Path(name).name != name or "\\" in name:
         raise InputError(f"found the data set name {name!r}, expected one that can name a folder, such as Sports")
     for key, core in (("user_core", user_core), ("item_core", item_core)):
@@ -246,7 +249,9 @@ def _differences(name: str, counts: Mapping[str, int], expected: Mapping[str, in
     for what in COUNTS:
         if what in expected and expected[what] != counts[what]:
             found[what] = {"expected": expected[what], "found": counts[what]}
-            logging.getLogger().warning(f"{name}: found {counts[what]:,} {what}, expected {expected[what]:,}")
+            logging.getLogger().warning(
+                f"{name}: found {counts[what]:,} {what}, published are {expected[what]:,}; the raw files may be others"
+            )
     return found
 
 

@@ -125,7 +125,7 @@ def _size(source: Source) -> int | None:
 def _check_kept(source: Source, path: Path, progress: bool) -> None:
     """Check a file that was there before: by size, by its known or recorded hash."""
     size, record = path.stat().st_size, path.with_name(f"{path.name}.sha256")
-    mend = f"delete it (and {record.name}) to have it fetched, or put the right file in its place"
+    mend = f"delete it and {record.name} to have it fetched; where you put the right file there, {record.name} alone"
     if not size or source.size not in (None, size):
         raise InputError(f"{path}: found {size} bytes, expected {source.size or 'some'}; {mend}")
     found = _sha256(path, progress)

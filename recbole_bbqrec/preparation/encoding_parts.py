@@ -61,7 +61,9 @@ class Parts:
         try:
             storage.save(path, "encoding part", {"rows": piece.rows, "features": piece.features}, header)
         except OSError as error:
-            logging.getLogger().warning(f"{self.folder}: a part of the encoding could not be kept ({error.strerror})")
+            logging.getLogger().warning(
+                f"{self.folder}: a part of the encoding could not be kept ({error.strerror or error})"
+            )
 
     def read(self, n_batches: int) -> list[Piece]:
         """Return the pieces that can be trusted, in order and without overlap; what is damaged is computed again."""

@@ -6,6 +6,7 @@ those that may pass, and those whose address has changed.
 """
 
 import os
+import shlex
 import threading
 import time
 from collections import Counter, deque
@@ -19,10 +20,14 @@ import requests
 from tqdm import tqdm
 
 from ..errors import InputError
+from .atomic import read_atomic
 from .download import alone
 from .image_failures import FAILURES, Failure, one_line, read_failures, write_failures
 from .images import decode, file_stem, images_by_token, require_pillow
 from .transfer import Failed, Patience, request, stream
+
+ADDRESS = "image_url"
+"""Column of an .item file with the address of an item's image."""
 
 MAX_BYTES = 20 << 20
 """Larger answers are broken off: no picture of a product or a film needs them."""
@@ -51,13 +56,31 @@ IMAGE_PATIENCE = Patience(attempts=3, timeout=20.0)
 
 @dataclass(frozen=True)
 class ImageReport:
-    """Numbers of images: wanted, there before, fetched now, failed (earlier failures included), failed by reason."""
+    """Numbers of images: wanted, there before, fetched now, failed (earlier failures included), of these such that may
+    come on another try, and failed by reason."""
 
     wanted: int
     kept: int
     fetched: int
     failed: int
+    passing: int
     reasons: dict[str, int]
+
+
+def addresses_of(item_file: Path) -> dict[str, str]:
+    """Return item token -> address of its image; nothing where the .item file is missing or has no such column."""
+    try:
+        table, _ = read_atomic(item_file, ["item_id", ADDRESS])
+    except InputError:
+        return {}
+    rows = zip(table["item_id"], table[ADDRESS], strict=True)
+    return {item: address.strip() for item, address in rows if address.strip()}
+
+
+def images_command(folder: Path) -> str:
+    """Return the command that fetches the images of the data set in `folder`."""
+    place = f" --data_path={shlex.quote(str(folder.parent))}" if str(folder.parent) != "dataset" else ""
+    return f"bbqrec images {shlex.quote(folder.name)}{place}"
 
 
 def fetch_images(
@@ -162,7 +185,8 @@ class _Run:
             finally:
                 write_failures(self.folder / FAILURES, self.failures)
         reasons = dict(sorted(Counter(failure.reason for failure in self.failures.values()).items()))
-        return ImageReport(len(self.wanted), len(have), self.fetched, len(self.failures), reasons)
+        passing = sum(failure.transient for failure in self.failures.values())
+        return ImageReport(len(self.wanted), len(have), self.fetched, len(self.failures), passing, reasons)
 
     def _work(self, hosts: list[_Host]) -> None:
         """Run the lanes. A host has as many as requests it may see at a time, so no thread waits for a busy host."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import InputError
 from .atomic import read_atomic
+from .atomic_writer import refuse_existing
 from .bad_rows import BadRows, write_bad_rows
 from .build import build
 from .images import images_by_token
@@ -131,8 +132,7 @@ def _staged(folder: Path, name: str, pictures: Mapping[str, Path]) -> Iterator[P
     if not pictures:
         yield folder
         return
-    if (folder / name).exists():
-        raise InputError(f"{folder / name}: exists already; use it, or move it away to prepare it again")
+    refuse_existing(folder / name)
     aside = folder / f".{name}.own.part"
     shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
     try:

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from . import amazon, movielens
-from .build import build
+from .atomic_writer import refuse_existing
+from .build import build, check_options
 from .download import Source, fetch
 
 RAW = "raw"
@@ -127,16 +128,19 @@ def prepare_public(
 
     Returns
     -------
-    report : that of `build.build`, with `folder` (of the data set), `raw` (paths), `terms` and `cite`.
+    report : that of `build.build`, with `folder` (of the data set) and `raw` (paths).
 
     Raises
     ------
     InputError : the data set exists, or see `download.fetch` and `build.build`.
     """
-    folder, name = Path(folder), written or public.name
-    if (folder / name).exists():
-        raise InputError(f"{folder / name}: exists already; use it, or move it away to prepare it again")
-    cores = (user_core or public.user_core, item_core or public.item_core)
+    folder, name = Path(folder), public.name if written is None else written
+    cores = (
+        public.user_core if user_core is None else user_core,
+        public.item_core if item_core is None else item_core,
+    )
+    check_options(name, *cores, shuffle_ties, public.expected)
+    refuse_existing(folder / name)
     as_published = cores == (public.user_core, public.item_core)
     raw = Path(raw_dir) if raw_dir else folder / RAW / f"{public.reader}-{public.variant}"
     logging.getLogger().info(f"{name}: {public.about}; {public.terms}. Please cite {public.cite}")
@@ -154,20 +158,13 @@ def prepare_public(
         expected=public.expected if as_published else None,
         progress=progress,
     )
-    files = [str(path) for path in paths.values()]
-    return {**report, "folder": str(folder / name), "raw": files, "terms": public.terms, "cite": public.cite}
+    return {**report, "folder": str(folder / name), "raw": [str(path) for path in paths.values()]}
 
 
 def describe(report: Mapping[str, Any]) -> str:
     """Return the report of `prepare_public` as lines to read."""
     counts = ", ".join(f"{count:,} {what}" for what, count in report["counts"].items())
     lines = [f"{report['folder']}: {counts}"]
-    for what, (found, expected) in _differences(report).items():
-        lines.append(f"warning: found {found:,} {what}, published are {expected:,}; the raw files may be other ones")
     lines += [f"left out: {count:,} {reason}" for reason, count in report["dropped"].items()]
     lines += [f"met: {count:,} {reason}" for reason, count in report["dirt"].items()]
     return "\n".join([*lines, f"raw files, kept: {', '.join(report['raw'])}"])
-
-
-def _differences(report: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    return {what: (entry["found"], entry["expected"]) for what, entry in report["differences"].items()}

@@ -274,12 +274,14 @@ def test_images_addresses_and_failures(folder: Path) -> None:
     write_failures(images / "failures.tsv", {**no_picture, "i12": Failure("http://x", True, "status 503")})
     found = report(folder, image_folder="images").images
     assert found is not None
-    assert (found.folder, found.files, found.items, found.to_fetch) == ("images", 5, 4, N_ITEMS - 5)
+    assert (found.folder, found.files, found.items, found.to_fetch) == ("images", 5, 4, N_ITEMS - 7)
     assert found.failures == {"no picture": 2, "status 503": 1}
     text = describe(report(folder)).splitlines()
     assert "images: 5 images, 4 of 40 items have one" in text
     assert "images/failures.tsv: 3 images failed: no picture (2), status 503 (1)" in text
-    assert "35 items have an address in image_url but no image: bbqrec images tiny fetches them" in text
+    command = f"bbqrec images tiny --data_path={folder}"
+    assert f"33 items have an address but no image: {command} fetches them" in text  # what failed for good is not
+    assert not any(command in line for line in describe(report(folder, image_folder="photos")).splitlines())
     shutil.rmtree(images)
     found = report(folder).images
     assert found is not None and (found.files, found.to_fetch) == (0, N_ITEMS - 1)

@@ -245,7 +245,7 @@ def test_vector_files_count_by_content(items: Path) -> None:
     assert len(files(items)) == 3
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "flip", "hash", "earlier version", "other"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "flip", "hash", "earlier version", "other", "other settings"])
 def test_a_damaged_cache_file_is_made_again(items: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
     first, _ = build(items, **TEXT)
     (path,) = (items.parent / "cache").iterdir()
@@ -262,6 +262,10 @@ def test_a_damaged_cache_file_is_made_again(items: Path, caplog: pytest.LogCaptu
         tensors, header = storage.load(path, "features")
         number = tensors.pop("hash.text")
         storage.save(path, "features", tensors | ({"hash.text": number + 1} if damage == "hash" else {}), header)
+    elif damage == "other settings":
+        build(items, **TEXT, feature_dim=3)
+        (other,) = set((items.parent / "cache").iterdir()) - {path}
+        other.replace(path)
     else:
         ItemFeatures(["x"], {"text": torch.ones(1, 1)}, {"text": torch.ones(1, dtype=torch.bool)}).save(path, {})
     again, seconds = build(items, **TEXT)

@@ -9,6 +9,7 @@ from conftest import settings
 from safetensors.torch import load_file
 
 from recbole_bbqrec import quick_start
+from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.model.averaging import ETA, AveragedAdamW
 
 PLAIN: Any = {"lr": 0.1, "weight_decay": 0.01}
@@ -85,3 +86,10 @@ def test_a_run_keeps_the_averages_and_goes_on_from_the_weights(tiny, tmp_path) -
     changed = [name for name in names if not torch.equal(averaged[name], last[name])]
     assert len(changed) == len(averages)
     assert all(any(torch.equal(averaged[name], value) for value in averages) for name in changed)
+
+
+def test_other_optimizers_keep_no_averages_and_say_so(tiny, tmp_path) -> None:
+    given = settings(tiny, checkpoint_dir=str(tmp_path), epochs=1, learner="adam")
+    with pytest.raises(InputError, match="average_weights: needs learner adamw, found adam; set it to False"):
+        quick_start.run(config_dict=given)
+    quick_start.run(config_dict={**given, "average_weights": False})

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from recbole_bbqrec import storage
 from recbole_bbqrec.errors import InputError
@@ -160,11 +161,12 @@ def test_parts_beyond_the_end_or_over_another_are_not_taken(parts: Parts) -> Non
 def test_a_part_that_cannot_be_written_stops_nothing(
     parts: Parts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr(storage, "save", full)
-    assert is_whole(encode(Encoder(), parts)) and "could not be kept (No space left on device)" in caplog.text
+    monkeypatch.setattr(storage, "save_file", full)
+    assert is_whole(encode(Encoder(), parts)) and "I/O error: No space left on device" in caplog.text
+    assert not list(parts.folder.iterdir())
 
 
 def test_features_that_are_not_finite_are_never_kept(parts: Parts) -> None:

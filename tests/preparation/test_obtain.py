@@ -6,10 +6,12 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from conftest import settings, tiny_interactions
-from preparation.loopback import File, Loopback
+from preparation.loopback import Fault, File, Loopback
 from preparation.tiny_models import vit
 
 from recbole_bbqrec import cli, obtain, quick_start
@@ -56,11 +58,15 @@ def test_names_lead_to_files_and_counts() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("Video_Games", "Amazon2014-Video_Games, Amazon2018-Video_Games, Amazon2023-Video_Games"),
+        ("Video_Games", "one of Amazon2014-Video_Games, Amazon2018-Video_Games, Amazon2023-Video_Games; your own"),
         ("sports", "did you mean Sports"),
         ("Amazon2014-VideoGames", "did you mean Video_Games"),
         ("Amazon2014", "expected one of Amazon_Instant_Video"),
-        ("Shop", "expected one of Amazon2014-<Category>.* your own tables: bbqrec prepare Shop --from"),
+        (
+            "Shop",
+            "one of Amazon2014-<Category>, Amazon2018-<Category>, Amazon2023-<Category>, Beauty, Sports, Toys, "
+            "ml-100k, ml-1m; your own tables: bbqrec prepare Shop --from",
+        ),
         ("sports-tiny", "not known"),
     ],
 )
@@ -132,13 +138,72 @@ def test_a_run_fetches_images_that_it_is_asked_to_encode(public: Loopback, tmp_p
     )
     quick_start.run(config_dict=given)
     out = capsys.readouterr().out
-    assert "images: 40 wanted, 0 there before, 39 fetched, 1 failed\nfailed: 1 status 404" in out
-    assert sorted(path.name for path in (tmp_path / "tiny").iterdir()) == ["images", "tiny.inter", "tiny.item"]
+    assert "images: 40 wanted, 0 there before, 39 fetched, 1 failed, 0 of them may come on another try" in out
+    assert "failed: 1 status 404" in out
+    there = [path.name for path in (tmp_path / "tiny").iterdir() if path.suffix != ".lock"]
+    assert sorted(there) == ["images", "tiny.inter", "tiny.item"]
     asked = len(public.requests)
     quick_start.run(config_dict=given)  # the folder is there: nothing is asked for again
     assert len(public.requests) == asked
     assert cli.main(["images", "tiny", f"--data_path={tmp_path}"]) == 0  # unless one wants it
-    assert "40 wanted, 39 there before, 0 fetched, 1 failed" in capsys.readouterr().out
+    assert "40 wanted, 39 there before, 0 fetched, 1 failed," in capsys.readouterr().out
+
+
+def image_settings(folder: Path, **changes: object) -> dict:
+    given = {"epochs": 1, "text_fields": "title", "image_folder": "images", "encode_batch_size": 16}
+    return settings(folder, **{**given, **changes})
+
+
+def test_a_run_does_not_take_half_the_images_for_all_of_them(public: Loopback, tmp_path: Path, capsys) -> None:
+    given = image_settings(tmp_path, image_encoder=str(vit(tmp_path / "model")))
+    busy = [f"/i{item:02d}.png" for item in range(20, 24)]
+    for path in busy:
+        public.faults[path] = [Fault(status=503)] * 3
+    with pytest.raises(
+        InputError, match=r"4 of 40 images did not come but may on another try; run again .* `bbqrec images"
+    ):
+        quick_start.run(config_dict=given)
+    assert not (tmp_path / "tiny" / "images").exists()
+    assert public.count("/i01.png") == 1
+    quick_start.run(config_dict=given)
+    assert len(list((tmp_path / "tiny" / "images").glob("*.png"))) == 40
+    assert public.count("/i01.png") == 1, "what has come is kept"
+
+
+def test_what_there_is_of_the_images_can_be_taken(public: Loopback, tmp_path: Path, capsys) -> None:
+    assert cli.main(["prepare", "tiny", f"--data_path={tmp_path}"]) == 0
+    public.faults["/i07.png"] = [Fault(status=503)] * 3
+    assert cli.main(["images", "tiny", f"--data_path={tmp_path}"]) == 0
+    assert "1 failed, 1 of them may come on another try" in capsys.readouterr().out
+    assert len(list((tmp_path / "tiny" / "images").glob("*.png"))) == 39
+
+
+def test_images_that_no_run_reads_are_not_fetched(public: Loopback, tmp_path: Path) -> None:
+    vectors = tmp_path / "tiny.npy"
+    np.save(vectors, np.eye(40, 8, dtype=np.float32))
+    (tmp_path / "tiny.tokens.txt").write_text("".join(f"i{item:02d}\n" for item in range(40)))
+    quick_start.run(config_dict=image_settings(tmp_path, image_encoder=str(vectors)))
+    assert public.count("/i01.png") == 0
+    quick_start.run(config_dict=settings(tmp_path, "SASRec", epochs=1, image_folder="images", image_encoder="x/y"))
+    assert public.count("/i01.png") == 0
+
+
+def test_a_set_that_another_process_has_built_meanwhile_is_used(public: Loopback, tmp_path: Path, monkeypatch) -> None:
+    real = obtain.obtain
+
+    def twice(*given: Any, **named: Any) -> Any:
+        real(*given, **named)
+        return real(*given, **named)
+
+    monkeypatch.setattr(obtain, "obtain", twice)
+    assert quick_start.run(config_dict=settings(tmp_path, epochs=1, text_fields="title"))["users"] == {"valid": 60}
+
+
+def test_a_folder_without_interactions_is_not_taken_for_a_missing_set(public: Loopback, tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    with pytest.raises(InputError, match=r"no file .*tiny\.inter"):
+        quick_start.run(config_dict=settings(tmp_path))
+    assert not public.requests
 
 
 def test_prepare_by_name_and_under_another(public: Loopback, tmp_path: Path, capsys) -> None:
@@ -174,7 +239,7 @@ def test_images_need_addresses(tiny: Path, capsys) -> None:
     assert cli.main(["images", "tiny", f"--data_path={tiny}"]) == 2
     assert "image_url" in capsys.readouterr().err
     assert cli.main(["images", "none", f"--data_path={tiny}"]) == 2
-    assert "prepare the data set first" in capsys.readouterr().err
+    assert "prepare the data set from files" in capsys.readouterr().err
 
 
 def test_a_missing_data_set_says_how_to_get_it(tmp_path: Path) -> None:

@@ -105,10 +105,9 @@ def test_amazon_to_exact_files(site: Loopback, tmp_path: Path, variant: str, cap
     raw = tmp_path / "raw" / f"amazon-{variant}"
     assert report["raw"] == [str(raw / "reviews_Toys.gz"), str(raw / "meta_Toys.gz")]
     assert report["differences"] == {"interactions": {"expected": 5, "found": 4}}
-    assert "Set: found 4 interactions, expected 5" in caplog.text
+    assert "Set: found 4 interactions, published are 5; the raw files may be others" in caplog.text
     assert describe(report).splitlines() == [
         f"{tmp_path / 'Set'}: 2 users, 2 items, 4 interactions",
-        "warning: found 4 interactions, published are 5; the raw files may be other ones",
         "left out: 1 reviews of users or items with too few",
         "met: 1 item texts with HTML entities",
         f"raw files, kept: {raw / 'reviews_Toys.gz'}, {raw / 'meta_Toys.gz'}",
@@ -159,6 +158,30 @@ def test_other_cores_are_not_compared_with_the_published_counts(site: Loopback, 
     public = PublicSet.from_description("Set", description(site))
     report = prepare_public(public, tmp_path, user_core=1, item_core=1, progress=False)
     assert report["counts"] == {"users": 3, "items": 3, "interactions": 5} and report["differences"] == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"user_core": 0}, "user_core: found 0"),
+        ({"written": ""}, "data set name ''"),
+        ({"written": "a/b"}, "data set name 'a/b'"),
+        ({"shuffle_ties": -1}, "shuffle_ties: found -1"),
+    ],
+)
+def test_options_are_refused_before_anything_is_fetched(
+    site: Loopback, tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        prepare_public(PublicSet.from_description("Set", description(site)), tmp_path, progress=False, **given)
+    assert site.requests == []
+
+
+def test_folders_that_cannot_be_written_are_said(site: Loopback, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    public = PublicSet.from_description("Set", description(site))
+    with pytest.raises(InputError, match=r"file.*cannot be written .*--data_path="):
+        prepare_public(public, tmp_path / "file", raw_dir=tmp_path / "raw", progress=False)
 
 
 def test_files_that_nobody_has_name_every_address(site: Loopback, tmp_path: Path) -> None:
