@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from .candidates import HALVES, CandidateSimilarity
 
-MAX_USERS = 5000
-"""Histories fitted on per half; more change the few weights little."""
+MAX_USERS = 20_000
+"""Histories fitted on per half: with 5,000 the weights of rare buckets follow single users."""
 BEST, SAMPLED = 100, 128
 """Candidates of a history beside those that receive a weight: the best of the encoder, and random ones."""
-RIDGE = 1.0
+RIDGE = 10.0
 """Penalty on the squared weights, beside a sum over histories."""
 ITERATIONS = 60
 ROWS = 256

@@ -167,7 +167,10 @@ def test_fitting_reaches_the_optimum(candidates):
     weights = candidates.weights[0].double().requires_grad_()
     candidates.weights = weights.unsqueeze(0).expand(HALVES + 1, -1)
     logits = candidates(score(histories[rows]).double(), histories[rows])[:, 1:]
-    loss = torch.nn.functional.cross_entropy(logits, targets[rows] - 1, reduction="sum") + weights[1:].square().sum()
+    loss = (
+        torch.nn.functional.cross_entropy(logits, targets[rows] - 1, reduction="sum")
+        + candidate_fit.RIDGE * weights[1:].square().sum()
+    )
     (slope,) = torch.autograd.grad(loss, weights)
     assert slope.abs().max() < 0.05 * len(rows) ** 0.5
 
