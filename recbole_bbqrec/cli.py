@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .errors import InputError
+from .preparation.raw import COLUMN_FLAGS
 
 # The parts behind a command are imported when it is called: `bbqrec --help` needs neither torch nor RecBole.
 
@@ -61,6 +62,25 @@ def _cost(given: argparse.Namespace, settings: list[str]) -> int:
     return 0
 
 
+def _leaderboard_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", required=True, help="name of the data set")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder for the files and of the records")
+    parser.add_argument("--final", action="store_true", help="show the test split instead of validation")
+    parser.add_argument("--models", default="", help="rows, separated by commas (default: all that have a record)")
+    parser.add_argument("--keys", default="", help="run keys to show instead of the latest of their models")
+    parser.add_argument("--against", metavar="MODEL", help="compare with this row (default: the best one)")
+    parser.epilog = "Records are made by run_recbole_bbqrec.py --model=A,B --dataset=X,Y --seeds=3, see there."
+
+
+def _leaderboard(given: argparse.Namespace, settings: list[str]) -> int:
+    from .experiments import leaderboard
+
+    _no_settings("leaderboard", settings)
+    models, keys = ([name for name in text.split(",") if name] for text in (given.models, given.keys))
+    print(leaderboard.write(given.dataset, given.results, given.final, models, keys, given.against))
+    return 0
+
+
 def _recommend_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", help="folder of a finished run, such as saved/BBQRec-ml-100k-2020-...")
     parser.add_argument(
@@ -88,9 +108,6 @@ def _recommend(given: argparse.Namespace, settings: list[str]) -> int:
     return 0
 
 
-_COLUMN_FLAGS = {"user": "--user-column", "item": "--item-column", "time": "--time-column", "token": "--item-id-column"}
-
-
 def _place_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="name of the data set")
     parser.add_argument("--data_path", type=Path, default=Path("dataset"), help="folder of data sets (default dataset)")
@@ -109,8 +126,9 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--from", dest="interactions", type=Path, metavar="FILE", help="table of interactions")
     own.add_argument("--items", type=Path, metavar="FILE", help="table of items")
     own.add_argument("--images", type=Path, metavar="FOLDER", help="folder with <item id>.jpg, .png or .webp")
-    for field, flag in _COLUMN_FLAGS.items():
-        own.add_argument(flag, dest=field, metavar="NAME", help="name of the column, where it is not found by itself")
+    for field, flag in COLUMN_FLAGS.items():
+        what = "the item, in the table of items" if field == "token" else field.replace("_", " ")
+        own.add_argument(flag, dest=field, metavar="NAME", help=f"column of {what}, where it is not found by itself")
     own.add_argument("--on-bad", choices=("skip", "error"), help="bad rows: list them, or stop (default skip)")
 
 
@@ -127,7 +145,7 @@ def _prepare(given: argparse.Namespace, settings: list[str]) -> int:
     both = {key: value for key, value in both.items() if value is not None}
     if given.interactions is None:
         wrong = {"--items": given.items, "--images": given.images, "--on-bad": given.on_bad}
-        wrong |= {flag: getattr(given, field) for field, flag in _COLUMN_FLAGS.items()}
+        wrong |= {flag: getattr(given, field) for field, flag in COLUMN_FLAGS.items()}
         _refuse(wrong, "without --from, which names your table of interactions")
         from .obtain import advice, obtain
         from .preparation.public import describe
@@ -144,7 +162,7 @@ def _prepare(given: argparse.Namespace, settings: list[str]) -> int:
         given.items,
         given.data_path,
         images=given.images,
-        columns={field: getattr(given, field) for field in _COLUMN_FLAGS if getattr(given, field) is not None},
+        columns={field: getattr(given, field) for field in COLUMN_FLAGS if getattr(given, field) is not None},
         on_bad=given.on_bad or "skip",
         **both,
     )
@@ -183,6 +201,7 @@ COMMANDS = {
     "ablate": Command("BBQRec with one part changed at a time, over seeds", _ablate_arguments, _ablate),
     "cost": Command("time and memory of scoring, with and without the codes", _cost_arguments, _cost),
     "features": Command("which item features there are, missing or stale", _features_arguments, _features),
+    "leaderboard": Command("models side by side, from their records", _leaderboard_arguments, _leaderboard),
     "prepare": Command("a data set from public files or your own tables", _prepare_arguments, _prepare),
     "images": Command("fetch the items' images from their addresses", _place_arguments, _images),
     "recommend": Command("recommend items after a history, from a run's folder", _recommend_arguments, _recommend),

@@ -12,7 +12,7 @@ from recbole.evaluator.register import metric_types
 
 from . import compat, registry
 from .errors import InputError
-from .settings import SOURCE, property_files, public_source
+from .settings import NO_SETTINGS, property_files, public_source
 
 METRICS = ("recall", "ndcg", "mrr", "hit", "precision")
 
@@ -41,7 +41,7 @@ CHOICES = {
 }
 
 # Lists; a modality that the items lack is passed over.
-SOME_OF = {"candidate_similarity": ("behavior", "text", "image")}
+SOME_OF = {"candidate_similarity": ("behavior", "text", "image", "seen")}
 
 NOT_NEGATIVE = {"n_negatives", "beam_size", "code_weight", "shuffle_ties", "stopping_step", "seed"}
 
@@ -58,6 +58,7 @@ POSITIVE = {
     "n_candidate_bins",
     "n_candidate_last",
     "n_decoder_layers",
+    "n_experts",
     "feature_dim",
     "encode_batch_size",
     "max_text_tokens",
@@ -185,8 +186,7 @@ class Config(RecBoleConfig):
         super()._load_internal_config_dict(model, model_class, dataset)
         self.internal_config_dict["selected_features"] = self.internal_config_dict.get("selected_features")
         for path in property_files(model, dataset):
-            content = self._read_yaml(path)
-            content.pop(SOURCE, None)
+            content = {key: value for key, value in self._read_yaml(path).items() if key not in NO_SETTINGS}
             # RecBole loads further files for some models (item columns for its feature-aware ones): those stay.
             columns = {**(self.internal_config_dict.get("load_col") or {}), **content.pop("load_col", {})}
             self.internal_config_dict.update(content, load_col=columns)

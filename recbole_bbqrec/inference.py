@@ -195,8 +195,11 @@ def load_bundle(path: str | Path) -> Bundle:
     try:
         content = json.loads((folder / BUNDLE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        finished = [found.parent.name for found in sorted(folder.parent.glob(f"{folder.name}-*/{BUNDLE}"))]
+        hint = f"this is a training, finished runs of it are {', '.join(finished)}; " if finished else ""
         raise InputError(
-            f"{folder / BUNDLE}: {error}; give the folder of a finished run, such as saved/BBQRec-..."
+            f"{folder / BUNDLE}: {why}; {hint}give the folder of a finished run, such as saved/BBQRec-..."
         ) from error
     if content.get("format") != storage.FORMAT:
         raise InputError(f"{folder / BUNDLE}: format {content.get('format')}, expected {storage.FORMAT}; train again")

@@ -5,7 +5,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,17 @@ from .settings import learning_settings, plain_settings, public_source, settings
 def main(arguments: Sequence[str]) -> int:
     """Run one command line; return the exit code: 0, or 2 where the user has something to mend.
 
+    Several models or data sets, or `--seeds`, ask for many runs, see `experiments.many`: 1 where one of them failed.
     `--debug` is read here: with it, the traceback stands before the error's one line.
     """
+    from .experiments import many  # it starts runs through this module
+
     debug = any(argument in ("--debug", "--debug=True") for argument in arguments)
+    arguments = [argument for argument in arguments if argument.partition("=")[0] != "--debug"]
     try:
-        run([argument for argument in arguments if argument.partition("=")[0] != "--debug"])
+        if many.asked_for(arguments):
+            return many.run_many(arguments)
+        run(arguments)
     except InputError as error:
         if debug:
             traceback.print_exc()
@@ -66,7 +72,9 @@ def run(arguments: Sequence[str] = (), config_dict: dict[str, Any] | None = None
 
 
 def execute(
-    arguments: Sequence[str] = (), config_dict: dict[str, Any] | None = None
+    arguments: Sequence[str] = (),
+    config_dict: dict[str, Any] | None = None,
+    inspect: Callable[[Any, Any, Any, Any], dict[str, Any]] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Ranks]]:
     """Train and judge one model on one data set, print its table, and return its record and all ranks.
 
@@ -74,6 +82,8 @@ def execute(
     ----------
     arguments : `--key=value` strings, as on the command line.
     config_dict : settings from Python; the command line wins over them.
+    inspect : looks at the data set and its training, validation and test loaders before the training; what it returns
+        goes into the record.
 
     Returns
     -------
@@ -85,7 +95,7 @@ def execute(
     ------
     InputError : settings, data or files are not as they should be.
     """
-    config = _configured(arguments, config_dict)
+    config = configured(arguments, config_dict)
     _check_result_file(config["result_file"])
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
@@ -101,6 +111,7 @@ def execute(
         model = registry.build_model(config, train._dataset).to(config["device"])
         logger.info(model)
 
+    inspected = inspect(dataset, train, valid, test) if inspect else {}
     trainer = registry.get_trainer(config)(config, model)
     trainer.fit(train, valid, show_progress=config["show_progress"])
     trainer.finish(valid, show_progress=config["show_progress"])
@@ -112,7 +123,7 @@ def execute(
         ranks["test"] = trainer.rank(test, earlier, shown)
     logger.info(f"judged in {time.perf_counter() - started:.1f} s")
 
-    record = _record(config, dataset, model, trainer, ranks)
+    record = {**_record(config, dataset, model, trainer, ranks), **inspected}
     if config["result_file"]:
         storage.write_json(config["result_file"], record)
     _keep_bundle(trainer.run_dir, config, dataset)
@@ -120,7 +131,7 @@ def execute(
     return record, ranks
 
 
-def _configured(arguments: Sequence[str], config_dict: dict[str, Any] | None) -> Config:
+def configured(arguments: Sequence[str], config_dict: dict[str, Any] | None) -> Config:
     """Read the settings; a public data set that is not there yet is fetched and built, and so are images it needs."""
 
     def read() -> Config:
@@ -165,6 +176,7 @@ def _record(config: Config, dataset: Any, model: Any, trainer: Any, ranks: dict[
         "metrics": {split: rank.metrics(config["metrics"], config["topk"]) for split, rank in ranks.items()},
         "users": {split: len(rank.users) for split, rank in ranks.items()},
         "epochs": {"best": best + 1, "done": done, "hit_cap": done >= config["epochs"]},
+        "chosen": trainer.state.get("chosen", {}),
         "times_tested": _count_tests(config, dataset),
         "seconds": {**dataset.seconds, **trainer.timings()},
         "peak_memory_mib": report.peak_memory_mib(),

@@ -14,16 +14,43 @@ from . import compat
 from .data.dataset import MultiModalSequentialDataset
 from .errors import InputError
 from .model.bbqrec import BBQRec
+from .model.sasrec_plus import (
+    BBQRecGenerate,
+    BBQRecWithoutCandidates,
+    SASRecPlus,
+    SASRecPlusFT,
+    SASRecPlusSeen,
+    SASRecPlusT,
+)
 from .model.stock_attention import add_similarity
+from .model.unisrec import UniSRec
+from .model.untrained import Pop, TransitionGraph
 from .sequence_trainer import SequenceTrainer
-from .settings import SOURCE, property_files
+from .settings import NO_SETTINGS, property_files
 from .trainer import ProtocolTrainer
+from .untrained_trainer import UntrainedTrainer
 
-MODELS: dict[str, type[SequentialRecommender]] = {"BBQRec": BBQRec}
+MODELS: dict[str, type[SequentialRecommender]] = {
+    "BBQRec": BBQRec,
+    "BBQRecGenerate": BBQRecGenerate,
+    "BBQRecWithoutCandidates": BBQRecWithoutCandidates,
+    "SASRecPlus": SASRecPlus,
+    "SASRecPlusT": SASRecPlusT,
+    "SASRecPlusFT": SASRecPlusFT,
+    "SASRecPlusSeen": SASRecPlusSeen,
+    "UniSRec": UniSRec,
+    "Pop": Pop,
+    "TransitionGraph": TransitionGraph,
+}
 """Models of this project, by the name given to `--model`."""
 
-TRAINERS: dict[str, type[ProtocolTrainer]] = {"BBQRec": SequenceTrainer}
+TRAINERS: dict[str, type[ProtocolTrainer]] = {
+    name: UntrainedTrainer if issubclass(model, Pop) else SequenceTrainer for name, model in MODELS.items()
+}
 """Trainers of this project's models; RecBole's models keep their own trainer with the protocol on top."""
+
+REGISTERED = {name: model for name, model in MODELS.items() if name != "Pop"}
+"""Models that RecBole's own scripts get to know; to them, `Pop` is the general model that RecBole has."""
 
 NOT_RUN = {"S3Rec": "its second stage reads the weights of the first from a pickle, which is never loaded here"}
 """RecBole's sequential models that this script does not run, and why."""
@@ -100,7 +127,7 @@ def register() -> None:
     compat.stand_in_for_ray()
     _recbole_models()  # imports RecBole's package of sequential models without its side effect
     datasets, trainers = importlib.import_module("recbole.data.dataset"), importlib.import_module("recbole.trainer")
-    for name, model in MODELS.items():
+    for name, model in REGISTERED.items():
         sys.modules[f"recbole.model.sequential_recommender.{name.lower()}"] = sys.modules[model.__module__]
         setattr(datasets, f"{name}Dataset", MultiModalSequentialDataset)
         setattr(trainers, f"{name}Trainer", TRAINERS[name])
@@ -117,10 +144,11 @@ def _read_our_properties(config_class: Any) -> None:
 
     def with_ours(self: Any, model: str, model_class: type, dataset: str) -> None:
         original(self, model, model_class, dataset)
-        if model in MODELS:
+        if model in REGISTERED:
             for path in property_files(model, dataset):
                 self._update_internal_config_dict(path)
-            self.internal_config_dict.pop(SOURCE, None)
+            for key in NO_SETTINGS:
+                self.internal_config_dict.pop(key, None)
 
     config_class._load_internal_config_dict = with_ours
     setattr(config_class, _MARK, True)

@@ -14,9 +14,12 @@ from .data.sequences import training_sequences
 from .errors import InputError
 from .model.averaging import AveragedAdamW
 from .model.candidate_fit import fit_candidates
-from .model.candidates import CANDIDATES, HALVES, build_candidates, candidates_of
+from .model.candidates import CANDIDATES, HALVES, CandidateSimilarity, build_candidates, candidates_of
 from .ranking import rank_targets
 from .trainer import ProtocolTrainer
+
+ROUNDING = 1e-4
+"""Metrics that differ by less are taken for equal: scaled scores round differently."""
 
 
 class SequenceTrainer(ProtocolTrainer):
@@ -78,18 +81,36 @@ class SequenceTrainer(ProtocolTrainer):
         self.logger.info(
             f"candidate similarity: {candidates.n_weights} weights, signals {', '.join(candidates.signals)}"
         )
-        if not path.is_file() or not self.config["resume"]:
-            started = time.perf_counter()
-            histories = dataset.inter_feat[model.ITEM_SEQ].to(self.device)
-            targets = dataset.inter_feat[model.ITEM_ID].to(self.device)
-            with torch.no_grad():
-                halves, seed = halves_of(dataset), self.config["seed"]
-                fit_candidates(candidates, model.encoder_score, histories, targets, halves, seed, show_progress)
-            self._candidate_seconds = time.perf_counter() - started
-            candidates.fitted_on = fingerprint_of(dataset)
-            candidates.save(path)
         model.candidates = candidates
         self._known_halves.clear()
+        if path.is_file() and self.config["resume"]:
+            return
+        started = time.perf_counter()
+        histories = dataset.inter_feat[model.ITEM_SEQ].to(self.device)
+        targets = dataset.inter_feat[model.ITEM_ID].to(self.device)
+        with torch.no_grad():
+            halves, seed = halves_of(dataset), self.config["seed"]
+            fit_candidates(candidates, model.encoder_score, histories, targets, halves, seed, show_progress)
+        candidates.fitted_on = fingerprint_of(dataset)
+        self._judge_candidates(candidates, valid_data, show_progress)
+        candidates.save(path)
+        self._candidate_seconds = time.perf_counter() - started
+
+    def _judge_candidates(self, candidates: CandidateSimilarity, valid_data: Any, show_progress: bool) -> None:
+        """Leave the fitted weights out where each half of the users is served worse by what the other half gave.
+
+        That happens where a few hundred users are all there is to fit on.
+        """
+        metrics = self.rank(valid_data, [self._train_dataset], show_progress).metrics(
+            self.config["metrics"], self.config["topk"]
+        )
+        score, without = metrics["masked"][self.valid_metric], self.best_valid_score
+        what = f"{self.config['valid_metric']} {without:.4f} without, {score:.4f} with candidate similarity"
+        if score > without - ROUNDING:  # equal where nothing but seen items has a weight: they are masked
+            self.logger.info(what)
+            return
+        candidates.reset()
+        self.logger.warning(f"{what}: it is left out (usually there are too few users to fit it on)")
 
     def timings(self) -> dict[str, float]:
         """As `ProtocolTrainer.timings`, and the seconds of fitting `candidates` where this run did so."""

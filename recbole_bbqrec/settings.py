@@ -5,6 +5,8 @@ from typing import Any
 
 import yaml
 
+from .errors import InputError
+
 _INSTALLED = Path(__file__).parent / "properties"
 PROPERTIES = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parent.parent / "properties"
 """Our YAML files: inside the installed package, or at the top of a source checkout."""
@@ -28,14 +30,32 @@ def candidate_settings(config: Any) -> dict[str, Any]:
     return {key: _plain(config[key]) for key in FITTED_AFTER_TRAINING if key in config.final_config_dict}
 
 
-SOURCE = "source"
-"""Key of a data set's YAML file that describes where the data comes from; it is no setting of a run."""
+SOURCE, EXTENDS = NO_SETTINGS = ("source", "extends")
+"""Keys of our YAML files that are no settings of a run: where a data set comes from, and whose file comes first."""
 
 
 def property_files(model: str, dataset: str) -> list[Path]:
-    """Return our YAML files for a run, those that win later in the list."""
-    files = [PROPERTIES / "overall.yaml", PROPERTIES / f"model/{model}.yaml", _dataset_file(dataset)]
+    """Return our YAML files for a run, those that win later in the list.
+
+    Raises
+    ------
+    InputError : `extends` in a model's file names no model that has one, or leads back to the file itself.
+    """
+    files = [PROPERTIES / "overall.yaml", *_model_files(model), _dataset_file(dataset)]
     return [path for path in files if path.is_file()]
+
+
+def _model_files(model: str) -> list[Path]:
+    """Return the YAML file of a model, after those that it extends."""
+    files = [PROPERTIES / f"model/{model}.yaml"]
+    while (base := _content(files[0]).get(EXTENDS)) is not None:
+        path = files[0].with_name(f"{base}.yaml")
+        if not path.is_file():
+            raise InputError(f"{files[0]}: {EXTENDS} {base!r}, but there is no {path}; name a model of that folder")
+        if path in files:
+            raise InputError(f"{files[0]}: {EXTENDS} {base!r}, which extends this file itself; take one of them out")
+        files.insert(0, path)
+    return files
 
 
 def _dataset_file(dataset: str) -> Path:

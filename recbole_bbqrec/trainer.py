@@ -73,10 +73,6 @@ class ProtocolTrainer(Trainer):
         callback_fn: Any = None,
     ) -> tuple[float, Any]:
         """Train as RecBole does; continue an interrupted run of the same settings and data where it stopped."""
-        if valid_data is None or not len(valid_data):
-            raise InputError(
-                "no validation interaction: users need at least four items; loosen the filters of the data set"
-            )
         train_data = self._training_batches(train_data)
         self._train_dataset = train_data._dataset
         self._open_run(train_data, valid_data)
@@ -102,6 +98,10 @@ class ProtocolTrainer(Trainer):
         return train_data
 
     def _open_run(self, train_data: Any, valid_data: Any) -> None:
+        if valid_data is None or not len(valid_data):
+            raise InputError(
+                "no validation interaction: users need at least four items; loosen the filters of the data set"
+            )
         import recbole_bbqrec  # the package itself is part of what decides the result
 
         given, afterwards = learning_settings(self.config), candidate_settings(self.config)

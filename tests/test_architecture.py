@@ -32,7 +32,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": FOUNDATION | {"compat", "report", "settings", "tokenizer", "preparation"},
     "trainer": FOUNDATION | {"checkpoint", "compat", "data", "model", "ranking", "settings"},
     "sequence_trainer": FOUNDATION | {"data", "model", "ranking", "trainer"},
-    "registry": FOUNDATION | {"compat", "data", "model", "sequence_trainer", "settings", "trainer"},
+    "untrained_trainer": FOUNDATION | {"data", "ranking", "trainer"},
+    "registry": FOUNDATION
+    | {"compat", "data", "model", "sequence_trainer", "settings", "trainer", "untrained_trainer"},
     "config": FOUNDATION | {"compat", "registry", "settings"},
     "obtain": FOUNDATION | {"settings", "preparation"},
     "inference": FOUNDATION | {"checkpoint", "compat", "config", "data", "model", "ranking", "registry", "settings"},

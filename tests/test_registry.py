@@ -9,6 +9,7 @@ from conftest import QUICK
 from recbole_bbqrec import registry
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.model.bbqrec import BBQRec
+from recbole_bbqrec.settings import property_files
 
 
 def test_names_mean_ours_first_then_recboles():
@@ -18,6 +19,13 @@ def test_names_mean_ours_first_then_recboles():
         registry.get_model("sasrec")
     with pytest.raises(InputError, match=r"--model=S3Rec: its second stage .* RecBole's own scripts"):
         registry.get_model("S3Rec")
+
+
+@pytest.mark.parametrize("name", registry.MODELS)
+def test_every_model_of_ours_has_a_trainer_and_a_file_of_its_own(name):
+    assert registry.get_model(name).__name__ == name
+    assert registry.TRAINERS[name] is registry.get_trainer({"model": name})
+    assert property_files(name, "nowhere")[-1].name == f"{name}.yaml"
 
 
 def test_looking_up_recboles_models_leaves_anomaly_mode_alone():
@@ -78,6 +86,12 @@ def test_register_changes_nothing_for_recboles_own_models(tiny, tmp_path):
         assert config["topk"] == [10] and config["length_groups"] is None
         assert get_model("BBQRec").__module__ == "recbole_bbqrec.model.bbqrec"
         assert get_trainer(config["MODEL_TYPE"], "SASRec").__module__ == "recbole.trainer.trainer"
+        ours = Config(model="SASRecPlusT", dataset="tiny")
+        assert (ours["n_layers"], ours["candidate_similarity"], ours["extends"]) == (2, ["behavior"], None)
+        assert get_trainer(ours["MODEL_TYPE"], "SASRecPlusT").__name__ == "SequenceTrainer"
+        general = Config(model="Pop", dataset="tiny")  # RecBole has a model of this name, which stays
+        assert get_model("Pop").__module__ == "recbole.model.general_recommender.pop"
+        assert get_trainer(general["MODEL_TYPE"], "Pop").__name__ == "TraditionalTrainer"
         print("fine")
     """
     assert run_in_recbole(tiny, tmp_path, body).endswith("fine\n")

@@ -6,7 +6,7 @@ import torch
 from conftest import settings
 
 import recbole_bbqrec
-from recbole_bbqrec import quick_start
+from recbole_bbqrec import quick_start, sequence_trainer
 from recbole_bbqrec.model.candidates import CANDIDATES, CandidateSimilarity
 from recbole_bbqrec.sequence_trainer import halves_of
 
@@ -33,7 +33,26 @@ def test_candidate_settings_share_one_training(given, run):
     assert len({run[0]["run_dir"], other["run_dir"], without["run_dir"]}) == 3
     assert (training / "last.safetensors").stat().st_mtime_ns == before
     ndcg = [record["metrics"]["valid"]["masked"]["ndcg@10"] for record in (run[0], other, without)]
-    assert len(set(ndcg)) == 3
+    assert ndcg[0] > ndcg[2] and ndcg[1] >= ndcg[2]
+
+
+def test_weights_that_serve_users_worse_are_left_out(given, run, monkeypatch, caplog):
+    record, ranks = run
+    without = quick_start.execute(config_dict=given(candidate_similarity=[]))[1]
+    path = Path(record["run_dir"]) / CANDIDATES
+    kept = path.read_bytes()
+
+    def spoil(candidates: CandidateSimilarity, *_: object) -> None:
+        candidates.weights[:] = torch.randn(candidates.weights.shape, generator=torch.Generator().manual_seed(0))
+
+    path.unlink()
+    monkeypatch.setattr(sequence_trainer, "fit_candidates", spoil)
+    spoilt = quick_start.execute(config_dict=given())[1]
+    assert "with candidate similarity: it is left out" in caplog.text
+    assert not CandidateSimilarity.load(path).weights[:, 1:].any()
+    for split, expected in without.items():
+        assert (spoilt[split].masked == expected.masked).all() and (ranks[split].masked != expected.masked).any()
+    path.write_bytes(kept)
 
 
 def test_a_finished_fit_is_read_and_an_unfinished_one_is_made_again(given, run):

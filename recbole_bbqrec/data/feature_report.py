@@ -274,7 +274,7 @@ def describe(report: FeatureReport) -> str:
     lines += [f"{one.name}: {one.remark}" for one in report.modalities if one.remark]
     if report.images is not None:
         lines += _describe_images(report.images, report)
-    if report.unused:
+    if report.unused and report.modalities:
         lines.append(
             f"{len(report.unused)} files and folders ({_mb(report.unused_bytes)} MB) in {report.cache_dir} are not "
             f"used by these settings and may be deleted: {', '.join(path.name for path in report.unused[:5])}"

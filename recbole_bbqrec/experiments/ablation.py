@@ -267,15 +267,21 @@ def remake(dataset: str, final: bool = False, results: Path = Path("results")) -
 def _recorded_study(dataset: str, final: bool, results: Path) -> Study:
     """The study that the table on disk shows, or else the only one there are records of."""
     folder = records.folder_of(results, dataset)
-    found = {}
-    for path in sorted(folder.glob(f"{FULL}-*.json")):
-        record = records.read(path)
-        parts = (record["settings"], record["data_fingerprint"], record["data"])
-        found[record["run_key"]] = Study(MODEL, dataset, *parts, final)
+    by_name: dict[str, dict[str, Study]] = {
+        MODEL: {},
+        FULL: {},
+    }  # a leaderboard's run of the model serves as `full` too
+    for name, studies in by_name.items():
+        for path in sorted(folder.glob(f"{name}-*.json")):
+            record = records.read(path)
+            parts = (record["settings"], record["data_fingerprint"], record["data"])
+            studies[record["run_key"]] = Study(MODEL, dataset, *parts, final)
     table = results / f"ablation-{dataset}.json"
     shown = json.loads(table.read_text(encoding="utf-8"))["run_key"] if table.is_file() else None
-    if shown in found:
-        return found[shown]
+    for studies in by_name.values():
+        if shown in studies:
+            return studies[shown]
+    found = by_name[FULL] or by_name[MODEL]
     if len(found) != 1:
         raise InputError(
             f"--table-only: found {len(found)} ablations of {dataset} in {folder}, expected one; "

@@ -85,12 +85,15 @@ def data_fingerprint(config: Any) -> str:
 
 
 def data_statistics(config: Any) -> dict[str, Any]:
-    """Count users, items and interactions of a data set's interaction files."""
-    columns = [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]]
+    """Count users, items and interactions of a data set's interaction files.
+
+    `tied_times` is the share of interactions at a time at which their user has another one.
+    """
+    columns = [config[f"{kind}_FIELD"] for kind in ("USER_ID", "ITEM_ID", "TIME")]
     how = (config["field_separator"], config["encoding"] or "utf-8")
     paths = sorted(Path(config["data_path"]).glob(f"{config['dataset']}*.inter"))  # several for a split made beforehand
     frame = pd.concat([read_atomic(path, columns, *how)[0] for path in paths])
-    users, items = (int(frame[column].nunique()) for column in columns)
+    users, items = (int(frame[column].nunique()) for column in columns[:2])
     modalities = FeatureSettings.from_config(config).modalities()
     return {
         "users": users,
@@ -98,6 +101,7 @@ def data_statistics(config: Any) -> dict[str, Any]:
         "interactions": len(frame),
         "interactions_per_user": len(frame) / users,
         "density": len(frame) / (users * items),
+        "tied_times": float(frame.duplicated([columns[0], columns[2]], keep=False).mean()),
         "modalities": [f"{modality.name} ({modality.encoder})" for modality in modalities],
     }
 
@@ -233,11 +237,18 @@ def keep_error(folder: Path, name: str, seed: int, key: str, text: str) -> None:
     report.write_file(_error_file(folder, name, seed, key), text.encode())
 
 
+def all_errors(folder: Path) -> dict[tuple[str, int, str], str]:
+    """Name, seed and key -> kept error of all runs that failed and have not succeeded since."""
+    found = {}
+    for path in sorted(folder.glob(f"*{_ERROR}")):
+        name, seed, key = path.name[: -len(_ERROR)].rsplit("-", 2)
+        found[name, int(seed), key] = path.read_text(encoding="utf-8")
+    return found
+
+
 def errors_of(folder: Path, name: str, key: str) -> dict[int, str]:
     """Seed -> kept error of the runs of this name and key that failed and have not succeeded since."""
-    start, end = f"{name}-", f"-{key}{_ERROR}"
-    paths = sorted(folder.glob(f"{start}*{end}"))
-    return {int(path.name[len(start) : -len(end)]): path.read_text(encoding="utf-8") for path in paths}
+    return {seed: text for (named, seed, of), text in all_errors(folder).items() if (named, of) == (name, key)}
 
 
 def _error_file(folder: Path, name: str, seed: int, key: str) -> Path:

@@ -1,11 +1,12 @@
 """Many runs, one after the other: those that have a record are not run again, a failing one does not end the others."""
 
+import functools
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from .. import quick_start
 from ..config import Config
 from ..ranking import Ranks
 from . import records
+from .leakage import check_leakage
 
 Execute = Callable[..., tuple[dict[str, Any], Mapping[str, Ranks]]]
 
@@ -59,6 +61,25 @@ class Data:
         return cls(records.data_fingerprint(config), records.data_statistics(config))
 
 
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A planned run, the data it reads, and the folder its record goes to."""
+
+    run: Planned
+    data: Data
+    folder: Path
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """`records.comparable_settings` of the run."""
+        return records.comparable_settings(self.run.config())
+
+    @functools.cached_property
+    def key(self) -> str:
+        """`records.run_key` of the run, the same for all its seeds."""
+        return records.run_key(self.settings, self.data.fingerprint)
+
+
 def run_all(
     planned: Sequence[Planned],
     data: Data,
@@ -67,45 +88,71 @@ def run_all(
     after: Callable[[], None],
     execute: Execute | None = None,
 ) -> dict[str, str]:
+    """Run what has no record yet on one data set, see `run_jobs`; `after` is called after every run."""
+    return run_jobs([Job(run, data, folder) for run in planned], splits, lambda _: after(), execute)
+
+
+def run_jobs(
+    jobs: Sequence[Job], splits: tuple[str, ...], after: Callable[[Job], object], execute: Execute | None = None
+) -> dict[str, str]:
     """Run what has no record yet, in the given order, and keep a record of each.
+
+    A model that turns out to be untrained has nothing that a seed could change: its further seeds are passed over.
 
     Parameters
     ----------
-    folder : of the records.
     splits : what a record has to be judged on to count.
     after : called after every run.
-    execute : stands in for `quick_start.execute`.
+    execute : stands in for `quick_start.execute` with its check for leakage.
 
     Returns
     -------
-    "name, seed n" -> message of the error, for each run that failed.
+    "name, seed n" -> message of the error, for each run that failed; the data set is named where there are several.
     """
-    execute = execute or quick_start.execute
+    execute = execute or functools.partial(quick_start.execute, inspect=check_leakage)
     source = records.code_fingerprint()  # of the code that is running, whatever is edited meanwhile
-    missing: list[tuple[Planned, dict[str, Any], str]] = []
-    for run in planned:
-        comparable = records.comparable_settings(run.config())
-        key = records.run_key(comparable, data.fingerprint)
-        if records.find(folder, run.seed, key, splits) is None:
-            missing.append((run, comparable, key))
-    _say(f"{len(planned)} runs, {len(planned) - len(missing)} of them finished before")
-    started, failures = time.monotonic(), {}
-    for done, (run, comparable, key) in enumerate(missing):
-        title = f"{run.name}, seed {run.seed}"
-        _say(f"[{done + 1}/{len(missing)}] {title}{_estimate(started, done, len(missing))}")
+    found = {job: records.find(job.folder, job.run.seed, job.key, splits) for job in jobs}
+    untrained = {job.key for job, path in found.items() if path is not None and _is_untrained(records.read(path))}
+    missing = [job for job in jobs if found[job] is None and job.key not in untrained]
+    _say(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them finished before")
+    several = len({job.folder for job in jobs}) > 1
+    started, done, failures = time.monotonic(), 0, {}
+    while missing:
+        job, total = missing[0], done + len(missing)
+        name = f"{job.run.name} on {job.run.given['dataset']}" if several else job.run.name
+        title = f"{name}, seed {job.run.seed}"
+        _say(f"[{done + 1}/{total}] {title}{_estimate(started, done, total)}")
         try:
-            record, ranks = execute(arguments=run.files, config_dict=dict(run.given))
+            record, ranks = execute(arguments=job.run.files, config_dict=dict(job.run.given))
         except Exception as error:  # whatever it is, the other runs are worth having
             failures[title] = " ".join(f"{type(error).__name__}: {error}".split())
-            records.keep_error(folder, run.name, run.seed, key, traceback.format_exc())
+            records.keep_error(job.folder, job.run.name, job.run.seed, job.key, traceback.format_exc())
             _say(f"  failed: {failures[title]}")
         else:
-            described = {"data": data.statistics, "data_fingerprint": data.fingerprint, "source": source}
-            kept = {**_without_paths(record), **described, "settings": comparable, "run_key": key}
-            records.write(folder, run.name, kept, ranks)
-        after()
-    _say(f"{len(missing)} runs in {_clock(time.monotonic() - started)}" if missing else "nothing left to run")
+            records.write(job.folder, job.run.name, _kept(record, job, source), ranks)
+            if _is_untrained(record):
+                untrained.add(job.key)
+        after(job)
+        missing, done = [left for left in missing[1:] if left.key not in untrained], done + 1
+    _say(f"{done} runs in {_clock(time.monotonic() - started)}" if done else "nothing left to run")
     return failures
+
+
+def _is_untrained(record: Mapping[str, Any]) -> bool:
+    return record["epochs"]["done"] == 0
+
+
+def _kept(record: Mapping[str, Any], job: Job, source: str) -> dict[str, Any]:
+    """What is kept of a finished run: its record, and what the table that asked for it knows."""
+    return {
+        **_without_paths(record),
+        "data": job.data.statistics,
+        "data_fingerprint": job.data.fingerprint,
+        "source": source,
+        "settings": job.settings,
+        "run_key": job.key,
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
 
 
 def _without_paths(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -172,6 +172,16 @@ class PairedValues:
             return None
         return sign_flip_test(self._per_user(row, seeds) - self._per_user(reference, seeds), flips, self._seed)
 
+    def difference(self, row: str, reference: str) -> tuple[float, tuple[float, float]]:
+        """Difference of two rows' means with its interval, each over all of its own seeds."""
+        samples = self._resampled(row, self.seeds(row)) - self._resampled(reference, self.seeds(reference))
+        return self.mean(row) - self.mean(reference), interval(samples)
+
+    def p_of_difference(self, row: str, reference: str, flips: int = FLIPS) -> float:
+        """Sign-flip test of `difference`: a user's values are averaged over each row's own seeds first."""
+        differences = self._per_user(row, self.seeds(row)) - self._per_user(reference, self.seeds(reference))
+        return sign_flip_test(differences, flips, self._seed)
+
     def common_seeds(self, row: str, reference: str) -> list[int]:
         """Seeds that both rows were run with."""
         return sorted(set(self.seeds(row)) & set(self.seeds(reference)))

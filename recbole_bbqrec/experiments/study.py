@@ -1,7 +1,7 @@
 """From the records of an ablation to its table: statistics, Markdown, figure."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,27 +100,33 @@ def _rows(split: str, runs: Mapping[str, Mapping[int, Run]]) -> list[dict[str, A
     values = {
         (column, metric, k): PairedValues(
             {
-                name: {seed: _values(run, split, column, metric, k) for seed, run in found.items()}
+                name: {seed: values_of(run, split, column, metric, k) for seed, run in found.items()}
                 for name, found in runs.items()
             }
         )
         for column in ("masked", "unmasked")
         for metric, k in METRICS
     }
-    version = _version(runs)
+    version = version_of(runs)
     rows = [_row(name, found, values, version) for name, found in runs.items()]
-    tested = [entry for row in rows for entry in row["masked"].values() if entry["p"] is not None]
-    for entry, adjusted in zip(tested, holm([entry["p"] for entry in tested]), strict=True):
-        entry["p_holm"] = float(adjusted)
+    correct(entry for row in rows for entry in row["masked"].values())
     return rows
 
 
-def _values(run: Run, split: str, column: str, metric: str, k: int) -> tuple[np.ndarray, np.ndarray]:
+def correct(entries: Iterable[dict[str, Any]]) -> None:
+    """Add `p_holm` to those that have a `p`: Holm's correction, all of them being one family of tests."""
+    tested = [entry for entry in entries if entry.get("p") is not None]
+    for entry, adjusted in zip(tested, holm([entry["p"] for entry in tested]), strict=True):
+        entry["p_holm"] = float(adjusted)
+
+
+def values_of(run: Run, split: str, column: str, metric: str, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Users and values [R] of one metric of a run, as `PairedValues` takes them."""
     ranks = run.ranks[split]
     return ranks.users, per_row(getattr(ranks, column), metric, k)
 
 
-def _version(runs: Mapping[str, Mapping[int, Run]]) -> str:
+def version_of(runs: Mapping[str, Mapping[int, Run]]) -> str:
     """The version of the code that a table is about: that of most runs of `full`, or where it has none of all rows."""
     compared = runs[FULL].values() if FULL in runs else [run for found in runs.values() for run in found.values()]
     return Counter(run.record["source"] for run in compared).most_common(1)[0][0]
@@ -202,7 +208,7 @@ def _our_keys(content: Mapping[str, Any]) -> list[str]:
     """Keys of our property files that the settings have, in the order of the files."""
     keys: dict[str, None] = {}
     for path in property_files(content["model"], content["dataset"]):
-        keys.update(dict.fromkeys(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        keys.update(dict.fromkeys(yaml.safe_load(path.read_text(encoding="utf-8")) or ()))
     return [key for key in keys if key in content["settings"]]
 
 
@@ -222,8 +228,13 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         cells.append(f"{entry['mean']:.4f} [{entry['low']:.4f}, {entry['high']:.4f}]")
         change, p_value = entry["change"], entry.get("p_holm")
         cells.append("" if change is None else f"{change['mean']:+.1f} [{change['low']:+.1f}, {change['high']:+.1f}]")
-        cells.append("" if p_value is None else "< 0.001" if p_value < 0.001 else f"{p_value:.3f}")
+        cells.append(p_text(p_value))
     return [*cells, *(f"{entry['mean']:.4f}" for entry in row["unmasked"].values()), f"{row['fit_seconds']:.0f}"]
+
+
+def p_text(p_value: float | None) -> str:
+    """A p-value as tables show it; nothing for none."""
+    return "" if p_value is None else "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def _footnotes(split: str, rows: list[dict[str, Any]]) -> list[str]:

@@ -6,7 +6,7 @@ heads over the codes of the ID, `joint` by both, `generate` by decoding the ID c
 Shapes: B histories, T items of the longest, N items (row 0 = padding), n targets, H hidden width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ class BBQRec(SequentialRecommender):
                 f"scoring: found {self.scoring}, but there are no codes; set --codes=learned, or --scoring=dense"
             )
         self.codebook_size = ids.codebook_size if ids is not None else 0
-        self.item_table = _item_table(config, dataset, self.n_items)
+        self.item_table = _item_table(config, dataset, self.n_items, self._projection(config))
         self.position_embedding = nn.Embedding(self.max_seq_length, config["hidden_size"])
         self.dropout = Dropout(config["hidden_dropout_prob"])
         self.layers = nn.ModuleList(
@@ -83,6 +83,10 @@ class BBQRec(SequentialRecommender):
         )
         self.candidates: CandidateSimilarity | None = None
         """Set by the trainer, or read from the run's folder; not part of what training learns."""
+
+    def _projection(self, config: Any) -> Callable[[int, int], nn.Module]:
+        """What makes projections of features into item representations, from the two widths."""
+        return nn.Linear
 
     @property
     def finds_some(self) -> bool:
@@ -260,7 +264,7 @@ class BBQRec(SequentialRecommender):
         return self.score(interaction[self.ITEM_SEQ], unique).gather(1, place.unsqueeze(1)).squeeze(1)
 
 
-def _item_table(config: Any, dataset: Any, n_items: int) -> ItemTable:
+def _item_table(config: Any, dataset: Any, n_items: int, projection: Callable[[int, int], nn.Module]) -> ItemTable:
     ids = dataset.semantic_ids if config["use_code_embedding"] else None
     features = dataset.item_features if config["use_features"] else None
     return ItemTable(
@@ -272,6 +276,7 @@ def _item_table(config: Any, dataset: Any, n_items: int) -> ItemTable:
         features=features.matrices if features is not None else None,
         present=features.present if features is not None else None,
         id_dropout=config["id_dropout_prob"],
+        projection=projection,
     )
 
 

@@ -156,4 +156,6 @@ def _solve(problem: Problem) -> np.ndarray:
         return value + RIDGE * float(x[1:] @ x[1:]), gradient
 
     start = np.r_[1.0, np.zeros(problem.weights.shape[1])]
-    return scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS}).x
+    bounds = [(0.0, None), *[(None, None)] * (len(start) - 1)]  # a poor encoder must not be turned upside down
+    options = {"maxiter": ITERATIONS}
+    return scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x

@@ -27,7 +27,7 @@ from .signals import mean_row
 KIND = "candidates"
 CANDIDATES = "candidates.safetensors"
 """Name of the file in a run's folder."""
-BEHAVIOR, TRANSITION, COOCCURRENCE, WALK = "behavior", "transition", "cooccurrence", "walk"
+BEHAVIOR, TRANSITION, COOCCURRENCE, WALK, SEEN = "behavior", "transition", "cooccurrence", "walk", "seen"
 
 BOUND = (ID_SIGNAL, FUSED_SIGNAL)
 """Signals of an item tokenizer that compare items by behaviour."""
@@ -75,10 +75,9 @@ class CandidateSimilarity:
         self.n_last = n_last
         sizes = [signal.n_buckets * n_last for signal in self.signals.values()]
         self.starts = np.r_[1, 1 + np.cumsum(sizes)].astype(int).tolist()
+        self.weights = torch.zeros(HALVES + 1, 1 + self.n_weights) if weights is None else weights
         if weights is None:
-            weights = torch.zeros(HALVES + 1, 1 + self.n_weights)
-            weights[:, 0] = 1.0
-        self.weights = weights
+            self.reset()
         self.fitted_on = ""
         """Fingerprint of the rows that gave the weights; see `sequence_trainer.fingerprint_of`."""
         self.part = HALVES
@@ -88,6 +87,11 @@ class CandidateSimilarity:
     def n_weights(self) -> int:
         """Number F of weights."""
         return self.starts[-1]
+
+    def reset(self) -> None:
+        """Leave the encoder's scores as they are, whatever was fitted before."""
+        self.weights.zero_()
+        self.weights[:, 0] = 1.0
 
     def to(self, device: torch.device | str) -> "CandidateSimilarity":
         """Move everything to `device`, in place."""
@@ -159,8 +163,9 @@ def build_candidates(config: Any, dataset: Any) -> CandidateSimilarity | None:
 
     Parameters
     ----------
-    config : reads `candidate_similarity` (`behavior` and names of modalities), `n_candidate_neighbours`,
-        `n_candidate_bins` and `n_candidate_last`.
+    config : reads `candidate_similarity` (`behavior`, names of modalities, and `seen` for the weight of candidates that
+        stand in the history, which every signal brings along), `n_candidate_neighbours`, `n_candidate_bins` and
+        `n_candidate_last`.
     dataset : its `train_sequences`, `item_features` and `semantic_ids`.
     """
     wanted: Sequence[str] = config["candidate_similarity"] or []
@@ -184,7 +189,7 @@ def build_candidates(config: Any, dataset: Any) -> CandidateSimilarity | None:
         found = nearest(vectors[order], present[order], size)
         lists[name] = found, _edges(found, bins, pairs)
     signals = {name: _signal(found, edges, order, place) for name, (found, edges) in lists.items()}
-    return CandidateSimilarity(signals, config["n_candidate_last"]) if signals else None
+    return CandidateSimilarity(signals, config["n_candidate_last"]) if signals or SEEN in wanted else None
 
 
 def _vectors(dataset: Any, wanted: Sequence[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

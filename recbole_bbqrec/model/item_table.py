@@ -3,7 +3,7 @@
 Shapes: N items (row 0 = padding), P positions of an ID, F width of a modality's features, H hidden width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -26,6 +26,7 @@ class ItemTable(nn.Module):
     code_ids : [N, P] code ids (0 = none) or none; `n_code_ids` values.
     features, present : modality -> [N, F] matrix, and [N] whether the item has it.
     id_dropout : how often a row goes without its ID part in training, which is how new items will come.
+    projection : makes what turns features of width F into H, from the two widths.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class ItemTable(nn.Module):
         features: Mapping[str, torch.Tensor] | None = None,
         present: Mapping[str, torch.Tensor] | None = None,
         id_dropout: float = 0.0,
+        projection: Callable[[int, int], nn.Module] = nn.Linear,
     ) -> None:
         super().__init__()
         self.n_items = n_items
@@ -53,7 +55,7 @@ class ItemTable(nn.Module):
             self.register_buffer(f"present_{name}", known, persistent=False)
             self.register_buffer(f"mean_{name}", mean_row(matrix[known]))
             self.register_buffer(f"features_{name}", self._centred(name, matrix), persistent=False)
-            self.projections[name] = nn.Linear(matrix.shape[1], hidden_size)
+            self.projections[name] = projection(matrix.shape[1], hidden_size)
             self.missing[name] = nn.Parameter(torch.zeros(hidden_size))
         if not (use_id or code_ids is not None or self.modalities):
             raise InputError(

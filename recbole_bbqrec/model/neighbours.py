@@ -35,7 +35,7 @@ class Neighbours(NamedTuple):
 
 def transitions(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> Neighbours:
     """List the `size` items that most often directly followed an item in the training sequences, and how often."""
-    return _lists(_largest(_pair_counts(offsets, items, n_items, 1), np.arange(n_items), size))
+    return _lists(_largest(pair_counts(offsets, items, n_items, 1), np.arange(n_items), size))
 
 
 def cooccurrence(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> Neighbours:
@@ -95,7 +95,7 @@ def nearest(vectors: torch.Tensor, present: torch.Tensor, size: int) -> Neighbou
     )
 
 
-def _pair_counts(offsets: np.ndarray, items: np.ndarray, n_items: int, window: int) -> scipy.sparse.csr_array:
+def pair_counts(offsets: np.ndarray, items: np.ndarray, n_items: int, window: int) -> scipy.sparse.csr_array:
     """How often one item comes at most `window` steps before another [N, N]; an item with itself does not count."""
     user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     pairs = []
@@ -109,7 +109,7 @@ def _pair_counts(offsets: np.ndarray, items: np.ndarray, n_items: int, window: i
 
 
 def _met_together(offsets: np.ndarray, items: np.ndarray, n_items: int) -> scipy.sparse.csr_array:
-    counts = _pair_counts(offsets, items, n_items, WINDOW)
+    counts = pair_counts(offsets, items, n_items, WINDOW)
     return scipy.sparse.csr_array(counts + counts.T)
 
 

@@ -164,7 +164,7 @@ def _select(reviews: Iterable[Review], user_core: int, item_core: int, dropped: 
     rows = _earliest(users, items, times, len(item_hashes))
     dropped["reviews of a user about an item reviewed before"] = len(users) - len(rows)
     left = rows[k_core(users[rows], items[rows], user_core, item_core)]
-    dropped["reviews of users or items with too few"] = len(rows) - len(left)
+    dropped["reviews of users or items with too few of them"] = len(rows) - len(left)
     user_at, users = np.unique(users[left], return_inverse=True)
     item_at, items = np.unique(items[left], return_inverse=True)
     users, items = users.astype(np.int32), items.astype(np.int32)

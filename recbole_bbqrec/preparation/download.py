@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from ..storage import replacing, write_json
-from .transfer import PATIENCE, Failed, Patience, length_of, request, stream
+from .transfer import PATIENCE, Failed, NoSuchHost, Patience, length_of, request, stream
 
 PROGRESS = 1 << 20
 """Bytes that a try must bring for the count of failures to start anew: long files outlive many broken connections."""
@@ -66,7 +66,7 @@ def fetch(sources: Sequence[Source], folder: Path, progress: bool = True, patien
                 wanted = missing(sources, folder)  # again: another process may have fetched them meanwhile
                 _announce(wanted, folder)
                 for source in wanted:
-                    _fetch_one(source, folder / source.name, progress, patience)
+                    _fetch_one(source, folder / source.name, progress, patience, wanted)
                     fetched.add(source.name)
         for source in sources:
             if source.name not in fetched:
@@ -103,7 +103,8 @@ def _check_source(source: Source) -> None:
 
 def _announce(wanted: Sequence[Source], folder: Path) -> None:
     """Say what will be fetched, and refuse early where the disk cannot hold it."""
-    sizes = {source: _size(source) for source in wanted}
+    # Where a size is not known, the first mirror that answers tells it.
+    sizes = {source: source.size or next(filter(None, map(length_of, source.urls)), None) for source in wanted}
     for source, size in sizes.items():
         about = "size not known" if size is None else f"{size / 1e6:,.1f} MB"
         logging.getLogger().info(f"fetching {source.name} ({about}) into {folder}")
@@ -115,11 +116,6 @@ def _announce(wanted: Sequence[Source], folder: Path) -> None:
             f"{folder}: found {free / 1e6:,.0f} MB of free disk space, expected {need / 1e6:,.0f} MB for "
             f"{', '.join(source.name for source in wanted)}; make room or name another folder with --raw_dir="
         )
-
-
-def _size(source: Source) -> int | None:
-    """Size of a source, asked for where it is not known: the first mirror that answers tells."""
-    return source.size or next(filter(None, map(length_of, source.urls)), None)
 
 
 def _check_kept(source: Source, path: Path, progress: bool) -> None:
@@ -199,7 +195,7 @@ class _Part:
         self._note.unlink(missing_ok=True)
 
 
-def _fetch_one(source: Source, path: Path, progress: bool, patience: Patience) -> None:
+def _fetch_one(source: Source, path: Path, progress: bool, patience: Patience, wanted: Sequence[Source]) -> None:
     """Fetch a file from the first mirror that has it."""
     part, reasons = _Part(path), []
     # The mirror that a part came from goes first: only there it can be continued.
@@ -208,9 +204,10 @@ def _fetch_one(source: Source, path: Path, progress: bool, patience: Patience) -
         if not reason:
             return
         reasons.append(f"{url}: {reason}")
+    by_hand = " and ".join(other.urls[0] if other.urls else other.name for other in wanted)
     raise InputError(
         f"{path}: could not be fetched ({'; '.join(reasons) or 'no address is known'}); run the same command again to "
-        f"go on where it stopped, or fetch {source.name} by hand and name its folder with --raw_dir="
+        f"go on where it stopped, or fetch {by_hand} by hand and name their folder with bbqrec prepare ... --raw_dir="
     )
 
 
@@ -228,7 +225,7 @@ def _try_mirror(source: Source, url: str, part: _Part, progress: bool, patience:
                 if part.size >= most + PROGRESS:
                     failures, most = 0, part.size
                 failures += 1
-                if not error.transient or failures >= patience.attempts:
+                if failures >= patience.attempts or not error.transient or isinstance(error, NoSuchHost):
                     return f"{error}, after {failures} tries" if failures > 1 else str(error)
                 wait = max(error.wait, patience.pause * 2 ** (failures - 1))
                 logging.getLogger().info(f"{url}: {error}; trying again in {wait:g} s")
@@ -301,7 +298,7 @@ def _length(response: requests.Response, source: Source) -> int | None:
 
 
 def _wrong_size(found: int, expected: int | None) -> str:
-    return f"found {found} bytes, expected {expected} (if it was replaced by its publisher, correct size and sha256)"
+    return f"found {found} bytes, expected {expected} (if its publisher replaced it, correct size and sha256)"
 
 
 def _accept(source: Source, part: _Part, progress: bool, resumed: bool) -> None:

@@ -15,8 +15,12 @@ from .atomic_writer import refuse_existing
 from .bad_rows import BadRows, write_bad_rows
 from .build import build
 from .images import images_by_token
-from .raw import Item, Review
+from .raw import COLUMN_FLAGS, Item, Review
+from .table_files import header
 from .tables import item_columns, read_items, read_reviews, review_columns
+
+TEXTS = ("title", "brand", "categories", "description")
+"""Fields that say what an item is."""
 
 
 def prepare_own(
@@ -48,7 +52,7 @@ def prepare_own(
     -------
     report : that of `build.build`, with `folder` (of the data set), `columns` (file -> used and unused ones),
         `bad_rows` (a line about each file), `bad_rows_file` (path or None), `described` and `pictured` (number of items
-        in the table of items, and with an image).
+        with a text, and with an image), `astray` (names of images that belong to no item).
 
     Raises
     ------
@@ -57,6 +61,8 @@ def prepare_own(
     given = dict(columns or {})
     of_reviews = {field: given.pop(field) for field in Review._fields if field in given}
     found = {str(interactions): review_columns(interactions, of_reviews)}
+    if items is not None and "token" not in given and of_reviews.get("item") in header(items):
+        given["token"] = of_reviews["item"]  # both tables call it the same
     if items is not None:
         found[str(items)] = item_columns(items, given)
     elif given:
@@ -72,7 +78,8 @@ def prepare_own(
 
     def texts(dirt: Counter[str]) -> Iterator[Item]:
         for item in () if items is None else read_items(items, bad[1], given):
-            described.add(item.token)
+            if any((item.title, item.brand, item.categories, item.description)):
+                described.add(item.token)
             yield item
         _enter(dirt, bad[1])
         write_bad_rows(listed, bad)  # now, so that a data set never stands without the list of what it lacks
@@ -84,7 +91,8 @@ def prepare_own(
     report["columns"] = {path: {"used": used.used, "unused": used.unused} for path, used in found.items()}
     report["bad_rows"] = [rows.summary() for rows in bad[: len(found)]]
     report["bad_rows_file"] = str(listed) if listed.is_file() else None
-    return {**report, "described": len(tokens & described), "pictured": len(tokens & set(pictures))}
+    astray = sorted(path.name for token, path in pictures.items() if token not in tokens)
+    return {**report, "described": len(tokens & described), "pictured": len(tokens & set(pictures)), "astray": astray}
 
 
 def describe(report: Mapping[str, Any]) -> str:
@@ -95,13 +103,22 @@ def describe(report: Mapping[str, Any]) -> str:
         used = ", ".join(f"{field} is {column}" for field, column in columns["used"].items())
         unused = f"; not used: {', '.join(columns['unused'])}" if columns["unused"] else ""
         lines += [rows, f"{path}: {used}{unused}"]
-    lines.append(f"of {counts['items']} items {report['described']} are described, {report['pictured']} have an image")
+    lines.append(f"of {counts['items']} items {report['described']} have a text, {report['pictured']} have an image")
+    if report["astray"]:
+        some = f"{len(report['astray'])}, such as {', '.join(report['astray'][:3])}"
+        lines.append(f"images of no item that is left: {some}; names are compared letter by letter")
     lines += [f"left out: {count} {reason}" for reason, count in report["dropped"].items()]
     if report["bad_rows_file"]:
         lines.append(f"bad rows are listed in {report['bad_rows_file']}")
     texts = {field for columns in report["columns"].values() for field in columns["used"]}
-    chosen = " ".join(field for field in ("title", "brand", "categories", "description") if field in texts)
-    return "\n".join([*lines, f"next: {run_command(Path(report['folder']), chosen)}"])
+    chosen = " ".join(field for field in TEXTS if field in texts)
+    if len(report["columns"]) > 1 and not chosen:
+        flags = ", ".join(COLUMN_FLAGS[field] for field in TEXTS)
+        lines.append(f"no column is known to hold texts of the items: name one with {flags}")
+    lines.append(f"next: {run_command(Path(report['folder']), chosen)}")
+    if report["pictured"]:
+        lines.append("to use the images add --image_folder=images --image_encoder=<a transformers vision model>")
+    return "\n".join(lines)
 
 
 def run_command(folder: Path, text_fields: str = "") -> str:

@@ -47,6 +47,23 @@ _BLANKS = re.compile("[\\s\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+COLUMN_FLAGS = {
+    "user": "--user-column",
+    "item": "--item-column",
+    "time": "--time-column",
+    "rating": "--rating-column",
+    "token": "--item-id-column",
+    "title": "--title-column",
+    "brand": "--brand-column",
+    "categories": "--categories-column",
+    "description": "--description-column",
+    "price": "--price-column",
+    "image_url": "--image-url-column",
+    "year": "--year-column",
+}
+"""Field of a review or an item (`token` is an item's name) -> flag that names its column in a table."""
+
+
 def clean(text: str, dirt: Counter[str]) -> str:
     """Return `text` as one line that any atomic file can hold; quotes and all other characters stay.
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ..errors import InputError
 from .atomic import nearest
 from .bad_rows import BadRows
-from .raw import Item, Review
+from .raw import COLUMN_FLAGS, Item, Review
 from .table_files import NOT_UTF8, UNDECODABLE, header, read_rows
 
 _ITEM_IDS = ("item_id", "item", "iid", "parent_asin", "asin", "movie_id", "product_id", "product", "article_id")
@@ -43,7 +43,6 @@ ITEM_COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """Field of an item -> names by which its column is known, the likeliest first. The token alone is needed."""
 
-_FLAGS = {"user": "--user-column", "item": "--item-column", "time": "--time-column", "token": "--item-id-column"}
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _UNITS = tuple((Decimal(10) ** size, Decimal(10) ** (14 - size)) for size in (11, 14, 17, 20))
 """Below which size a time has which unit: what it is multiplied by to be milliseconds."""
@@ -148,7 +147,7 @@ def _find(
         else:
             keys = [key for key in map(_plain_name, guesses) if key in plain]
             found = [at for at, name in enumerate(plain) if name == keys[0]] if keys else []
-        how = f"name the right one with {_FLAGS[field]}" if field in _FLAGS else "rename one of them"
+        how = f"name the right one with {COLUMN_FLAGS[field]}"
         if len(found) > 1:
             raise InputError(f"{path}: {' and '.join(names[at] for at in found)} may both be the {field}; {how}")
         if not found and (field in given or field in needed):

@@ -46,6 +46,10 @@ class Failed(Exception):
         self.transient, self.wait, self.status = transient, wait, status
 
 
+class NoSuchHost(Failed):
+    """The name of the host leads nowhere: there is no connection to the internet, or the name is wrong."""
+
+
 def request(session: requests.Session, url: str, headers: Mapping[str, str], timeout: float) -> requests.Response:
     """Ask for `url` without decoding on the way; return the open answer (200 or 206) or raise `Failed`."""
     try:
@@ -101,6 +105,8 @@ def _failed(error: Exception, timeout: float) -> Failed:
         return Failed("too many redirects", False)
     if isinstance(error, ValueError):
         return Failed("no address that can be asked for", False)
+    if "NameResolutionError" in str(error):
+        return NoSuchHost("its host is not found, is there a connection to the internet?", True)
     if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
         return Failed(f"no answer within {timeout:g} s", True)
     return Failed("no connection, or it broke off", True)

@@ -67,7 +67,8 @@ def _neighbors(panel: Any, card: Mapping[str, Any]) -> None:
         "raw features": [features["overlap"].get(space) for space in spaces],
     }
     _bars(panel, spaces, shares, f"overlap@{near['k']} of nearest items (line: chance)")
-    panel.set_yscale("log")  # chance is the yardstick
+    if any(height for heights in shares.values() for height in heights):  # few items may have no neighbour in common
+        panel.set_yscale("log")  # chance is the yardstick
     panel.axhline(behavior["chance"] or features["chance"] or 0.0, color=LINE, linewidth=1)
 
 

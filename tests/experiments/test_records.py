@@ -164,13 +164,14 @@ def test_data_fingerprint_notices_files_and_images(tmp_path):
 
 
 def test_data_statistics(tmp_path):
-    write_dataset(tmp_path, rows=[("u1", "i01", 1), ("u1", "i02", 2), ("u2", "i01", 1), ("u2", "i03", 2)])
+    write_dataset(tmp_path, rows=[("u1", "i01", 1), ("u1", "i02", 2), ("u2", "i01", 1), ("u2", "i03", 1)])
     assert records.data_statistics(config(tmp_path)) == {
         "users": 2,
         "items": 3,
         "interactions": 4,
         "interactions_per_user": 2.0,
         "density": 4 / 6,
+        "tied_times": 0.5,
         "modalities": ["text (tfidf)"],
     }
 

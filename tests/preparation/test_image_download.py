@@ -67,16 +67,16 @@ def failures(folder: Path) -> dict[str, tuple[bool, str]]:
 def test_images_get_the_ending_of_their_type_and_a_second_run_fetches_nothing(site: Loopback, tmp_path: Path) -> None:
     wanted = {"A": "/a.jpg", "x/../B": "/b.jpg", ".": "/c"}
     folder = tmp_path / "new" / "images"
-    assert get(site, folder, wanted) == ImageReport(3, 0, 3, 0, {})
+    assert get(site, folder, wanted) == ImageReport(3, 0, 3, 0, 0, {})
     assert files(folder) == {"A.jpg": JPEG, "x%2F..%2FB.png": PNG, "%2E.webp": WEBP}
-    assert get(site, folder, wanted) == ImageReport(3, 3, 0, 0, {})
+    assert get(site, folder, wanted) == ImageReport(3, 3, 0, 0, 0, {})
     assert len(site.requests) == 3 and not (folder / "failures.tsv").exists()
 
 
 def test_images_that_are_there_are_kept_whoever_put_them_there(site: Loopback, tmp_path: Path) -> None:
     (tmp_path / "A.jpeg").write_bytes(b"mine")
     (tmp_path / ".B.tmp").write_bytes(b"left by a killed run")
-    assert get(site, tmp_path, {"A": "/a.jpg", "B": "/b.jpg"}) == ImageReport(2, 1, 1, 0, {})
+    assert get(site, tmp_path, {"A": "/a.jpg", "B": "/b.jpg"}) == ImageReport(2, 1, 1, 0, 0, {})
     assert files(tmp_path) == {"A.jpeg": b"mine", "B.png": PNG}
     assert [request.path for request in site.requests] == ["/b.jpg"]
 
@@ -133,23 +133,23 @@ def test_only_failures_that_may_pass_are_tried_again(site: Loopback, tmp_path: P
     assert failures(tmp_path) == expected and "broke off" in expected["cut"][1]
     assert len(site.requests) == 7
     site.files |= {"/busy": File(PNG), "/gone": File(PNG), "/other": File(WEBP)}
-    assert get(site, tmp_path, paths) == ImageReport(3, 0, 2, 1, {"status 404": 1})
+    assert get(site, tmp_path, paths) == ImageReport(3, 0, 2, 1, 0, {"status 404": 1})
     assert site.count("/gone") == 1 and len(site.requests) == 9
-    assert get(site, tmp_path, paths | {"gone": "/other"}) == ImageReport(3, 2, 1, 0, {})
+    assert get(site, tmp_path, paths | {"gone": "/other"}) == ImageReport(3, 2, 1, 0, 0, {})
     assert files(tmp_path) == {"busy.png": PNG, "cut.jpg": JPEG, "gone.webp": WEBP}
 
 
 def test_an_image_that_someone_adds_ends_its_failure(site: Loopback, tmp_path: Path) -> None:
     get(site, tmp_path, {"gone": "/gone", "lost": "/lost"})
     (tmp_path / "gone.png").write_bytes(PNG)
-    assert get(site, tmp_path, {"gone": "/gone"}) == ImageReport(1, 1, 0, 0, {})
+    assert get(site, tmp_path, {"gone": "/gone"}) == ImageReport(1, 1, 0, 0, 0, {})
     assert files(tmp_path) == {"gone.png": PNG}
 
 
 @pytest.mark.parametrize("then", ["cut", "hang", "trickle"])
 def test_bad_connections_are_tried_again(site: Loopback, tmp_path: Path, then: str) -> None:
     site.faults["/a.jpg"] = [Fault(500), Fault(after=len(JPEG) // 2, then=then)]
-    assert get(site, tmp_path, {"A": "/a.jpg"}) == ImageReport(1, 0, 1, 0, {})
+    assert get(site, tmp_path, {"A": "/a.jpg"}) == ImageReport(1, 0, 1, 0, 0, {})
     assert files(tmp_path) == {"A.jpg": JPEG} and len(site.requests) == 3
 
 
@@ -211,11 +211,11 @@ def test_a_host_that_does_not_answer_is_left_alone_until_the_next_run(site: Loop
         site.faults[path] = [Fault(503)]
     polite, once = Politeness(workers=1, per_host=1, pause=0, give_up=3), Patience(1, 0, 1)
     assert get(site, tmp_path, paths, polite, once) == ImageReport(
-        10, 0, 0, 10, {"not asked for, its host does not answer": 7, "status 503": 3}
+        10, 0, 0, 10, 10, {"not asked for, its host does not answer": 7, "status 503": 3}
     )
     assert len(site.requests) == 3
     again = get(site, tmp_path, paths, polite, once)
-    assert again == ImageReport(10, 0, 3, 7, {"not asked for, its host does not answer": 4, "status 503": 3})
+    assert again == ImageReport(10, 0, 3, 7, 7, {"not asked for, its host does not answer": 4, "status 503": 3})
     assert len(site.requests) == 9
 
 

@@ -92,20 +92,35 @@ def test_report_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         "sales.csv: user is Customer, item is Product ID, time is Order date, rating is Stars; not used: Shop",
         "goods.csv: 3 rows used, 1 bad (1 item: blank, first in line 4)",
         "goods.csv: token is Product ID, title is Name, categories is Genre; not used: Weight",
-        "of 1 items 1 are described, 1 have an image",
-        "left out: 2 reviews of users or items with too few",
+        "of 1 items 1 have a text, 1 have an image",
+        "images of no item that is left: 2, such as 1003.PNG, other.jpg; names are compared letter by letter",
+        "left out: 2 reviews of users or items with too few of them",
         "bad rows are listed in dataset/Shop.bad_rows.tsv",
         "next: python run_recbole_bbqrec.py --model=BBQRec --dataset=Shop --text_fields='title categories' "
         "--text_encoder=tfidf",
+        "to use the images add --image_folder=images --image_encoder=<a transformers vision model>",
     ]
     Path("clean.csv").write_text("user,item,time\nu,i,1\n")
     assert describe(prepare_own("Own", "clean.csv", None, "my data", **{**options, "item_core": 1})).split("\n") == [
         "my data/Own: 1 users, 1 items, 1 interactions",
         "clean.csv: 1 rows used, 0 bad",
         "clean.csv: user is user, item is item, time is time",
-        "of 1 items 0 are described, 0 have an image",
+        "of 1 items 0 have a text, 0 have an image",
         "next: python run_recbole_bbqrec.py --model=BBQRec --dataset=Own --data_path='my data'",
     ]
+
+
+def test_items_without_texts_are_not_called_described(tmp_path: Path) -> None:
+    (tmp_path / "sales.csv").write_text("Kunde,Artikel,time,Note\nu,a,1,2\nu,b,2,3\n", encoding="utf-8")
+    (tmp_path / "goods.csv").write_text("Artikel,Bezeichnung\na,rote Lampe\nb,\n", encoding="utf-8")
+    columns = {"user": "Kunde", "item": "Artikel", "rating": "Note"}
+    options: dict[str, Any] = {"user_core": 1, "item_core": 1, "progress": False}
+    given = (tmp_path / "sales.csv", tmp_path / "goods.csv")
+    text = describe(prepare_own("One", *given, tmp_path, columns=columns, **options))
+    assert "of 2 items 0 have a text" in text and "name one with --title-column, --brand-column" in text
+    text = describe(prepare_own("Two", *given, tmp_path, columns={**columns, "title": "Bezeichnung"}, **options))
+    assert "of 2 items 1 have a text" in text and "--title-column" not in text
+    assert "u\ta\t2\t" in (tmp_path / "Two" / "Two.inter").read_text(encoding="utf-8")
 
 
 def test_without_items_and_with_columns_named(tmp_path: Path) -> None:

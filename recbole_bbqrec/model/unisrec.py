@@ -1,0 +1,87 @@
+"""UniSRec: item features through a mixture of whitening experts (Hou et al., KDD 2022), the form with item IDs.
+
+Differences from the paper:
+- no pre-training on other domains, and so none of its contrastive tasks: the transductive form trained on one data set;
+- trained as BBQRec is: windows with a loss at every position, the cosine's cross-entropy over sampled negatives (the
+  paper: over all items), AdamW with averaged weights; its encoder is BBQRec's with plain attention, normalised before
+  each part of a layer and not after;
+- an image matrix has an adaptor of its own, added to the text's; the features are those of the data set (TF-IDF unless
+  told otherwise, not BERT), centred and of unit length; an item without a modality has a learned vector in its place.
+
+Shapes: n items, F width of features, H hidden width, G experts.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ..errors import InputError
+from .bbqrec import BBQRec
+from .dropout import Dropout
+
+NOISE = 1e-2
+"""Least standard deviation of the noise on the gates."""
+
+
+class UniSRec(BBQRec):
+    """Item ID embedding plus adapted features, in a causal transformer; cosine over a temperature.
+
+    Parameters
+    ----------
+    config : settings, see properties/model/UniSRec.yaml.
+    dataset : as for `BBQRec`.
+
+    Raises
+    ------
+    InputError : the items have no features.
+    """
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        if dataset.item_features is None or not dataset.item_features.modalities:
+            raise InputError(
+                "UniSRec: found no item features, expected text or image; set text_fields and text_encoder, or an "
+                "image_encoder"
+            )
+        super().__init__(config, dataset)
+
+    def _projection(self, config: Any) -> Callable[[int, int], nn.Module]:
+        return functools.partial(
+            MixtureOfExperts, n_experts=config["n_experts"], dropout=config["adaptor_dropout_prob"]
+        )
+
+
+class MixtureOfExperts(nn.Module):
+    """Mean of the experts' outputs, weighted by a softmax over the item's features; noisy in training.
+
+    Each expert is a parametric whitening: a learned shift, then a linear map (section 3.1.1 of the paper).
+
+    Parameters
+    ----------
+    width, hidden_size : F and H.
+    n_experts : number G.
+    dropout : of an expert's input.
+    """
+
+    def __init__(self, width: int, hidden_size: int, n_experts: int, dropout: float) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(n_experts, width))
+        self.experts = nn.ModuleList(nn.Linear(width, hidden_size, bias=False) for _ in range(n_experts))
+        self.gate = nn.Parameter(torch.zeros(width, n_experts))
+        self.noise = nn.Parameter(torch.zeros(width, n_experts))
+        self.dropout = Dropout(dropout)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Turn features [n, F] into [n, H]."""
+        gates = features @ self.gate  # [n, G]
+        if self.training:
+            gates = gates + torch.randn_like(gates) * (functional.softplus(features @ self.noise) + NOISE)
+        shares = functional.softmax(gates, dim=1).split(1, dim=1)  # G of [n, 1]
+        parts = [
+            share * expert(self.dropout(features - shift))
+            for share, expert, shift in zip(shares, self.experts, self.shift, strict=True)
+        ]
+        return torch.stack(parts).sum(0)

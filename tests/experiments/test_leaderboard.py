@@ -1,0 +1,338 @@
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.experiments import leaderboard, leaderboard_files, leaderboard_page, records
+from recbole_bbqrec.experiments.statistics import holm, sign_flip_test
+from recbole_bbqrec.ranking import Ranks, per_row
+
+USERS = 24
+SETTINGS = {
+    "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
+    "valid_metric": "NDCG@10",
+    "stopping_step": 10,
+    "epochs": 300,
+    "shuffle_ties": None,
+    "text_encoder": "tfidf",
+    "hidden_size": 64,
+}
+DATA = {"users": 24, "items": 50, "interactions": 1200, "interactions_per_user": 50.0, "density": 0.25}
+DATA |= {"modalities": ["text (tfidf)"]}
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch):
+    monkeypatch.setattr(leaderboard_files.report, "bar_figure", lambda *given: json.dumps(given).encode())
+
+
+@pytest.fixture
+def keep(tmp_path):
+    """Write a record; `masked` is the rank of all users or one for each."""
+
+    def write(
+        model, masked, unmasked=None, seed=1, *, splits=("valid",), name=None, data="d" * 16, users=USERS, **more
+    ):
+        settings = {**SETTINGS, "model": model, **more.pop("settings", {})}
+        ranks = Ranks(
+            np.arange(1, users + 1),
+            np.broadcast_to(masked, users).astype(int),
+            np.broadcast_to(masked if unmasked is None else unmasked, users).astype(int),
+        )
+        record = {
+            "model": model,
+            "seed": seed,
+            "metrics": {split: {} for split in splits},
+            "epochs": {"best": 20, "done": 30, "hit_cap": False},
+            "times_tested": 1,
+            "seconds": {"features": 1.0, "tokenizer": 2.0, "train": 100.0, "epoch": 3.25, "evaluate": 0.5},
+            "peak_memory_mib": 1234.5,
+            "parameters": 1000,
+            "source": "s" * 16,
+            "settings": settings,
+            "data": DATA,
+            "data_fingerprint": data,
+            "run_key": records.run_key(settings, data),
+            "leakage_check": "passed",
+            "finished": "2026-01-01T00:00:00+00:00",
+            **more,
+        }
+        records.write(folder(tmp_path), name or model, record, dict.fromkeys(splits, ranks))
+        return record["run_key"]
+
+    return write
+
+
+def folder(tmp_path):
+    return records.folder_of(tmp_path, "Toy")
+
+
+def content(tmp_path, **more):
+    return leaderboard.content("Toy", folder(tmp_path), **more)
+
+
+def table(page, title):
+    """Cells of the table below a heading, without the line of dashes."""
+    lines = [line for line in page.split(f"## {title}\n\n")[1].split("\n\n")[0].splitlines() if ":--" not in line]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def three(keep):
+    keep("A", 1, 2)
+    keep("B", 3)
+    keep("C", 30, 40)
+
+
+def test_the_page_of_a_small_case(keep, tmp_path):
+    three(keep)
+    page = leaderboard.write("Toy", tmp_path)
+    assert page == (tmp_path / "Toy.md").read_text()
+    half, zero = ["1.0000", "0.5000"], ["0.0000", "0.0000"]
+    assert table(page, "Validation, seen items masked") == [
+        ["model", "R@5", "N@5", "R@10 [95 %]", "p (Holm)", "N@10 [95 %]", "p (Holm)", "R@20", "N@20"],
+        [
+            "A†",
+            "1.0000",
+            "1.0000",
+            "1.0000 [1.0000, 1.0000]",
+            "",
+            "**1.0000** [1.0000, 1.0000]",
+            "",
+            "1.0000",
+            "1.0000",
+        ],
+        # 24 users on one side: 2 of 2^24 sign flips reach it, so none of 10,000 does: 1 / 10,001, at most four times.
+        ["B†", *half, "1.0000 [1.0000, 1.0000]", "1.000", "0.5000 [0.5000, 0.5000]", "< 0.001", *half],
+        ["C†", *zero, "0.0000 [0.0000, 0.0000]", "< 0.001", "0.0000 [0.0000, 0.0000]", "< 0.001", *zero],
+    ]
+    assert "- R@10: A is level with B; so nothing is bold here (p < 0.01 after Holm)." in page
+    assert "- N@10: A is significantly better than every other row (p < 0.01 after Holm)." in page
+    assert table(page, "Validation, seen items not masked")[1] == ["A", "1.0000", "0.6309"] + 2 * ["1.0000", "0.6309"]
+    header = ["model", "seeds", "parameters", "training s", "epoch s", "evaluation s", "tokenizer, features s"]
+    assert table(page, "Cost")[:2] == [
+        [*header, "peak MiB", "epochs", "on test"],
+        ["A", "1", "1,000", "100", "3.2", "0.5", "3", "1,234", "30", "1"],
+    ]
+    assert table(page, "Data statistics")[1] == ["24", "50", "1,200", "50.00", "75.000", "text (tfidf)"]
+    assert "users evaluated: 24, the same" in page and "passed: A, B, C" in page and "ties in time" not in page
+    assert "Worth of the codes" not in page and "Not shown" not in page and "‡" not in page
+
+
+def test_csv_tex_json_and_figure_say_the_same(keep, tmp_path):
+    three(keep)
+    leaderboard.write("Toy", tmp_path)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "Toy.csv").read_text())))
+    assert [row["model"] for row in rows] == ["A", "B", "C"]
+    assert rows[0]["ndcg@10 difference"] == rows[0]["ndcg@10 p (Holm)"] == ""
+    assert float(rows[1]["masked ndcg@10"]) == 0.5 and float(rows[1]["ndcg@10 difference"]) == -0.5
+    assert float(rows[1]["ndcg@10 p (Holm)"]) == pytest.approx(4 / 10_001)
+    assert float(rows[1]["recall@10 p (Holm)"]) == 1.0 and rows[2]["parameters"] == "1000.0"
+    n, r = "1.0000", "0.6309"
+    assert (tmp_path / "Toy.tex").read_text().splitlines() == [
+        "% Toy, valid; bold: significantly better than every other row, p < 0.01 (Holm)",
+        "\\begin{tabular}{lrrrrrrrrrrrr}",
+        "\\toprule",
+        " & \\multicolumn{6}{c}{seen items masked} & \\multicolumn{6}{c}{not masked} \\\\",
+        "\\cmidrule(lr){2-7} \\cmidrule(lr){8-13}",
+        "model & " + " & ".join(2 * ["R@5", "N@5", "R@10", "N@10", "R@20", "N@20"]) + " \\\\",
+        "\\midrule",
+        f"A$^{{\\dagger}}$ & {n} & {n} & {n} & \\textbf{{{n}}} & {n} & {n} & {n} & {r} & {n} & {r} & {n} & {r} \\\\",
+        "B$^{\\dagger}$ & " + " & ".join(6 * ["1.0000", "0.5000"]) + " \\\\",
+        "C$^{\\dagger}$ & " + " & ".join(12 * ["0.0000"]) + " \\\\",
+        "\\bottomrule",
+        "\\end{tabular}",
+    ]
+    assert json.loads((tmp_path / "Toy.json").read_text()) == json.loads(json.dumps(content(tmp_path)))
+    title, panels, reference = json.loads((tmp_path / "Toy.png").read_bytes())
+    assert (title, reference) == ("Toy, validation, seen items masked", "A")
+    assert panels["N@10"] == {"A": [1.0, 1.0, 1.0], "B": [0.5, 0.5, 0.5], "C": [0.0, 0.0, 0.0]}
+
+
+def test_values_are_averaged_over_each_rows_own_seeds_before_the_test(keep, tmp_path):
+    generator = np.random.default_rng(0)
+    ranks = {seed: generator.integers(1, 15, USERS) for seed in (1, 2, 3)}
+    for seed, values in ranks.items():
+        keep("A", values, seed=seed)
+    other = generator.integers(3, 18, USERS)
+    keep("B", other, seed=1)
+    p_values = {}
+    for metric in ("recall", "ndcg"):
+        mine = np.mean([per_row(values, metric, 10) for values in ranks.values()], axis=0)
+        p_values[metric] = sign_flip_test(per_row(other, metric, 10) - mine)
+    found = content(tmp_path)
+    assert found["reference"] == "A" and [row["seeds"] for row in found["rows"]] == [[1, 2, 3], [1]]
+    entries = found["rows"][1]["masked"]
+    assert [entries["recall@10"]["p"], entries["ndcg@10"]["p"]] == list(p_values.values())
+    assert [entries["recall@10"]["p_holm"], entries["ndcg@10"]["p_holm"]] == list(holm(list(p_values.values())))
+    best = found["rows"][0]["masked"]["ndcg@10"]
+    assert best["low"] < best["mean"] < best["high"] and best["difference"] is None
+
+
+def test_nobody_is_bold_where_one_row_is_level(keep, tmp_path):
+    three(keep)
+    mixed = np.where(np.arange(USERS) < 2, 2, 1)  # two users of 24 apart: p = 1/2
+    keep("D", mixed)
+    page = leaderboard.write("Toy", tmp_path)
+    assert "**" not in page and "textbf" not in (tmp_path / "Toy.tex").read_text()
+    assert "- N@10: A is level with D; so nothing is bold here" in page
+
+
+def test_comparison_with_a_named_row(keep, tmp_path):
+    three(keep)
+    page = leaderboard.write("Toy", tmp_path, against="B")
+    assert "**" not in page and "sign-flip test of the named row" in page
+    assert "- N@10: B is significantly worse than A; so nothing is bold here" in page
+    assert "- R@10: B is level with A; so" in page
+    assert [row[6] for row in table(page, "Validation, seen items masked")[1:]] == ["< 0.001", "", "< 0.001"]
+    with pytest.raises(InputError, match=r"--against: found 'Z', expected one of A, B, C"):
+        leaderboard.write("Toy", tmp_path, against="Z")
+
+
+def test_one_row_has_nothing_to_be_compared_with(keep, tmp_path):
+    keep("A", 1)
+    assert "One row: nothing to compare it with" in leaderboard.write("Toy", tmp_path)
+
+
+@pytest.mark.parametrize(("ours", "said"), [(5, "-0.1131 [-0.1131, -0.1131], p < 0.001"), (3, "+0.0000 [+0.0000")])
+def test_the_worth_of_the_codes_stands_first_whatever_it_is(keep, tmp_path, ours, said):
+    keep("BBQRec", ours)
+    keep("SASRecPlusFT", 3)
+    keep("A", 1)
+    first = leaderboard.write("Toy", tmp_path).split("\n\n")[1]
+    assert first.startswith("**Worth of the codes**: BBQRec minus SASRecPlusFT, seen items masked: R@10 +0.0000")
+    assert f"N@10 {said}" in first
+
+
+def test_the_latest_settings_are_shown_unless_a_key_is_named(keep, tmp_path):
+    old = keep("A", 3, finished="2026-01-02T00:00:00+00:00", settings={"hidden_size": 32})
+    new = keep("A", 1, finished="2026-01-03T00:00:00+00:00")
+    undated = keep("A", 2, finished="", settings={"hidden_size": 128})
+    keep("B", 4)
+    assert content(tmp_path)["rows"][0]["run_key"] == new
+    page = leaderboard.write("Toy", tmp_path)
+    assert f"- other settings of A with records, `--keys={old}`: hidden_size: 32 (seeds 1)" in page
+    assert f"`--keys={undated}`: hidden_size: 128 (seeds 1)" in page
+    assert content(tmp_path, keys=[old[:8]])["rows"][0]["run_key"] == old
+    with pytest.raises(InputError, match="--keys: found 0 keys that begin with 'zz'"):
+        content(tmp_path, keys=["zz"])
+    with pytest.raises(InputError, match="two keys of A"):
+        content(tmp_path, keys=[old, new])
+
+
+def test_a_planned_row_is_not_stood_in_for_by_other_settings(keep, tmp_path):
+    keep("A", 1)
+    keep("B", 3)
+    found = content(tmp_path, planned={"A": "f" * 16, "C": "e" * 16})
+    assert [row["model"] for row in found["rows"]] == ["B"]
+    assert [entry["model"] for entry in found["others"]] == ["A"], "it is said that there is one"
+
+
+def test_records_of_other_data_are_left_out_and_named(keep, tmp_path):
+    keep("A", 1, data="e" * 16)
+    keep("B", 3, finished="2026-02-01T00:00:00+00:00")
+    page = leaderboard.write("Toy", tmp_path)
+    assert [row[0] for row in table(page, "Validation, seen items masked")[1:]] == ["B†"]
+    assert "other settings of A with records" in page and "other data (seeds 1)" in page
+
+
+def test_rows_of_an_ablation_are_no_models_but_its_full_row_is_one(keep, tmp_path):
+    keep("BBQRec", 3, name="full")
+    keep("BBQRec", 1, name="no-codes", settings={"codes": "none"})
+    found = content(tmp_path)
+    assert [(row["model"], row["masked"]["ndcg@10"]["mean"]) for row in found["rows"]] == [("BBQRec", 0.5)]
+    assert found["others"] == []
+
+
+def test_models_choose_rows(keep, tmp_path):
+    three(keep)
+    assert [row["model"] for row in content(tmp_path, models=["C", "A"])["rows"]] == ["A", "C"]
+    with pytest.raises(InputError, match=r"--models: found 'Z', expected some of A, B, C"):
+        content(tmp_path, models=["Z"])
+
+
+def test_test_is_shown_only_of_records_that_have_it(keep, tmp_path):
+    keep("A", 1, splits=("valid", "test"))
+    keep("B", 3)
+    page = leaderboard.write("Toy", tmp_path, final=True)
+    assert [row[0] for row in table(page, "Test, seen items masked")[1:]] == ["A†"] and "Validation" not in page
+    with pytest.raises(InputError, match=r"no record of Nope .* judged on test; run first: python .* --final"):
+        leaderboard.write("Nope", tmp_path, final=True)
+
+
+def test_rows_judged_on_other_users_are_refused(keep, tmp_path):
+    keep("A", 1)
+    keep("B", 3, users=USERS + 1)
+    with pytest.raises(InputError, match=r"seed 1: found 2[45] users, expected the 2[45] of .*--models"):
+        leaderboard.write("Toy", tmp_path)
+    assert not (tmp_path / "Toy.md").exists()
+
+
+def test_marks(keep, tmp_path):
+    for seed in (1, 2):
+        keep("A", 1, seed=seed, epochs={"best": 300, "done": 300, "hit_cap": True})
+        keep("B", 3, seed=seed, times_tested=seed + 1)
+    keep("C", 4, source="t" * 16)
+    keep("Pop", 20, epochs={"best": 0, "done": 0, "hit_cap": True})
+    page = leaderboard.write("Toy", tmp_path)
+    rows = table(page, "Validation, seen items masked")
+    assert [row[0] for row in rows[1:]] == ["A\\*", "B", "C†‡", "Pop"]
+    assert "not by early stopping: A 2 of 2" in page and "than most others: C 1 of 1" in page
+    assert [row[1] for row in table(page, "Cost")[1:]] == ["2", "2", "1", "untrained"]
+    assert [row[-1] for row in table(page, "Cost")[1:]] == ["1", "3", "1", "1"]
+
+
+def test_records_from_before_there_was_a_check_or_a_count_of_ties(keep, tmp_path):
+    keep("A", 1, leakage_check="not made, the split comes with the data")
+    path = next(folder(tmp_path).glob("A-*.json"))
+    old = json.loads(path.read_text())
+    del old["leakage_check"], old["parameters"], old["peak_memory_mib"], old["finished"]
+    path.write_text(json.dumps(old))
+    page = leaderboard.write("Toy", tmp_path)
+    assert "not recorded: A" in page and table(page, "Cost")[1][2] == "-"
+
+
+def test_ties_in_time_and_rows_with_shuffled_ties(keep, tmp_path):
+    keep("A", 1)
+    keep("A", 3, settings={"shuffle_ties": 7}, finished="2026-03-01T00:00:00+00:00")
+    keep("A", 9, settings={"shuffle_ties": 7, "hidden_size": 8})
+    for path in folder(tmp_path).glob("*.json"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({**record, "data": {**DATA, "tied_times": 0.125}}))
+    page = leaderboard.write("Toy", tmp_path)
+    assert [row[0] for row in table(page, "Validation, seen items masked")[1:]] == ["A†"]
+    assert "- ties in time: 12.5 % of the interactions" in page
+    (line,) = [line for line in page.splitlines() if line.startswith("| A ") and " 7 |" in line]
+    assert [cell.strip() for cell in line.split("|")[1:-1]] == ["A", "7", "1", "1.0000 (1.0000)", "0.5000 (1.0000)"]
+
+
+def test_failed_runs_are_named_but_not_those_of_an_ablation(keep, tmp_path):
+    key = keep("A", 1)
+    for name, of in (("A", key), ("A", "0" * 16), ("B-2", "1" * 16), ("no-codes", "2" * 16)):
+        records.keep_error(folder(tmp_path), name, 5, of, f"Traceback\nRuntimeError: {name} {of[0]}\n")
+    found = content(tmp_path)
+    assert sorted(found["failed"]) == [f"A, seed 5: RuntimeError: A {key[0]}", "B-2, seed 5: RuntimeError: B-2 1"]
+    assert "- failed and not in the tables: B-2, seed 5" in leaderboard_page.markdown(found)
+
+
+def test_settings_of_all_rows_and_of_each(keep, tmp_path):
+    keep("BBQRec", 1, settings={"hidden_act": "gelu", "n_negatives": 5})
+    keep("SASRec", 3, settings={"hidden_act": "gelu", "text_encoder": None})
+    blocks = [
+        yaml.safe_load(part.split("```")[0]) for part in leaderboard.write("Toy", tmp_path).split("```yaml\n")[1:]
+    ]
+    shared, ours, stock = blocks
+    assert shared["epochs"] == 300 and "hidden_size" not in shared and "text_encoder" not in shared
+    assert ours == {"n_negatives": 5, "hidden_size": 64, "text_encoder": "tfidf"}
+    assert stock == {"hidden_size": 64, "hidden_act": "gelu", "text_encoder": None}, "keys of RecBole's own file"
+
+
+def test_what_a_run_chose_on_validation_stands_with_its_settings(keep, tmp_path):
+    keep("A", 1, settings={"eval_step": 2}, chosen={"hops": 2, "decay": 0.20000000298, "weight": None})
+    keep("B", 3)
+    page = leaderboard.write("Toy", tmp_path)
+    assert "### A\n\nNone of its own.\n\nChosen on validation, seed 1: hops: 2, decay: 0.2, weight: ~." in page
+    assert page.count("Chosen on validation") == 1

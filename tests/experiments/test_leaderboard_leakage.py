@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+from conftest import settings
+
+from recbole_bbqrec import registry
+from recbole_bbqrec.config import Config
+from recbole_bbqrec.data.dataloader import split_loaders
+from recbole_bbqrec.data.sequences import Seen, Sequences
+from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.experiments import leakage
+from recbole_bbqrec.experiments.leakage import check_leakage
+
+
+def split(folder, **changes):
+    """The data set and its three loaders, for a test to tamper with."""
+    config = Config(config_dict=settings(folder, "SASRec", **changes))
+    dataset = registry.get_dataset("SASRec")(config)
+    return (dataset, *split_loaders(config, dataset))
+
+
+BY_RATIO = {"split": {"RS": [0.6, 0.2, 0.2]}, "order": "TO", "group_by": "user", "mode": "full"}
+
+
+@pytest.mark.parametrize("changes", [{}, {"MAX_ITEM_LIST_LENGTH": 3}, {"eval_args": BY_RATIO}, {"shuffle_ties": 1}])
+def test_sound_splits_pass(tiny, changes):
+    assert check_leakage(*split(tiny, **changes)) == {"leakage_check": "passed"}
+
+
+def test_repeated_items_pass(tmp_path):
+    from conftest import write_dataset
+
+    rows = [(f"u{user}", f"i{(user + time % 3) % 7:02d}", time) for user in range(9) for time in range(8)]
+    assert check_leakage(*split(write_dataset(tmp_path, rows=rows))) == {"leakage_check": "passed"}
+
+
+def items_of(loader):
+    return loader._dataset.inter_feat["item_id"]
+
+
+def test_targets_that_are_not_a_users_last_two(tiny):
+    dataset, train, valid, test = split(tiny)
+    user = valid._dataset.inter_feat["user_id"][4]
+    at = int((test._dataset.inter_feat["user_id"] == user).nonzero())
+    items_of(valid)[4], items_of(test)[at] = int(items_of(test)[at]), int(items_of(valid)[4])
+    token = dataset.field2id_token["user_id"][user]
+    with pytest.raises(InputError, match=rf"leakage check: user {token}: found a held-out item .* \(1 users in all\)"):
+        check_leakage(dataset, train, valid, test)
+
+
+def test_a_split_that_loses_rows(tiny):
+    dataset, train, valid, test = split(tiny)
+    valid._dataset.inter_feat = valid._dataset.inter_feat[:-1]
+    with pytest.raises(InputError, match=r"found \d+ rows in the split, expected"):
+        check_leakage(dataset, train, valid, test)
+
+
+@pytest.mark.parametrize("phase", [2, 3])
+def test_held_out_items_in_the_training_sequences(tiny, phase):
+    parts = split(tiny)
+    train = parts[1]._dataset
+    offsets = train.train_sequences.offsets.copy()
+    offsets[1:] += 1
+    items = np.insert(train.train_sequences.items, train.train_sequences.offsets[1], int(items_of(parts[phase])[0]))
+    train.train_sequences = Sequences(offsets, items)
+    with pytest.raises(InputError, match="the training sequences are not the training part"):
+        check_leakage(*parts)
+
+
+def test_a_held_out_item_in_a_training_history(tiny):
+    dataset, train, valid, test = split(tiny)
+    user = int(train._dataset.inter_feat["user_id"][0])
+    target = items_of(test)[test._dataset.inter_feat["user_id"] == user]
+    train._dataset.inter_feat["item_id_list"][0, 0] = target
+    with pytest.raises(InputError, match="a training history with an item from outside the training part"):
+        check_leakage(dataset, train, valid, test)
+
+
+@pytest.mark.parametrize("split_name", ["valid", "test"])
+@pytest.mark.parametrize("how", ["one too few", "one too many"])
+def test_masks_that_are_not_what_came_before(tiny, monkeypatch, split_name, how):
+    parts = split(tiny)
+    tampered = parts[2 if split_name == "valid" else 3]._dataset
+    real = leakage.seen_before
+
+    def wrong(evaluated, earlier):
+        seen = real(evaluated, earlier)
+        if evaluated is not tampered:
+            return seen
+        offsets = seen.offsets.copy()
+        if how == "one too few":
+            offsets[1:] -= 1
+            return Seen(offsets, seen.items[1:], 0)
+        offsets[1:] += 1
+        unseen = next(item for item in range(1, 41) if item not in seen.items[: seen.offsets[1]])
+        return Seen(offsets, np.insert(seen.items, 0, unseen), 0)
+
+    monkeypatch.setattr(leakage, "seen_before", wrong)
+    with pytest.raises(InputError, match=r"masked items that are not those before the target \(1 users"):
+        check_leakage(*parts)
+
+
+def test_the_check_runs_before_the_training_and_stops_it(tiny, tmp_path, monkeypatch):
+    from recbole_bbqrec import quick_start, trainer
+
+    def refuse(*_):
+        raise InputError("leakage check: no")
+
+    monkeypatch.setattr(trainer.ProtocolTrainer, "fit", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(InputError, match="leakage check: no"):
+        quick_start.execute(config_dict=settings(tiny, "SASRec", checkpoint_dir=str(tmp_path)), inspect=refuse)

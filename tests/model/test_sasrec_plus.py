@@ -1,0 +1,75 @@
+import pytest
+import torch
+from conftest import QUICK, settings
+
+import recbole_bbqrec
+from recbole_bbqrec import quick_start, registry, storage
+from recbole_bbqrec.checkpoint import WEIGHTS
+
+TEXT, BEHAVIOR = {"text"}, {"transition", "cooccurrence", "walk"}
+CONTROLS = {  # what each is made of: features, codes, similarity attention, signals that compare candidates
+    "SASRecPlus": (False, False, False, None),
+    "SASRecPlusT": (False, False, False, BEHAVIOR),
+    "SASRecPlusFT": (True, False, False, BEHAVIOR | TEXT),
+    "SASRecPlusSeen": (False, False, False, set()),
+    "UniSRec": (True, False, False, None),
+    "BBQRecGenerate": (True, True, True, None),
+    "BBQRecWithoutCandidates": (True, True, True, None),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    """Run a model on the tiny data set; all share one folder."""
+    place = str(tmp_path_factory.mktemp("saved"))
+
+    def start(model, **changes):
+        changes = {**QUICK, "final": True, "checkpoint_dir": place, **changes}
+        return quick_start.execute(config_dict=settings(tiny, model, **changes))
+
+    return start
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_each_control_is_made_of_what_its_name_says(run, name):
+    features, codes, attention, signals = CONTROLS[name]
+    record, _ = run(name)
+    _, model, dataset, _, _, _ = quick_start.load_data_and_model(record["run_dir"])
+    assert type(model).__name__ == name
+    assert (dataset.item_features is not None) == features == bool(model.item_table.modalities)
+    assert (dataset.semantic_ids is not None) == codes == (model.item_table.code_embedding is not None)
+    assert (model.code_heads is not None) == (codes and name != "BBQRecGenerate")
+    assert (model.decoder is not None) == (name == "BBQRecGenerate")
+    assert (model.similarity is not None) == attention
+    assert (None if model.candidates is None else set(model.candidates.signals)) == signals
+    assert record["seconds"]["tokenizer"] > 0 or not codes
+    items = recbole_bbqrec.load_bundle(record["run_dir"]).recommend([["i01", "i02"]], k=4)[0].items
+    assert len(items) == 4 and not {"i01", "i02"} & set(items)
+
+
+def test_everything_but_the_codes_is_bbqrec_without_codes_bit_for_bit(run):
+    control, control_ranks = run("SASRecPlusFT")
+    same, same_ranks = run("BBQRec", codes="none", similarity_attention="off", attach_semantic_ids=False)
+    weights, same_weights = (
+        storage.load(f"{record['run_dir']}/weights.safetensors", WEIGHTS)[0] for record in (control, same)
+    )
+    assert weights.keys() == same_weights.keys()
+    assert all(torch.equal(value, same_weights[key]) for key, value in weights.items())
+    for split in ("valid", "test"):
+        assert (control_ranks[split].masked == same_ranks[split].masked).all()
+    assert control["metrics"] == same["metrics"]
+
+
+def test_one_weight_for_seen_items_serves_the_unmasked_column_alone(run):
+    (plain, plain_ranks), (seen, seen_ranks) = (run(name, epochs=12) for name in ("SASRecPlus", "SASRecPlusSeen"))
+    assert (seen_ranks["test"].masked == plain_ranks["test"].masked).all()
+    ndcg = [record["metrics"]["test"]["unmasked"]["ndcg@10"] for record in (plain, seen)]
+    assert ndcg[1] > ndcg[0]
+    _, model, *_ = quick_start.load_data_and_model(seen["run_dir"])
+    assert model.candidates.n_weights == 1 and (model.candidates.weights[:, 1] < 0).all()
+
+
+def test_the_names_are_trained_by_the_trainers_they_need():
+    trainers = {name: kind.__name__ for name, kind in registry.TRAINERS.items()}
+    assert trainers.pop("Pop") == trainers.pop("TransitionGraph") == "UntrainedTrainer"
+    assert set(trainers) == {"BBQRec", *CONTROLS} and set(trainers.values()) == {"SequenceTrainer"}
