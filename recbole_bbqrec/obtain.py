@@ -14,8 +14,8 @@ from .preparation.own_data import run_command
 from .preparation.public import PublicSet, prepare_public
 from .settings import public_sets, public_source
 
-TEXTS = "title brand categories"
-"""Columns of the .item files made from public files that say what an item is."""
+TEXT_FIELDS = "title brand categories"
+"""Setting of a data set made from public files that has no YAML file of its own, as those that have one say it."""
 
 
 def public_set(name: str) -> PublicSet:
@@ -70,7 +70,7 @@ def advice(name: str, report: Mapping[str, Any]) -> str:
     written = Path(report["folder"])
     note = public_set(name).note
     lines = [note] if note and written.name == name else []
-    return "\n".join([*lines, f"next: {run_command(written, '' if written.name == name else TEXTS)}"])
+    return "\n".join([*lines, f"next: {run_command(written, '' if written.name == name else TEXT_FIELDS)}"])
 
 
 def obtain_images(folder: Path, into: Path | None = None, progress: bool = True, partial: bool = True) -> ImageReport:

@@ -12,7 +12,7 @@ from . import leaderboard_files, leaderboard_page, records
 from .records import Run
 from .selection import Record, choose, failed_of, others_of, recorded, ties_of
 from .statistics import PairedValues
-from .study import METRICS, correct, values_of, version_of
+from .study import METRICS, correct, paired_values, values_of, version_of
 
 SHOWN = [(metric, k) for k in (5, 10, 20) for metric in ("recall", "ndcg")]
 """Metrics of the tables, in both columns; `study.METRICS` of the masked one are tested."""
@@ -81,16 +81,7 @@ def content(
         )
     runs = {model: _runs(folder, record["run_key"], split) for model, record in chosen.items()}
     n_users = _same_users(runs, split)
-    values = {
-        (column, metric, k): PairedValues(
-            {
-                model: {seed: values_of(run, split, column, metric, k) for seed, run in of_model.items()}
-                for model, of_model in runs.items()
-            }
-        )
-        for column in ("masked", "unmasked")
-        for metric, k in SHOWN
-    }
+    values = paired_values(runs, split, SHOWN)
     reference = _reference(values["masked", "ndcg", 10], against)
     version = version_of(runs)
     rows = [_row(model, of_model, values, reference, version) for model, of_model in runs.items()]

@@ -1,7 +1,7 @@
 """From the records of an ablation to its table: statistics, Markdown, figure."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,16 +97,7 @@ def _failed(folder: Path, keys: Mapping[str, str]) -> list[str]:
 
 def _rows(split: str, runs: Mapping[str, Mapping[int, Run]]) -> list[dict[str, Any]]:
     """One entry per row of a split's table, with Holm's correction over all its tests."""
-    values = {
-        (column, metric, k): PairedValues(
-            {
-                name: {seed: values_of(run, split, column, metric, k) for seed, run in found.items()}
-                for name, found in runs.items()
-            }
-        )
-        for column in ("masked", "unmasked")
-        for metric, k in METRICS
-    }
+    values = paired_values(runs, split, METRICS)
     version = version_of(runs)
     rows = [_row(name, found, values, version) for name, found in runs.items()]
     correct(entry for row in rows for entry in row["masked"].values())
@@ -118,6 +109,22 @@ def correct(entries: Iterable[dict[str, Any]]) -> None:
     tested = [entry for entry in entries if entry.get("p") is not None]
     for entry, adjusted in zip(tested, holm([entry["p"] for entry in tested]), strict=True):
         entry["p_holm"] = float(adjusted)
+
+
+def paired_values(
+    runs: Mapping[str, Mapping[int, Run]], split: str, metrics: Sequence[tuple[str, int]]
+) -> dict[tuple[str, str, int], PairedValues]:
+    """Values per user of all rows, by column, metric and cut-off."""
+    return {
+        (column, metric, k): PairedValues(
+            {
+                name: {seed: values_of(run, split, column, metric, k) for seed, run in found.items()}
+                for name, found in runs.items()
+            }
+        )
+        for column in ("masked", "unmasked")
+        for metric, k in metrics
+    }
 
 
 def values_of(run: Run, split: str, column: str, metric: str, k: int) -> tuple[np.ndarray, np.ndarray]:
