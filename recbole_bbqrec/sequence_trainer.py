@@ -15,7 +15,7 @@ from .errors import InputError
 from .model.averaging import AveragedAdamW
 from .model.candidate_fit import fit_candidates
 from .model.candidates import CANDIDATES, HALVES, CandidateSimilarity, build_candidates, candidates_of
-from .ranking import rank_targets
+from .ranking import Ranks, rank_targets
 from .trainer import ProtocolTrainer
 
 ROUNDING = 1e-4
@@ -90,7 +90,8 @@ class SequenceTrainer(ProtocolTrainer):
         targets = dataset.inter_feat[model.ITEM_ID].to(self.device)
         with torch.no_grad():
             halves, seed = halves_of(dataset), self.config["seed"]
-            fit_candidates(candidates, model.encoder_score, histories, targets, halves, seed, show_progress)
+            with model.item_table.kept():
+                fit_candidates(candidates, model.encoder_score, histories, targets, halves, seed, show_progress)
         candidates.fitted_on = fingerprint_of(dataset)
         self._judge_candidates(candidates, valid_data, show_progress)
         candidates.save(path)
@@ -115,6 +116,12 @@ class SequenceTrainer(ProtocolTrainer):
     def timings(self) -> dict[str, float]:
         """As `ProtocolTrainer.timings`, and the seconds of fitting `candidates` where this run did so."""
         return {**super().timings(), "candidates": self._candidate_seconds}
+
+    def rank(self, eval_data: Any, earlier: list[Any], show_progress: bool = False) -> Ranks:
+        """As `ProtocolTrainer.rank`, with the item representations computed once."""
+        self.model.eval()
+        with self.model.item_table.kept():
+            return super().rank(eval_data, earlier, show_progress)
 
     def _parts(self, dataset: Any, order: np.ndarray) -> list[np.ndarray]:
         halves = self._halves(dataset)

@@ -118,17 +118,17 @@ def seen_before(evaluated: Any, earlier: list[Any]) -> Seen:
     earlier : the data sets before it in time (training; for test also validation).
     """
     n_items = evaluated.item_num
-    known = np.unique(np.concatenate([_user_item_keys(dataset, n_items) for dataset in earlier]))
+    known = _distinct(np.concatenate([_user_item_keys(dataset, n_items) for dataset in earlier]))
     users = evaluated.inter_feat[evaluated.uid_field].numpy()
     low, high = np.searchsorted(known, users * n_items), np.searchsorted(known, (users + 1) * n_items)
     rows, places = _all_places(low, high)
     items = known[places] % n_items
     history = evaluated.inter_feat[evaluated.iid_field + evaluated.config["LIST_SUFFIX"]].numpy()
     own_rows, own_columns = np.nonzero(history)
-    keys = np.unique(np.r_[rows * n_items + items, own_rows * n_items + history[own_rows, own_columns]])
+    keys = _distinct(np.r_[rows * n_items + items, own_rows * n_items + history[own_rows, own_columns]])
     targets = np.arange(len(users)) * n_items + evaluated.inter_feat[evaluated.iid_field].numpy()
-    n_repeated = int(np.isin(targets, keys).sum())
-    keys = np.setdiff1d(keys, targets, assume_unique=False)
+    repeated = np.isin(keys, targets)
+    n_repeated, keys = int(repeated.sum()), keys[~repeated]
     return Seen(np.searchsorted(keys, np.arange(len(users) + 1) * n_items), keys % n_items, n_repeated)
 
 
@@ -144,4 +144,10 @@ def _user_item_keys(dataset: Any, n_items: int) -> np.ndarray:
     history = dataset.inter_feat[dataset.iid_field + dataset.config["LIST_SUFFIX"]].numpy()
     rows, columns = np.nonzero(history)
     targets = users * n_items + dataset.inter_feat[dataset.iid_field].numpy()
-    return np.unique(np.r_[targets, users[rows] * n_items + history[rows, columns]])
+    return _distinct(np.r_[targets, users[rows] * n_items + history[rows, columns]])
+
+
+def _distinct(keys: np.ndarray) -> np.ndarray:
+    """Return `np.unique(keys)`, which looks integers up in a hash table and takes five times as long as sorting."""
+    keys = np.sort(keys)
+    return keys[np.r_[True, keys[1:] != keys[:-1]][: len(keys)]]

@@ -25,6 +25,7 @@ from .dropout import Dropout
 from .generator import CodeDecoder
 from .item_table import ItemTable
 from .padding import trim
+from .sampled_softmax import sampled_cross_entropy
 from .similarity import SimilarityAttention
 
 Pairs = tuple[torch.Tensor, torch.Tensor]
@@ -151,17 +152,23 @@ class BBQRec(SequentialRecommender):
             functional.embedding(part, table) for part in (shown.view_as(item_seq), target_place, negative_place)
         )
         hidden = self.forward(item_seq, shown_rows)[wanted]
-        positive = self._similarity(hidden.unsqueeze(1), target_rows.unsqueeze(1)).squeeze(1)  # [n, 1]
-        negative = self._similarity(hidden, negative_rows)  # [n, n_negatives]
+        states = self._scaled(hidden)
+        targeted, others = (self._scaled_items(rows) for rows in (target_rows, negative_rows))
+        positive = (states * targeted).sum(-1)
         # A negative that happens to be the target would pull against it.
-        negative = negative.masked_fill(targets[wanted].unsqueeze(1) == negatives, -torch.inf)
-        return hidden, (torch.cat([positive, negative], dim=1).logsumexp(dim=1) - positive.squeeze(1)).mean()
+        return hidden, sampled_cross_entropy(states, others, positive, targets[wanted].unsqueeze(1) == negatives)
 
     def _similarity(self, hidden: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        """Scores [..., n, m] of hidden states [..., n, H] against item rows [..., m, H]."""
-        if self.score_function == "cosine":
-            hidden, table = functional.normalize(hidden, dim=-1) / self.temperature, functional.normalize(table, dim=-1)
-        return hidden @ table.transpose(-1, -2)
+        """Scores [n, m] of hidden states [n, H] against item rows [m, H]."""
+        return self._scaled(hidden) @ self._scaled_items(table).T
+
+    def _scaled(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states [n, H] whose dot products with `_scaled_items` are scores."""
+        return functional.normalize(hidden, dim=-1) / self.temperature if self.score_function == "cosine" else hidden
+
+    def _scaled_items(self, rows: torch.Tensor) -> torch.Tensor:
+        """Item rows [m, H] in the form that `_scaled` is multiplied with."""
+        return functional.normalize(rows, dim=-1) if self.score_function == "cosine" else rows
 
     def score(
         self, histories: torch.Tensor, candidates: torch.Tensor | None = None, excluded: Pairs | None = None

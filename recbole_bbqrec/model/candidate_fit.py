@@ -113,18 +113,21 @@ def _candidates_of(
     rows, items, weights = (part.cpu().numpy() for part in found)
     index = np.arange(n_rows)
     best = scores.topk(min(BEST, n_items - 1), dim=1).indices.numpy()
-    own = index * n_items + targets.cpu().numpy()
-    listed = np.unique(np.concatenate([rows * n_items + items, (index[:, None] * n_items + best).ravel(), own]))
-    drawn = generator.integers(1, n_items, size=(n_rows, SAMPLED))
-    drawn = np.setdiff1d((index[:, None] * n_items + drawn).ravel(), listed)
-    n_listed, n_drawn = (np.bincount(keys // n_items, minlength=n_rows) for keys in (listed, drawn))
+    given, own = rows * n_items + items, index * n_items + targets.cpu().numpy()
+    # Marks in a table of all pairs: several times faster than sorting the pairs to find repeated ones.
+    listed, drawn = np.zeros((2, n_rows, n_items), bool)
+    for keys in (given, index[:, None] * n_items + best, own):
+        listed.reshape(-1)[keys] = True
+    drawn[index[:, None], generator.integers(1, n_items, size=(n_rows, SAMPLED))] = True
+    drawn &= ~listed
+    n_listed, n_drawn = listed.sum(1), drawn.sum(1)
     stands_for = np.log(np.maximum(n_items - 1 - n_listed, 1) / np.maximum(n_drawn, 1))
-    keys = np.concatenate([listed, drawn])
-    offset = np.concatenate([np.zeros(len(listed)), stands_for[drawn // n_items]])
-    order = np.argsort(keys)
-    keys, offset = keys[order], offset[order]
+    taken = (listed | drawn).ravel()
+    keys = np.flatnonzero(taken)
+    place_of = np.cumsum(taken) - 1
     history = keys // n_items
-    place = np.searchsorted(keys, rows * n_items + items)
+    offset = np.where(drawn.ravel()[keys], stands_for[history], 0.0)
+    place = place_of[given]
     table = scipy.sparse.csr_array(
         (np.ones(len(place), np.float32), (place, weights)), shape=(len(keys), candidates.n_weights)
     )
@@ -135,7 +138,7 @@ def _candidates_of(
         offset.astype(np.float32),
         history,
         np.searchsorted(history, index),
-        np.searchsorted(keys, own),
+        place_of[own],
     )
 
 

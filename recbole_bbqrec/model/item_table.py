@@ -3,7 +3,8 @@
 Shapes: N items (row 0 = padding), P positions of an ID, F width of a modality's features, H hidden width.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -45,6 +46,7 @@ class ItemTable(nn.Module):
         self.n_items = n_items
         self.modalities = list(features or {})
         self.id_dropout = id_dropout
+        self._kept: torch.Tensor | None = None
         self.id_embedding = nn.Embedding(n_items, hidden_size, padding_idx=0) if use_id else None
         self.code_embedding = nn.Embedding(n_code_ids, hidden_size, padding_idx=0) if code_ids is not None else None
         # Codes and features have files of their own; a checkpoint holds what training learned.
@@ -69,6 +71,8 @@ class ItemTable(nn.Module):
 
     def forward(self, items: torch.Tensor) -> torch.Tensor:
         """Return the rows [n, H] of item ids [n]; row 0 is zero."""
+        if self._kept is not None:
+            return functional.embedding(items, self._kept)
         parts = []
         if self.id_embedding is not None:
             rows = self.id_embedding(items)
@@ -82,6 +86,16 @@ class ItemTable(nn.Module):
             projected = self.projections[name](self.get_buffer(f"features_{name}")[items])
             parts.append(torch.where(known, projected, self.missing[name]))
         return torch.stack(parts).sum(0) * (items != 0).unsqueeze(-1)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Compute all rows once for everything that asks for some within the block; nothing may change them there."""
+        with torch.no_grad():
+            self._kept = self(torch.arange(self.n_items, device=next(self.parameters()).device))
+        try:
+            yield
+        finally:
+            self._kept = None
 
     @torch.no_grad()
     def append(

@@ -123,6 +123,14 @@ def _largest(block: scipy.sparse.csr_array, own: np.ndarray, size: int) -> scipy
     row = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
     keep = block.indices != own[row]
     row, item, value = row[keep], block.indices[keep], block.data[keep]
+    # What is below the last place of its row goes first: sorting all of it would be most of the work.
+    least = np.full(block.shape[0], -np.inf)
+    ends = np.cumsum(np.bincount(row, minlength=block.shape[0]))
+    for place, (begin, end) in enumerate(zip(np.r_[0, ends[:-1]], ends, strict=True)):
+        if end - begin > size:
+            least[place] = np.partition(value[begin:end], end - begin - size)[end - begin - size]
+    keep = value >= least[row]
+    row, item, value = row[keep], item[keep], value[keep]
     order = np.lexsort((item, -value, row))
     row, item, value = row[order], item[order], value[order]
     within = np.arange(len(row)) - np.searchsorted(row, row)

@@ -1,0 +1,53 @@
+"""Sampled cross-entropy: the same value and gradients as torch's operations give."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recbole_bbqrec.model.sampled_softmax import sampled_cross_entropy
+
+
+def plainly(
+    hidden: torch.Tensor, negatives: torch.Tensor, positive: torch.Tensor, excluded: torch.Tensor
+) -> torch.Tensor:
+    scores = (hidden @ negatives.T).masked_fill(excluded, -torch.inf)
+    return (torch.cat([positive.unsqueeze(1), scores], dim=1).logsumexp(dim=1) - positive).mean()
+
+
+def inputs(n: int, m: int, width: int, seed: int, scale: float = 1.0) -> list[torch.Tensor]:
+    torch.manual_seed(seed)
+    real = [torch.randn(n, width), torch.randn(m, width), torch.randn(n)]
+    return [(scale * part).double().requires_grad_() for part in real] + [torch.rand(n, m) < 0.3]
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 4), st.integers(0, 99))
+def test_value_and_gradients_are_those_of_the_plain_operations(n: int, m: int, width: int, seed: int) -> None:
+    given_ = inputs(n, m, width, seed)
+    mine, expected = sampled_cross_entropy(*given_), plainly(*given_)
+    torch.testing.assert_close(mine, expected)
+    for one, other in zip(
+        torch.autograd.grad(3 * mine, given_[:3]), torch.autograd.grad(3 * expected, given_[:3]), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_gradients_are_those_of_the_value() -> None:
+    hidden, negatives, positive, excluded = inputs(4, 7, 3, seed=5)
+    assert torch.autograd.gradcheck(
+        lambda *given_: sampled_cross_entropy(*given_, excluded), (hidden, negatives, positive)
+    )
+
+
+def test_a_target_whose_negatives_are_all_excluded_costs_nothing() -> None:
+    hidden, negatives, positive, excluded = inputs(3, 4, 2, seed=1)
+    loss = sampled_cross_entropy(hidden, negatives, positive, torch.ones_like(excluded))
+    assert loss.item() == pytest.approx(0.0)
+    assert all(gradient.abs().max() == 0 for gradient in torch.autograd.grad(loss, (hidden, negatives, positive)))
+
+
+def test_large_scores_overflow_nowhere() -> None:
+    given_ = inputs(6, 9, 4, seed=2, scale=1e3)
+    loss = sampled_cross_entropy(*given_)
+    torch.testing.assert_close(loss, plainly(*given_))
+    assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(loss, given_[:3]))
