@@ -108,6 +108,19 @@ def _recommend(given: argparse.Namespace, settings: list[str]) -> int:
     return 0
 
 
+def _tune_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="name of the model")
+    _experiment_arguments(parser)
+    parser.add_argument("--minutes", type=float, default=60.0, help="CPU time of all trials together (default 60)")
+    parser.add_argument("--space", type=Path, metavar="FILE", help="keys and their values (default: the model's own)")
+
+
+def _tune(given: argparse.Namespace, settings: list[str]) -> int:
+    from .experiments.tune import tune
+
+    return tune(given.model, given.dataset, given.minutes, settings, given.space, given.results)
+
+
 def _place_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="name of the data set")
     parser.add_argument("--data_path", type=Path, default=Path("dataset"), help="folder of data sets (default dataset)")
@@ -205,6 +218,7 @@ COMMANDS = {
     "prepare": Command("a data set from public files or your own tables", _prepare_arguments, _prepare),
     "images": Command("fetch the items' images from their addresses", _place_arguments, _images),
     "recommend": Command("recommend items after a history, from a run's folder", _recommend_arguments, _recommend),
+    "tune": Command("choose a model's settings on validation, within a budget of CPU time", _tune_arguments, _tune),
 }
 """All sub-commands by name."""
 

@@ -75,6 +75,7 @@ def execute(
     arguments: Sequence[str] = (),
     config_dict: dict[str, Any] | None = None,
     inspect: Callable[[Any, Any, Any, Any], dict[str, Any]] | None = None,
+    after_epoch: Callable[[Any], None] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Ranks]]:
     """Train and judge one model on one data set, print its table, and return its record and all ranks.
 
@@ -84,6 +85,7 @@ def execute(
     config_dict : settings from Python; the command line wins over them.
     inspect : looks at the data set and its training, validation and test loaders before the training; what it returns
         goes into the record.
+    after_epoch : is handed the trainer after every epoch that validation has judged, once its state is on the disk.
 
     Returns
     -------
@@ -113,7 +115,8 @@ def execute(
 
     inspected = inspect(dataset, train, valid, test) if inspect else {}
     trainer = registry.get_trainer(config)(config, model)
-    trainer.fit(train, valid, show_progress=config["show_progress"])
+    watched = (lambda *_: after_epoch(trainer)) if after_epoch else None
+    trainer.fit(train, valid, show_progress=config["show_progress"], callback_fn=watched)
     trainer.finish(valid, show_progress=config["show_progress"])
 
     started = time.perf_counter()

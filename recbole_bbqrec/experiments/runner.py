@@ -114,27 +114,27 @@ def run_jobs(
     found = {job: records.find(job.folder, job.run.seed, job.key, splits) for job in jobs}
     untrained = {job.key for job, path in found.items() if path is not None and _is_untrained(records.read(path))}
     missing = [job for job in jobs if found[job] is None and job.key not in untrained]
-    _say(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them finished before")
+    say(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them finished before")
     several = len({job.folder for job in jobs}) > 1
     started, done, failures = time.monotonic(), 0, {}
     while missing:
         job, total = missing[0], done + len(missing)
         name = f"{job.run.name} on {job.run.given['dataset']}" if several else job.run.name
         title = f"{name}, seed {job.run.seed}"
-        _say(f"[{done + 1}/{total}] {title}{_estimate(started, done, total)}")
+        say(f"[{done + 1}/{total}] {title}{_estimate(started, done, total)}")
         try:
             record, ranks = execute(arguments=job.run.files, config_dict=dict(job.run.given))
         except Exception as error:  # whatever it is, the other runs are worth having
             failures[title] = " ".join(f"{type(error).__name__}: {error}".split())
             records.keep_error(job.folder, job.run.name, job.run.seed, job.key, traceback.format_exc())
-            _say(f"  failed: {failures[title]}")
+            say(f"  failed: {failures[title]}")
         else:
             records.write(job.folder, job.run.name, _kept(record, job, source), ranks)
             if _is_untrained(record):
                 untrained.add(job.key)
         after(job)
         missing, done = [left for left in missing[1:] if left.key not in untrained], done + 1
-    _say(f"{done} runs in {_clock(time.monotonic() - started)}" if done else "nothing left to run")
+    say(f"{done} runs in {_clock(time.monotonic() - started)}" if done else "nothing left to run")
     return failures
 
 
@@ -171,5 +171,6 @@ def _clock(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Report progress, apart from what a command prints as its result."""
     print(text, file=sys.stderr, flush=True)
