@@ -23,6 +23,7 @@ from .model.sasrec_plus import (
     SASRecPlusT,
 )
 from .model.stock_attention import add_similarity
+from .model.tiger import TIGER, TIGERPaper
 from .model.unisrec import UniSRec
 from .model.untrained import Pop, TransitionGraph
 from .sequence_trainer import SequenceTrainer
@@ -39,6 +40,8 @@ MODELS: dict[str, type[SequentialRecommender]] = {
     "SASRecPlusFT": SASRecPlusFT,
     "SASRecPlusSeen": SASRecPlusSeen,
     "UniSRec": UniSRec,
+    "TIGER": TIGER,
+    "TIGERPaper": TIGERPaper,
     "Pop": Pop,
     "TransitionGraph": TransitionGraph,
 }

@@ -1,8 +1,8 @@
 """Generative scoring: a decoder spells the semantic ID of the next item, code by code (TIGER, arXiv 2305.05065).
 
 Shapes: B histories, T items of the longest, N items (row 0 = padding), P positions of an ID, K codes per position,
-S = K + 1 symbols (the codes, then "no code"), W prefixes of a history, p of their positions, A heads, D = H / A, H
-hidden width.
+S = K + 1 symbols (the codes, then "no code"), W prefixes of a history, p of their positions, A heads, D width of one
+(H / A unless told otherwise), H hidden width.
 """
 
 import math
@@ -21,14 +21,19 @@ ENTRIES = 2**22
 """Numbers in the largest intermediate table; histories are scored in chunks that stay below it."""
 
 
+def up_to_own_item(n_items: int, n_states: int, device: torch.device) -> torch.Tensor:
+    """States [1, T, T * n] that each of T items may read: the n of every item up to its own."""
+    return torch.ones(1, n_items, n_items, dtype=torch.bool, device=device).tril().repeat_interleave(n_states, dim=2)
+
+
 class PrefixAttention(nn.Module):
     """Multi-head attention of a prefix's positions over the ones before them."""
 
-    def __init__(self, hidden_size: int, n_heads: int, dropout: float) -> None:
+    def __init__(self, hidden_size: int, n_heads: int, dropout: float, head_size: int | None = None) -> None:
         super().__init__()
-        self.n_heads = n_heads
-        self.query_key_value = nn.Linear(hidden_size, 3 * hidden_size)
-        self.output = nn.Linear(hidden_size, hidden_size)
+        self.n_heads, width = n_heads, n_heads * head_size if head_size else hidden_size
+        self.query_key_value = nn.Linear(hidden_size, 3 * width)
+        self.output = nn.Linear(width, hidden_size)
         self.dropout = Dropout(dropout)
 
     def forward(self, hidden: torch.Tensor, past: KeysValues | None) -> tuple[torch.Tensor, KeysValues]:
@@ -53,12 +58,12 @@ class PrefixAttention(nn.Module):
 class HistoryAttention(nn.Module):
     """Multi-head attention of prefixes over the encoder's states of their history."""
 
-    def __init__(self, hidden_size: int, n_heads: int, dropout: float) -> None:
+    def __init__(self, hidden_size: int, n_heads: int, dropout: float, head_size: int | None = None) -> None:
         super().__init__()
-        self.n_heads = n_heads
-        self.query = nn.Linear(hidden_size, hidden_size)
-        self.key_value = nn.Linear(hidden_size, 2 * hidden_size)
-        self.output = nn.Linear(hidden_size, hidden_size)
+        self.n_heads, width = n_heads, n_heads * head_size if head_size else hidden_size
+        self.query = nn.Linear(hidden_size, width)
+        self.key_value = nn.Linear(hidden_size, 2 * width)
+        self.output = nn.Linear(width, hidden_size)
         self.dropout = Dropout(dropout)
 
     def keys_values(self, memory: torch.Tensor) -> KeysValues:
@@ -82,13 +87,20 @@ class DecoderLayer(nn.Module):
     """Pre-norm transformer decoder layer with GELU."""
 
     def __init__(
-        self, hidden_size: int, inner_size: int, n_heads: int, dropout: float, attn_dropout: float, eps: float
+        self,
+        hidden_size: int,
+        inner_size: int,
+        n_heads: int,
+        dropout: float,
+        attn_dropout: float,
+        eps: float,
+        head_size: int | None = None,
     ) -> None:
         super().__init__()
         self.prefix_norm = nn.LayerNorm(hidden_size, eps=eps)
-        self.prefix_attention = PrefixAttention(hidden_size, n_heads, attn_dropout)
+        self.prefix_attention = PrefixAttention(hidden_size, n_heads, attn_dropout, head_size)
         self.history_norm = nn.LayerNorm(hidden_size, eps=eps)
-        self.history_attention = HistoryAttention(hidden_size, n_heads, attn_dropout)
+        self.history_attention = HistoryAttention(hidden_size, n_heads, attn_dropout, head_size)
         self.feed_forward_norm = nn.LayerNorm(hidden_size, eps=eps)
         self.feed_forward = nn.Sequential(
             nn.Linear(hidden_size, inner_size), nn.GELU(), Dropout(dropout), nn.Linear(inner_size, hidden_size)
@@ -122,6 +134,7 @@ class CodeDecoder(nn.Module):
     ----------
     codes : [N, P] ID of each item; row 0 is padding, -1 = the item lacks this code.
     codebook_size : number K of codes per position.
+    head_size : width D of an attention head; none = H / A.
     """
 
     def __init__(
@@ -135,6 +148,7 @@ class CodeDecoder(nn.Module):
         dropout: float,
         attn_dropout: float,
         eps: float,
+        head_size: int | None = None,
     ) -> None:
         super().__init__()
         self.trie = Trie(codes, codebook_size)
@@ -144,7 +158,8 @@ class CodeDecoder(nn.Module):
         self.token_embedding = nn.Embedding(1 + (n_positions - 1) * n_symbols, hidden_size)
         self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
-            DecoderLayer(hidden_size, inner_size, n_heads, dropout, attn_dropout, eps) for _ in range(n_layers)
+            DecoderLayer(hidden_size, inner_size, n_heads, dropout, attn_dropout, eps, head_size)
+            for _ in range(n_layers)
         )
         self.final_norm = nn.LayerNorm(hidden_size, eps=eps)
         self.heads = nn.ModuleList(nn.Linear(hidden_size, n_symbols) for _ in range(n_positions))
@@ -165,11 +180,11 @@ class CodeDecoder(nn.Module):
 
         Parameters
         ----------
-        states : [B, T, H] states of the encoder.
-        targets : [B, T] item id that follows each position; 0 = none.
+        states : [B, T, H] states of the encoder, or [B, T * n, H] where every item has n of them.
+        targets : [B, T] item id that follows each item; 0 = none.
         """
-        length = states.shape[1]
-        visible = torch.ones(1, length, length, dtype=torch.bool, device=states.device).tril()
+        length = targets.shape[1]
+        visible = up_to_own_item(length, states.shape[1] // length, states.device)
         return self._loss(states, visible, targets)
 
     def _loss(self, memory: torch.Tensor, visible: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
