@@ -72,4 +72,6 @@ def test_one_weight_for_seen_items_serves_the_unmasked_column_alone(run):
 def test_the_names_are_trained_by_the_trainers_they_need():
     trainers = {name: kind.__name__ for name, kind in registry.TRAINERS.items()}
     assert trainers.pop("Pop") == trainers.pop("TransitionGraph") == "UntrainedTrainer"
-    assert set(trainers) == {"BBQRec", "TIGER", "TIGERPaper", *CONTROLS} and set(trainers.values()) == {"SequenceTrainer"}
+    assert set(trainers) == {"BBQRec", "TIGER", "TIGERPaper", *CONTROLS} and set(trainers.values()) == {
+        "SequenceTrainer"
+    }
