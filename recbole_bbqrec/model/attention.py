@@ -54,6 +54,13 @@ class CausalSelfAttention(nn.Module):
         return self.output((weights @ value).transpose(1, 2).flatten(-2))
 
 
+def feed_forward(hidden_size: int, inner_size: int, dropout: float) -> nn.Sequential:
+    """Two linear layers with a GELU and dropout between them, [..., H] to [..., H]."""
+    return nn.Sequential(
+        nn.Linear(hidden_size, inner_size), nn.GELU(), Dropout(dropout), nn.Linear(inner_size, hidden_size)
+    )
+
+
 class TransformerLayer(nn.Module):
     """Pre-norm transformer layer with GELU."""
 
@@ -71,9 +78,7 @@ class TransformerLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(hidden_size, eps=eps)
         self.attention = CausalSelfAttention(hidden_size, n_heads, attn_dropout, mode)
         self.feed_forward_norm = nn.LayerNorm(hidden_size, eps=eps)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(hidden_size, inner_size), nn.GELU(), Dropout(dropout), nn.Linear(inner_size, hidden_size)
-        )
+        self.feed_forward = feed_forward(hidden_size, inner_size, dropout)
         self.dropout = Dropout(dropout)
 
     def forward(self, hidden: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

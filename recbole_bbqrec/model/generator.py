@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from .attention import feed_forward
 from .decoding import Pairs, Trie, beam_search, exact_likelihood
 from .dropout import Dropout
 
@@ -102,9 +103,7 @@ class DecoderLayer(nn.Module):
         self.history_norm = nn.LayerNorm(hidden_size, eps=eps)
         self.history_attention = HistoryAttention(hidden_size, n_heads, attn_dropout, head_size)
         self.feed_forward_norm = nn.LayerNorm(hidden_size, eps=eps)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(hidden_size, inner_size), nn.GELU(), Dropout(dropout), nn.Linear(inner_size, hidden_size)
-        )
+        self.feed_forward = feed_forward(hidden_size, inner_size, dropout)
         self.dropout = Dropout(dropout)
 
     def forward(

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..tokenizer.semantic_ids import number_codes
+from .attention import feed_forward
 from .decoding import Pairs
 from .dropout import Dropout
 from .generator import CodeDecoder, HistoryAttention, up_to_own_item
@@ -74,9 +75,7 @@ class CodeEncoderLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(hidden_size, eps=eps)
         self.attention = HistoryAttention(hidden_size, n_heads, attn_dropout, head_size)
         self.feed_forward_norm = nn.LayerNorm(hidden_size, eps=eps)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(hidden_size, inner_size), nn.GELU(), Dropout(dropout), nn.Linear(inner_size, hidden_size)
-        )
+        self.feed_forward = feed_forward(hidden_size, inner_size, dropout)
         self.dropout = Dropout(dropout)
 
     def forward(self, hidden: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
