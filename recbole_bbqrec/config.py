@@ -41,7 +41,7 @@ CHOICES = {
 }
 
 # Lists; a modality that the items lack is passed over.
-SOME_OF = {"candidate_similarity": ("behavior", "text", "image", "popularity", "seen")}
+SOME_OF = {"candidate_similarity": ("behavior", "text", "image", "seen")}
 
 NOT_NEGATIVE = {"n_negatives", "beam_size", "code_weight", "shuffle_ties", "stopping_step", "seed"}
 

@@ -83,11 +83,11 @@ def _without_candidate(signal: str) -> Callable[[Settings], dict[str, Any]]:
     """Candidate similarity without one of its signals."""
 
     def changes_of(full: Settings) -> dict[str, Any]:
-        signals, others = full["candidate_similarity"] or [], {"behavior", "popularity"}
-        if signal not in others and signal not in modalities(full):
+        signals = full["candidate_similarity"] or []
+        if signal != "behavior" and signal not in modalities(full):
             raise NotApplicableError(f"the items have no {signal}")
         left = [name for name in signals if name != signal]
-        if not {*modalities(full), *others} & set(left):
+        if not {*modalities(full), "behavior"} & set(left):
             raise NotApplicableError("nothing is left of the candidate similarity, see the row candidate-similarity")
         return {"candidate_similarity": left}
 
@@ -128,7 +128,6 @@ ROWS: dict[str, Row] = {
     "candidate-text": Row("candidate similarity without texts", _without_candidate("text")),
     "candidate-image": Row("candidate similarity without images", _without_candidate("image")),
     "candidate-behavior": Row("candidate similarity without behaviour", _without_candidate("behavior")),
-    "candidate-popularity": Row("candidate similarity without popularity", _without_candidate("popularity")),
     "candidate-similarity": Row("no candidate similarity", _set(candidate_similarity=[])),
     "code-embeddings": Row("no code embeddings in the item representation", _with_codes(use_code_embedding=False)),
     "features": Row("no projected features in the item representation", _set(1, use_features=False)),

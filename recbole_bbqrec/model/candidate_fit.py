@@ -128,9 +128,6 @@ def _candidates_of(
     history = keys // n_items
     offset = np.where(drawn.ravel()[keys], stands_for[history], 0.0)
     place = place_of[given]
-    if (numbers := candidates.of_all()) is not None:
-        place = np.concatenate([place, np.arange(len(keys))])
-        weights = np.concatenate([weights, numbers.cpu().numpy()[keys % n_items]])
     table = scipy.sparse.csr_array(
         (np.ones(len(place), np.float32), (place, weights)), shape=(len(keys), candidates.n_weights)
     )

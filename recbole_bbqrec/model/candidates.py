@@ -2,8 +2,7 @@
 
 The similarity that re-weights attention, on the output side: how near a candidate is to each of the last items, by
 behaviour and by content, discretised, adds a learned weight to its score. An item lists its nearest neighbours by each
-signal, by content also those by behaviour; all others share one bucket, whose weight is zero. How often a candidate
-occurs in training, discretised, adds a weight of its own.
+signal; all others share one bucket, whose weight is zero.
 
 The weights are fitted when the encoder is done and frozen, on validation: a training target is part of its own counts,
 and the encoder remembers it besides. Each half of the users is judged with the weights that the other half gave, so no
@@ -22,23 +21,19 @@ import torch
 
 from .. import storage
 from ..tokenizer.behavior_bind import FUSED_SIGNAL, ID_SIGNAL
-from .neighbours import ROUNDING, Neighbours, cooccurrence, nearest, paths, transitions, walk, with_listed
+from .neighbours import ROUNDING, Neighbours, cooccurrence, nearest, transitions, walk
 from .signals import mean_row
 
 KIND = "candidates"
 CANDIDATES = "candidates.safetensors"
 """Name of the file in a run's folder."""
-BEHAVIOR, POPULARITY, SEEN = "behavior", "popularity", "seen"
-TRANSITION, COOCCURRENCE, WALK, PATHS = "transition", "cooccurrence", "walk", "paths"
+BEHAVIOR, TRANSITION, COOCCURRENCE, WALK, SEEN = "behavior", "transition", "cooccurrence", "walk", "seen"
 
 BOUND = (ID_SIGNAL, FUSED_SIGNAL)
 """Signals of an item tokenizer that compare items by behaviour."""
 
 COUNT_EDGES = (1.5, 2.5, 4.5, 8.5, 16.5, 32.5)
 """Transition counts are discretised on a log scale: 1, 2, 3-4, 5-8, 9-16, 17-32, more."""
-
-TAIL = 5
-"""Further edges of the paths' buckets: each leaves half as much above it as the one before."""
 
 HALVES = 2
 """Parts of the users that judge each other's weights."""
@@ -65,27 +60,19 @@ class CandidateSimilarity:
     """Adds learned bucket weights to the scores of candidates that are near the last items of a history.
 
     Weight number 0 belongs to candidates that stand in the history; then comes, for each signal, one for every
-    position from the end and bucket; then one for every bucket of popularity.
+    position from the end and bucket.
 
     Parameters
     ----------
     signals : name -> signal.
     n_last : number J of last items that are looked at.
-    popularity : [N] bucket of every item's popularity, or none.
     weights : [HALVES + 1, 1 + F] a scale of the encoder's scores and the F weights, fitted for each half of the users
         on the other half, then their mean; none before fitting.
     """
 
-    def __init__(
-        self,
-        signals: Mapping[str, Signal],
-        n_last: int,
-        popularity: torch.Tensor | None = None,
-        weights: torch.Tensor | None = None,
-    ) -> None:
+    def __init__(self, signals: Mapping[str, Signal], n_last: int, weights: torch.Tensor | None = None) -> None:
         self.signals = dict(signals)
         self.n_last = n_last
-        self.popularity = popularity
         sizes = [signal.n_buckets * n_last for signal in self.signals.values()]
         self.starts = np.r_[1, 1 + np.cumsum(sizes)].astype(int).tolist()
         self.weights = torch.zeros(HALVES + 1, 1 + self.n_weights) if weights is None else weights
@@ -99,7 +86,7 @@ class CandidateSimilarity:
     @property
     def n_weights(self) -> int:
         """Number F of weights."""
-        return self.starts[-1] + (0 if self.popularity is None else int(self.popularity.max()) + 1)
+        return self.starts[-1]
 
     def reset(self) -> None:
         """Leave the encoder's scores as they are, whatever was fitted before."""
@@ -111,16 +98,10 @@ class CandidateSimilarity:
         for name, (offsets, items, buckets, n_buckets) in self.signals.items():
             self.signals[name] = Signal(offsets.to(device), items.to(device), buckets.to(device), n_buckets)
         self.weights = self.weights.to(device)
-        if self.popularity is not None:
-            self.popularity = self.popularity.to(device)
         return self
 
-    def of_all(self) -> torch.Tensor | None:
-        """Weight number [N] that every item receives in all histories, by its popularity; none where there is none."""
-        return None if self.popularity is None else self.starts[-1] + self.popularity
-
     def entries(self, histories: torch.Tensor) -> Entries:
-        """List every weight that candidates of histories [B, T] (0 pads on the right) receive beside `of_all`."""
+        """List every weight that candidates of histories [B, T] (0 pads on the right) receive."""
         device = histories.device
         row, column = torch.nonzero(histories, as_tuple=True)
         rows, items, weights = [row], [histories[row, column]], [torch.zeros_like(row)]
@@ -143,16 +124,12 @@ class CandidateSimilarity:
         scale, weights = self.weights[self.part, 0], self.weights[self.part, 1:]
         found = self.entries(histories)
         scores = (scores * scale).contiguous()
-        if (numbers := self.of_all()) is not None:
-            scores += weights[numbers].to(scores.dtype)
         place = found.rows * scores.shape[1] + found.items
         return scores.view(-1).index_add_(0, place, weights[found.weights].to(scores.dtype)).view_as(scores)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write everything to `path`."""
         tensors = {"weights": self.weights}
-        if self.popularity is not None:
-            tensors["popularity"] = self.popularity
         for name, signal in self.signals.items():
             parts = {"offsets": signal.offsets, "items": signal.items.int(), "buckets": signal.buckets}
             tensors |= {f"{name}.{part}": value for part, value in parts.items()}
@@ -170,14 +147,12 @@ class CandidateSimilarity:
             )
             for name, n_buckets in header["signals"]
         }
-        loaded = cls(signals, header["n_last"], tensors.get("popularity"), tensors["weights"])
+        loaded = cls(signals, header["n_last"], tensors["weights"])
         loaded.fitted_on = header["fitted_on"]
         return loaded
 
     def extend(self, n_new: int) -> None:
-        """Make room for `n_new` items; they have no neighbours, until a new fit lists them, and nobody knows them."""
-        if self.popularity is not None:
-            self.popularity = torch.cat([self.popularity, self.popularity.new_zeros(n_new)])
+        """Make room for `n_new` items; they have no neighbours, until a new fit lists them."""
         for name, signal in self.signals.items():
             added = signal.offsets[-1:].expand(n_new)
             self.signals[name] = signal._replace(offsets=torch.cat([signal.offsets, added]))
@@ -188,9 +163,9 @@ def build_candidates(config: Any, dataset: Any) -> CandidateSimilarity | None:
 
     Parameters
     ----------
-    config : reads `candidate_similarity` (`behavior`, names of modalities, `popularity`, and `seen` for the weight of
-        candidates that stand in the history, which all others bring along), `n_candidate_neighbours`,
-        `n_candidate_bins` and `n_candidate_last`.
+    config : reads `candidate_similarity` (`behavior`, names of modalities, and `seen` for the weight of candidates that
+        stand in the history, which every signal brings along), `n_candidate_neighbours`, `n_candidate_bins` and
+        `n_candidate_last`.
     dataset : its `train_sequences`, `item_features` and `semantic_ids`.
     """
     wanted: Sequence[str] = config["candidate_similarity"] or []
@@ -209,30 +184,12 @@ def build_candidates(config: Any, dataset: Any) -> CandidateSimilarity | None:
         # A training pair is among its own counts: edges come from what is listed alone.
         for name, found in ((COOCCURRENCE, cooccurrence(*given, size)), (WALK, walk(*given, size))):
             lists[name] = found, _edges(found, bins)
-        found = paths(*given, size)
-        lists[PATHS] = found, _edges(found, bins, tail=TAIL)
-    pairs, behavior = _consecutive(offsets, items), [found for found, _ in lists.values()]
+    pairs = _consecutive(offsets, items)
     for name, (vectors, present) in _vectors(dataset, wanted).items():
-        rows, known = vectors[order], present[order]
-        found = nearest(rows, known, size)
-        if name not in BOUND:
-            found = with_listed(found, behavior, rows, known)
+        found = nearest(vectors[order], present[order], size)
         lists[name] = found, _edges(found, bins, pairs)
     signals = {name: _signal(found, edges, order, place) for name, (found, edges) in lists.items()}
-    popularity = _popularity(dataset.train_sequences.items, len(tokens), bins) if POPULARITY in wanted else None
-    if not signals and popularity is None and SEEN not in wanted:
-        return None
-    return CandidateSimilarity(signals, config["n_candidate_last"], popularity)
-
-
-def _popularity(items: np.ndarray, n_items: int, bins: int) -> torch.Tensor:
-    """Bucket [N] of how often each item occurs: half of the edges are quantiles over items, half over occurrences."""
-    counts = np.bincount(items, minlength=n_items)
-    if not len(items):
-        return torch.zeros(n_items, dtype=torch.long)
-    levels = np.arange(1, bins // 2) / (bins // 2)
-    edges = np.unique(np.r_[np.quantile(counts[1:], levels), np.quantile(counts[items], levels)])
-    return torch.from_numpy(np.searchsorted(edges, counts, side="right"))
+    return CandidateSimilarity(signals, config["n_candidate_last"]) if signals or SEEN in wanted else None
 
 
 def _vectors(dataset: Any, wanted: Sequence[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -262,10 +219,8 @@ def _consecutive(offsets: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np
     return items[:-1][together], items[1:][together]
 
 
-def _edges(
-    lists: Neighbours, bins: int, pairs: tuple[np.ndarray, np.ndarray] | None = None, tail: int = 0
-) -> np.ndarray:
-    """Bucket edges, at most `bins` - 1 and `tail` more: quantiles of what is listed, the upper tail of all pairs.
+def _edges(lists: Neighbours, bins: int, pairs: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
+    """Bucket edges, at most `bins` - 1: quantiles of what is listed, the upper tail of all pairs of items.
 
     Where training pairs can be looked up without having made the lists themselves, every second edge is a quantile of
     the listed ones among them, which is where next items are.
@@ -273,7 +228,7 @@ def _edges(
     if not len(lists.values):
         return np.zeros(0)
     share = bins if pairs is None else bins // 2
-    levels = np.r_[np.arange(1, share) / share, 1 - 0.5 ** np.arange(1, tail + 1) / share]
+    levels = np.arange(1, share) / share
     edges = np.quantile(lists.values, levels)
     if pairs is not None:
         met = _values_of(lists, *pairs)

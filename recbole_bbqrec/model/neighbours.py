@@ -3,7 +3,6 @@
 Shapes: N items (row 0 = padding), E listed pairs.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +15,6 @@ WINDOW = 3
 
 ROUNDING = 1e-5
 """Cosines are multiples of it."""
-
-HOPS, HOP_DECAY = 3, 0.2
-"""Longest path between two items in the graph of consecutive training pairs, and the factor for every further step."""
 
 ROWS = 1024
 """Items whose similarities to all others are held at once."""
@@ -65,51 +61,6 @@ def walk(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> Nei
         block = scipy.sparse.csr_array(step[begin : begin + ROWS] @ step @ beyond)
         blocks.append(_largest(block, np.arange(begin, min(begin + ROWS, n_items)), size))
     return _lists(scipy.sparse.vstack(blocks, format="csr"))
-
-
-def paths(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> Neighbours:
-    """List the `size` items that most paths of up to `HOPS` steps lead to, in the graph of consecutive training pairs.
-
-    An edge counts as often as its pair occurs; the value is the sum over h of HOP_DECAY^(h-1) log(1 + paths of h
-    steps), after the untrained graph of arXiv 2605.07125.
-    """
-    graph = pair_counts(offsets, items, n_items, 1)
-    blocks = []
-    for begin in range(0, n_items, ROWS):
-        steps = graph[begin : begin + ROWS]
-        block = steps.log1p()
-        for hop in range(1, HOPS):
-            steps = steps @ graph
-            block = block + HOP_DECAY**hop * steps.log1p()
-        block = scipy.sparse.csr_array(block)
-        block.data = np.round(block.data / ROUNDING) * ROUNDING
-        blocks.append(_largest(block, np.arange(begin, min(begin + ROWS, n_items)), size))
-    return _lists(scipy.sparse.vstack(blocks, format="csr"))
-
-
-@torch.no_grad()
-def with_listed(
-    found: Neighbours, others: Sequence[Neighbours], vectors: torch.Tensor, present: torch.Tensor
-) -> Neighbours:
-    """Add the cosines of all pairs that `others` list to what `nearest` has found for the same vectors."""
-    n_items = len(vectors)
-    tables = (
-        scipy.sparse.csr_array((np.ones(len(lists.items), np.int32), lists.items, lists.offsets), (n_items, n_items))
-        for lists in (found, *others)
-    )
-    pairs = scipy.sparse.csr_array(sum(tables))
-    pairs.sort_indices()
-    left = torch.from_numpy(np.repeat(np.arange(n_items), np.diff(pairs.indptr))).to(vectors.device)
-    right = torch.from_numpy(pairs.indices.astype(np.int64)).to(vectors.device)
-    both = present[left] & present[right]
-    left, right = left[both], right[both]
-    rows = functional.normalize(vectors.float(), dim=-1)
-    cosines = torch.cat(
-        [(rows[one] * rows[other]).sum(1) for one, other in zip(left.split(ROWS**2), right.split(ROWS**2), strict=True)]
-    )
-    values = ((cosines.double() / ROUNDING).round() * ROUNDING).float()
-    offsets = np.r_[0, np.cumsum(np.bincount(left.cpu().numpy(), minlength=n_items))]
-    return Neighbours(offsets, right.cpu().numpy(), values.cpu().numpy())
 
 
 @torch.no_grad()

@@ -52,11 +52,11 @@ def candidates() -> CandidateSimilarity:
 
 
 def test_signals_follow_the_settings(candidates):
-    assert list(candidates.signals) == ["transition", "cooccurrence", "walk", "paths", "text", "id"]
+    assert list(candidates.signals) == ["transition", "cooccurrence", "walk", "text", "id"]
     only = build_candidates({**SETTINGS, "candidate_similarity": ["text"]}, catalogue())
     assert only is not None and list(only.signals) == ["text"]
     without = build_candidates(SETTINGS, catalogue(codes=False))
-    assert without is not None and list(without.signals) == ["transition", "cooccurrence", "walk", "paths", "text"]
+    assert without is not None and list(without.signals) == ["transition", "cooccurrence", "walk", "text"]
     assert build_candidates({**SETTINGS, "candidate_similarity": []}, catalogue()) is None
     assert build_candidates({**SETTINGS, "scoring": "generate"}, catalogue()) is None
 
@@ -220,58 +220,3 @@ def test_random_candidates_stand_for_those_without_a_weight(candidates, monkeypa
     fit_candidates(candidates, score, histories, targets, halves, seed=0)
     assert not torch.equal(candidates.weights, every)
     assert (candidates.weights - every).abs().max() < 0.25 * every.abs().max()
-
-
-def with_popularity() -> CandidateSimilarity:
-    data = catalogue()
-    often = np.concatenate([data.train_sequences.items, np.repeat([3, 4, 5], 40), np.repeat([6, 7], 9)])
-    data.train_sequences = Sequences(np.r_[data.train_sequences.offsets, len(often)], often)
-    built = build_candidates({**SETTINGS, "candidate_similarity": ["popularity"], "n_candidate_bins": 16}, data)
-    assert built is not None
-    return built
-
-
-def test_popularity_alone_is_one_weight_for_each_bucket_of_counts(tmp_path):
-    built = with_popularity()
-    assert built.popularity is not None and not built.signals
-    buckets = built.popularity.tolist()
-    assert buckets[3] == buckets[4] > buckets[6] == buckets[7] > buckets[20] >= buckets[0]
-    assert built.n_weights == 1 + max(buckets) + 1
-    built.weights = torch.randn(built.weights.shape)
-    histories, scores = torch.tensor([[8, 9], [10, 0]]), torch.randn(2, N_ITEMS)
-    row = built.weights[HALVES]
-    wanted = scores * row[0] + row[2:][built.popularity]
-    wanted[0, [8, 9]] += row[1]
-    wanted[1, 10] += row[1]
-    torch.testing.assert_close(built(scores.clone(), histories), wanted)
-    built.save(tmp_path / "c.safetensors")
-    again = CandidateSimilarity.load(tmp_path / "c.safetensors")
-    torch.testing.assert_close(again(scores.clone(), histories), wanted)
-    again.extend(1)
-    extended = again(torch.zeros(1, N_ITEMS + 1), torch.tensor([[8]]))
-    assert extended[0, N_ITEMS] == row[2] == extended[0, 0]
-
-
-def test_fitting_finds_that_popular_items_come_next():
-    built = with_popularity()
-    random = np.random.default_rng(0)
-    histories = torch.from_numpy(random.integers(10, N_ITEMS, (200, 2)))
-    targets = torch.from_numpy(random.integers(3, 6, 200))
-    fit_candidates(
-        built, lambda rows: torch.zeros(len(rows), N_ITEMS), histories, targets, random.integers(0, 2, 200), seed=0
-    )
-    best = built(torch.zeros(1, N_ITEMS), torch.tensor([[12, 13]]))[0, 1:].topk(3).indices + 1
-    assert set(best.tolist()) == {3, 4, 5}
-
-
-def test_content_is_compared_for_what_behaviour_lists_too(candidates):
-    texts = build_candidates({**SETTINGS, "candidate_similarity": ["text"]}, catalogue())
-    assert texts is not None
-
-    def pairs(signal: Signal) -> set[tuple[int, int]]:
-        rows = np.repeat(np.arange(N_ITEMS), np.diff(signal.offsets.numpy()))
-        return set(zip(rows.tolist(), signal.items.tolist(), strict=True))
-
-    listed = [pairs(candidates.signals[name]) for name in ("transition", "cooccurrence", "walk", "paths")]
-    assert pairs(candidates.signals["text"]) == pairs(texts.signals["text"]).union(*listed)
-    assert pairs(candidates.signals["text"]) > pairs(texts.signals["text"])

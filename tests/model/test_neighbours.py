@@ -4,16 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_bbqrec.model.neighbours import (
-    HOP_DECAY,
-    Neighbours,
-    cooccurrence,
-    nearest,
-    paths,
-    transitions,
-    walk,
-    with_listed,
-)
+from recbole_bbqrec.model.neighbours import Neighbours, cooccurrence, nearest, transitions, walk
 
 OFFSETS, ITEMS = np.array([0, 4, 6, 6]), np.array([1, 2, 3, 2, 1, 2])
 
@@ -66,38 +57,6 @@ def test_walk_takes_two_steps_and_keeps_the_largest():
     assert short.items[short.offsets[1]] == wanted[1].argmax()
 
 
-def test_paths_count_all_ways_of_up_to_three_steps():
-    edges = np.zeros((5, 5))
-    edges[1, 2], edges[2, 3], edges[3, 2] = 2, 1, 1
-    steps = [edges, edges @ edges, edges @ edges @ edges]
-    wanted = sum(HOP_DECAY**hop * np.log1p(counts) for hop, counts in enumerate(steps))
-    np.fill_diagonal(wanted, 0)
-    np.testing.assert_allclose(table(paths(OFFSETS, ITEMS, 5, size=4)), wanted, atol=1e-5)
-    assert wanted[1, 3] > 0 and table(paths(OFFSETS, ITEMS, 5, size=1))[1, 3] == 0
-
-
-@given(st.integers(2, 12), st.integers(1, 4), st.integers(0, 1000))
-def test_with_listed_adds_the_cosines_of_others_pairs(n_items, size, seed):
-    random = torch.Generator().manual_seed(seed)
-    vectors = torch.randn(n_items, 3, generator=random)
-    present = torch.rand(n_items, generator=random) < 0.7
-    walked = np.random.default_rng(seed).integers(0, n_items, 30)
-    found, other = nearest(vectors, present, size), transitions(np.array([0, 30]), walked, n_items, size)
-    lists = with_listed(found, [other], vectors, present)
-    known = present.numpy()
-    wanted = (listed(found) | listed(other)) & np.outer(known, known)
-    assert (listed(lists) == wanted).all()
-    unit = torch.nn.functional.normalize(vectors, dim=-1).numpy()
-    np.testing.assert_allclose(table(lists), np.where(wanted, unit @ unit.T, 0), atol=1.1e-5)
-
-
-def listed(lists: Neighbours) -> np.ndarray:
-    rows = np.repeat(np.arange(len(lists.offsets) - 1), np.diff(lists.offsets))
-    result = np.zeros((len(lists.offsets) - 1,) * 2, bool)
-    result[rows, lists.items] = True
-    return result
-
-
 @given(st.integers(1, 12), st.integers(1, 20), st.integers(0, 1000))
 def test_nearest_lists_the_largest_cosines_of_items_that_have_the_signal(n_items, size, seed):
     random = torch.Generator().manual_seed(seed)
@@ -118,7 +77,7 @@ def test_nearest_lists_the_largest_cosines_of_items_that_have_the_signal(n_items
         np.testing.assert_allclose(lists.values[part], cosine[item, listed], atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [transitions, cooccurrence, walk, paths])
+@pytest.mark.parametrize("make", [transitions, cooccurrence, walk])
 def test_nothing_known_gives_empty_lists(make):
     lists = make(np.array([0, 1]), np.array([2]), 4, 3)
     assert lists.offsets.tolist() == [0] * 5 and not len(lists.items)
