@@ -9,10 +9,10 @@ Lists make a leaderboard: `--model=Pop,SASRec,BBQRec --dataset=Sports,Beauty --s
 
 import sys
 
-from recbole_bbqrec.quick_start import main
+from recbole_bbqrec.cli import run
 
 if __name__ == "__main__":
     if "--help" in sys.argv or "-h" in sys.argv:
         print(__doc__)
         sys.exit(0)
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""The command line `bbqrec`: experiments on top of single runs, and recommendations from a finished one."""
+"""The command lines: `run_recbole_bbqrec.py` for runs, `bbqrec` for everything on top of them."""
 
 import argparse
 import sys
@@ -225,7 +225,8 @@ COMMANDS = {
 
 def _parser() -> argparse.ArgumentParser:
     # No abbreviations: --row would be taken for --rows, and a mistyped setting for an option.
-    parser = argparse.ArgumentParser("bbqrec", description=__doc__, allow_abbrev=False)
+    description = "Experiments on top of single runs, data sets, and recommendations from a finished run."
+    parser = argparse.ArgumentParser("bbqrec", description=description, allow_abbrev=False)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, command in COMMANDS.items():
@@ -238,13 +239,39 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code: 0, 1 where a run failed, 2 where the user has something to mend."""
     given, settings = _parser().parse_known_args(arguments)
+    return _answer(lambda: COMMANDS[given.command].run(given, settings), given.debug)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line of `run_recbole_bbqrec.py`; return the exit code as `main` does.
+
+    Several models or data sets, or `--seeds`, ask for many runs, see `experiments.many`. `--debug` is read here: with
+    it, the traceback stands before the error's one line.
+    """
+    from . import quick_start
+    from .experiments import many
+
+    debug = any(argument in ("--debug", "--debug=True") for argument in arguments)
+    arguments = [argument for argument in arguments if argument.partition("=")[0] != "--debug"]
+
+    def started() -> int:
+        if many.asked_for(arguments):
+            return many.run_many(arguments)
+        quick_start.run(arguments)
+        return 0
+
+    return _answer(started, debug)
+
+
+def _answer(work: Callable[[], int], debug: bool) -> int:
+    """Exit code of `work`, errors told in one line."""
     try:
-        return COMMANDS[given.command].run(given, settings)
+        return work()
     except InputError as error:
-        if given.debug:
+        if debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; finished runs are kept, the same command goes on with the rest", file=sys.stderr)
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -23,31 +22,6 @@ from .preparation.image_download import addresses_of
 from .preparation.public import describe
 from .ranking import Ranks
 from .settings import learning_settings, plain_settings, public_source, settings_to_load
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run one command line; return the exit code: 0, or 2 where the user has something to mend.
-
-    Several models or data sets, or `--seeds`, ask for many runs, see `experiments.many`: 1 where one of them failed.
-    `--debug` is read here: with it, the traceback stands before the error's one line.
-    """
-    from .experiments import many  # it starts runs through this module
-
-    debug = any(argument in ("--debug", "--debug=True") for argument in arguments)
-    arguments = [argument for argument in arguments if argument.partition("=")[0] != "--debug"]
-    try:
-        if many.asked_for(arguments):
-            return many.run_many(arguments)
-        run(arguments)
-    except InputError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    return 0
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import settings, write_dataset
 
-from recbole_bbqrec import quick_start, trainer
+from recbole_bbqrec import cli, quick_start, trainer
 from recbole_bbqrec.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -155,16 +155,16 @@ def test_our_ranker_agrees_with_recboles_evaluator(tiny, tmp_path, model, change
 
 
 def test_mistakes_end_with_one_line_and_code_2(tiny, capfd):
-    assert quick_start.main(["--model=BBQRek", "--dataset=ml-100k"]) == 2
+    assert cli.run(["--model=BBQRek", "--dataset=ml-100k"]) == 2
     captured = capfd.readouterr()
     assert captured.err.startswith("error: --model=BBQRek") and captured.err.count("\n") == 1
-    assert quick_start.main(["--model=BBQRek", "--dataset=ml-100k", "--debug"]) == 2
+    assert cli.run(["--model=BBQRek", "--dataset=ml-100k", "--debug"]) == 2
     assert "Traceback" in capfd.readouterr().err
 
 
 def test_what_recbole_refuses_while_it_builds_is_one_line_too(tiny, tmp_path, capfd):
     given = settings(tiny, "SASRecF", checkpoint_dir=str(tmp_path), selected_features=["colour"])
-    assert quick_start.main(as_arguments(given)) == 2
+    assert cli.run(as_arguments(given)) == 2
     error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert error == ["error: RecBole refuses these settings (KeyError: 'colour'); --debug shows where"]
 
@@ -181,7 +181,7 @@ def test_faults_of_the_program_keep_their_traceback(tiny, tmp_path, monkeypatch)
 
     monkeypatch.setattr(quick_start, "split_loaders", fault)
     with pytest.raises(ValueError, match="a fault"):
-        quick_start.main(as_arguments(settings(tiny, checkpoint_dir=str(tmp_path))))
+        cli.run(as_arguments(settings(tiny, checkpoint_dir=str(tmp_path))))
 
 
 DIRT = {
@@ -200,7 +200,7 @@ def test_broken_data_files_are_named_by_line(tmp_path, capfd, line, text, messag
     lines = path.read_text().splitlines()
     lines[line - 1] = text
     path.write_text("\n".join(lines) + "\n")
-    assert quick_start.main(as_arguments(settings(tmp_path))) == 2
+    assert cli.run(as_arguments(settings(tmp_path))) == 2
     error = [text for text in capfd.readouterr().err.splitlines() if text.startswith("error: ")]
     assert len(error) == 1
     assert re.search(message, error[0])

@@ -204,7 +204,7 @@ def test_one_model_and_one_data_set_are_a_single_run(monkeypatch):
     monkeypatch.setattr(quick_start, "run", lambda arguments: found.append(("one", arguments)))
     monkeypatch.setattr(many, "run_many", lambda arguments: found.append(("many", arguments)) or 1)
     one, two = ["--model=SASRec", "--dataset=tiny"], ["--model=SASRec,BBQRec", "--dataset=tiny"]
-    assert [quick_start.main([*one, "--debug"]), quick_start.main(two), quick_start.main([*one, "--seeds=1"])] == [
+    assert [cli.run([*one, "--debug"]), cli.run(two), cli.run([*one, "--seeds=1"])] == [
         0,
         1,
         1,
@@ -230,7 +230,7 @@ def test_real_runs_of_two_models_from_the_command_line(tiny, tmp_path, capsys):
     keys = settings(tiny, "SASRec", checkpoint_dir=str(tmp_path / "saved"), epochs=1)
     given = [f"--{key}={value}" for key, value in keys.items() if key not in ("model", "dataset")]
     given += ["--model=SASRec,GRU4Rec", "--dataset=tiny", "--seeds=2", "--single=GRU4Rec", "--final"]
-    assert quick_start.main([*given, f"--results={tmp_path / 'results'}"]) == 0
+    assert cli.run([*given, f"--results={tmp_path / 'results'}"]) == 0
     folder = tmp_path / "results/runs/tiny"
     kept = [records.load(path) for path in sorted(folder.glob("*.json"))]
     assert [(run.record["name"], run.record["seed"]) for run in kept] == [
