@@ -105,19 +105,20 @@ class ProtocolTrainer(Trainer):
         import recbole_bbqrec  # the package itself is part of what decides the result
 
         given, afterwards = learning_settings(self.config), candidate_settings(self.config)
+        trained_as = getattr(self.model, "trained_as", None) or self.config["model"]
         key = storage.fingerprint(
-            {name: value for name, value in given.items() if name not in afterwards},
+            {**{name: value for name, value in given.items() if name not in afterwards}, "model": trained_as},
             str(self.device),
             *(_content(data._dataset) for data in (train_data, valid_data)),
             storage.source_fingerprint(recbole_bbqrec),
             torch.__version__,
         )
-        name = f"{self.config['model']}-{self.config['dataset']}-{self.config['seed']}-{key}"
-        self._training_dir = Path(self.checkpoint_dir) / name
-        # One training serves every setting of what is fitted after it.
-        self._run_dir = self._training_dir
+        rest = f"{self.config['dataset']}-{self.config['seed']}-{key}"
+        # One training serves every setting of what is fitted after it, and all names of what is trained alike.
+        self._training_dir = Path(self.checkpoint_dir) / f"{trained_as}-{rest}"
         if afterwards.get("candidate_similarity"):
-            self._run_dir = self._training_dir.with_name(f"{name}-{storage.fingerprint(afterwards)[:8]}")
+            rest += f"-{storage.fingerprint(afterwards)[:8]}"
+        self._run_dir = self._training_dir.with_name(f"{self.config['model']}-{rest}")
         self.saved_model_file = str(self._training_dir / "weights.safetensors")
 
     @property

@@ -5,6 +5,7 @@ from conftest import QUICK, settings
 import recbole_bbqrec
 from recbole_bbqrec import quick_start, registry, storage
 from recbole_bbqrec.checkpoint import WEIGHTS
+from recbole_bbqrec.sequence_trainer import SequenceTrainer
 
 TEXT, BEHAVIOR = {"text"}, {"transition", "cooccurrence", "walk"}
 CONTROLS = {  # what each is made of: features, codes, similarity attention, signals that compare candidates
@@ -58,6 +59,23 @@ def test_everything_but_the_codes_is_bbqrec_without_codes_bit_for_bit(run):
     for split in ("valid", "test"):
         assert (control_ranks[split].masked == same_ranks[split].masked).all()
     assert control["metrics"] == same["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("name", "like"),
+    [("SASRecPlusT", "SASRecPlus"), ("SASRecPlusSeen", "SASRecPlus"), ("BBQRecWithoutCandidates", "BBQRec")],
+)
+def test_models_that_differ_after_training_alone_share_it(run, tmp_path, monkeypatch, name, like):
+    alone, alone_ranks = run(name, epochs=3, checkpoint_dir=str(tmp_path / "alone"))
+    together = {"epochs": 3, "checkpoint_dir": str(tmp_path / "together")}
+    first, _ = run(like, **together)
+    monkeypatch.setattr(SequenceTrainer, "_train_epoch", None)  # another training would call it
+    second, ranks = run(name, **together)
+    assert second["run_dir"] != first["run_dir"] and second["seconds"]["train"] == first["seconds"]["train"]
+    assert second["metrics"] == alone["metrics"]
+    assert all((ranks[split].masked == alone_ranks[split].masked).all() for split in ("valid", "test"))
+    _, model, *_ = quick_start.load_data_and_model(second["run_dir"])
+    assert type(model).__name__ == name
 
 
 def test_one_weight_for_seen_items_serves_the_unmasked_column_alone(run):
