@@ -38,7 +38,8 @@ def markdown(content: Mapping[str, Any]) -> str:
     parts.append(
         "Training: all epochs with their validation, and what is fitted after them. Times are means over the seeds; of "
         "tokenizer and features, which a cache may have spared, and of memory the largest. Memory is an upper bound "
-        "where one process made several runs. On test: how often these settings were judged on it at most."
+        "where one process made several runs. On test: how often these settings were judged on it at most. "
+        + _total(rows)
     )
     parts += ["## Sanity", _sanity(content)]
     warnings = [
@@ -200,6 +201,13 @@ def _cost_table(rows: Sequence[Mapping[str, Any]]) -> str:
         costs = ["-" if row[key] is None else format(row[key], form) for key, _, form in COST]
         cells.append([row["model"], seeds, *costs, str(row["times_tested"])])
     return report.markdown_table(header, cells)
+
+
+def _total(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What all rows took together."""
+    runs = sum(len(row["seeds"]) for row in rows)
+    hours = sum(len(row["seeds"]) * row["train_seconds"] + row["feature_seconds"] for row in rows) / 3600
+    return f"All {runs} runs together: at most {hours:.1f} hours (rows that share a training each count it)."
 
 
 def _sanity(content: Mapping[str, Any]) -> str:
