@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two threads on busy cores crawl
 
@@ -100,3 +101,17 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip(f"real data sets are not at {REAL_DATA}")
     return REAL_DATA
+
+
+def epoch_losses(model: Any, batches: Any, epochs: int, learning_rate: float) -> list[float]:
+    """Train with plain AdamW; the sum of the batches' losses in each epoch."""
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=learning_rate), []
+    for _ in range(epochs):
+        losses.append(0.0)
+        for batch in batches:
+            optimizer.zero_grad()
+            loss = model.calculate_loss(batch)
+            loss.backward()
+            optimizer.step()
+            losses[-1] += loss.item()
+    return losses

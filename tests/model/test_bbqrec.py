@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import settings
+from conftest import epoch_losses, settings
 from recbole.data.interaction import Interaction
 
 from recbole_bbqrec import registry
@@ -70,16 +70,7 @@ def test_every_parameter_gets_a_gradient(data, changes):
 @pytest.mark.parametrize("changes", [{}, {"n_negatives": 0}, {"score_function": "dot"}])
 def test_training_lowers_the_loss(data, changes):
     model, batches, _ = make(data, **PLAIN, **changes)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(5):
-        losses.append(0.0)
-        for batch in batches:
-            optimizer.zero_grad()
-            loss = model.calculate_loss(batch)
-            loss.backward()
-            optimizer.step()
-            losses[-1] += loss.item()
+    losses = epoch_losses(model, batches, epochs=5, learning_rate=3e-3)
     assert losses[-1] < 0.9 * losses[0]
 
 

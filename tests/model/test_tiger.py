@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import settings
+from conftest import epoch_losses, settings
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -199,16 +199,7 @@ def test_every_parameter_gets_a_gradient(data, causal):
 @FORMS
 def test_training_lowers_the_loss(data, causal):
     model, batches, _ = make(data, causal_encoder=causal, **WITHOUT_DROPOUT)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    means = []
-    for _ in range(8):
-        means.append(0.0)
-        for batch in batches:
-            optimizer.zero_grad()
-            loss = model.calculate_loss(batch)
-            loss.backward()
-            optimizer.step()
-            means[-1] += loss.item()
+    means = epoch_losses(model, batches, epochs=8, learning_rate=5e-3)
     assert means[-1] < 0.8 * means[0]
 
 

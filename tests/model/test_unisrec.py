@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import QUICK, settings
+from conftest import QUICK, epoch_losses, settings
 
 from recbole_bbqrec import quick_start, registry
 from recbole_bbqrec.config import Config
@@ -49,16 +49,7 @@ def test_every_parameter_gets_a_gradient_and_scores_have_their_shape(tiny, tmp_p
 
 def test_training_lowers_the_loss(tiny, tmp_path):
     model, batches, _ = built(tiny, tmp_path)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(8):
-        losses.append(0.0)
-        for batch in batches:
-            optimizer.zero_grad()
-            loss = model.calculate_loss(batch)
-            loss.backward()
-            optimizer.step()
-            losses[-1] += loss.item()
+    losses = epoch_losses(model, batches, epochs=8, learning_rate=3e-3)
     assert losses[-1] < 0.9 * losses[0]
 
 
