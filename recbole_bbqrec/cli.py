@@ -62,6 +62,18 @@ def _cost(given: argparse.Namespace, settings: list[str]) -> int:
     return 0
 
 
+def _ids_arguments(parser: argparse.ArgumentParser) -> None:
+    _experiment_arguments(parser)
+    parser.add_argument("--seeds", type=int, default=5, help="fits of each tokenizer (default 5)")
+
+
+def _ids(given: argparse.Namespace, settings: list[str]) -> int:
+    from .experiments.ids import study
+
+    study(given.dataset, given.seeds, settings, given.results)
+    return 0
+
+
 def _leaderboard_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, help="name of the data set")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder for the files and of the records")
@@ -214,6 +226,7 @@ COMMANDS = {
     "ablate": Command("BBQRec with one part changed at a time, over seeds", _ablate_arguments, _ablate),
     "cost": Command("time and memory of scoring, with and without the codes", _cost_arguments, _cost),
     "features": Command("which item features there are, missing or stale", _features_arguments, _features),
+    "ids": Command("the item tokenizer's report cards over seeds, with and without CLUB", _ids_arguments, _ids),
     "leaderboard": Command("models side by side, from their records", _leaderboard_arguments, _leaderboard),
     "prepare": Command("a data set from public files or your own tables", _prepare_arguments, _prepare),
     "images": Command("fetch the items' images from their addresses", _place_arguments, _images),

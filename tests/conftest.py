@@ -78,6 +78,12 @@ def settings(folder: Path, model: str = "BBQRec", **changes: object) -> dict:
     return {"model": model, "dataset": "tiny", **base, **texts, **place, **changes}
 
 
+def arguments(folder: Path, **changes: object) -> list[str]:
+    """The same as arguments of a command that names model and data set itself."""
+    given = settings(folder, **changes)
+    return [f"--{key}={value}" for key, value in given.items() if key not in ("model", "dataset")]
+
+
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """RecBole writes log/ and log_tensorboard/ into the working folder."""

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import yaml
-from conftest import settings, write_dataset
+from conftest import arguments, settings, write_dataset
 from experiments.fakes import FakeExecute
 
 from recbole_bbqrec.config import Config
@@ -28,11 +28,6 @@ def _figures(request, monkeypatch):
 
 def full(folder, **changes):
     return records.comparable_settings(Config(config_dict=settings(folder, **changes)))
-
-
-def arguments(folder, **changes):
-    keys = settings(folder, **changes)
-    return [f"--{key}={value}" for key, value in keys.items() if key not in ("model", "dataset")]
 
 
 def run(folder, tmp_path, rows=("no-codes", "random-codes"), seeds=2, execute=None, final=False, **changes):

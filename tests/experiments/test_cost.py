@@ -3,18 +3,13 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import settings
+from conftest import arguments
 
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.experiments import cost, memory
 from recbole_bbqrec.experiments.cost import CODES, SCORINGS, VARIANTS, Variant
 
 PAIR = [variant for variant in VARIANTS if variant.scoring == "dense"]
-
-
-def arguments(folder, **changes):
-    given = settings(folder, **changes)
-    return [f"--{key}={value}" for key, value in given.items() if key not in ("model", "dataset")]
 
 
 def test_all_ways_of_scoring_with_and_without_the_additional_code():
