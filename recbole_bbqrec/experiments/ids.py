@@ -74,7 +74,8 @@ def _card(config: Config) -> dict[str, Any]:
     init_seed(config["seed"], config["reproducibility"])
     data = registry.get_dataset(config["model"])(config)
     data.build()
-    tokenizer_file: Path = data.tokenizer_file
+    tokenizer_file = data.tokenizer_file
+    assert tokenizer_file is not None, "the codes are learned, so a tokenizer is kept"
     card = json.loads(tokenizer_file.with_suffix(".json").read_text(encoding="utf-8"))
     kept = ("items", "codebook_size", "codes", "collisions", "disentanglement", "cost", "warnings")
     rqvae = {key: card["rqvae"][key] for key in ("codes", "collisions", "skipped") if key in card["rqvae"]}
