@@ -144,7 +144,7 @@ def _codes_table(cards: Cards) -> str:
 def _code_cells(cards: Sequence[dict[str, Any]]) -> list[str]:
     return [
         _over(cards, lambda card: min(code["utilisation"] for code in card["codes"]), "{:.3f}"),
-        _over(cards, lambda card: min(code["perplexity"] for code in card["codes"]), "{:.0f}"),
+        _over(cards, lambda card: min(code["perplexity"] for code in card["codes"]), "{:.1f}"),
         _over(cards, lambda card: card["collisions"]["before"]["sharing"], "{:,.0f}"),
         _over(cards, lambda card: card["collisions"]["moved"], "{:,.0f}"),
     ]
@@ -163,7 +163,10 @@ def _parts_table(cards: Cards) -> str:
 
 def _warnings(cards: Cards) -> str:
     lines = [
-        f"- {row}, seed {card['seed']}: {text}" for row, of in cards.items() for card in of for text in card["warnings"]
+        f"- {row}, seed {card['seed']}: {'; '.join(card['warnings'])}"
+        for row, of in cards.items()
+        for card in of
+        if card["warnings"]
     ]
     return "\n".join(lines) or "None."
 
