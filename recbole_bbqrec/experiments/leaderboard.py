@@ -73,7 +73,7 @@ def content(
     """Everything that the page shows, as plain data; equal records give equal content. See `write`."""
     split = "test" if final else "valid"
     found = recorded(folder, split)
-    chosen = choose(found, models, keys, planned or {})
+    chosen = choose(dataset, found, models, keys, planned or {})
     if not chosen:
         raise InputError(
             f"{folder}: found no record of {dataset} to show that was judged on {split}; "
@@ -97,8 +97,8 @@ def content(
         "standing": _standing(rows, reference),
         "worth_of_codes": _worth(values) if set(CODES) <= set(runs) else None,
         "rows": rows,
-        "ties_shuffled": _shuffled(found, chosen, folder, split),
-        "others": others_of(found, chosen, models),
+        "other_ties": _other_ties(found, chosen, folder, split),
+        "others": others_of(dataset, found, chosen, models),
         "failed": failed_of(folder, chosen, models),
         "settings": {row["model"]: chosen[row["model"]]["settings"] for row in rows},
     }
@@ -221,12 +221,16 @@ def _statistics(rows: Sequence[dict[str, Any]], chosen: Mapping[str, Record]) ->
     return {**merged, "modalities": list(modalities)}
 
 
-def _shuffled(found: Sequence[Record], chosen: Mapping[str, Record], folder: Path, split: str) -> list[dict[str, Any]]:
-    """Rows whose settings are those of a row shown, but for shuffled ties."""
+def _other_ties(
+    found: Sequence[Record], chosen: Mapping[str, Record], folder: Path, split: str
+) -> list[dict[str, Any]]:
+    """Rows whose settings are those of a row shown, but for what they do about ties in time."""
     rows = []
-    for record in {one["run_key"]: one for one in found if ties_of(one) is not None}.values():
+    for record in {one["run_key"]: one for one in found}.values():
         shown = chosen.get(record["model"])
-        if shown is None or shown["settings"] != {**record["settings"], "shuffle_ties": None}:
+        if shown is None or ties_of(shown) == ties_of(record):
+            continue
+        if shown["settings"] != {**record["settings"], "shuffle_ties": ties_of(shown)}:
             continue
         runs = _runs(folder, record["run_key"], split)
         means = {
@@ -236,4 +240,4 @@ def _shuffled(found: Sequence[Record], chosen: Mapping[str, Record], folder: Pat
             for metric, k in METRICS
         }
         rows.append({"model": record["model"], "shuffle_ties": ties_of(record), "seeds": sorted(runs), "masked": means})
-    return sorted(rows, key=lambda row: (row["model"], row["shuffle_ties"]))
+    return sorted(rows, key=lambda row: (row["model"], row["shuffle_ties"] is not None, row["shuffle_ties"]))

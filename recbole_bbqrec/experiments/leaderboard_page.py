@@ -223,14 +223,18 @@ def _sanity(content: Mapping[str, Any]) -> str:
             checks.setdefault(check, []).append(row["model"])
     found = "; ".join(f"{check}: {', '.join(models)}" for check, models in sorted(checks.items()))
     lines.append(f"- leakage check (training, targets and masks against the users' sequences): {found}")
-    if not content["ties_shuffled"]:
+    if not content["other_ties"]:
         return "\n".join(lines)
     shown = {row["model"]: row["masked"] for row in content["rows"]}
-    header = ["ties shuffled", "shuffle_ties", "seeds", *(f"{short(n)} (as shown above)" for n in TESTED)]
+    header = ["other ties", "shuffle_ties", "seeds", *(f"{short(n)} (as shown above)" for n in TESTED)]
     cells = [
-        [row["model"], str(row["shuffle_ties"]), str(len(row["seeds"]))]
+        [
+            row["model"],
+            "file order" if row["shuffle_ties"] is None else str(row["shuffle_ties"]),
+            str(len(row["seeds"])),
+        ]
         + [f"{row['masked'][name]:.4f} ({shown[row['model']][name]['mean']:.4f})" for name in TESTED]
-        for row in content["ties_shuffled"]
+        for row in content["other_ties"]
     ]
     return "\n".join(lines) + "\n\n" + report.markdown_table(header, cells)
 

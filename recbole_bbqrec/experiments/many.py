@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..settings import public_source
 from . import leaderboard, records
 from .runner import QUIET, Data, Execute, Job, Planned, run_jobs
+from .selection import default_ties
 
 OPTIONS = ("model", "dataset", "seeds", "single", "results")
 """What is read here; everything else is a setting of all runs."""
@@ -114,8 +115,11 @@ def run_many(arguments: Sequence[str], execute: Execute | None = None) -> int:
     jobs = _jobs(asked)
     planned: dict[str, dict[str, str]] = {name: {} for name in asked.datasets}
     for job in jobs:
-        if job.settings.get("shuffle_ties") is None:  # those stand beside the rows, not in their place
-            planned[job.run.given["dataset"]][job.run.name] = job.key
+        dataset = job.run.given["dataset"]
+        if job.settings.get("shuffle_ties") == default_ties(
+            dataset
+        ):  # others stand beside the rows, not in their place
+            planned[dataset][job.run.name] = job.key
 
     def write(dataset: str) -> str | None:
         try:

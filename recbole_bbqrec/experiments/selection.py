@@ -5,7 +5,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import yaml
+
 from ..errors import InputError
+from ..settings import property_files
 from . import records
 from .ablation import ROWS
 from .study import FULL
@@ -24,6 +27,7 @@ def recorded(folder: Path, split: str) -> list[Record]:
 
 
 def choose(
+    dataset: str,
     found: Sequence[Record],
     models: Sequence[str] = (),
     keys: Sequence[str] = (),
@@ -31,7 +35,7 @@ def choose(
 ) -> dict[str, Record]:
     """Model -> a record of the settings to show: those of a key that is named, else the latest on the same data.
 
-    Runs with shuffled ties are shown only where their key is named. See `write` for what is given.
+    Runs with other than the usual ties are shown only where their key is named. See `write` for what is given.
 
     Raises
     ------
@@ -51,7 +55,8 @@ def choose(
     for record in found:
         if planned.get(record["model"]) == record["run_key"]:
             chosen.setdefault(record["model"], record)
-    plain = [one for one in found if ties_of(one) is None and one["model"] not in planned]
+    usual = usual_ties(dataset, found)
+    plain = [one for one in found if ties_of(one) == usual and one["model"] not in planned]
     data = {one["data_fingerprint"] for one in chosen.values()} or {one["data_fingerprint"] for one in plain[:1]}
     for record in plain:
         if record["data_fingerprint"] in data:
@@ -67,14 +72,29 @@ def ties_of(record: Record) -> int | None:
     return record["settings"].get("shuffle_ties")
 
 
-def others_of(found: Sequence[Record], chosen: Mapping[str, Record], models: Sequence[str]) -> list[dict[str, Any]]:
-    """Settings that have records but are not shown, with what they change; shuffled ties have a place of their own."""
+def default_ties(dataset: str) -> int | None:
+    """What runs on a data set do about ties unless told otherwise: a seed to shuffle them by, or none."""
+    files = [yaml.safe_load(path.read_text(encoding="utf-8")) or {} for path in property_files("BBQRec", dataset)]
+    return next((content["shuffle_ties"] for content in reversed(files) if "shuffle_ties" in content), None)
+
+
+def usual_ties(dataset: str, found: Sequence[Record]) -> int | None:
+    """What the runs of a table do about ties: the default, or where no record has it what the latest did."""
+    known, default = [ties_of(one) for one in found], default_ties(dataset)
+    return known[0] if known and default not in known else default
+
+
+def others_of(
+    dataset: str, found: Sequence[Record], chosen: Mapping[str, Record], models: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Settings that have records but are not shown, with what they change; other ties have a place of their own."""
     others: dict[str, dict[str, Any]] = {}
+    usual = usual_ties(dataset, found)
     data = {one["data_fingerprint"] for one in chosen.values()}
     for record in found:
         shown = chosen.get(record["model"])
         left_out = shown is None and bool(models)
-        if left_out or ties_of(record) is not None or (shown and shown["run_key"] == record["run_key"]):
+        if left_out or ties_of(record) != usual or (shown and shown["run_key"] == record["run_key"]):
             continue
         here, there = (shown or record)["settings"], record["settings"]
         changes = {key: there.get(key) for key in sorted({*here, *there}) if here.get(key) != there.get(key)}

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.experiments import leaderboard, leaderboard_files, leaderboard_page, records
+from recbole_bbqrec.experiments import leaderboard, leaderboard_files, leaderboard_page, records, selection
 from recbole_bbqrec.experiments.statistics import holm, sign_flip_test
 from recbole_bbqrec.ranking import Ranks, per_row
 
@@ -310,6 +310,29 @@ def test_ties_in_time_and_rows_with_shuffled_ties(keep, tmp_path):
     assert "- ties in time: 12.5 % of the interactions" in page
     (line,) = [line for line in page.splitlines() if line.startswith("| A ") and " 7 |" in line]
     assert [cell.strip() for cell in line.split("|")[1:-1]] == ["A", "7", "1", "1.0000 (1.0000)", "0.5000 (1.0000)"]
+
+
+def test_a_data_set_whose_own_settings_shuffle_ties_has_its_page(keep, tmp_path):
+    for model, rank in (("A", 1), ("B", 2)):
+        keep(model, rank, settings={"shuffle_ties": 2020})
+    keep("A", 3, finished="2026-03-01T00:00:00+00:00")
+    found = selection.recorded(folder(tmp_path), "valid")
+    chosen = selection.choose("ml-100k-poster", found)
+    assert {model: selection.ties_of(one) for model, one in chosen.items()} == {"A": 2020, "B": 2020}
+    (beside,) = leaderboard._other_ties(found, chosen, folder(tmp_path), "valid")
+    assert (beside["model"], beside["shuffle_ties"], beside["seeds"]) == ("A", None, [1])
+    assert selection.others_of("ml-100k-poster", found, chosen, []) == []
+
+
+def test_ties_that_all_records_shuffle_are_the_usual_ones(keep, tmp_path):
+    keep("A", 1, settings={"shuffle_ties": 4})
+    page = leaderboard.write("Toy", tmp_path)
+    assert [row[0] for row in table(page, "Validation, seen items masked")[1:]] == ["A†"] and "other ties" not in page
+
+
+def test_what_data_sets_do_about_ties():
+    names = ("ml-1m", "ml-100k-poster", "Sports", "MySet")
+    assert [selection.default_ties(name) for name in names] == [2020, 2020, None, None]
 
 
 def test_failed_runs_are_named_but_not_those_of_an_ablation(keep, tmp_path):
