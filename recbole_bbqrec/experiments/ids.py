@@ -62,10 +62,10 @@ def study(
         "settings": records.comparable_settings(config),
         "rows": found,
     }
-    stem = results / f"semantic-ids-{dataset}"
-    report.write_file(stem.with_suffix(".md"), markdown(measured))
+    stem, page = results / f"semantic-ids-{dataset}", markdown(measured)
+    report.write_file(stem.with_suffix(".md"), page)
     storage.write_json(stem.with_suffix(".json"), measured)
-    print(markdown(measured))
+    print(page)
     return measured
 
 

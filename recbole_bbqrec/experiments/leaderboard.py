@@ -10,7 +10,7 @@ from .. import report, storage
 from ..errors import InputError
 from . import leaderboard_files, leaderboard_page, records
 from .records import Run
-from .selection import Record, choose, failed_of, others_of, recorded, ties_of
+from .selection import Record, choose, failed_of, others_of, recorded, ties_of, usual_ties
 from .statistics import PairedValues
 from .study import METRICS, correct, paired_values, values_of, version_of
 
@@ -73,7 +73,8 @@ def content(
     """Everything that the page shows, as plain data; equal records give equal content. See `write`."""
     split = "test" if final else "valid"
     found = recorded(folder, split)
-    chosen = choose(dataset, found, models, keys, planned or {})
+    usual = usual_ties(dataset, found)
+    chosen = choose(found, usual, models, keys, planned or {})
     if not chosen:
         raise InputError(
             f"{folder}: found no record of {dataset} to show that was judged on {split}; "
@@ -98,7 +99,7 @@ def content(
         "worth_of_codes": _worth(values) if set(CODES) <= set(runs) else None,
         "rows": rows,
         "other_ties": _other_ties(found, chosen, folder, split),
-        "others": others_of(dataset, found, chosen, models),
+        "others": others_of(found, usual, chosen, models),
         "failed": failed_of(folder, chosen, models),
         "settings": {row["model"]: chosen[row["model"]]["settings"] for row in rows},
     }

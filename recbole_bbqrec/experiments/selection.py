@@ -27,15 +27,16 @@ def recorded(folder: Path, split: str) -> list[Record]:
 
 
 def choose(
-    dataset: str,
     found: Sequence[Record],
+    usual: int | None,
     models: Sequence[str] = (),
     keys: Sequence[str] = (),
     planned: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Record]:
     """Model -> a record of the settings to show: those of a key that is named, else the latest on the same data.
 
-    Runs with other than the usual ties are shown only where their key is named. See `write` for what is given.
+    Runs that do something else about ties than `usual` are shown only where their key is named. See `write` for what is
+    given, and `usual_ties`.
 
     Raises
     ------
@@ -55,7 +56,6 @@ def choose(
     for record in found:
         if planned.get(record["model"]) == record["run_key"]:
             chosen.setdefault(record["model"], record)
-    usual = usual_ties(dataset, found)
     plain = [one for one in found if ties_of(one) == usual and one["model"] not in planned]
     data = {one["data_fingerprint"] for one in chosen.values()} or {one["data_fingerprint"] for one in plain[:1]}
     for record in plain:
@@ -85,11 +85,10 @@ def usual_ties(dataset: str, found: Sequence[Record]) -> int | None:
 
 
 def others_of(
-    dataset: str, found: Sequence[Record], chosen: Mapping[str, Record], models: Sequence[str]
+    found: Sequence[Record], usual: int | None, chosen: Mapping[str, Record], models: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Settings that have records but are not shown, with what they change; other ties have a place of their own."""
     others: dict[str, dict[str, Any]] = {}
-    usual = usual_ties(dataset, found)
     data = {one["data_fingerprint"] for one in chosen.values()}
     for record in found:
         shown = chosen.get(record["model"])

@@ -317,11 +317,12 @@ def test_a_data_set_whose_own_settings_shuffle_ties_has_its_page(keep, tmp_path)
         keep(model, rank, settings={"shuffle_ties": 2020})
     keep("A", 3, finished="2026-03-01T00:00:00+00:00")
     found = selection.recorded(folder(tmp_path), "valid")
-    chosen = selection.choose("ml-100k-poster", found)
+    usual = selection.usual_ties("ml-100k-poster", found)
+    chosen = selection.choose(found, usual)
     assert {model: selection.ties_of(one) for model, one in chosen.items()} == {"A": 2020, "B": 2020}
     (beside,) = leaderboard._other_ties(found, chosen, folder(tmp_path), "valid")
     assert (beside["model"], beside["shuffle_ties"], beside["seeds"]) == ("A", None, [1])
-    assert selection.others_of("ml-100k-poster", found, chosen, []) == []
+    assert selection.others_of(found, usual, chosen, []) == []
 
 
 def test_ties_that_all_records_shuffle_are_the_usual_ones(keep, tmp_path):

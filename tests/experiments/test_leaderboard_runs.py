@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from conftest import settings
+from conftest import arguments
 from experiments.fakes import FakeExecute
 
 from recbole_bbqrec import cli, quick_start
@@ -227,8 +227,7 @@ def test_what_is_asked():
 
 
 def test_real_runs_of_two_models_from_the_command_line(tiny, tmp_path, capsys):
-    keys = settings(tiny, "SASRec", checkpoint_dir=str(tmp_path / "saved"), epochs=1)
-    given = [f"--{key}={value}" for key, value in keys.items() if key not in ("model", "dataset")]
+    given = arguments(tiny, model="SASRec", checkpoint_dir=str(tmp_path / "saved"), epochs=1)
     given += ["--model=SASRec,GRU4Rec", "--dataset=tiny", "--seeds=2", "--single=GRU4Rec", "--final"]
     assert cli.run([*given, f"--results={tmp_path / 'results'}"]) == 0
     folder = tmp_path / "results/runs/tiny"

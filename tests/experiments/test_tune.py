@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import settings
+from conftest import arguments, settings
 from hypothesis import given as given_by
 from hypothesis import settings as effort
 from hypothesis import strategies
@@ -88,9 +88,8 @@ def write_space(folder, content=SPACE):
 
 def search(tiny, tmp_path, execute, minutes=1.0, model="SASRecPlus", space=SPACE, **changes):
     """Run the command; return its exit code and the content of the one file it wrote."""
-    given = settings(tiny, model, checkpoint_dir=str(tmp_path / "saved"), **changes)
-    arguments = [f"--{key}={value}" for key, value in given.items() if key not in ("model", "dataset")]
-    code = tune(model, "tiny", minutes, arguments, write_space(tmp_path, space), tmp_path / "results", execute)
+    given = arguments(tiny, model=model, checkpoint_dir=str(tmp_path / "saved"), **changes)
+    code = tune(model, "tiny", minutes, given, write_space(tmp_path, space), tmp_path / "results", execute)
     (path,) = (tmp_path / "results/tune/tiny").glob("*.json")
     return code, json.loads(path.read_text())
 
@@ -554,10 +553,9 @@ tune.tune("SASRecPlus", "tiny", 5.0, sys.argv[2:], tune.Path(sys.argv[1]), execu
 
 
 def test_a_killed_search_ends_at_the_numbers_of_an_undisturbed_one(tiny, tmp_path):
-    given = settings(tiny, "SASRecPlus", epochs=3, checkpoint_dir=str(tmp_path / "saved"))
-    arguments = [f"--{key}={value}" for key, value in given.items() if key not in ("model", "dataset")]
+    given = arguments(tiny, model="SASRecPlus", epochs=3, checkpoint_dir=str(tmp_path / "saved"))
     space = write_space(tmp_path, {"learning_rate": [0.001, 0.01]})
-    done = subprocess.run([sys.executable, "-c", KILLED, str(space), *arguments], cwd=tmp_path, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(space), *given], cwd=tmp_path, capture_output=True)
     assert done.returncode == -9, done.stderr.decode()
     (path,) = (tmp_path / "results").rglob("*.json")
     (trial,) = json.loads(path.read_text())["trials"]
