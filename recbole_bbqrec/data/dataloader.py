@@ -69,14 +69,16 @@ class WindowDataLoader:
     def _batches(self, order: np.ndarray) -> list[np.ndarray]:
         if not len(order):
             return []
-        budget = self.config["train_batch_size"]
-        targets = self._size - self._skipped
-        pool_of = np.cumsum(targets[order]) // (budget * POOL)
-        # Sorted by pool, then by length; the sort is stable, so equal lengths keep their random order.
-        order = order[np.lexsort((self._size[order], pool_of))]
-        n_batches = max(round(int(targets.sum()) / budget), 1)
-        edges = np.cumsum(targets[order]) * n_batches / targets.sum()
+        targets = (self._size - self._skipped)[order]
+        n_batches = max(round(int(targets.sum()) / self.config["train_batch_size"]), 1)
+        n_pools = max(round(n_batches / POOL), 1)
+        pool_of = np.minimum(np.cumsum(targets) * n_pools // targets.sum(), n_pools - 1)
+        # Sorted by pool, then by length, up and down in turn: where a batch lies in two pools, its windows are all long
+        # or all short. The sort is stable, so equal lengths keep their random order.
+        by_length = np.lexsort((self._size[order] * np.where(pool_of % 2, -1, 1), pool_of))
+        edges = np.cumsum(targets[by_length]) * n_batches / targets.sum()
         cut = np.searchsorted(edges, np.arange(1, n_batches), side="left")
+        order = order[by_length]
         return [rows for rows in np.split(order, cut) if len(rows)]
 
     def _collate(self, rows: np.ndarray) -> Interaction:
