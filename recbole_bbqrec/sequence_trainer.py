@@ -90,7 +90,7 @@ class SequenceTrainer(ProtocolTrainer):
         targets = dataset.inter_feat[model.ITEM_ID].to(self.device)
         with torch.no_grad():
             halves, seed = halves_of(dataset), self.config["seed"]
-            with model.item_table.kept():
+            with model.kept():
                 fit_candidates(candidates, model.encoder_score, histories, targets, halves, seed, show_progress)
         candidates.fitted_on = fingerprint_of(dataset)
         self._judge_candidates(candidates, valid_data, show_progress)
@@ -118,9 +118,9 @@ class SequenceTrainer(ProtocolTrainer):
         return {**super().timings(), "candidates": self._candidate_seconds}
 
     def rank(self, eval_data: Any, earlier: list[Any], show_progress: bool = False) -> Ranks:
-        """As `ProtocolTrainer.rank`, with the item representations computed once."""
+        """As `ProtocolTrainer.rank`, with what does not change with the history computed once."""
         self.model.eval()
-        with self.model.item_table.kept():
+        with self.model.kept():
             return super().rank(eval_data, earlier, show_progress)
 
     def _parts(self, dataset: Any, order: np.ndarray) -> list[np.ndarray]:

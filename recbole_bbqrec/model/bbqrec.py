@@ -6,7 +6,8 @@ heads over the codes of the ID, `joint` by both, `generate` by decoding the ID c
 Shapes: B histories, T items of the longest, N items (row 0 = padding), n targets, H hidden width.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ class BBQRec(SequentialRecommender):
                 f"scoring: found {self.scoring}, but there are no codes; set --codes=learned, or --scoring=dense"
             )
         self.codebook_size = ids.codebook_size if ids is not None else 0
-        self.item_table = _item_table(config, dataset, self.n_items, self._projection(config))
+        self.item_table = ItemTable.from_dataset(config, dataset, self.n_items, self._projection(config))
         self.position_embedding = nn.Embedding(self.max_seq_length, config["hidden_size"])
         self.dropout = Dropout(config["hidden_dropout_prob"])
         self.layers = nn.ModuleList(
@@ -87,6 +88,7 @@ class BBQRec(SequentialRecommender):
         )
         self.candidates: CandidateSimilarity | None = None
         """Set by the trainer, or read from the run's folder; not part of what training learns."""
+        self._kept_rows: torch.Tensor | None = None
 
     def _projection(self, config: Any) -> Callable[[int, int], nn.Module]:
         """What makes projections of features into item representations, from the two widths."""
@@ -140,7 +142,7 @@ class BBQRec(SequentialRecommender):
         """Hidden states [n, H] that have a target, and their cross-entropy over all items."""
         table = self.item_table(torch.arange(self.n_items, device=item_seq.device))
         hidden = self.forward(item_seq, functional.embedding(item_seq, table))[wanted]  # [n, H]
-        logits = self._similarity(hidden, table)
+        logits = self._scaled(hidden) @ self._scaled_items(table).T
         logits[:, 0] = -torch.inf  # padding is no candidate
         return hidden, functional.cross_entropy(logits, targets[wanted])
 
@@ -160,10 +162,6 @@ class BBQRec(SequentialRecommender):
         positive = (states * targeted).sum(-1)
         # A negative that happens to be the target would pull against it.
         return hidden, sampled_cross_entropy(states, others, positive, targets[wanted].unsqueeze(1) == negatives)
-
-    def _similarity(self, hidden: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        """Scores [n, m] of hidden states [n, H] against item rows [m, H]."""
-        return self._scaled(hidden) @ self._scaled_items(table).T
 
     def _scaled(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states [n, H] whose dot products with `_scaled_items` are scores."""
@@ -204,14 +202,38 @@ class BBQRec(SequentialRecommender):
         if self.decoder is not None:
             return self._decoded(hidden, trimmed != 0, candidates, excluded)
         hidden = hidden[torch.arange(len(histories), device=histories.device), lengths - 1]
-        if candidates is None:
-            candidates = torch.arange(self.item_table.n_items, device=histories.device)
+        rows = self._kept_rows if candidates is None else None
+        return self._states(hidden) @ (self._scored_rows(candidates) if rows is None else rows).T
+
+    def _states(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states [n, H] in the form [n, W] whose products with `_scored_rows` are the encoder's scores."""
         if self.code_heads is None:
-            return self._similarity(hidden, self.item_table(candidates))
-        codes = self.code_heads.score(hidden, candidates)
+            return self._scaled(hidden)
+        codes = self.code_heads.states(hidden)
         if self.scoring == "codes":
             return codes
-        return self._similarity(hidden, self.item_table(candidates)) + self.code_weight * codes
+        return torch.cat([self._scaled(hidden), self.code_weight * codes], dim=1)
+
+    def _scored_rows(self, items: torch.Tensor | None) -> torch.Tensor:
+        """Rows [m, W] of items [m], none = all [N, W]; see `_states`."""
+        if items is None:
+            items = torch.arange(self.item_table.n_items, device=self.position_embedding.weight.device)
+        if self.code_heads is None:
+            return self._scaled_items(self.item_table(items))
+        codes = self.code_heads.rows(items)
+        if self.scoring == "codes":
+            return codes
+        return torch.cat([self._scaled_items(self.item_table(items)), codes], dim=1)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Compute the rows of all items once for all scores asked for within the block; nothing may change them."""
+        with self.item_table.kept(), torch.no_grad():
+            self._kept_rows = self._scored_rows(None) if self.decoder is None else None
+            try:
+                yield
+            finally:
+                self._kept_rows = None
 
     def _decoded(
         self, hidden: torch.Tensor, mask: torch.Tensor, candidates: torch.Tensor | None, excluded: Pairs | None
@@ -272,22 +294,6 @@ class BBQRec(SequentialRecommender):
         """Scores [B] of one item per history, as RecBole asks for them."""
         unique, place = torch.unique(interaction[self.ITEM_ID], return_inverse=True)
         return self.score(interaction[self.ITEM_SEQ], unique).gather(1, place.unsqueeze(1)).squeeze(1)
-
-
-def _item_table(config: Any, dataset: Any, n_items: int, projection: Callable[[int, int], nn.Module]) -> ItemTable:
-    ids = dataset.semantic_ids if config["use_code_embedding"] else None
-    features = dataset.item_features if config["use_features"] else None
-    return ItemTable(
-        n_items,
-        config["hidden_size"],
-        use_id=config["use_item_id"],
-        code_ids=ids.code_ids if ids is not None else None,
-        n_code_ids=ids.n_code_ids if ids is not None else 1,
-        features=features.matrices if features is not None else None,
-        present=features.present if features is not None else None,
-        id_dropout=config["id_dropout_prob"],
-        projection=projection,
-    )
 
 
 def _layer_settings(config: Any) -> dict[str, Any]:

@@ -33,18 +33,33 @@ class CodeHeads(nn.Module):
         position = torch.arange(codes.shape[1], device=codes.device) * (self.codebook_size + 1)
         return position + torch.where(codes >= 0, codes, self.codebook_size)
 
-    def _log_probabilities(self, hidden: torch.Tensor) -> torch.Tensor:
-        """log p of every symbol [n, P, K + 1]."""
-        return self.heads(hidden).unflatten(-1, (self.n_positions, -1)).log_softmax(dim=-1)
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of every symbol [n, P, K + 1]."""
+        return self.heads(hidden).unflatten(-1, (self.n_positions, -1))
 
     def loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Mean over targets [n] of the cross-entropy of their codes, summed over the positions; `hidden` [n, H]."""
-        return -self._log_probabilities(hidden).flatten(1).gather(1, self.symbols[targets]).sum(1).mean()
+        log_p = self._logits(hidden).log_softmax(dim=-1)
+        return -log_p.flatten(1).gather(1, self.symbols[targets]).sum(1).mean()
 
     def score(self, hidden: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """log p [n, m] of items [m] after states [n, H]."""
-        table = self._log_probabilities(hidden).flatten(1).T  # [P * (K + 1), n]
-        return functional.embedding_bag(self.symbols[items], table.contiguous(), mode="sum").T
+        return self.states(hidden) @ self.rows(items).T
+
+    def states(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What `rows` are multiplied with, [n, H + 2], from states [n, H].
+
+        A logit of an ID is linear in the state, and what turns the logits of all positions into log p is one number per
+        state: the heads are a dense score whose item vectors are sums over the codes.
+        """
+        totals = self._logits(hidden).logsumexp(dim=-1).sum(-1, keepdim=True)
+        return torch.cat([hidden, torch.ones_like(totals), -totals], dim=-1)
+
+    def rows(self, items: torch.Tensor) -> torch.Tensor:
+        """Rows [m, H + 2] of items [m] whose products with `states` are log p."""
+        weights = torch.cat([self.heads.weight, self.heads.bias.unsqueeze(1)], dim=1)
+        summed = functional.embedding_bag(self.symbols[items], weights, mode="sum")
+        return torch.cat([summed, torch.ones_like(summed[:, :1])], dim=1)
 
     def append(self, codes: torch.Tensor) -> None:
         """Add items with the IDs `codes` [n, P]."""

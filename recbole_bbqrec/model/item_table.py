@@ -5,6 +5,7 @@ Shapes: N items (row 0 = padding), P positions of an ID, F width of a modality's
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,6 +65,25 @@ class ItemTable(nn.Module):
                 "items have no representation: set one of --use_item_id, --use_code_embedding (with codes) and "
                 "--use_features (with text_encoder or image_encoder) to True"
             )
+
+    @classmethod
+    def from_dataset(
+        cls, config: Any, dataset: Any, n_items: int, projection: Callable[[int, int], nn.Module]
+    ) -> "ItemTable":
+        """Make it from the settings and from what a data set knows of its items: `semantic_ids`, `item_features`."""
+        ids = dataset.semantic_ids if config["use_code_embedding"] else None
+        features = dataset.item_features if config["use_features"] else None
+        return cls(
+            n_items,
+            config["hidden_size"],
+            use_id=config["use_item_id"],
+            code_ids=ids.code_ids if ids is not None else None,
+            n_code_ids=ids.n_code_ids if ids is not None else 1,
+            features=features.matrices if features is not None else None,
+            present=features.present if features is not None else None,
+            id_dropout=config["id_dropout_prob"],
+            projection=projection,
+        )
 
     def _centred(self, name: str, matrix: torch.Tensor) -> torch.Tensor:
         """Centre over the items known at the start, then unit length: texts of different length count alike."""

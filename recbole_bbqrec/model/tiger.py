@@ -53,10 +53,6 @@ class CodeTable(nn.Module):
         """Return the embeddings [..., P, H] of the codes of item ids [...]."""
         return self.embedding(self.code_ids[items])
 
-    def kept(self) -> contextlib.AbstractContextManager[None]:
-        """As `ItemTable.kept`; here rows are looked up and there is nothing to compute beforehand."""
-        return contextlib.nullcontext()
-
 
 class CodeEncoderLayer(nn.Module):
     """Pre-norm transformer layer with GELU in which the codes of a history read each other."""
@@ -197,6 +193,10 @@ class TIGER(SequentialRecommender):
         else:
             scores = self.decoder.likelihood(states, real)
         return scores if candidates is None else scores[:, candidates]
+
+    def kept(self) -> contextlib.AbstractContextManager[None]:
+        """As `BBQRec.kept`: the trainer asks, but here nothing is the same for all histories."""
+        return contextlib.nullcontext()
 
     def full_sort_predict(self, interaction: Any) -> torch.Tensor:
         """Scores [B, N] of all items, as RecBole asks for them."""

@@ -205,6 +205,22 @@ def test_joint_is_the_dense_score_and_the_weighed_codes(data):
     torch.testing.assert_close(joint.score(histories), dense.score(histories) + 0.3 * codes)
 
 
+@pytest.mark.parametrize("scoring", ["dense", "codes", "joint", "generate"])
+def test_rows_that_are_kept_score_as_before_and_are_forgotten_after_the_block(data, scoring):
+    model, batches, _ = make(data, scoring=scoring)
+    model.eval()
+    histories, some = batches[0]["item_id_list"], torch.tensor([3, 1, 7])
+    expected = model.score(histories)
+    with pytest.raises(RuntimeError, match="within"), model.kept():
+        torch.testing.assert_close(model.score(histories), expected)
+        torch.testing.assert_close(model.score(histories, some), expected[:, some])
+        raise RuntimeError("within")
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(torch.randn_like(value))
+    assert not torch.allclose(model.score(histories), expected)
+
+
 def test_however_it_is_scored_the_encoder_starts_from_the_same_weights(data):
     models = {scoring: make(data, scoring=scoring)[0].state_dict() for scoring in SCORINGS}
     for name, value in models["dense"].items():
