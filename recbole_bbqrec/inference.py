@@ -1,5 +1,6 @@
 """A finished run without its data set: load its folder and recommend."""
 
+import contextlib
 import json
 import logging
 import shutil
@@ -114,11 +115,13 @@ class Bundle:
         known = [[self._ids[token] for token in history if token in self._ids] for history in histories]
         results = [Recommendation([], [], tokens) for tokens in unknown]
         rows = [index for index, history in enumerate(known) if history]
-        for start in range(0, len(rows), BATCH):
-            batch = rows[start : start + BATCH]
-            found = self._top([known[index] for index in batch], k, exclude_seen)
-            for index, (items, scores) in zip(batch, found, strict=True):
-                results[index] = Recommendation(items, scores, unknown[index])
+        kept = self.model.kept() if hasattr(self.model, "kept") else contextlib.nullcontext()  # RecBole's own have none
+        with kept:
+            for start in range(0, len(rows), BATCH):
+                batch = rows[start : start + BATCH]
+                found = self._top([known[index] for index in batch], k, exclude_seen)
+                for index, (items, scores) in zip(batch, found, strict=True):
+                    results[index] = Recommendation(items, scores, unknown[index])
         return results
 
     @torch.no_grad()

@@ -47,10 +47,11 @@ def batches(histories: np.ndarray, size: int) -> Iterator[torch.Tensor]:
 
 @torch.no_grad()
 def score_all(model: Any, histories: np.ndarray, size: int) -> None:
-    """Score all items after each history and drop the scores."""
+    """Score all items after each history and drop the scores; what all histories share is computed once."""
     device = next(model.parameters()).device
-    for batch in batches(histories, size):
-        model.score(batch.to(device))
+    with model.kept():
+        for batch in batches(histories, size):
+            model.score(batch.to(device))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
