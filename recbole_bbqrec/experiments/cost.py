@@ -204,9 +204,9 @@ def markdown(measured: Mapping[str, Any]) -> str:
         f"*with* and *without* the additional code; without: `{plain}`.",
         f"ms/user: median [least, most] of {measured['rounds']} rounds, all variants side by side in one process, in "
         "alternating order; what all histories share, as the rows of the items, is computed once a round; ratio: with "
-        "over without. peak: largest growth of resident memory while scoring, each variant in a process of its own that "
-        "holds the loaded model and nothing else. model: weights, tables and lists of neighbours. Weights are untrained: "
-        "the cost does not depend on their values. Compare ratios; the milliseconds belong to the machine.",
+        "over without. peak: largest growth of resident memory while scoring, each variant in a process of its own "
+        "that holds the loaded model and nothing else. model: weights, tables and lists of neighbours. Weights are "
+        "untrained: the cost does not depend on their values. Compare ratios; the milliseconds belong to the machine.",
         f"![Time and memory of each way of scoring](inference-cost-{measured['dataset']}.png)",
     ]
     return "\n\n".join(parts) + "\n"
