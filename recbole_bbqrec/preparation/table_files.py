@@ -190,7 +190,7 @@ def _record(first: str, lines: _Lines, separator: str) -> list[str]:
             return plain
         never = "unexpected end of data" in str(error)
         raise _Unreadable("a quote is never closed" if never else f"wrong quotes, {error}") from None
-    if separator == "\t" and taken and any("\t" in cell for cell in cells):
+    if separator == "\t" and taken and any("\t" in cell and {*"\r\n"} & {*cell} for cell in cells):
         lines.put_back(taken)  # two such characters, rows apart, with whole rows between them
         return plain
     return cells
