@@ -86,6 +86,10 @@ def content(
     reference = _reference(values["masked", "ndcg", 10], against)
     version = version_of(runs)
     rows = [_row(model, of_model, values, reference, version) for model, of_model in runs.items()]
+    if final:
+        for row in rows:
+            means = _means(runs[row["model"]], "valid", SHOWN)
+            row["valid"] = {name: {"mean": mean} for name, mean in means.items()}
     correct(entry for row in rows for entry in row["masked"].values())
     rows.sort(key=lambda row: (-row["masked"][RANKED_BY]["mean"], row["model"]))
     return {
@@ -234,11 +238,14 @@ def _other_ties(
         if shown["settings"] != {**record["settings"], "shuffle_ties": ties_of(shown)}:
             continue
         runs = _runs(folder, record["run_key"], split)
-        means = {
-            f"{metric}@{k}": float(
-                np.mean([values_of(run, split, "masked", metric, k)[1].mean() for run in runs.values()])
-            )
-            for metric, k in METRICS
-        }
+        means = _means(runs, split, METRICS)
         rows.append({"model": record["model"], "shuffle_ties": ties_of(record), "seeds": sorted(runs), "masked": means})
     return sorted(rows, key=lambda row: (row["model"], row["shuffle_ties"] is not None, row["shuffle_ties"]))
+
+
+def _means(runs: Mapping[int, Run], split: str, metrics: Sequence[tuple[str, int]]) -> dict[str, float]:
+    """Metric -> mean over users and seeds, seen items masked."""
+    return {
+        f"{metric}@{k}": float(np.mean([values_of(run, split, "masked", metric, k)[1].mean() for run in runs.values()]))
+        for metric, k in metrics
+    }

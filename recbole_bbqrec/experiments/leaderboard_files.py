@@ -15,8 +15,8 @@ def csv_text(content: Mapping[str, Any]) -> str:
     lines = []
     for row in content["rows"]:
         line: dict[str, Any] = {"model": row["model"], "split": content["split"], "seeds": len(row["seeds"])}
-        for column in ("masked", "unmasked"):
-            line |= {f"{column} {name}": entry["mean"] for name, entry in row[column].items()}
+        for column in ("masked", "unmasked", "valid"):
+            line |= {f"{column} {name}": entry["mean"] for name, entry in row.get(column, {}).items()}
         for name in TESTED:
             entry, change = row["masked"][name], row["masked"][name]["difference"] or {}
             line |= {f"{name} {end}": entry[end] for end in ("low", "high")}

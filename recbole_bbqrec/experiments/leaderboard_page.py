@@ -31,9 +31,12 @@ def markdown(content: Mapping[str, Any]) -> str:
     parts += [f"## {shown}, seen items masked", _masked_table(content), _standing(content), *_marks(rows)]
     parts += [
         f"## {shown}, seen items not masked",
-        _plain_table(rows),
+        _plain_table(rows, "unmasked"),
         "What stock RecBole measures; no claim is made.",
     ]
+    if "valid" in rows[0]:
+        parts += [f"## {SPLITS['valid']}, seen items masked", _plain_table(rows, "valid")]
+        parts.append("The same runs on the split that stopped their training and that settings were chosen on.")
     parts += [f"![Metrics with their intervals]({dataset}.png)", "## Cost", _cost_table(rows)]
     parts.append(
         "Training: all epochs with their validation, and what is fitted after them. Times are means over the seeds; of "
@@ -134,9 +137,10 @@ def _masked_table(content: Mapping[str, Any]) -> str:
     return report.markdown_table(header, cells)
 
 
-def _plain_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    header = ["model", *map(short, rows[0]["unmasked"])]
-    cells = [[row["model"], *(f"{entry['mean']:.4f}" for entry in row["unmasked"].values())] for row in rows]
+def _plain_table(rows: Sequence[Mapping[str, Any]], key: str) -> str:
+    """Means alone: no intervals, no tests."""
+    header = ["model", *map(short, rows[0][key])]
+    cells = [[row["model"], *(f"{entry['mean']:.4f}" for entry in row[key].values())] for row in rows]
     return report.markdown_table(header, cells)
 
 

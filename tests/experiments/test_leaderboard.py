@@ -35,7 +35,17 @@ def keep(tmp_path):
     """Write a record; `masked` is the rank of all users or one for each."""
 
     def write(
-        model, masked, unmasked=None, seed=1, *, splits=("valid",), name=None, data="d" * 16, users=USERS, **more
+        model,
+        masked,
+        unmasked=None,
+        seed=1,
+        *,
+        splits=("valid",),
+        name=None,
+        data="d" * 16,
+        users=USERS,
+        on_test=None,
+        **more,
     ):
         settings = {**SETTINGS, "model": model, **more.pop("settings", {})}
         ranks = Ranks(
@@ -61,7 +71,10 @@ def keep(tmp_path):
             "finished": "2026-01-01T00:00:00+00:00",
             **more,
         }
-        records.write(folder(tmp_path), name or model, record, dict.fromkeys(splits, ranks))
+        of_splits = dict.fromkeys(splits, ranks)
+        if on_test is not None:
+            of_splits["test"] = Ranks(ranks.users, *2 * [np.full(users, on_test)])
+        records.write(folder(tmp_path), name or model, record, of_splits)
         return record["run_key"]
 
     return write
@@ -261,9 +274,22 @@ def test_test_is_shown_only_of_records_that_have_it(keep, tmp_path):
     keep("A", 1, splits=("valid", "test"))
     keep("B", 3)
     page = leaderboard.write("Toy", tmp_path, final=True)
-    assert [row[0] for row in table(page, "Test, seen items masked")[1:]] == ["A†"] and "Validation" not in page
+    assert [row[0] for row in table(page, "Test, seen items masked")[1:]] == ["A†"]
     with pytest.raises(InputError, match=r"no record of Nope .* judged on test; run first: python .* --final"):
         leaderboard.write("Nope", tmp_path, final=True)
+
+
+def test_a_page_of_test_shows_the_same_runs_on_validation(keep, tmp_path):
+    for seed, rank in enumerate((1, 3)):
+        keep("A", rank, seed=seed, splits=("valid", "test"), on_test=30)
+    keep("A", 30, seed=2)  # judged on validation alone: no run of this page
+    page = leaderboard.write("Toy", tmp_path, final=True)
+    half = ["1.0000", "0.7500"]
+    assert table(page, "Test, seen items masked")[1][1] == "0.0000"
+    assert table(page, "Validation, seen items masked")[1:] == [["A", *half * 3]]
+    assert "valid ndcg@5" in (tmp_path / "Toy.csv").read_text()
+    assert table(leaderboard.write("Toy", tmp_path), "Validation, seen items masked")[1][0] == "A"
+    assert "valid ndcg@5" not in (tmp_path / "Toy.csv").read_text()
 
 
 def test_rows_judged_on_other_users_are_refused(keep, tmp_path):
