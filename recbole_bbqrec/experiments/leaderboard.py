@@ -89,7 +89,7 @@ def content(
     if final:
         for row in rows:
             means = _means(runs[row["model"]], "valid", SHOWN)
-            row["valid"] = {name: {"mean": mean} for name, mean in means.items()}
+            row["valid_masked"] = {name: {"mean": mean} for name, mean in means.items()}
     correct(entry for row in rows for entry in row["masked"].values())
     rows.sort(key=lambda row: (-row["masked"][RANKED_BY]["mean"], row["model"]))
     return {

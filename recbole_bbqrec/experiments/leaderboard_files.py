@@ -15,7 +15,7 @@ def csv_text(content: Mapping[str, Any]) -> str:
     lines = []
     for row in content["rows"]:
         line: dict[str, Any] = {"model": row["model"], "split": content["split"], "seeds": len(row["seeds"])}
-        for column in ("masked", "unmasked", "valid"):
+        for column in ("masked", "unmasked", "valid_masked"):
             line |= {f"{column} {name}": entry["mean"] for name, entry in row.get(column, {}).items()}
         for name in TESTED:
             entry, change = row["masked"][name], row["masked"][name]["difference"] or {}

@@ -34,10 +34,11 @@ def markdown(content: Mapping[str, Any]) -> str:
         _plain_table(rows, "unmasked"),
         "What stock RecBole measures; no claim is made.",
     ]
-    if "valid" in rows[0]:
-        parts += [f"## {SPLITS['valid']}, seen items masked", _plain_table(rows, "valid")]
+    parts.append(f"![Metrics with their intervals]({dataset}.png)")
+    if content["split"] == "test":
+        parts += [f"## {SPLITS['valid']}, seen items masked", _plain_table(rows, "valid_masked")]
         parts.append("The same runs on the split that stopped their training and that settings were chosen on.")
-    parts += [f"![Metrics with their intervals]({dataset}.png)", "## Cost", _cost_table(rows)]
+    parts += ["## Cost", _cost_table(rows)]
     parts.append(
         "Training: all epochs with their validation, and what is fitted after them. Times are means over the seeds; of "
         "tokenizer and features, which a cache may have spared, and of memory the largest. Memory is an upper bound "

@@ -275,6 +275,7 @@ def test_test_is_shown_only_of_records_that_have_it(keep, tmp_path):
     keep("B", 3)
     page = leaderboard.write("Toy", tmp_path, final=True)
     assert [row[0] for row in table(page, "Test, seen items masked")[1:]] == ["A†"]
+    assert [row[0] for row in table(page, "Validation, seen items masked")[1:]] == ["A"]
     with pytest.raises(InputError, match=r"no record of Nope .* judged on test; run first: python .* --final"):
         leaderboard.write("Nope", tmp_path, final=True)
 
@@ -287,9 +288,10 @@ def test_a_page_of_test_shows_the_same_runs_on_validation(keep, tmp_path):
     half = ["1.0000", "0.7500"]
     assert table(page, "Test, seen items masked")[1][1] == "0.0000"
     assert table(page, "Validation, seen items masked")[1:] == [["A", *half * 3]]
-    assert "valid ndcg@5" in (tmp_path / "Toy.csv").read_text()
+    assert page.index("Toy.png") < page.index("## Validation"), "the figure is of test"
+    assert "valid_masked ndcg@5" in (tmp_path / "Toy.csv").read_text()
     assert table(leaderboard.write("Toy", tmp_path), "Validation, seen items masked")[1][0] == "A"
-    assert "valid ndcg@5" not in (tmp_path / "Toy.csv").read_text()
+    assert "valid_masked ndcg@5" not in (tmp_path / "Toy.csv").read_text()
 
 
 def test_rows_judged_on_other_users_are_refused(keep, tmp_path):
