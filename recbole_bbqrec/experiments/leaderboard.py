@@ -1,5 +1,6 @@
 """From the records of whole models to a leaderboard: which runs are shown, their statistics, and the files."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,7 @@ def content(
         "standing": _standing(rows, reference),
         "worth_of_codes": _worth(values) if set(CODES) <= set(runs) else None,
         "rows": rows,
+        "total_seconds": _total_seconds(rows, runs),
         "other_ties": _other_ties(found, chosen, folder, split),
         "others": others_of(found, usual, chosen, models),
         "failed": failed_of(folder, chosen, models),
@@ -184,6 +186,21 @@ def _costs(found: Sequence[Record]) -> dict[str, float | None]:
         "peak_memory_mib": over([record.get("peak_memory_mib") for record in found], max),
         "epochs": over([record["epochs"]["done"] for record in found], np.mean),
     }
+
+
+def _total_seconds(rows: Sequence[Mapping[str, Any]], runs: Runs) -> float:
+    """What all runs take together, a training that rows share once; no cache spares features or tokenizer."""
+    trainings: dict[str, float] = {}
+    fitted = 0.0
+    for row in rows:
+        for run in runs[row["model"]].values():
+            seconds, folder = run.record["seconds"], run.record["run_dir"]
+            # The folder is <Model>-<Set>-<seed>-<training>, with a key of what is fitted afterwards, if anything.
+            key = re.search(r"-([0-9a-f]{16})(-[0-9a-f]{8})?$", folder)
+            training = key[1] if key else folder
+            trainings[training] = max(trainings.get(training, 0.0), seconds["train"] + row["feature_seconds"])
+            fitted += seconds.get("candidates", 0.0)
+    return fitted + sum(trainings.values())
 
 
 def _claims(model: str, reference: str, values: PairedValues) -> dict[str, Any]:

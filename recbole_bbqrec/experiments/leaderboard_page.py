@@ -43,7 +43,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         "Training: all epochs with their validation, and what is fitted after them. Times are means over the seeds; of "
         "tokenizer and features, which a cache may have spared, and of memory the largest. Memory is an upper bound "
         "where one process made several runs. On test: how often these settings were judged on it at most. "
-        + _total(rows)
+        + _total(content)
     )
     parts += ["## Sanity", _sanity(content)]
     warnings = [
@@ -208,11 +208,11 @@ def _cost_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return report.markdown_table(header, cells)
 
 
-def _total(rows: Sequence[Mapping[str, Any]]) -> str:
+def _total(content: Mapping[str, Any]) -> str:
     """What all rows took together."""
-    runs = sum(len(row["seeds"]) for row in rows)
-    hours = sum(len(row["seeds"]) * row["train_seconds"] + row["feature_seconds"] for row in rows) / 3600
-    return f"All {runs} runs together: at most {hours:.1f} hours (rows that share a training each count it)."
+    runs = sum(len(row["seeds"]) for row in content["rows"])
+    hours = content["total_seconds"] / 3600
+    return f"All {runs} runs together: {hours:.1f} hours; a training that rows share counts once."
 
 
 def _sanity(content: Mapping[str, Any]) -> str:

@@ -67,6 +67,7 @@ def keep(tmp_path):
             "data": DATA,
             "data_fingerprint": data,
             "run_key": records.run_key(settings, data),
+            "run_dir": f"{model}-Toy-{seed}-{records.run_key(settings, data)}",
             "leakage_check": "passed",
             "finished": "2026-01-01T00:00:00+00:00",
             **more,
@@ -100,6 +101,19 @@ def three(keep):
     keep("C", 30, 40)
 
 
+def test_all_rows_together_count_a_shared_training_once(keep, tmp_path):
+    seconds = {"features": 10.0, "tokenizer": 90.0, "train": 1000.0, "candidates": 30.0}
+    for seed in (1, 2):
+        keep("B", 1, seed=seed, run_dir=f"B-Toy-{seed}-{seed:016x}-00c0ffee", seconds=seconds)
+        keep("C", 2, seed=seed, run_dir=f"C-Toy-{seed}-{seed:016x}", seconds={"train": 1000.0, "candidates": 0.0})
+    found = leaderboard.content("Toy", folder(tmp_path))
+    assert found["total_seconds"] == 2 * (100 + 1000 + 30)
+    keep("D", 3, run_dir="D-Toy-1-00000000000000aa", seconds={"train": 3600.0})
+    assert leaderboard.content("Toy", folder(tmp_path))["total_seconds"] == 2 * 1130 + 3600
+    page = leaderboard.write("Toy", tmp_path)
+    assert "All 5 runs together: 1.6 hours; a training that rows share counts once." in page
+
+
 def test_the_page_of_a_small_case(keep, tmp_path):
     three(keep)
     page = leaderboard.write("Toy", tmp_path)
@@ -130,9 +144,7 @@ def test_the_page_of_a_small_case(keep, tmp_path):
         [*header, "peak MiB", "epochs", "on test"],
         ["A", "1", "1,000", "100", "3.2", "0.5", "3", "1,234", "30", "1"],
     ]
-    assert "All 3 runs together: at most 0.1 hours" in page
-    keep("A", 1, 2, seed=2, seconds={"train": 7000.0})
-    assert "All 4 runs together: at most 2.0 hours" in leaderboard.write("Toy", tmp_path)
+    assert "All 3 runs together: 0.1 hours" in page
     assert table(page, "Data statistics")[1] == ["24", "50", "1,200", "50.00", "75.000", "text (tfidf)"]
     assert "users evaluated: 24, the same" in page and "passed: A, B, C" in page and "ties in time" not in page
     assert "Worth of the codes" not in page and "Not shown" not in page and "‡" not in page
