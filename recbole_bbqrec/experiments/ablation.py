@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import report, storage
-from ..config import parse_command_line
 from ..data.feature_sources import FeatureSettings
 from ..errors import InputError
 from . import records, study
-from .runner import QUIET, Data, Execute, Planned, run_all
+from .runner import QUIET, Data, Execute, Planned, given_and_files, run_all
 from .study import FULL, Study
 
 MODEL = "BBQRec"
@@ -245,11 +244,7 @@ def ablate(
 
 def _given(dataset: str, arguments: Sequence[str], final: bool) -> tuple[dict[str, Any], list[str]]:
     """Settings of all rows, and the argument that names their files: files stand below them, as on a command line."""
-    files = [argument for argument in arguments if argument.startswith("--config_files=")]
-    given = parse_command_line([argument for argument in arguments if argument not in files])
-    for key in ("model", "dataset", "result_file"):
-        if key in given:
-            raise InputError(f"--{key}: an ablation sets it for its runs; drop it")
+    given, files = given_and_files(arguments, "an ablation")
     return {**QUIET, **given, "model": MODEL, "dataset": dataset, "final": final}, files
 
 

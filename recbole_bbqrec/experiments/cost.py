@@ -23,14 +23,14 @@ from tqdm import tqdm
 import recbole_bbqrec
 
 from .. import checkpoint, registry, report, storage
-from ..config import Config, parse_command_line
+from ..config import Config
 from ..data.dataloader import split_loaders
 from ..errors import InputError
 from ..inference import WEIGHTS, write_bundle
 from ..model.candidates import CANDIDATES, build_candidates
 from ..settings import plain_settings
 from . import memory, records
-from .runner import QUIET
+from .runner import QUIET, given_and_files
 
 SCORINGS = ("dense", "codes", "joint", "generate")
 
@@ -77,9 +77,10 @@ def cost(
     for name, value in (("users", n_users), ("rounds", rounds)):
         if value < 1:
             raise InputError(f"--{name}: found {value}, expected at least 1")
-    given = {**QUIET, **parse_command_line(arguments), "model": "BBQRec", "dataset": dataset}
-    configs = [Config(config_dict={**given, **variant.changes}) for variant in variants]  # all checked before any work
-    config = Config(config_dict=given)
+    given, files = given_and_files(arguments, "the measurement")
+    given = {**QUIET, **given, "model": "BBQRec", "dataset": dataset}
+    all_given = [given, *({**given, **variant.changes} for variant in variants)]
+    config, *configs = [Config(arguments=files, config_dict=one) for one in all_given]  # all checked before any work
     init_seed(config["seed"], config["reproducibility"])
     data = registry.get_dataset(config["model"])(config)
     train, valid, _ = split_loaders(config, data)

@@ -14,12 +14,12 @@ from recbole.utils import init_seed
 from tqdm import tqdm
 
 from .. import registry, report, storage
-from ..config import Config, parse_command_line
+from ..config import Config
 from ..data.features import ItemFeatures
 from ..errors import InputError
 from ..tokenizer.registry import load
 from . import records
-from .runner import QUIET
+from .runner import QUIET, given_and_files
 
 AS_SET, NO_CLUB = "as set", "without CLUB"
 
@@ -45,8 +45,9 @@ def study(
     """
     if seeds < 1:
         raise InputError(f"--seeds: found {seeds}, expected at least 1")
-    given = {**QUIET, **parse_command_line(arguments), "model": "BBQRec", "dataset": dataset, "report_card": True}
-    config = Config(config_dict=given)
+    given, files = given_and_files(arguments, "the study")
+    given = {**QUIET, **given, "model": "BBQRec", "dataset": dataset, "report_card": True}
+    config = Config(arguments=files, config_dict=given)
     if config["codes"] == "none":
         raise InputError("codes: found none, which fits no tokenizer; drop the setting")
     rows: dict[str, dict[str, Any]] = {AS_SET: {}}
@@ -55,7 +56,7 @@ def study(
     plan = [(row, config["seed"] + index) for row in rows for index in range(seeds)]
     found: Cards = {row: [] for row in rows}
     for row, seed in tqdm(plan, "Tokenizers", ncols=100):
-        found[row].append(_card(Config(config_dict={**given, **rows[row], "seed": seed})))
+        found[row].append(_card(Config(arguments=files, config_dict={**given, **rows[row], "seed": seed})))
     measured = {
         "dataset": dataset,
         "versions": report.versions(),

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import quick_start, registry
-from ..config import MissingDataSetError, parse_command_line
+from ..config import MissingDataSetError
 from ..errors import InputError
 from ..settings import public_source
 from . import leaderboard, records
-from .runner import QUIET, Data, Execute, Job, Planned, run_jobs
+from .runner import QUIET, Data, Execute, Job, Planned, given_and_files, run_jobs
 from .selection import default_ties
 
 OPTIONS = ("model", "dataset", "seeds", "single", "results")
@@ -71,8 +71,7 @@ def parse(arguments: Sequence[str]) -> Asked:
             rest.append(argument)
         elif own.setdefault(key, text) != text:
             raise InputError(f"--{key} is given twice, with {own[key]!r} and {text!r}; keep one")
-    files = [argument for argument in rest if argument.startswith("--config_files=")]
-    given = parse_command_line([argument for argument in rest if argument not in files])
+    given, files = given_and_files(rest)
     if "result_file" in given:
         raise InputError("--result_file: found it beside many runs, which would overwrite it; each has a record anyway")
     models, datasets = _names(own, "model"), _names(own, "dataset")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import quick_start
-from ..config import Config
+from ..config import Config, parse_command_line
+from ..errors import InputError
 from ..ranking import Ranks
 from . import records
 from .leakage import check_leakage
@@ -21,6 +22,25 @@ Execute = Callable[..., tuple[dict[str, Any], Mapping[str, Ranks]]]
 QUIET = {"state": "WARNING", "report_card": False}
 """Settings of runs among many, unless they are given: each run's own log would hide which one is running, and the ID
 report card costs time that no table shows."""
+
+
+def given_and_files(arguments: Sequence[str], owner: str = "") -> tuple[dict[str, Any], list[str]]:
+    """Read `--key=value` settings, and keep the argument that names their files apart: they stand below the settings.
+
+    Parameters
+    ----------
+    owner : what sets model and data set by itself and has results of its own, in words.
+
+    Raises
+    ------
+    InputError : no setting, or one that its owner sets.
+    """
+    files = [argument for argument in arguments if argument.startswith("--config_files=")]
+    given = parse_command_line([argument for argument in arguments if argument not in files])
+    for key in ("model", "dataset", "result_file"):
+        if owner and key in given:
+            raise InputError(f"--{key}: {owner} sets it for its runs; drop it")
+    return given, files
 
 
 @dataclass(frozen=True)

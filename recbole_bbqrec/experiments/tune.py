@@ -17,12 +17,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .. import quick_start, registry
-from ..config import Config, parse_command_line
+from ..config import Config
 from ..data.feature_sources import FeatureSettings
 from ..errors import InputError
 from . import records
 from .leakage import check_leakage
-from .runner import QUIET, Execute, Planned, say
+from .runner import QUIET, Execute, Planned, given_and_files, say
 from .tune_budget import BudgetSpent, cpu_seconds, looking_every
 from .tune_space import Space, checked_space, drawn, read_space, space_file
 from .tune_trials import CUT, DONE, FAILED, RUNNING, Search, Trial, new_trial
@@ -83,11 +83,7 @@ def tune(
 
 def _planned(model: str, dataset: str, arguments: Sequence[str]) -> Planned:
     """The settings that all trials share."""
-    files = [argument for argument in arguments if argument.startswith("--config_files=")]
-    given = parse_command_line([argument for argument in arguments if argument not in files])
-    for key in ("model", "dataset", "result_file"):
-        if key in given:
-            raise InputError(f"--{key}: tuning sets it for its trials; drop it")
+    given, files = given_and_files(arguments, "tuning")
     if given.get("final"):
         _refuse_final()
     return Planned(model, {**QUIET, **given, "model": model, "dataset": dataset}, files)
@@ -152,7 +148,7 @@ def _go_on(search: Search, run: Planned, config: Config, place: Path, execute: E
         return 1
     files = " ".join([*(argument.partition("=")[2] for argument in run.files), str(best)])
     place_of_data = f" --data_path={run.given['data_path']}" if "data_path" in run.given else ""
-    what = f"--model={run.name} --dataset={config['dataset']}{place_of_data} --config_files='{files}'"
+    what = f"--model={run.name} --dataset={config['dataset']}{place_of_data} --seeds=3 --config_files='{files}'"
     print(f"\n{best}, the best of them:\n{best.read_text(encoding='utf-8')}\npython run_recbole_bbqrec.py {what}")
     return 0
 

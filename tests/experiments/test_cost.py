@@ -21,8 +21,11 @@ def test_all_ways_of_scoring_with_and_without_the_additional_code():
 
 
 def test_the_whole_measurement(tiny, tmp_path, capsys):
-    place = str(tmp_path / "saved")
-    measured = cost.cost("tiny", 50, 3, arguments(tiny, checkpoint_dir=place), tmp_path / "results", PAIR)
+    file = tmp_path / "more.yaml"
+    file.write_text("layer_norm_eps: 0.001\n")
+    given = [*arguments(tiny, checkpoint_dir=str(tmp_path / "saved")), f"--config_files={file}"]
+    measured = cost.cost("tiny", 50, 3, given, tmp_path / "results", PAIR)
+    assert measured["settings"]["layer_norm_eps"] == 0.001
     assert measured["users"] == 50 and measured["items"] == 40 and measured["rounds"] == 3
     additional, plain = measured["variants"]
     assert (additional["code"], plain["code"]) == ("with", "without")
@@ -96,5 +99,7 @@ def test_mistakes_are_said_before_any_work(tiny, tmp_path):
         cost.cost("tiny", 0, 1, arguments(tiny), tmp_path)
     with pytest.raises(InputError, match="--rounds: found 0"):
         cost.cost("tiny", 1, 0, arguments(tiny), tmp_path)
+    with pytest.raises(InputError, match="--model: the measurement sets it"):
+        cost.cost("tiny", 1, 1, [*arguments(tiny), "--model=SASRec"], tmp_path)
     with pytest.raises(InputError, match="found 'nowhere'"):
         cost.cost("tiny", 1, 1, arguments(tiny), tmp_path, [Variant("x", "with", {"similarity_attention": "nowhere"})])

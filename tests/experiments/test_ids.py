@@ -50,5 +50,11 @@ def test_cells_show_the_mean_and_where_seeds_differ_the_reach():
 def test_mistakes_are_said_before_any_work(tiny, tmp_path):
     with pytest.raises(InputError, match="--seeds: found 0"):
         ids.study("tiny", 0, arguments(tiny), tmp_path)
+    with pytest.raises(InputError, match="--model: the study sets it"):
+        ids.study("tiny", 1, [*arguments(tiny), "--model=SASRec"], tmp_path)
+    file = tmp_path / "none.yaml"
+    file.write_text("codes: none\n")
+    with pytest.raises(InputError, match="codes: found none"):
+        ids.study("tiny", 1, [*arguments(tiny), f"--config_files={file}"], tmp_path)
     with pytest.raises(InputError, match="codes: found none"):
         ids.study("tiny", 1, arguments(tiny, codes="none"), tmp_path)
