@@ -195,7 +195,7 @@ def _total_seconds(rows: Sequence[Mapping[str, Any]], runs: Runs) -> float:
     for row in rows:
         for run in runs[row["model"]].values():
             seconds, folder = run.record["seconds"], run.record["run_dir"]
-            # The folder is <Model>-<Set>-<seed>-<training>, with a key of what is fitted afterwards, if anything.
+            # The trainer names it <Model>-<Set>-<seed>-<training>, then perhaps a key of what is fitted afterwards.
             key = re.search(r"-([0-9a-f]{16})(-[0-9a-f]{8})?$", folder)
             training = key[1] if key else folder
             trainings[training] = max(trainings.get(training, 0.0), seconds["train"] + row["feature_seconds"])

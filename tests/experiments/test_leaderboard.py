@@ -145,6 +145,8 @@ def test_the_page_of_a_small_case(keep, tmp_path):
         ["A", "1", "1,000", "100", "3.2", "0.5", "3", "1,234", "30", "1"],
     ]
     assert "All 3 runs together: 0.1 hours" in page
+    keep("A", 1, 2, seed=2, seconds={"train": 7000.0})
+    assert "All 4 runs together: 2.0 hours" in leaderboard.write("Toy", tmp_path)
     assert table(page, "Data statistics")[1] == ["24", "50", "1,200", "50.00", "75.000", "text (tfidf)"]
     assert "users evaluated: 24, the same" in page and "passed: A, B, C" in page and "ties in time" not in page
     assert "Worth of the codes" not in page and "Not shown" not in page and "‡" not in page
