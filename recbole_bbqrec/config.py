@@ -218,7 +218,7 @@ def _checked(key: str, value: Any, default: Any) -> Any:
         value = []
     if value is None and "none" in CHOICES.get(key, ()):
         value = "none"  # the command line takes the word for no value
-    if value is None and (default is None or expected in (str, dict, list)):
+    if value is None and (default is None or key in EMPTY_DEFAULTS or expected in (str, dict, list)):
         return value
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import yaml
-from conftest import settings
+from conftest import settings, write_dataset
 
 from recbole_bbqrec.config import Config, parse_command_line
 from recbole_bbqrec.errors import InputError
@@ -84,6 +84,14 @@ def test_what_is_wrong_is_said_in_one_line(tiny, arguments, message):
     with pytest.raises(InputError, match=message) as caught:
         Config(config_dict=given, arguments=arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_a_key_that_may_be_empty_can_be_emptied_where_the_data_set_fills_it(tmp_path):
+    write_dataset(tmp_path, "ml-100k-poster")
+    given = {"model": "BBQRec", "dataset": "ml-100k-poster", "data_path": str(tmp_path)}
+    shuffled, as_in_the_file = (Config(config_dict=given, arguments=ties) for ties in ([], ["--shuffle_ties=~"]))
+    assert shuffled["shuffle_ties"] == 2020  # the data set's own settings
+    assert as_in_the_file["shuffle_ties"] is None
 
 
 @pytest.mark.parametrize(("text", "message"), [("a: [", "no valid YAML"), ("- 1\n", "found list, expected lines")])
