@@ -3,9 +3,9 @@
 RecBole pads every history to `MAX_ITEM_LIST_LENGTH`; on sparse data nearly nine columns out of ten are padding, and a
 random batch always holds one long history, so trimming the whole batch gains nothing. Here the rows of a batch go
 through the model's `forward` in a few groups of similar length, each trimmed to its longest history, and come back in
-their order.
+their order. BERT4Rec pads its masked places too, to a fifth of the columns: its loss is taken at the real ones.
 
-Shapes: B histories of the batch, L padded columns, K distinct lengths, G groups.
+Shapes: B histories of the batch, L padded columns, M padded masked places, K distinct lengths, G groups.
 """
 
 import inspect
@@ -46,7 +46,7 @@ def trim(item_seq: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
 
 
 def group_by_length(model: Model) -> Model:
-    """Make `model.forward` run in length groups, in place, and return the model.
+    """Make `model.forward` run in length groups, and BERT4Rec's loss at masks alone; in place, and return the model.
 
     Only this instance changes; copies of it and of its weights stay valid. It is for models in `LENGTH_INDEPENDENT`:
     every tensor given to `forward` has one row per history, one of them is named as in `HISTORY_NAMES`, and the result
@@ -62,6 +62,8 @@ def group_by_length(model: Model) -> Model:
         raise TypeError(f"{type(model).__name__}.forward({', '.join(names[1:])}): no argument holds the histories")
     # A bound method, unlike a closure, follows the model through copy.deepcopy: RecBole copies models to count flops.
     model.forward = MethodType(_grouped_forward, model)
+    if type(model).__name__ == "BERT4Rec" and model.loss_type == "CE":
+        model.calculate_loss = MethodType(_loss_at_masks, model)
     return model
 
 
@@ -86,6 +88,19 @@ def _grouped_forward(model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tenso
         group[history] = group[history][:, : lengths[order[end - 1]]]
         outputs.append(_widen(forward(**{**call.arguments, **group}), item_seq.size(1)))
     return torch.cat(outputs)[torch.argsort(on_device)]
+
+
+def _loss_at_masks(model: Any, interaction: Any) -> torch.Tensor:
+    """BERT4Rec's mean cross-entropy over all items, without scores at the padded ones of its [B, M] masked places.
+
+    Nine places in ten are padding on sparse data, and RecBole scores the whole catalogue at each to multiply the loss
+    there by zero. Like RecBole, it takes place 0 in the history for padding.
+    """
+    places = interaction[model.MASK_INDEX]
+    rows, slots = torch.nonzero(places > 0, as_tuple=True)
+    states = model.forward(interaction[model.MASK_ITEM_SEQ])[rows, places[rows, slots]]
+    scores = states @ model.item_embedding.weight[: model.n_items].T + model.output_bias
+    return functional.cross_entropy(scores, interaction[model.POS_ITEMS][rows, slots])
 
 
 def _widen(output: torch.Tensor, width: int) -> torch.Tensor:

@@ -34,10 +34,11 @@ def data_path(tmp_path_factory):
     return folder
 
 
-def build(name, data_path):
+def build(name, data_path, **more):
     """A model of RecBole with larger weights than at the start, one training batch and one test batch."""
     columns = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "brand"]}
     changes = {"load_col": columns, "selected_features": ["brand"], "MAX_ITEM_LIST_LENGTH": WIDTH, "seed": 3}
+    changes |= more
     config = Config(config_dict=settings(data_path, name, **changes, use_gpu=False))
     dataset = registry.get_dataset(name)(config)
     train, _, test = split_loaders(config, dataset)
@@ -92,6 +93,25 @@ def test_grouping_changes_nothing(name, data_path):
         assert gradients.keys() == expected_gradients.keys()
         for key, gradient in gradients.items():
             torch.testing.assert_close(gradient, expected_gradients[key], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("ft_ratio", [0.0, 1.0])  # masks anywhere in the history, a mask at its end
+@pytest.mark.parametrize("loss_type", ["CE", "BPR"])
+def test_bert4rec_scores_the_catalogue_at_masks_alone(ft_ratio, loss_type, data_path, monkeypatch):
+    model, batch, _ = build("BERT4Rec", data_path, ft_ratio=ft_ratio, loss_type=loss_type)
+    grouped = group_by_length(copy.deepcopy(model))
+    expected_loss, expected_gradients = loss_and_gradients(model, batch)
+    scored, cross_entropy = [], torch.nn.functional.cross_entropy
+    monkeypatch.setattr(
+        torch.nn.functional, "cross_entropy", lambda x, y, **keys: scored.append(len(x)) or cross_entropy(x, y, **keys)
+    )
+    loss, gradients = loss_and_gradients(grouped, batch)
+    masks = int((batch["MASK_INDEX"] > 0).sum())
+    assert 0 < masks < batch["MASK_INDEX"].numel() / 3
+    assert scored == ([masks] if loss_type == "CE" else [])
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=1e-6)
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected_gradients[key], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(LENGTH_INDEPENDENT))
