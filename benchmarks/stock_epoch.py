@@ -5,6 +5,9 @@ slower meanwhile slows all of them. Compare the ratios; the seconds belong to th
 
     python benchmarks/stock_epoch.py --data_path=/data/recsys --dataset=Sports --batches=8
     python benchmarks/stock_epoch.py --batches=8      # synthetic histories, as short as those of Sports
+
+`run_recbole_bbqrec.py` also keeps freed memory in the process. That cannot be undone in it, so it is a flag here:
+compare seconds of commands with and without `--keep_freed_memory`, run in turns.
 """
 
 import argparse
@@ -22,6 +25,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from recbole_bbqrec import registry
+from recbole_bbqrec.allocation import keep_freed_memory
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.dataloader import split_loaders
 from recbole_bbqrec.errors import InputError
@@ -37,6 +41,8 @@ VARIANTS = {
 def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
+    if arguments.keep_freed_memory:
+        keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         if arguments.data_path is None:
             write_synthetic(Path(folder) / arguments.dataset, arguments.dataset, arguments.seed)
@@ -57,6 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="rounds; a ratio is one of medians (default 3)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
     parser.add_argument("--seed", type=int, default=2020)
+    parser.add_argument("--keep_freed_memory", action="store_true", help="as run_recbole_bbqrec.py does")
     return parser.parse_args()
 
 

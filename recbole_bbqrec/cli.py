@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from .allocation import keep_freed_memory
 from .errors import InputError
 from .preparation.raw import COLUMN_FLAGS
 
@@ -278,6 +279,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _answer(work: Callable[[], int], debug: bool) -> int:
     """Exit code of `work`, errors told in one line."""
+    keep_freed_memory()
     try:
         return work()
     except InputError as error:

@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "storage": {"errors"},
     "compat": {"errors"},
     "settings": {"errors"},
+    "allocation": set(),
     "ranking": FOUNDATION,
     "report": FOUNDATION,
     "checkpoint": FOUNDATION | {"settings"},
