@@ -1,6 +1,7 @@
 """The command lines: `run_recbole_bbqrec.py` for runs, `bbqrec` for everything on top of them."""
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -281,7 +282,9 @@ def _answer(work: Callable[[], int], debug: bool) -> int:
     """Exit code of `work`, errors told in one line."""
     keep_freed_memory()
     try:
-        return work()
+        code = work()
+        sys.stdout.flush()
+        return code
     except InputError as error:
         if debug:
             traceback.print_exc()
@@ -290,3 +293,6 @@ def _answer(work: Callable[[], int], debug: bool) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # what read the output, such as head, has had enough; nothing is left to flush into
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141

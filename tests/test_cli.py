@@ -119,3 +119,14 @@ def test_prepare_and_run_your_own_tables(tmp_path, capsys):
     assert (tmp_path / "Mine.bad_rows.tsv").is_file()
     assert cli.main(["prepare", "Other", *given, "--user-column=nobody"]) == 2
     assert "nobody" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("characters", [10, 10**6])  # written at the end, and at once
+def test_a_reader_that_leaves_early_is_no_error(characters):
+    code = (
+        f"from recbole_bbqrec.cli import _answer; raise SystemExit(_answer(lambda: print('x' * {characters}), False))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141

@@ -63,7 +63,8 @@ def group_by_length(model: Model) -> Model:
     # A bound method, unlike a closure, follows the model through copy.deepcopy: RecBole copies models to count flops.
     model.forward = MethodType(_grouped_forward, model)
     if type(model).__name__ == "BERT4Rec" and model.loss_type == "CE":
-        model.calculate_loss = MethodType(_loss_at_masks, model)
+        bert4rec: Any = model
+        bert4rec.calculate_loss = MethodType(_loss_at_masks, model)
     return model
 
 
