@@ -11,6 +11,7 @@ from recbole.config import Config as RecBoleConfig
 from recbole.evaluator.register import metric_types
 
 from . import compat, registry
+from .data.selected_features import load_selected_features
 from .errors import InputError
 from .settings import NO_SETTINGS, property_files, public_source
 
@@ -142,6 +143,7 @@ class Config(RecBoleConfig):
             text = str(error.args[0]) if error.args else repr(error)
             raise InputError(f"settings: {' '.join(text.split())}; see properties/overall.yaml") from error
         _check_data_path(self)
+        load_selected_features(self, chosen="selected_features" in self.external_config_dict)
 
     # What follows are RecBole's own steps, in the order in which its constructor takes them.
 

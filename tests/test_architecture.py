@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "untrained_trainer": FOUNDATION | {"data", "ranking", "trainer"},
     "registry": FOUNDATION
     | {"compat", "data", "model", "sequence_trainer", "settings", "trainer", "untrained_trainer"},
-    "config": FOUNDATION | {"compat", "registry", "settings"},
+    "config": FOUNDATION | {"compat", "data", "registry", "settings"},
     "obtain": FOUNDATION | {"settings", "preparation"},
     "inference": FOUNDATION | {"checkpoint", "compat", "config", "data", "model", "ranking", "registry", "settings"},
     "quick_start": FOUNDATION

@@ -163,7 +163,8 @@ def test_mistakes_end_with_one_line_and_code_2(tiny, capfd):
 
 
 def test_what_recbole_refuses_while_it_builds_is_one_line_too(tiny, tmp_path, capfd):
-    given = settings(tiny, "SASRecF", checkpoint_dir=str(tmp_path), selected_features=["colour"])
+    load = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "brand"]}
+    given = settings(tiny, "SASRecF", checkpoint_dir=str(tmp_path), selected_features=["colour"], load_col=load)
     assert cli.run(as_arguments(given)) == 2
     error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert error == ["error: RecBole refuses these settings (KeyError: 'colour'); --debug shows where"]

@@ -93,7 +93,8 @@ def _setting(content: Mapping[str, Any]) -> str:
         f"split {split}; every target is ranked among all items, ties of scores in one fixed random order; "
         f"shown: {SPLITS[content['split']].lower()}",
         f"trained rows stop on masked {of_all('valid_metric')} of validation, after more than "
-        f"{of_all('stopping_step')} evaluations without a gain or at {of_all('epochs')} epochs",
+        f"{of_all('stopping_step')} evaluations without a gain, one every {of_all('eval_step')} epochs, or at "
+        f"{of_all('epochs')} epochs",
         "masked: all that the user had before the target leaves the ranking; all claims are made on this column",
         f"p: two-sided sign-flip test of {reference} against every other row, on values per user averaged over a row's "
         f"seeds first; {FLIPS:,} flips; Holm over all rows and both metrics",

@@ -71,6 +71,12 @@ def read_atomic(
     return pd.DataFrame(data, index=pd.RangeIndex(len(lines) - 1), columns=pd.Index(list(types), dtype=object)), types
 
 
+def read_header(path: str | os.PathLike, field_separator: str = "\t", encoding: str = "utf-8") -> dict[str, str]:
+    """Return field -> type of one atomic file, in its order; parameters and errors are those of `read_atomic`."""
+    names, kinds = _header(path, _lines(path, field_separator, encoding)[0], field_separator)
+    return dict(zip(names, kinds, strict=True))
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `known` as a sentence for an error message, with the one most like `name` first."""
     known = list(known)

@@ -1,0 +1,59 @@
+"""The item columns that RecBole's own feature-aware models read: `selected_features` of FDSA, SASRecF, GRU4RecF."""
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..preparation import atomic, templates
+from .dataset import SEMANTIC_ID
+from .feature_sources import FeatureSettings
+
+
+def load_selected_features(config: Any, chosen: bool) -> None:
+    """Let RecBole load the item columns of `selected_features`; where none are chosen, those of texts and image codes.
+
+    RecBole's default is the column `class` of its ml-100k, and its models end in a `KeyError` where that is not loaded.
+    Models without the key, and runs whose `load_col` names item columns, are left alone.
+
+    Parameters
+    ----------
+    config : configuration of a run; `selected_features` and `load_col` are set in it.
+    chosen : whether the run's own settings name the features.
+
+    Raises
+    ------
+    InputError : there is no .item file, it lacks a selected column, or nothing says which columns are meant.
+    """
+    selected, columns = config["selected_features"], config["load_col"]
+    if not selected or (columns or {}).get("item"):
+        return
+    attached = [SEMANTIC_ID] if config["attach_semantic_ids"] else []
+    if set(selected) <= set(attached):
+        return
+    path = Path(config["data_path"]) / f"{config['dataset']}.item"
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no such file, but {config['model']} reads columns of items (selected_features); add the file, or "
+            "take a model that reads none, such as SASRec"
+        )
+    there = atomic.read_header(path, config["field_separator"], config["encoding"] or "utf-8")
+    if not chosen and not set(selected) <= {*there, *attached}:
+        selected = _described(config) or selected
+    wanted = [name for name in selected if name not in attached]
+    for name in wanted:
+        if name not in there:
+            raise InputError(
+                f"selected_features: found {name!r}, expected columns of {path} ({atomic.nearest(name, there)}); "
+                "name them, for example --selected_features=\"['brand']\""
+            )
+    config["selected_features"] = list(selected)
+    if columns is not None:  # none is RecBole's word for all columns
+        config["load_col"] = {**columns, "item": [config["ITEM_ID_FIELD"], *wanted]}
+
+
+def _described(config: Any) -> list[str]:
+    """Return the columns that the item features of this configuration are made from, each once."""
+    settings = FeatureSettings.from_config(config)
+    fields = {"text_fields": settings.text_fields, "image_fields": settings.image_fields}
+    found = [name for key, named in fields.items() if named for name in templates.parse(key, named).columns]
+    return list(dict.fromkeys(found))
