@@ -25,11 +25,11 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from recbole_bbqrec import registry
-from recbole_bbqrec.allocation import keep_freed_memory
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.dataloader import split_loaders
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.model.padding import LENGTH_INDEPENDENT, group_by_length
+from recbole_bbqrec.training.allocation import keep_freed_memory
 
 VARIANTS = {
     "stock (anomaly mode on)": {"anomaly": True, "grouped": False},

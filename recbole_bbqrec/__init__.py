@@ -23,8 +23,8 @@ def register() -> None:
 
 
 def load_bundle(path: str) -> Any:
-    """Load the folder that a finished run left; see `recbole_bbqrec.inference.load_bundle`."""
-    from .inference import load_bundle as load
+    """Load the folder that a finished run left; see `recbole_bbqrec.serving.load_bundle`."""
+    from .serving.bundle import load_bundle as load
 
     return load(path)
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .allocation import keep_freed_memory
 from .errors import InputError
 from .preparation.raw import COLUMN_FLAGS
+from .training.allocation import keep_freed_memory
 
 # The parts behind a command are imported when it is called: `bbqrec --help` needs neither torch nor RecBole.
 
@@ -108,8 +108,8 @@ def _recommend_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _recommend(given: argparse.Namespace, settings: list[str]) -> int:
-    from . import report
-    from .inference import load_bundle
+    from .evaluation import report
+    from .serving.bundle import load_bundle
 
     if settings:
         raise InputError(f"argument {settings[0]!r}: recommend takes no settings, the run has its own")
@@ -174,7 +174,7 @@ def _prepare(given: argparse.Namespace, settings: list[str]) -> int:
         wrong = {"--items": given.items, "--images": given.images, "--on-bad": given.on_bad}
         wrong |= {flag: getattr(given, field) for field, flag in COLUMN_FLAGS.items()}
         _refuse(wrong, "without --from, which names your table of interactions")
-        from .obtain import advice, obtain
+        from .preparation.obtain import advice, obtain
         from .preparation.public import describe
 
         report = obtain(given.name, given.data_path, written=given.written, raw_dir=given.raw_dir, **both)
@@ -205,7 +205,7 @@ def _refuse(flags: Mapping[str, object], why: str) -> None:
 
 def _images(given: argparse.Namespace, settings: list[str]) -> int:
     _no_settings("images", settings)
-    from .obtain import describe_images, obtain_images
+    from .preparation.obtain import describe_images, obtain_images
 
     print(describe_images(obtain_images(given.data_path / given.name)))
     return 0
@@ -218,7 +218,7 @@ def _features_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _features(given: argparse.Namespace, settings: list[str]) -> int:
     from .config import Config
-    from .data.feature_report import describe, feature_report
+    from .experiments.feature_report import describe, feature_report
 
     print(describe(feature_report(Config("BBQRec", given.name, arguments=settings))))
     return 0

@@ -12,16 +12,19 @@ from typing import Any
 import recbole
 from recbole.utils import init_logger, init_seed
 
-from . import checkpoint, obtain, registry, report, storage
+from . import registry, storage
 from .config import Config, MissingDataSetError, parse_command_line
 from .data.dataloader import split_loaders
 from .data.feature_sources import image_folder
 from .errors import InputError
-from .inference import load_bundle, restore_candidates, write_bundle
+from .evaluation import report
+from .evaluation.ranking import Ranks
+from .preparation import obtain
 from .preparation.image_download import addresses_of
 from .preparation.public import describe
-from .ranking import Ranks
+from .serving.bundle import load_bundle, restore_candidates, write_bundle
 from .settings import learning_settings, plain_settings, public_source, settings_to_load
+from .training import checkpoint
 
 
 @contextlib.contextmanager

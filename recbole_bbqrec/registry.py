@@ -26,10 +26,10 @@ from .model.stock_attention import add_similarity
 from .model.tiger import TIGER, TIGERPaper
 from .model.unisrec import UniSRec
 from .model.untrained import Pop, TransitionGraph
-from .sequence_trainer import SequenceTrainer
 from .settings import NO_SETTINGS, property_files
-from .trainer import ProtocolTrainer
-from .untrained_trainer import UntrainedTrainer
+from .training.sequence_trainer import SequenceTrainer
+from .training.trainer import ProtocolTrainer
+from .training.untrained_trainer import UntrainedTrainer
 
 MODELS: dict[str, type[SequentialRecommender]] = {
     "BBQRec": BBQRec,
@@ -120,7 +120,7 @@ def get_trainer(config: Any) -> type[ProtocolTrainer]:
     if config["model"] in TRAINERS:
         return TRAINERS[config["model"]]
     stock = recbole_trainer(config["MODEL_TYPE"], config["model"])
-    return type(f"Protocol{stock.__name__}", (ProtocolTrainer, stock), {})
+    return type(f"Protocol{stock.__name__}", (ProtocolTrainer, stock), {"__module__": stock.__module__})
 
 
 def register() -> None:

@@ -4,7 +4,9 @@ Features, tokenizers, checkpoints and bundles are all kept in this one form (saf
 runs code from it and a killed run leaves either the old file, the new file or none.
 """
 
+import ast
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -130,13 +132,52 @@ def _update(digest: Any, part: Any) -> None:
         digest.update(json.dumps(part, sort_keys=True).encode())
 
 
-def source_fingerprint(*modules: Any) -> str:
-    """Fingerprint of the source files of the given modules and packages.
+@functools.cache
+def source_fingerprint(*modules: str) -> str:
+    """Fingerprint of what the given modules of this package run: their code and that of all they import from it.
 
-    It stands in every cache key, so that a change of the code never meets a file made by the code before it.
+    It stands in every cache key, so that a change of the code never meets a file made by the code before it. Comments,
+    docstrings and formatting do not count. Modules are read once a process: what is edited meanwhile does not run.
+
+    Parameters
+    ----------
+    modules : dotted names, such as `recbole_bbqrec.tokenizer.fit`.
     """
-    files: list[Path] = []
-    for module in modules:
-        path = Path(module.__file__)
-        files += sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
-    return fingerprint(*files)
+    waiting, found = set(modules), {}
+    while waiting:
+        name = waiting.pop()
+        tree = ast.parse(_file_of(name).read_bytes())
+        found[name] = ""
+        waiting |= _imported(tree, name) - found.keys()
+        found[name] = ast.dump(_without_docstrings(tree))
+    return fingerprint(found)
+
+
+def _file_of(module: str) -> Path:
+    path = Path(__file__).parent.joinpath(*module.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def _imported(tree: ast.Module, module: str) -> set[str]:
+    """Modules of this package that the module `module` imports, on top or inside functions."""
+    package = module.split(".")[: None if _file_of(module).name == "__init__.py" else -1]
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            start = ".".join([*above, *filter(None, [node.module])])
+            names |= {start, *(f"{start}.{alias.name}" for alias in node.names)}
+    # The package itself is left out: its functions hand over to every room.
+    return {name for name in names if name.startswith(f"{__package__}.") and _file_of(name).is_file()}
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [  # type: ignore[attr-defined]
+                part for part in body if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))
+            ]
+    return tree

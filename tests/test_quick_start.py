@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import settings, write_dataset
 
-from recbole_bbqrec import cli, quick_start, trainer
+from recbole_bbqrec import cli, quick_start
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.training import trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 

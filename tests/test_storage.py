@@ -114,3 +114,49 @@ def test_fingerprint_changes_with_content_and_with_nothing_else(tmp_path):
     before = storage.fingerprint(tmp_path / "f")
     (tmp_path / "f").write_text("y")
     assert storage.fingerprint(tmp_path / "f") != before
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package of two rooms in which `rooms.top` imports `below`, and `aside` is imported by nobody."""
+    monkeypatch.setattr(storage, "__file__", str(tmp_path / "storage.py"))
+    storage.source_fingerprint.cache_clear()
+    for name, text in {"rooms/top.py": "from ..below import x", "below.py": "x = 1", "aside.py": "y = 1"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    yield tmp_path
+    storage.source_fingerprint.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "changes"),
+    [
+        ("below.py", '"""What it is."""\n\nx = (\n    1  # one\n)\n', False),
+        ("aside.py", "y = 2", False),
+        ("below.py", "x = 2", True),
+        ("rooms/top.py", "def late():\n    from ..below import x", True),
+    ],
+)
+def test_source_fingerprint_follows_imports_and_knows_code_from_words(package, file, text, changes):
+    before = storage.source_fingerprint("recbole_bbqrec.rooms.top")
+    (package / file).write_text(text)
+    storage.source_fingerprint.cache_clear()
+    assert (storage.source_fingerprint("recbole_bbqrec.rooms.top") != before) == changes
+
+
+def test_source_fingerprint_of_a_tokenizer_leaves_its_figures_out():
+    def modules(name):
+        seen, waiting = set(), {f"recbole_bbqrec.{name}"}
+        while waiting:
+            seen.add(module := waiting.pop())
+            tree = storage.ast.parse(storage._file_of(module).read_bytes())
+            waiting |= storage._imported(tree, module) - seen
+        return {module.removeprefix("recbole_bbqrec.") for module in seen}
+
+    codes = modules("tokenizer.fit")
+    assert {"tokenizer.residual_quantizer", "tokenizer.losses", "storage"} <= codes
+    assert not any("report" in name for name in codes)
+    deciding = modules("registry")
+    assert {"model.bbqrec", "training.sequence_trainer", "data.features"} <= deciding
+    assert not {"cli", "preparation.tables", "preparation.download", "serving.bundle"} & deciding
+    assert not any(name.startswith("experiments") for name in deciding)

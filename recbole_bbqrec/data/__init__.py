@@ -1,1 +1,4 @@
-"""Data: RecBole's sequential data set with item features and semantic codes, sequences, windows."""
+"""The hook in RecBole's data sets: features and codes attached, histories cut into windows.
+
+Enters: a config and atomic files. Leaves: RecBole data sets and loaders.
+"""

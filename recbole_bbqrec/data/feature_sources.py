@@ -7,7 +7,6 @@ texts and images go the same way.
 import functools
 import itertools
 import logging
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from .. import storage
 from ..errors import InputError
-from ..preparation import atomic, encoders, encoding_parts, images, templates, vectors
+from ..preparation import atomic, encoders, images, templates, vectors
 from ..preparation.encoding_parts import Encoded, Parts
 
 
@@ -179,7 +178,7 @@ def _vector_source(modality: Modality, file: Path, tokens: list[str]) -> Source:
         result[found] = matrix[source[found]]
         return Encoded(result, found, {})
 
-    method = {"method": "vectors", "code": _code()}
+    method = {"method": "vectors", "code": storage.source_fingerprint(__name__)}
     remedy = "it must hold the vectors of this data set's items"
     return Source(modality, file, remedy, tokens, digests, method, encode)
 
@@ -214,7 +213,11 @@ def _column_source(
     if modality.encoder in ("tfidf", "codes"):
         options: dict[str, Any] = {"dim": settings.feature_dim, "seed": settings.seed}
         method: dict[str, Any] = {"method": modality.encoder, "feature_dim": settings.feature_dim}
-        method |= {"seed": settings.seed, "code": _code(), "versions": _versions("scikit-learn", "scipy", "numpy")}
+        method |= {
+            "seed": settings.seed,
+            "code": storage.source_fingerprint(__name__),
+            "versions": _versions("scikit-learn", "scipy", "numpy"),
+        }
         encoder = getattr(encoders, modality.encoder)
         return Source(modality, item_file, remedy, tokens, digests, method, lambda parts: encoder(rows, **options))
     method, options, is_here = model()
@@ -288,7 +291,7 @@ def _model(modality: Modality, folder: Path, settings: FeatureSettings, device: 
         "model": storage.fingerprint({path.name: path for path in files}) if place else None,
         "encode_batch_size": settings.encode_batch_size,
         "device": device.type,
-        "code": _code(),
+        "code": storage.source_fingerprint(__name__),
         "versions": _versions("transformers", "tokenizers", "torch", "torchvision", "pillow", "numpy"),
     }
     options = {"model": str(place or name), "batch_size": settings.encode_batch_size, "device": device}
@@ -299,12 +302,6 @@ def _beside(folder: Path, name: str) -> Path | str:
     """Return `name` below the data set's folder where it exists there, else as it is."""
     path = Path(name).expanduser()
     return folder / path if not path.is_absolute() and (folder / path).exists() else name
-
-
-@functools.cache
-def _code() -> str:
-    rooms = (atomic, encoders, encoding_parts, images, templates, vectors, sys.modules[__name__])
-    return storage.source_fingerprint(*rooms)
 
 
 def _versions(*packages: str) -> dict[str, str | None]:

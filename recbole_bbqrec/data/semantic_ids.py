@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import storage, tokenizer
+from .. import storage
 from ..errors import InputError
 from ..tokenizer.base import ItemTokenizer
 from ..tokenizer.registry import TOKENIZERS
@@ -129,7 +129,7 @@ def _cached_tokenizer(
 ) -> tuple[ItemTokenizer, Path]:
     matrices, present = _given(features)
     learned_from = {key: value for key, value in settings.items() if key not in RUN_KEYS}
-    source = storage.source_fingerprint(tokenizer)
+    source = storage.source_fingerprint(TOKENIZERS[name].__module__)
     key = storage.fingerprint(
         name, learned_from, matrices, present, sequences.offsets, sequences.items, n_items, source, torch.__version__
     )

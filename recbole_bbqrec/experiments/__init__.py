@@ -1,1 +1,4 @@
-"""Runs × seeds -> records -> statistics -> tables."""
+"""Many runs: records, leaderboards, ablations, tuning, costs, reports.
+
+May import everything below. Enters: finished runs. Leaves: pages and files under results/.
+"""

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import report, storage
+from .. import storage
 from ..data.feature_sources import FeatureSettings
 from ..errors import InputError
+from ..evaluation import report
 from . import records, study
 from .runner import QUIET, Data, Execute, Planned, given_and_files, run_all
 from .study import FULL, Study

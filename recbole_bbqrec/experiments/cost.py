@@ -22,13 +22,15 @@ from tqdm import tqdm
 
 import recbole_bbqrec
 
-from .. import checkpoint, registry, report, storage
+from .. import registry, storage
 from ..config import Config
 from ..data.dataloader import split_loaders
 from ..errors import InputError
-from ..inference import WEIGHTS, write_bundle
+from ..evaluation import report
 from ..model.candidates import CANDIDATES, build_candidates
+from ..serving.bundle import WEIGHTS, write_bundle
 from ..settings import plain_settings
+from ..training import checkpoint
 from . import memory, records
 from .runner import QUIET, given_and_files
 

@@ -13,10 +13,11 @@ from typing import Any
 from recbole.utils import init_seed
 from tqdm import tqdm
 
-from .. import registry, report, storage
+from .. import registry, storage
 from ..config import Config
 from ..data.features import ItemFeatures
 from ..errors import InputError
+from ..evaluation import report
 from ..tokenizer.registry import load
 from . import records
 from .runner import QUIET, given_and_files

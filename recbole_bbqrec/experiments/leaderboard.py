@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from .. import report, storage
+from .. import storage
 from ..errors import InputError
+from ..evaluation import report
+from ..evaluation.statistics import PairedValues
 from . import leaderboard_files, leaderboard_page, records
 from .records import Run
 from .selection import Record, choose, failed_of, others_of, recorded, ties_of, usual_ties
-from .statistics import PairedValues
 from .study import METRICS, correct, paired_values, values_of, version_of
 
 SHOWN = [(metric, k) for k in (5, 10, 20) for metric in ("recall", "ndcg")]

@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-from .. import report
+from ..evaluation import report
 from .leaderboard_page import COST, TESTED, is_bold, marks_of, short
 from .study import SPLITS
 

@@ -7,9 +7,9 @@ from typing import Any
 import recbole
 import yaml
 
-from .. import report
+from ..evaluation import report
+from ..evaluation.statistics import FLIPS
 from ..settings import PROPERTIES, property_files, settings_to_load
-from .statistics import FLIPS
 from .study import METRICS, SPLITS, p_text
 
 TESTED = [f"{metric}@{k}" for metric, k in METRICS]

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import torch
 
-from ..inference import load_bundle
+from ..serving.bundle import load_bundle
 
 INTERVAL = 0.001
 """Seconds between two looks at the resident memory."""

@@ -4,7 +4,6 @@ A record is `results/runs/<Dataset>/<name>-<seed>-<key>.json`; `key` stands for 
 but for their seed: model, settings and data. The ranks are written first, so a record exists only when it is complete.
 """
 
-import functools
 import io
 import json
 from collections.abc import Mapping
@@ -15,40 +14,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-import recbole_bbqrec
-
-from .. import report, storage
+from .. import storage
 from ..data.feature_sources import FeatureSettings
 from ..errors import InputError
+from ..evaluation import report
+from ..evaluation.ranking import COLUMNS, Ranks
 from ..preparation.atomic import read_atomic
 from ..preparation.images import images_by_token
 from ..preparation.vectors import files_of
-from ..ranking import COLUMNS, Ranks
 from ..settings import candidate_settings, learning_settings
 
 MAX_RANK = 1000
 """Ranks are kept up to here; a rank kept as `MAX_RANK` means this one or any beyond."""
 
-# Rooms and modules that decide no result once the data set's files are there, which count by themselves.
-_NOT_JUDGED = (
-    *("experiments", "cli.py", "allocation.py", "obtain.py", "report.py", "inference.py"),
-    "data/feature_report.py",
-)
-_NOT_JUDGED_IN_PREPARATION = (
-    *("amazon.py", "movielens.py", "raw.py", "tables.py", "table_files.py", "bad_rows.py", "own_data.py", "build.py"),
-    *("atomic_writer.py", "download.py", "image_download.py", "image_failures.py", "public.py", "transfer.py"),
-)
-
 _ERROR = ".error.txt"
 
 
-@functools.cache
 def code_fingerprint() -> str:
-    """Fingerprint of the source code that decides a result."""
-    package = Path(str(recbole_bbqrec.__file__)).parent
-    files = (path.relative_to(package) for path in sorted(package.rglob("*.py")))
-    left_out = {Path(name) for name in _NOT_JUDGED} | {Path("preparation", name) for name in _NOT_JUDGED_IN_PREPARATION}
-    return storage.fingerprint(*(package / path for path in files if not left_out & {path, *path.parents}))
+    """Fingerprint of the source code that decides a result: settings, data, models and trainers, ranks."""
+    deciding = ("config", "registry", "data.dataloader", "evaluation.ranking")
+    return storage.source_fingerprint(*(f"recbole_bbqrec.{name}" for name in deciding))
 
 
 def comparable_settings(config: Any) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from typing import Any
 from .. import quick_start
 from ..config import Config, parse_command_line
 from ..errors import InputError
-from ..ranking import Ranks
+from ..evaluation.leakage import check_leakage
+from ..evaluation.ranking import Ranks
 from . import records
-from .leakage import check_leakage
 
 Execute = Callable[..., tuple[dict[str, Any], Mapping[str, Ranks]]]
 

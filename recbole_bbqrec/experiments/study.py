@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from .. import report
-from ..ranking import per_row
+from ..evaluation import report
+from ..evaluation.ranking import per_row
+from ..evaluation.statistics import PairedValues, holm
 from ..settings import property_files, settings_to_load
 from . import records
 from .records import Run
-from .statistics import PairedValues, holm
 
 FULL = "full"
 """The row that all others are compared with."""

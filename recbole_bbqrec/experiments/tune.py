@@ -20,8 +20,8 @@ from .. import quick_start, registry
 from ..config import Config
 from ..data.feature_sources import FeatureSettings
 from ..errors import InputError
+from ..evaluation.leakage import check_leakage
 from . import records
-from .leakage import check_leakage
 from .runner import QUIET, Execute, Planned, given_and_files, say
 from .tune_budget import BudgetSpent, cpu_seconds, looking_every
 from .tune_space import Space, checked_space, drawn, read_space, space_file

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from .. import report, storage
+from .. import storage
+from ..evaluation import report
 from . import records
 
 DONE, CUT, FAILED, RUNNING = "done", "cut", "failed", "running"

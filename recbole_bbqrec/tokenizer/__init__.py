@@ -1,1 +1,4 @@
-"""The item tokenizer: item features and training sequences in, semantic IDs out. Pure torch, knows no RecBole."""
+"""The item tokenizer: semantic IDs learned from features and behaviour (paper, stage 1).
+
+Pure torch, knows no RecBole. Enters: feature matrices and training sequences. Leaves: codes, codebooks, vectors.
+"""

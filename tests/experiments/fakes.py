@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from recbole_bbqrec.ranking import Ranks
+from recbole_bbqrec.evaluation.ranking import Ranks
 
 N_USERS = 400
 

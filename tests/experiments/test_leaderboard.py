@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.evaluation.ranking import Ranks, per_row
+from recbole_bbqrec.evaluation.statistics import holm, sign_flip_test
 from recbole_bbqrec.experiments import leaderboard, leaderboard_files, leaderboard_page, records, selection
-from recbole_bbqrec.experiments.statistics import holm, sign_flip_test
-from recbole_bbqrec.ranking import Ranks, per_row
 
 USERS = 24
 SETTINGS = {

@@ -6,9 +6,9 @@ from experiments.fakes import FakeExecute
 
 from recbole_bbqrec import cli, quick_start
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.evaluation.ranking import Ranks
 from recbole_bbqrec.experiments import ablation, leaderboard_files, many, records, runner
 from recbole_bbqrec.experiments.many import asked_for, parse, run_many
-from recbole_bbqrec.ranking import Ranks
 
 MODELS = ["GRU4Rec", "SASRec", "BBQRec"]
 

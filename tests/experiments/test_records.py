@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.evaluation.ranking import Ranks
 from recbole_bbqrec.experiments import records
-from recbole_bbqrec.ranking import Ranks
 
 RANKS = {"valid": Ranks(np.array([3, 1, 2]), np.array([5, 999, 4000]), np.array([9, 1200, 4001]))}
 
@@ -174,14 +174,3 @@ def test_data_statistics(tmp_path):
         "tied_times": 0.5,
         "modalities": ["text (tfidf)"],
     }
-
-
-def test_code_fingerprint_leaves_out_what_decides_no_result(monkeypatch):
-    seen = []
-    monkeypatch.setattr(records.storage, "fingerprint", lambda *paths: seen.extend(paths) or "x")
-    records.code_fingerprint.cache_clear()
-    records.code_fingerprint()
-    records.code_fingerprint.cache_clear()
-    names = {path.name for path in seen}
-    assert {"bbqrec.py", "ranking.py", "trainer.py", "fit.py"} <= names
-    assert not {"report.py", "cli.py", "records.py", "inference.py"} & names

@@ -483,7 +483,7 @@ def test_the_command_line(monkeypatch, capsys):
 def counted(monkeypatch):
     """How often tokenizers were learned and features encoded, and which splits were ranked."""
     from recbole_bbqrec.data import features, semantic_ids
-    from recbole_bbqrec.trainer import ProtocolTrainer
+    from recbole_bbqrec.training.trainer import ProtocolTrainer
 
     calls = {"tokenizer": 0, "features": 0, "earlier": set()}
     learn, encode, rank = semantic_ids.TOKENIZERS["behavior_bind"].fit, features._encode, ProtocolTrainer.rank

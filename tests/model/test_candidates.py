@@ -8,9 +8,9 @@ import torch
 from recbole_bbqrec.data.features import ItemFeatures
 from recbole_bbqrec.data.semantic_ids import SemanticIds
 from recbole_bbqrec.data.sequences import Sequences
-from recbole_bbqrec.model import candidate_fit
-from recbole_bbqrec.model.candidate_fit import fit_candidates
 from recbole_bbqrec.model.candidates import HALVES, CandidateSimilarity, Signal, build_candidates
+from recbole_bbqrec.training import candidate_fit
+from recbole_bbqrec.training.candidate_fit import fit_candidates
 
 N_ITEMS = 30
 SETTINGS = {

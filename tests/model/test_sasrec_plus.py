@@ -4,8 +4,8 @@ from conftest import QUICK, settings
 
 import recbole_bbqrec
 from recbole_bbqrec import quick_start, registry, storage
-from recbole_bbqrec.checkpoint import WEIGHTS
-from recbole_bbqrec.sequence_trainer import SequenceTrainer
+from recbole_bbqrec.training.checkpoint import WEIGHTS
+from recbole_bbqrec.training.sequence_trainer import SequenceTrainer
 
 TEXT, BEHAVIOR = {"text"}, {"transition", "cooccurrence", "walk"}
 CONTROLS = {  # what each is made of: features, codes, similarity attention, signals that compare candidates

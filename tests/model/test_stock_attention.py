@@ -5,12 +5,13 @@ import pytest
 import torch
 from conftest import QUICK, settings
 
-from recbole_bbqrec import checkpoint, registry
+from recbole_bbqrec import registry
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.dataloader import split_loaders
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.model.padding import LENGTH_INDEPENDENT, group_by_length
 from recbole_bbqrec.model.stock_attention import ENCODER_OWNERS, ReweightedSoftmax, add_similarity
+from recbole_bbqrec.training import checkpoint
 
 MODES = ["additive", "multiplicative", "undiscretised"]
 OTHERS = ["FDSA", "GCSAN", "GRU4Rec", "LightSANs", "SASRecCPR"]

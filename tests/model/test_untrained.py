@@ -11,7 +11,7 @@ from recbole_bbqrec import quick_start
 from recbole_bbqrec.data.features import ItemFeatures
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.model.untrained import Pop, TransitionGraph
-from recbole_bbqrec.untrained_trainer import CHOSEN, coordinate_search
+from recbole_bbqrec.training.untrained_trainer import CHOSEN, coordinate_search
 
 FIXED = {
     "graph_hops": [3],

@@ -14,10 +14,11 @@ from conftest import settings, tiny_interactions
 from preparation.loopback import Fault, File, Loopback
 from preparation.tiny_models import vit
 
-from recbole_bbqrec import cli, obtain, quick_start
+from recbole_bbqrec import cli, quick_start
 from recbole_bbqrec import settings as settings_module
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.preparation import obtain
 from recbole_bbqrec.settings import property_files, public_sets
 
 SNAP = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/"

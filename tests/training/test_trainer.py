@@ -2,10 +2,11 @@ import pytest
 import torch
 from conftest import settings, write_dataset
 
-from recbole_bbqrec import checkpoint, quick_start, registry
+from recbole_bbqrec import quick_start, registry
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.dataloader import WindowDataLoader, split_loaders
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.training import checkpoint
 
 
 def made(folder, model="BBQRec", **changes):

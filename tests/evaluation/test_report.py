@@ -3,8 +3,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from recbole_bbqrec import report
-from recbole_bbqrec.report import Bar, bar_figure, markdown_table
+from recbole_bbqrec.evaluation import report
+from recbole_bbqrec.evaluation.report import Bar, bar_figure, markdown_table
 
 RECORD = {
     "model": "BBQRec",

@@ -12,7 +12,7 @@ import scipy.sparse
 import torch
 from tqdm import tqdm
 
-from .candidates import HALVES, CandidateSimilarity
+from ..model.candidates import HALVES, CandidateSimilarity
 
 MAX_USERS = 20_000
 """Histories fitted on per half: with 5,000 the weights of rare buckets follow single users."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .errors import InputError
+from ..errors import InputError
 
 NOT_FOUND = 2**31 - 1
 """Rank of what a model does not find at all."""

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 
-from . import __version__, checkpoint, registry, storage
-from .data.features import ItemFeatures
-from .data.semantic_ids import SemanticIds
-from .errors import InputError
-from .model.candidates import candidates_of
-from .ranking import tie_order
-from .settings import plain_settings
+from .. import __version__, registry, storage
+from ..data.features import ItemFeatures
+from ..data.semantic_ids import SemanticIds
+from ..errors import InputError
+from ..evaluation.ranking import tie_order
+from ..model.candidates import candidates_of
+from ..settings import plain_settings
+from ..training import checkpoint
 
 BUNDLE, WEIGHTS, FEATURES = "bundle.json", "weights.safetensors", "features.safetensors"
 SEMANTIC_IDS, TOKENIZER = "semantic_ids.safetensors", "tokenizer.safetensors"

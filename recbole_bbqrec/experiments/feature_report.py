@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from .. import storage
+from ..data.feature_sources import FeatureSettings, Modality, Source, gather
+from ..data.features import PADDING, ItemFeatures, cache_file, parts_of, read_cached
 from ..errors import InputError
+from ..evaluation.report import markdown_table
 from ..preparation.atomic import read_atomic
 from ..preparation.encoding_parts import count_batches
 from ..preparation.image_download import addresses_of, images_command
 from ..preparation.image_failures import FAILURES, read_failures
 from ..preparation.images import images_by_token, token_of
-from ..report import markdown_table
-from .feature_sources import FeatureSettings, Modality, Source, gather
-from .features import PADDING, ItemFeatures, cache_file, parts_of, read_cached
 
 FILTERS = ("user_inter_num_interval", "item_inter_num_interval", "val_interval")
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import storage
-from .data.sequences import training_sequences
-from .ranking import Ranks, per_row, rank_targets, tie_order
+from .. import storage
+from ..data.sequences import training_sequences
+from ..evaluation.ranking import Ranks, per_row, rank_targets, tie_order
 from .trainer import ProtocolTrainer
 
 CHOSEN = "chosen.json"

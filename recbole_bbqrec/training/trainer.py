@@ -15,12 +15,13 @@ from recbole.trainer import Trainer
 from recbole.utils import set_color
 from tqdm import tqdm
 
-from . import checkpoint, storage
-from .data.sequences import Seen, seen_before
-from .errors import InputError
-from .model.padding import LENGTH_INDEPENDENT, group_by_length
-from .ranking import Ranks, rank_targets, tie_order
-from .settings import candidate_settings, learning_settings, plain_settings
+from .. import storage
+from ..data.sequences import Seen, seen_before
+from ..errors import InputError
+from ..evaluation.ranking import Ranks, rank_targets, tie_order
+from ..model.padding import LENGTH_INDEPENDENT, group_by_length
+from ..settings import candidate_settings, learning_settings, plain_settings
+from . import checkpoint
 
 
 def _content(dataset: Any) -> dict[str, Any]:
@@ -102,15 +103,13 @@ class ProtocolTrainer(Trainer):
             raise InputError(
                 "no validation interaction: users need at least four items; loosen the filters of the data set"
             )
-        import recbole_bbqrec  # the package itself is part of what decides the result
-
         given, afterwards = learning_settings(self.config), candidate_settings(self.config)
         trained_as = getattr(self.model, "trained_as", None) or self.config["model"]
         key = storage.fingerprint(
             {**{name: value for name, value in given.items() if name not in afterwards}, "model": trained_as},
             str(self.device),
             *(_content(data._dataset) for data in (train_data, valid_data)),
-            storage.source_fingerprint(recbole_bbqrec),
+            storage.source_fingerprint(*_own_modules(self, self.model)),
             torch.__version__,
         )
         rest = f"{self.config['dataset']}-{self.config['seed']}-{key}"
@@ -296,3 +295,10 @@ class ProtocolTrainer(Trainer):
             "epoch": statistics.median(epochs) if epochs else 0.0,
             "evaluate": statistics.median(evaluations) if evaluations else 0.0,
         }
+
+
+def _own_modules(*objects: Any) -> list[str]:
+    """Modules of this package that the classes of some objects, and those they inherit from, are written in."""
+    package = __name__.partition(".")[0]
+    modules = {cls.__module__ for each in objects for cls in type(each).__mro__}
+    return sorted({name for name in modules if name.startswith(f"{package}.")} | {f"{package}.model.stock_attention"})

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import storage
-from .data.dataloader import WindowDataLoader
-from .data.sequences import training_sequences
-from .errors import InputError
-from .model.averaging import AveragedAdamW
-from .model.candidate_fit import fit_candidates
-from .model.candidates import CANDIDATES, HALVES, CandidateSimilarity, build_candidates, candidates_of
-from .ranking import Ranks, rank_targets
+from .. import storage
+from ..data.dataloader import WindowDataLoader
+from ..data.sequences import training_sequences
+from ..errors import InputError
+from ..evaluation.ranking import Ranks, rank_targets
+from ..model.candidates import CANDIDATES, HALVES, CandidateSimilarity, build_candidates, candidates_of
+from .averaging import AveragedAdamW
+from .candidate_fit import fit_candidates
 from .trainer import ProtocolTrainer
 
 ROUNDING = 1e-4

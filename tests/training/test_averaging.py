@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from recbole_bbqrec import quick_start
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.model.averaging import ETA, AveragedAdamW
+from recbole_bbqrec.training.averaging import ETA, AveragedAdamW
 
 PLAIN: Any = {"lr": 0.1, "weight_decay": 0.01}
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
-from . import storage
+from .. import storage
 
 PACKAGES = ("recbole-bbqrec", "recbole", "torch", "numpy", "scipy", "pandas", "scikit-learn", "transformers")
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.ranking import NOT_FOUND, Ranks, per_row, rank_targets, tie_order
+from recbole_bbqrec.evaluation.ranking import NOT_FOUND, Ranks, per_row, rank_targets, tie_order
 
 NOTHING = (torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long))
 

@@ -7,8 +7,8 @@ from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.dataloader import split_loaders
 from recbole_bbqrec.data.sequences import Seen, Sequences
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.experiments import leakage
-from recbole_bbqrec.experiments.leakage import check_leakage
+from recbole_bbqrec.evaluation import leakage
+from recbole_bbqrec.evaluation.leakage import check_leakage
 
 
 def split(folder, **changes):
@@ -100,7 +100,8 @@ def test_masks_that_are_not_what_came_before(tiny, monkeypatch, split_name, how)
 
 
 def test_the_check_runs_before_the_training_and_stops_it(tiny, tmp_path, monkeypatch):
-    from recbole_bbqrec import quick_start, trainer
+    from recbole_bbqrec import quick_start
+    from recbole_bbqrec.training import trainer
 
     def refuse(*_):
         raise InputError("leakage check: no")

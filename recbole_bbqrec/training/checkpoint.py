@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import storage
-from .errors import InputError
+from .. import storage
+from ..errors import InputError
 
 WEIGHTS, TRAINING = "weights", "training"
 _MODEL, _OPTIMIZER, _OTHER = "model.", "optimizer.", "other."

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.experiments.statistics import (
+from recbole_bbqrec.evaluation.statistics import (
     FLIPS,
     PairedValues,
     bootstrap_users,
@@ -83,7 +83,7 @@ def test_the_sign_flip_test_is_symmetric_and_ignores_order_of_no_effect(seed, n)
 
 
 def test_chunks_do_not_change_the_test(monkeypatch):
-    from recbole_bbqrec.experiments import statistics
+    from recbole_bbqrec.evaluation import statistics
 
     differences = np.random.default_rng(0).normal(0.05, 1, 300)
     whole = sign_flip_test(differences, flips=1000)

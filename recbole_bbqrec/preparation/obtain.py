@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
-from .preparation.download import alone
-from .preparation.image_download import ADDRESS, ImageReport, addresses_of, fetch_images, images_command
-from .preparation.own_data import run_command
-from .preparation.public import PublicSet, prepare_public
-from .settings import public_sets, public_source
+from ..errors import InputError
+from ..settings import public_sets, public_source
+from .download import alone
+from .image_download import ADDRESS, ImageReport, addresses_of, fetch_images, images_command
+from .own_data import run_command
+from .public import PublicSet, prepare_public
 
 TEXT_FIELDS = "title brand categories"
 """Setting of a data set made from public files that has no YAML file of its own, as those that have one say it."""

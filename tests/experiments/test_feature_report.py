@@ -14,8 +14,14 @@ from recbole_bbqrec import storage
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.data import feature_sources
 from recbole_bbqrec.data.dataset import MultiModalSequentialDataset
-from recbole_bbqrec.data.feature_report import FeatureReport, ModalityReport, describe, feature_report, item_tokens
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.experiments.feature_report import (
+    FeatureReport,
+    ModalityReport,
+    describe,
+    feature_report,
+    item_tokens,
+)
 from recbole_bbqrec.preparation import encoders
 from recbole_bbqrec.preparation.image_failures import Failure, write_failures
 

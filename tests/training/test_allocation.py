@@ -4,13 +4,13 @@ import sys
 
 import pytest
 
-from recbole_bbqrec import allocation
-from recbole_bbqrec.allocation import keep_freed_memory
+from recbole_bbqrec.training import allocation
+from recbole_bbqrec.training.allocation import keep_freed_memory
 
 COUNT_FAULTS = """
 import resource, statistics
 import torch
-from recbole_bbqrec.allocation import keep_freed_memory
+from recbole_bbqrec.training.allocation import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -6,9 +6,10 @@ import torch
 from conftest import settings
 
 import recbole_bbqrec
-from recbole_bbqrec import quick_start, sequence_trainer
+from recbole_bbqrec import quick_start
 from recbole_bbqrec.model.candidates import CANDIDATES, CandidateSimilarity
-from recbole_bbqrec.sequence_trainer import halves_of
+from recbole_bbqrec.training import sequence_trainer
+from recbole_bbqrec.training.sequence_trainer import halves_of
 
 
 @pytest.fixture(scope="module")
