@@ -49,9 +49,6 @@ class BBQRec(SequentialRecommender):
 
     input_type = InputType.POINTWISE
 
-    trained_as: str | None = None
-    """Name of the model whose training serves this one; none = it has its own."""
-
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.scoring, self.code_weight = config["scoring"], config["code_weight"]

@@ -207,10 +207,6 @@ class TIGER(SequentialRecommender):
         return self.score(interaction[self.ITEM_SEQ]).gather(1, interaction[self.ITEM_ID].unsqueeze(1)).squeeze(1)
 
 
-class TIGERPaper(TIGER):
-    """TIGER in the sizes and the form of its paper; the settings stand in its YAML file."""
-
-
 def counted(codes: torch.Tensor, tokens: Sequence[str], codebook_size: int) -> torch.Tensor:
     """Make the last code of each ID a number that tells apart items of equal earlier codes (section 3.1 of the paper).
 

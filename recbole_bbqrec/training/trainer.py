@@ -20,7 +20,7 @@ from ..data.sequences import Seen, seen_before
 from ..errors import InputError
 from ..evaluation.ranking import Ranks, rank_targets, tie_order
 from ..model.padding import LENGTH_INDEPENDENT, group_by_length
-from ..settings import candidate_settings, learning_settings, plain_settings
+from ..settings import candidate_settings, learning_settings, plain_settings, trained_as
 from . import checkpoint
 
 
@@ -104,9 +104,9 @@ class ProtocolTrainer(Trainer):
                 "no validation interaction: users need at least four items; loosen the filters of the data set"
             )
         given, afterwards = learning_settings(self.config), candidate_settings(self.config)
-        trained_as = getattr(self.model, "trained_as", None) or self.config["model"]
+        name = trained_as(self.config["model"])
         key = storage.fingerprint(
-            {**{name: value for name, value in given.items() if name not in afterwards}, "model": trained_as},
+            {**{name: value for name, value in given.items() if name not in afterwards}, "model": name},
             str(self.device),
             *(_content(data._dataset) for data in (train_data, valid_data)),
             storage.source_fingerprint(*_own_modules(self, self.model)),
@@ -114,7 +114,7 @@ class ProtocolTrainer(Trainer):
         )
         rest = f"{self.config['dataset']}-{self.config['seed']}-{key}"
         # One training serves every setting of what is fitted after it, and all names of what is trained alike.
-        self._training_dir = Path(self.checkpoint_dir) / f"{trained_as}-{rest}"
+        self._training_dir = Path(self.checkpoint_dir) / f"{name}-{rest}"
         if afterwards.get("candidate_similarity"):
             rest += f"-{storage.fingerprint(afterwards)[:8]}"
         self._run_dir = self._training_dir.with_name(f"{self.config['model']}-{rest}")
