@@ -32,11 +32,11 @@ def _content(dataset: Any) -> dict[str, Any]:
         content[name] = {} if feat is None else dict(feat.interaction)
     for field in (dataset.uid_field, dataset.iid_field):
         content[f"tokens of {field}"] = [str(token) for token in dataset.field2id_token[field]]
-    features, codes = (getattr(dataset, name, None) for name in ("item_features", "semantic_ids"))
+    features, ids = dataset.catalogue.features, dataset.catalogue.semantic_ids
     if features is not None:
         content["features"] = {"matrices": features.matrices, "present": features.present}
-    if codes is not None:
-        content["codes"] = {"codes": codes.codes, "vectors": codes.vectors, "present": codes.present}
+    if ids is not None:
+        content["codes"] = {"codes": ids.codes, "vectors": ids.vectors, "present": ids.present}
     return content
 
 

@@ -37,8 +37,8 @@ def test_each_control_is_made_of_what_its_name_says(run, name):
     record, _ = run(name)
     config, model, dataset, _, _, _ = quick_start.load_data_and_model(record["run_dir"])
     assert config["model"] == record["model"] == name
-    assert (dataset.item_features is not None) == features == bool(model.item_table.modalities)
-    assert (dataset.semantic_ids is not None) == codes == (model.item_table.code_embedding is not None)
+    assert (dataset.catalogue.features is not None) == features == bool(model.item_table.modalities)
+    assert (dataset.catalogue.semantic_ids is not None) == codes == (model.item_table.code_embedding is not None)
     assert (model.code_heads is not None) == (codes and name != "BBQRecGenerate")
     assert (model.decoder is not None) == (name == "BBQRecGenerate")
     assert (model.similarity is not None) == attention

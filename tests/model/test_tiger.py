@@ -235,7 +235,7 @@ def test_too_many_items_of_equal_codes_are_refused():
 def test_counted_codes_are_those_of_the_trie_and_of_the_encoder(data):
     plain, _, _ = make(data)
     model, _, _ = make(data, count_collisions=True)
-    codes = data[1][0]._dataset.semantic_ids.codes
+    codes = data[1][0]._dataset.catalogue.semantic_ids.codes
     assert torch.equal(plain.decoder.trie.item_symbols[1:], codes[1:])
     symbols = model.decoder.trie.item_symbols[1:]
     assert torch.equal(symbols[:, :3], codes[1:, :3]) and not torch.equal(symbols, codes[1:])
