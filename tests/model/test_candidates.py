@@ -224,3 +224,11 @@ def test_random_candidates_stand_for_those_without_a_weight(candidates, monkeypa
     fit_candidates(candidates, score, histories, targets, halves, seed=0)
     assert not torch.equal(candidates.weights, every)
     assert (candidates.weights - every).abs().max() < 0.25 * every.abs().max()
+
+
+def test_users_of_one_half_alone_leave_that_half_as_it_is(candidates):
+    histories, targets, _ = walkers(40, 0)
+    before = candidates.weights[0].clone()
+    score = lambda rows: torch.zeros(len(rows), N_ITEMS)  # noqa: E731
+    fit_candidates(candidates, score, histories, targets, np.zeros(40, int), seed=0)
+    assert torch.equal(candidates.weights[0], before) and not torch.equal(candidates.weights[1], before)

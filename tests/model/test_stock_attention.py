@@ -232,7 +232,7 @@ def test_the_protocols_trainer_trains_and_restores_it(load, tmp_path, monkeypatc
     with torch.no_grad():
         model.similarity.weight.zero_()
     trainer.load_best()
-    assert trainer.state["best_epoch"] in (0, 1) and model.similarity.weight.any()
+    assert trainer.state.best_epoch in (0, 1) and model.similarity.weight.any()
 
 
 def test_raw_features_take_the_place_of_codes(load):
