@@ -59,18 +59,12 @@ def test_a_bias_changes_scores_and_learns(data):
     assert not torch.allclose(before, model.eval().score(batches[0]["item_id_list"]))
 
 
-@pytest.mark.parametrize("changes", [{}, {"n_negatives": 0}, {"score_function": "dot"}, {"use_item_id": False}])
-def test_every_parameter_gets_a_gradient(data, changes):
+@pytest.mark.parametrize("changes", [{"n_negatives": 0}, {"score_function": "dot"}, {"use_item_id": False}])
+def test_other_losses_learn_with_every_parameter_too(data, changes):
     model, batches, _ = make(data, **PLAIN, **changes)
-    loss = sum(model.calculate_loss(batch) for batch in batches)
-    loss.backward()
+    sum(model.calculate_loss(batch) for batch in batches).backward()
     silent = [name for name, value in model.named_parameters() if value.grad is None or not value.grad.any()]
     assert silent == []
-
-
-@pytest.mark.parametrize("changes", [{}, {"n_negatives": 0}, {"score_function": "dot"}])
-def test_training_lowers_the_loss(data, changes):
-    model, batches, _ = make(data, **PLAIN, **changes)
     losses = epoch_losses(model, batches, epochs=5, learning_rate=3e-3)
     assert losses[-1] < 0.9 * losses[0]
 
@@ -93,29 +87,6 @@ def test_sampled_loss_draws_near_the_full_one_and_ignores_hits(data):
     # 4000 uniform draws from 40 items: a hundred of each, all hits of the target left out.
     difference = sampled.calculate_loss(batches[0]) - full.calculate_loss(batches[0])
     assert difference.item() == pytest.approx(torch.log(torch.tensor(100.0)).item(), abs=0.2)
-
-
-def test_padding_and_neighbours_change_nothing(data):
-    model, batches, _ = make(data)
-    torch.nn.init.normal_(model.similarity.weight)
-    model.eval()
-    histories = batches[0]["item_id_list"]
-    padded = torch.nn.functional.pad(histories, (0, 5))
-    torch.testing.assert_close(model.score(padded), model.score(histories))
-    flipped = model.score(histories.flip(0)).flip(0)
-    torch.testing.assert_close(flipped, model.score(histories))
-
-
-def test_predict_full_sort_and_candidates_agree(data):
-    model, _, valid = make(data)
-    model.eval()
-    rows = valid.collate_fn(range(20))[0]
-    everything = model.full_sort_predict(rows)
-    assert everything.shape == (20, model.n_items)
-    target = rows["item_id"]
-    torch.testing.assert_close(model.predict(rows), everything.gather(1, target.unsqueeze(1)).squeeze(1))
-    candidates = torch.tensor([5, 2, 9])
-    torch.testing.assert_close(model.score(rows["item_id_list"], candidates), everything[:, candidates])
 
 
 def test_gradients_are_the_same_each_time_on_two_threads(data):
