@@ -157,7 +157,7 @@ def _check_result_file(path: str | None) -> None:
 
 
 def _record(config: Config, dataset: Any, model: Any, trainer: Any, ranks: dict[str, Any]) -> dict[str, Any]:
-    done, best = trainer.state["epochs_done"], trainer.state["best_epoch"]
+    done, best = trainer.state.epochs_done, trainer.state.best_epoch
     return {
         "model": config["model"],
         "dataset": config["dataset"],
@@ -165,7 +165,7 @@ def _record(config: Config, dataset: Any, model: Any, trainer: Any, ranks: dict[
         "metrics": {split: rank.metrics(config["metrics"], config["topk"]) for split, rank in ranks.items()},
         "users": {split: len(rank.users) for split, rank in ranks.items()},
         "epochs": {"best": best + 1, "done": done, "hit_cap": done >= config["epochs"]},
-        "chosen": trainer.state.get("chosen", {}),
+        "chosen": trainer.state.chosen,
         "times_tested": _count_tests(config, dataset),
         "seconds": {**dataset.seconds, **trainer.timings()},
         "peak_memory_mib": report.peak_memory_mib(),

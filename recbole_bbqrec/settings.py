@@ -283,6 +283,13 @@ def _model_files(model: str) -> list[Path]:
     return files
 
 
+def trained_as(model: str) -> str:
+    """Return the model whose training serves `model`: what it extends, where nothing that training reads differs."""
+    own = _content(PROPERTIES / f"model/{model}.yaml")
+    shared = EXTENDS in own and own.keys() <= {EXTENDS, *FITTED_AFTER_TRAINING}
+    return trained_as(own[EXTENDS]) if shared else model
+
+
 def _dataset_file(dataset: str) -> Path:
     """Return the YAML file of a data set: its own, or that of its family, as of `Amazon2018-Video_Games`."""
     own, family = (PROPERTIES / "dataset" / f"{name}.yaml" for name in (dataset, dataset.partition("-")[0]))

@@ -4,12 +4,9 @@ Everything is computed over the item tokens in sorted order, so that a feature d
 the ids that RecBole gives.
 """
 
-import json
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,75 +15,11 @@ from torch import Tensor
 
 from .. import storage
 from ..errors import InputError
+from ..model.catalogue import PADDING, ItemFeatures
 from ..preparation.encoding_parts import Parts
 from .feature_sources import FeatureSettings, Source, gather
 
-__all__ = ["PADDING", "FeatureSettings", "ItemFeatures", "build_item_features", "cache_file", "parts_of", "read_cached"]
-
-PADDING = "[PAD]"
-"""RecBole's name of item id 0, which is no item."""
-
-
-@dataclass
-class ItemFeatures:
-    """Features of N items.
-
-    Attributes
-    ----------
-    tokens : item tokens, in the order of the rows.
-    matrices : modality -> float32 [N, D]; rows of items that lack it are zero.
-    present : modality -> bool [N], whether the item has it.
-    """
-
-    tokens: list[str]
-    matrices: dict[str, Tensor] = field(default_factory=dict)
-    present: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def modalities(self) -> list[str]:
-        """Names of the modalities, in the order they were configured."""
-        return list(self.matrices)
-
-    def reindex(self, tokens: Sequence[str]) -> "ItemFeatures":
-        """Return the rows of `tokens` in their order; `[PAD]` and unknown tokens get zeros and are not present."""
-        row = {token: at for at, token in enumerate(self.tokens) if token != PADDING}
-        source = torch.tensor([row.get(token, -1) for token in tokens], dtype=torch.long)
-        found = source >= 0
-        matrices, present = {}, {}
-        for name, matrix in self.matrices.items():
-            present[name], matrices[name] = found.clone(), matrix.new_zeros(len(source), matrix.shape[1])
-            present[name][found] = self.present[name][source[found]]
-            matrices[name][found] = matrix[source[found]]
-        return ItemFeatures([str(token) for token in tokens], matrices, present)
-
-    def save(
-        self, path: str | os.PathLike, header: Mapping[str, Any], hashes: Mapping[str, Tensor] | None = None
-    ) -> None:
-        """Write everything to one file; `header` is plain data that goes with it, as are hashes: modality -> int64 [N]
-        of what each item was encoded from."""
-        # Tokens are a tensor because a safetensors header is limited in size and a catalogue is not.
-        tensors = {"tokens": torch.tensor(list(json.dumps(self.tokens).encode()), dtype=torch.uint8)}
-        for name in self.modalities:
-            tensors |= {f"matrix.{name}": self.matrices[name], f"present.{name}": self.present[name]}
-        tensors |= {f"hash.{name}": numbers for name, numbers in (hashes or {}).items()}
-        storage.save(path, "features", tensors, {**header, "modalities": self.modalities})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> "ItemFeatures":
-        """Read what `save` wrote."""
-        return cls._from_file(path, *storage.load(path, "features"))
-
-    @classmethod
-    def _from_file(cls, path: str | os.PathLike, tensors: dict[str, Tensor], header: dict[str, Any]) -> "ItemFeatures":
-        try:
-            tokens = json.loads(bytes(tensors["tokens"].numpy()))
-            matrices = {name: tensors[f"matrix.{name}"] for name in header["modalities"]}
-            present = {name: tensors[f"present.{name}"] for name in header["modalities"]}
-        except (KeyError, ValueError) as error:
-            raise InputError(f"{path}: a features file without {error}; delete it and run again") from error
-        if any(len(part) != len(tokens) for part in (*matrices.values(), *present.values())):
-            raise InputError(f"{path}: its tokens and rows differ in number; delete it and run again")
-        return cls(tokens, matrices, present)
+__all__ = ["FeatureSettings", "ItemFeatures", "build_item_features", "cache_file", "parts_of", "read_cached"]
 
 
 def build_item_features(

@@ -210,7 +210,7 @@ def _so_far(trainer: Any) -> dict[str, Any]:
     found = {
         name.removeprefix(masked): value for name, value in trainer.best_valid_result.items() if name.startswith(masked)
     }
-    return {"metrics": found, "epochs": {"best": state["best_epoch"] + 1, "done": state["epochs_done"]}}
+    return {"metrics": found, "epochs": {"best": state.best_epoch + 1, "done": state.epochs_done}}
 
 
 def _share_features(config: Config, cache: Path) -> None:

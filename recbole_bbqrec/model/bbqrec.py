@@ -7,7 +7,7 @@ Shapes: B histories, T items of the longest, N items (row 0 = padding), n target
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,8 +17,6 @@ from torch import nn
 from torch.nn import functional
 
 from ..errors import InputError
-from ..tokenizer.fit import Encoded
-from ..tokenizer.semantic_ids import number_codes
 from .attention import TransformerLayer
 from .candidates import CandidateSimilarity
 from .code_heads import CodeHeads
@@ -26,13 +24,12 @@ from .dropout import Dropout
 from .generator import CodeDecoder
 from .item_table import ItemTable
 from .padding import trim
+from .protocol import Pairs, Ranker
 from .sampled_softmax import sampled_cross_entropy
 from .similarity import SimilarityAttention
 
-Pairs = tuple[torch.Tensor, torch.Tensor]
 
-
-class BBQRec(SequentialRecommender):
+class BBQRec(SequentialRecommender, Ranker):
     """Sequence model over semantic IDs learned from behaviour, exact over all items.
 
     Where the paper's parts are: `SimilarityAttention` and `TransformerLayer` hold the similarity-enhanced attention;
@@ -43,27 +40,23 @@ class BBQRec(SequentialRecommender):
     Parameters
     ----------
     config : settings, see properties/model/BBQRec.yaml.
-    dataset : what the catalogue knows: `num(field)`, `item_features`, `semantic_ids` and, for a model that is still to
-        be trained, `train_sequences`.
+    dataset : its `catalogue`, `num(field)` and, for a model that is still to be trained, `train_sequences`.
     """
 
     input_type = InputType.POINTWISE
-
-    trained_as: str | None = None
-    """Name of the model whose training serves this one; none = it has its own."""
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.scoring, self.code_weight = config["scoring"], config["code_weight"]
         self.score_function, self.temperature = config["score_function"], config["temperature"]
         self.n_negatives, self.beam_size = config["n_negatives"], config["beam_size"]
-        ids = dataset.semantic_ids
+        catalogue = dataset.catalogue
+        ids = catalogue.semantic_ids
         if ids is None and self.scoring in ("codes", "generate"):
             raise InputError(
                 f"scoring: found {self.scoring}, but there are no codes; set --codes=learned, or --scoring=dense"
             )
-        self.codebook_size = ids.codebook_size if ids is not None else 0
-        self.item_table = ItemTable.from_dataset(config, dataset, self.n_items, self._projection(config))
+        self.item_table = ItemTable(config, catalogue, self._projection(config))
         self.position_embedding = nn.Embedding(self.max_seq_length, config["hidden_size"])
         self.dropout = Dropout(config["hidden_dropout_prob"])
         self.layers = nn.ModuleList(
@@ -75,7 +68,7 @@ class BBQRec(SequentialRecommender):
         # What scores comes after that: the encoder starts from the same weights however it is to be scored.
         self.code_heads, self.decoder = None, None
         if ids is not None and self.scoring in ("codes", "joint"):
-            self.code_heads = CodeHeads(ids.codes, ids.codebook_size, config["hidden_size"])
+            self.code_heads = CodeHeads(ids, config["hidden_size"])
         if ids is not None and self.scoring == "generate":
             self.decoder = CodeDecoder(
                 ids.codes, ids.codebook_size, n_layers=config["n_decoder_layers"], **_layer_settings(config)
@@ -245,46 +238,6 @@ class BBQRec(SequentialRecommender):
         else:
             scores = self.decoder.likelihood(hidden, mask)
         return scores if candidates is None else scores[:, candidates]
-
-    @torch.no_grad()
-    def append_items(
-        self,
-        encoded: Encoded | None = None,
-        features: Mapping[str, torch.Tensor] | None = None,
-        present: Mapping[str, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """Add items the model was not trained with; from then on they are scored and may stand in histories.
-
-        Parameters
-        ----------
-        encoded : their IDs from the item tokenizer's `encode`, where the model uses codes.
-        features, present : modality -> [n, F] features, and [n] whether an item has them (all where left out).
-
-        Returns
-        -------
-        [n] their item ids.
-
-        Raises
-        ------
-        InputError : with `generate`, an ID that another item has; the model is as before.
-        """
-        if encoded is None and not features:
-            raise ValueError("new items need codes or features: they have no ID embedding")
-        if encoded is None and self.decoder is not None:
-            raise ValueError("new items need codes: their IDs are what this model decodes")
-        n_new = len(encoded.codes) if encoded is not None else len(next(iter((features or {}).values())))
-        numbers = number_codes(encoded.codes, self.codebook_size) if encoded is not None else None
-        if self.decoder is not None and encoded is not None:
-            self.decoder.append(encoded.codes)  # first: it refuses IDs that are taken, and nothing has changed then
-        if self.similarity is not None:
-            self.similarity.items.append(n_new, encoded, features, present)
-        if self.code_heads is not None:
-            missing = torch.full((n_new, self.code_heads.n_positions), -1)
-            self.code_heads.append(missing if encoded is None else encoded.codes)
-        if self.candidates is not None:
-            self.candidates.extend(n_new)
-        self.n_items += n_new
-        return self.item_table.append(n_new, numbers, features, present)
 
     def full_sort_predict(self, interaction: Any) -> torch.Tensor:
         """Scores [B, N] of all items, as RecBole asks for them."""

@@ -153,7 +153,7 @@ class CodeDecoder(nn.Module):
         self.trie = Trie(codes, codebook_size)
         n_positions, n_symbols = self.trie.depth, self.trie.n_symbols
         # Token 0 starts; those of the last position are never read. "No code" is a token of each position, unlike in
-        # `number_codes`: with one for all, the decoder could not tell how far a prefix of missing codes has come.
+        # `code_ids`: with one for all, the decoder could not tell how far a prefix of missing codes has come.
         self.token_embedding = nn.Embedding(1 + (n_positions - 1) * n_symbols, hidden_size)
         self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
@@ -239,11 +239,6 @@ class CodeDecoder(nn.Module):
                 left_out = excluded[0][here] - rows.start, excluded[1][here]
             parts.append(beam_search(self.trie, readers, len(memory[rows]), beam_size, left_out))
         return torch.cat(parts)
-
-    def append(self, codes: torch.Tensor) -> None:
-        """Add items with the IDs `codes` [n, P], none of which another item has."""
-        known = torch.where(self.trie.item_symbols == self.trie.n_symbols - 1, -1, self.trie.item_symbols)
-        self.trie = Trie(torch.cat([known, codes.to(known)]), self.trie.n_symbols - 1)
 
     def _keys_values(self, memory: torch.Tensor) -> list[KeysValues]:
         """Each layer's keys and values of the encoder's states [B, T, H]."""

@@ -76,8 +76,8 @@ class SimilarityAttention(nn.Module):
         ----------
         config : reads `similarity_attention`, `n_similarity_bins`, `similarity_signals`, `similarity_shared_layers`,
             `codes` and `seed`.
-        dataset : `semantic_ids` or, with `codes: none`, `item_features`; `train_sequences`, from which the bucket edges
-            are measured, or none where they come with the weights.
+        dataset : its `catalogue`; `train_sequences`, from which the bucket edges are measured, or none where they come
+            with the weights.
         max_length : longest history that the model reads.
 
         Returns
@@ -91,7 +91,7 @@ class SimilarityAttention(nn.Module):
         mode = config["similarity_attention"]
         if mode not in MODES:
             raise InputError(f"similarity_attention: found {mode!r}, expected one of {', '.join(MODES)}")
-        items = signal_vectors(config, dataset) if mode != "off" else None
+        items = signal_vectors(config, dataset.catalogue) if mode != "off" else None
         if items is None:
             return None
         shared = bool(config["similarity_shared_layers"])

@@ -6,8 +6,8 @@ an RQ-VAE over the items' content; they come with the data set. What departs fro
 Shapes: B histories, T items of the longest, N items (row 0 = padding), P codes of an ID, n targets, H hidden width.
 """
 
-import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,12 +16,13 @@ from recbole.utils import InputType
 from torch import nn
 
 from ..errors import InputError
-from ..tokenizer.semantic_ids import number_codes
 from .attention import feed_forward
+from .catalogue import SemanticIds
 from .decoding import Pairs
 from .dropout import Dropout
 from .generator import CodeDecoder, HistoryAttention, up_to_own_item
 from .padding import trim
+from .protocol import Ranker
 
 
 class CodeTable(nn.Module):
@@ -31,18 +32,17 @@ class CodeTable(nn.Module):
 
     Parameters
     ----------
-    codes : [N, P] ID of each item; row 0 is padding, -1 = the item lacks this code.
-    codebook_size : number of codes per position.
+    ids : codes of all items.
     hidden_size : width H.
     """
 
     code_ids: torch.Tensor
 
-    def __init__(self, codes: torch.Tensor, codebook_size: int, hidden_size: int) -> None:
+    def __init__(self, ids: SemanticIds, hidden_size: int) -> None:
         super().__init__()
         # The IDs have files of their own; a checkpoint holds what training learned.
-        self.register_buffer("code_ids", number_codes(codes, codebook_size), persistent=False)
-        self.embedding = nn.Embedding(1 + codes.shape[1] * codebook_size, hidden_size)
+        self.register_buffer("code_ids", ids.code_ids, persistent=False)
+        self.embedding = nn.Embedding(ids.n_code_ids, hidden_size)
 
     @property
     def n_codes(self) -> int:
@@ -82,7 +82,7 @@ class CodeEncoderLayer(nn.Module):
         return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
 
 
-class TIGER(SequentialRecommender):
+class TIGER(SequentialRecommender, Ranker):
     """Encoder over the codes of the history, decoder of the next item's codes, beam search inside the catalogue's trie.
 
     With `causal_encoder` no code of the encoder reads codes of later items. One pass over a sequence then serves the
@@ -92,7 +92,7 @@ class TIGER(SequentialRecommender):
     Parameters
     ----------
     config : settings, see properties/model/TIGER.yaml.
-    dataset : its `semantic_ids` and `item_tokens`.
+    dataset : its `catalogue`.
 
     Raises
     ------
@@ -101,12 +101,9 @@ class TIGER(SequentialRecommender):
 
     input_type = InputType.POINTWISE
 
-    candidates = None
-    """TIGER has no candidate similarity; the trainer asks."""
-
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        ids = dataset.semantic_ids
+        ids = dataset.catalogue.semantic_ids
         if ids is None:
             raise InputError(
                 "TIGER: found no semantic IDs, expected those of all items; set --attach_semantic_ids=True and "
@@ -116,7 +113,8 @@ class TIGER(SequentialRecommender):
             if not isinstance(config[key], int) or config[key] < 1:
                 raise InputError(f"{key}: found {config[key]!r}, expected a whole number above 0")
         self.causal, self.beam_size = bool(config["causal_encoder"]), config["beam_size"]
-        codes = counted(ids.codes, dataset.item_tokens, ids.codebook_size) if config["count_collisions"] else ids.codes
+        if config["count_collisions"]:
+            ids = replace(ids, codes=counted(ids.codes, dataset.catalogue.tokens, ids.codebook_size))
         layer: dict[str, Any] = {
             "hidden_size": config["hidden_size"],
             "inner_size": config["inner_size"],
@@ -126,12 +124,12 @@ class TIGER(SequentialRecommender):
             "attn_dropout": config["attn_dropout_prob"],
             "eps": config["layer_norm_eps"],
         }
-        self.item_table = CodeTable(codes, ids.codebook_size, config["hidden_size"])
+        self.item_table = CodeTable(ids, config["hidden_size"])
         self.position_embedding = nn.Embedding(self.max_seq_length, config["hidden_size"])
         self.dropout = Dropout(config["hidden_dropout_prob"])
         self.layers = nn.ModuleList(CodeEncoderLayer(**layer) for _ in range(config["n_layers"]))
         self.final_norm = nn.LayerNorm(config["hidden_size"], eps=config["layer_norm_eps"])
-        self.decoder = CodeDecoder(codes, ids.codebook_size, n_layers=config["n_decoder_layers"], **layer)
+        self.decoder = CodeDecoder(ids.codes, ids.codebook_size, n_layers=config["n_decoder_layers"], **layer)
         self.apply(lambda module: _initialise(module, config["initializer_range"]))
 
     @property
@@ -194,10 +192,6 @@ class TIGER(SequentialRecommender):
             scores = self.decoder.likelihood(states, real)
         return scores if candidates is None else scores[:, candidates]
 
-    def kept(self) -> contextlib.AbstractContextManager[None]:
-        """As `BBQRec.kept`: the trainer asks, but here nothing is the same for all histories."""
-        return contextlib.nullcontext()
-
     def full_sort_predict(self, interaction: Any) -> torch.Tensor:
         """Scores [B, N] of all items, as RecBole asks for them."""
         return self.score(interaction[self.ITEM_SEQ])
@@ -205,10 +199,6 @@ class TIGER(SequentialRecommender):
     def predict(self, interaction: Any) -> torch.Tensor:
         """Scores [B] of one item per history, as RecBole asks for them."""
         return self.score(interaction[self.ITEM_SEQ]).gather(1, interaction[self.ITEM_ID].unsqueeze(1)).squeeze(1)
-
-
-class TIGERPaper(TIGER):
-    """TIGER in the sizes and the form of its paper; the settings stand in its YAML file."""
 
 
 def counted(codes: torch.Tensor, tokens: Sequence[str], codebook_size: int) -> torch.Tensor:

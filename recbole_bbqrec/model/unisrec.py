@@ -41,7 +41,7 @@ class UniSRec(BBQRec):
     """
 
     def __init__(self, config: Any, dataset: Any) -> None:
-        if dataset.item_features is None or not dataset.item_features.modalities:
+        if not dataset.catalogue.modalities:
             raise InputError(
                 "UniSRec: found no item features, expected text or image; set text_fields and text_encoder, or an "
                 "image_encoder"

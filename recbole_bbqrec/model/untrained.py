@@ -20,14 +20,15 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
 from ..errors import InputError
+from .catalogue import Catalogue
 from .neighbours import pair_counts
-from .signals import SignalVectors
+from .protocol import Pairs, Ranker
 
 Point = Mapping[str, float]
 """One value for every key of a grid."""
 
 
-class Pop(SequentialRecommender):
+class Pop(SequentialRecommender, Ranker):
     """Ranks every item by how often it occurs in the training sequences, for everybody alike.
 
     Attributes
@@ -61,7 +62,9 @@ class Pop(SequentialRecommender):
         for _ in points:
             yield self.counts.float().repeat(len(histories), 1)
 
-    def score(self, histories: torch.Tensor, candidates: torch.Tensor | None = None) -> torch.Tensor:
+    def score(
+        self, histories: torch.Tensor, candidates: torch.Tensor | None = None, excluded: Pairs | None = None
+    ) -> torch.Tensor:
         """Score items [m], all N where none are given, as the next one after histories [B, T]."""
         scores = next(self.scores_at(histories, [self.chosen]))
         return scores if candidates is None else scores[:, candidates]
@@ -96,7 +99,7 @@ class TransitionGraph(Pop):
     ----------
     config : reads `graph_hops`, `graph_last_items`, `graph_hop_decay`, `graph_position_decay`, `graph_cosine_weight`,
         each a list of values among which validation chooses; a list of one value fixes it.
-    dataset : its `item_features`; without any there is no cosine.
+    dataset : its `catalogue`; without features there is no cosine.
     """
 
     offsets: torch.Tensor
@@ -108,8 +111,7 @@ class TransitionGraph(Pop):
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.grid = {key: _checked(key, config[key]) for key in GRID}
-        features = dataset.item_features
-        self.n_modalities = 0 if features is None else len(features.modalities)
+        self.n_modalities = len(dataset.catalogue.modalities)
         if not self.n_modalities:
             self.grid[COSINE] = [0.0]
         # Which item follows which, and how often: edges of item `i` at `offsets[i] : offsets[i + 1]`.
@@ -117,7 +119,7 @@ class TransitionGraph(Pop):
         self.register_buffer("items", torch.zeros(0, dtype=torch.int32))
         self.register_buffer("times", torch.zeros(0))
         self.register_buffer("values", torch.tensor([self.grid[key][0] for key in GRID], dtype=torch.float64))
-        self.register_buffer("features", _unit_rows(features, self.n_items), persistent=False)
+        self.register_buffer("features", _unit_rows(dataset.catalogue), persistent=False)
 
     @property
     def chosen(self) -> dict[str, float]:
@@ -208,13 +210,10 @@ class Starts(NamedTuple):
         return scipy.sparse.csr_array((weight, place), shape=(self.n_rows, len(items)))
 
 
-def _unit_rows(features: Any, n_items: int) -> torch.Tensor:
+def _unit_rows(catalogue: Catalogue) -> torch.Tensor:
     """Rows [N, F] whose products are cosines, summed over the modalities that both items have."""
-    if features is None or not features.modalities:
-        return torch.zeros(n_items, 0)
-    matrices, present = list(features.matrices.values()), torch.stack(list(features.present.values()))
-    signals = SignalVectors(features.modalities, matrices, present, raw=True)
-    return torch.cat([rows * known.unsqueeze(1) for rows, known in zip(signals.vectors, present, strict=True)], dim=1)
+    rows = [rows * present.unsqueeze(1) for rows, present in catalogue.content.values()]
+    return torch.cat(rows, dim=1) if rows else torch.zeros(len(catalogue.tokens), 0)
 
 
 def _checked(key: str, values: Any) -> list[float]:

@@ -87,7 +87,7 @@ def test_before_and_after_a_run(folder: Path) -> None:
     dataset = run(folder)
     (file,) = dataset.cache_dir.glob("features-*")
     after = report(folder)
-    stat, width = file.stat(), dataset.item_features.matrices["text"].shape[1]  # type: ignore[union-attr]
+    stat, width = file.stat(), dataset.catalogue.features.matrices["text"].shape[1]  # type: ignore[union-attr]
     expected = ModalityReport(
         "text", "tfidf", "tiny.item", "ready", N_ITEMS - 1, "", N_ITEMS - 1, width, stat.st_size, stat.st_mtime
     )
@@ -104,7 +104,7 @@ def test_the_items_are_those_of_the_data_set(folder: Path, changes: dict, filter
         changes = {"load_col": {"inter": ["user_id", "item_id", "timestamp"], **changes["load_col"]}}
     changes = {**changes, "filter_inter_by_user_or_item": filtered}
     dataset = run(folder, **changes)
-    assert item_tokens(configured(folder, **changes)) == sorted(dataset.item_tokens[1:])
+    assert item_tokens(configured(folder, **changes)) == sorted(dataset.catalogue.tokens[1:])
     assert state(folder, **changes).state == "ready"
 
 

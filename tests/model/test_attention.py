@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_bbqrec.model.attention import CausalSelfAttention, TransformerLayer, reweight
+from recbole_bbqrec.model.catalogue import Vectors
 from recbole_bbqrec.model.signals import SignalVectors
 from recbole_bbqrec.model.similarity import SimilarityAttention
 
@@ -16,7 +17,9 @@ def similarity_of(mode, seed=0, n_items=12, n_layers=2):
     vectors = torch.randn(2, n_items, 5, generator=generator)
     present = torch.rand(2, n_items, generator=generator) > 0.1
     present[:, 0] = False
-    similarity = SimilarityAttention(SignalVectors(["text", "id"], vectors, present), mode, n_layers, 2, n_bins=4)
+    rows = torch.nn.functional.normalize(vectors, dim=-1)
+    signals = {name: Vectors(*signal) for name, *signal in zip(["text", "id"], rows, present, strict=True)}
+    similarity = SimilarityAttention(SignalVectors(signals), mode, n_layers, 2, n_bins=4)
     if mode != "undiscretised":
         similarity.fit_edges(*torch.randint(1, n_items, (2, 400), generator=generator))
     torch.nn.init.normal_(similarity.weight, generator=generator)

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import epoch_losses, settings
+from conftest import settings
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -170,39 +170,6 @@ def test_excluded_items_leave_the_beam_to_others(data):
     assert (found[seen] == -torch.inf).all() and ((found > -torch.inf).sum(1) == 5).all()
 
 
-@FORMS
-def test_padding_neighbours_and_other_candidates_change_nothing(data, causal):
-    model, _, _ = lively(data, causal_encoder=causal, beam_size=0)
-    rows = histories(model)
-    scores = model.score(rows)
-    order = torch.tensor([4, 0, 3, 1, 5, 2])
-    torch.testing.assert_close(model.score(rows[order]), scores[order], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(model.score(rows[1:2]), scores[1:2], rtol=1e-4, atol=1e-4)
-    wanted = torch.tensor([7, 3])
-    torch.testing.assert_close(model.score(rows, wanted), scores[:, wanted])
-    interaction = {model.ITEM_SEQ: rows, model.ITEM_ID: torch.arange(1, 7)}
-    torch.testing.assert_close(model.predict(interaction), scores[torch.arange(6), torch.arange(1, 7)])
-    assert torch.equal(model.full_sort_predict(interaction), model.score(rows))
-
-
-# Training
-
-
-@FORMS
-def test_every_parameter_gets_a_gradient(data, causal):
-    model, batches, _ = make(data, causal_encoder=causal)
-    torch.stack([model.calculate_loss(batch) for batch in batches]).sum().backward()
-    silent = [name for name, value in model.named_parameters() if value.grad is None or not value.grad.any()]
-    assert silent == []
-
-
-@FORMS
-def test_training_lowers_the_loss(data, causal):
-    model, batches, _ = make(data, causal_encoder=causal, **WITHOUT_DROPOUT)
-    means = epoch_losses(model, batches, epochs=8, learning_rate=5e-3)
-    assert means[-1] < 0.8 * means[0]
-
-
 # Codes
 
 
@@ -235,7 +202,7 @@ def test_too_many_items_of_equal_codes_are_refused():
 def test_counted_codes_are_those_of_the_trie_and_of_the_encoder(data):
     plain, _, _ = make(data)
     model, _, _ = make(data, count_collisions=True)
-    codes = data[1][0]._dataset.semantic_ids.codes
+    codes = data[1][0]._dataset.catalogue.semantic_ids.codes
     assert torch.equal(plain.decoder.trie.item_symbols[1:], codes[1:])
     symbols = model.decoder.trie.item_symbols[1:]
     assert torch.equal(symbols[:, :3], codes[1:, :3]) and not torch.equal(symbols, codes[1:])
