@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from ..errors import InputError
 from .bbqrec import BBQRec
-from .dropout import Dropout
+from .cpu_speed import Dropout
 
 NOISE = 1e-2
 """Least standard deviation of the noise on the gates."""

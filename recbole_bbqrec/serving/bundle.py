@@ -116,7 +116,9 @@ class Bundle:
         known = [[self._ids[token] for token in history if token in self._ids] for history in histories]
         results = [Recommendation([], [], tokens) for tokens in unknown]
         rows = [index for index, history in enumerate(known) if history]
-        kept = self.model.kept() if hasattr(self.model, "kept") else contextlib.nullcontext()  # RecBole's own have none
+        kept = (
+            self.model.cached_rows() if hasattr(self.model, "cached_rows") else contextlib.nullcontext()
+        )  # RecBole's own have none
         with kept:
             for start in range(0, len(rows), BATCH):
                 batch = rows[start : start + BATCH]
@@ -151,7 +153,7 @@ class Bundle:
         lengths = torch.tensor([len(history) for history in recent])
         item_field, suffix = self.catalogue.iid_field, self.settings["LIST_SUFFIX"]
         fields = {item_field + suffix: torch.from_numpy(items), self.settings["ITEM_LIST_LENGTH_FIELD"]: lengths}
-        if getattr(self.model, "finds_some", False):
+        if getattr(self.model, "is_beam_search", False):
             # What has been seen leaves the beam before it is cut, also what stands before the part that is read.
             seen = [(row, item) for row, history in enumerate(histories) for item in history if exclude_seen]
             pairs = torch.tensor(seen, dtype=torch.long).reshape(-1, 2).T

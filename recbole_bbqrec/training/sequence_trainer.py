@@ -90,7 +90,7 @@ class SequenceTrainer(ProtocolTrainer):
         targets = dataset.inter_feat[model.ITEM_ID].to(self.device)
         with torch.no_grad():
             halves, seed = halves_of(dataset), self.config["seed"]
-            with model.kept():
+            with model.cached_rows():
                 fit_candidates(candidates, model.encoder_score, histories, targets, halves, seed, show_progress)
         candidates.fitted_on = fingerprint_of(dataset)
         self._judge_candidates(candidates, valid_data, show_progress)
@@ -120,7 +120,7 @@ class SequenceTrainer(ProtocolTrainer):
     def rank(self, eval_data: Any, earlier: list[Any], show_progress: bool = False) -> Ranks:
         """As `ProtocolTrainer.rank`, with what does not change with the history computed once."""
         self.model.eval()
-        with self.model.kept():
+        with self.model.cached_rows():
             return super().rank(eval_data, earlier, show_progress)
 
     def _parts(self, dataset: Any, order: np.ndarray) -> list[np.ndarray]:
@@ -154,7 +154,7 @@ class SequenceTrainer(ProtocolTrainer):
     def _rank_found(
         self, eval_data: Any, rows: np.ndarray, seen: tuple[torch.Tensor, torch.Tensor], ties: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        if not self.model.finds_some:
+        if not self.model.is_beam_search:
             return super()._rank_rows(eval_data, rows, seen, ties)
         # What a user has seen leaves the beam before it is cut: two searches, one for each column.
         interaction, _, _, targets = eval_data.collate_fn(rows)

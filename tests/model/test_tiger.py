@@ -136,7 +136,7 @@ def test_training_sees_what_scoring_sees(data, causal):
 def test_scores_are_a_distribution_over_the_items(data, causal):
     model, _, _ = lively(data, causal_encoder=causal, beam_size=0)
     scores = model.score(histories(model)).detach()
-    assert not model.finds_some and (scores[:, 0] == -torch.inf).all()
+    assert not model.is_beam_search and (scores[:, 0] == -torch.inf).all()
     torch.testing.assert_close(scores.exp().sum(1), torch.ones(6))
     assert scores[:, 1:].std(1).min() > 0.1 and scores[:, 1:].std(0).max() > 0.1, "items and histories differ"
 
@@ -158,7 +158,7 @@ def test_a_beam_finds_items_and_nothing_else(data):
     rows = histories(model)
     found, expected = model.score(rows), exact.score(rows)
     inside = found > -torch.inf
-    assert model.finds_some and (inside.sum(1) == 5).all() and not inside[:, 0].any()
+    assert model.is_beam_search and (inside.sum(1) == 5).all() and not inside[:, 0].any()
     torch.testing.assert_close(found[inside], expected[inside], rtol=1e-4, atol=1e-4)
 
 
