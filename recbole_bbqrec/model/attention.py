@@ -42,17 +42,10 @@ class LayerSettings:
     fused: bool = True
 
     @classmethod
-    def from_config(cls, config: Any, **others: Any) -> "LayerSettings":
-        """Read them from the settings, but for `others`."""
-        read = {
-            "hidden_size": config["hidden_size"],
-            "inner_size": config["inner_size"],
-            "n_heads": config["n_heads"],
-            "dropout": config["hidden_dropout_prob"],
-            "attn_dropout": config["attn_dropout_prob"],
-            "eps": config["layer_norm_eps"],
-        }
-        return cls(**{**read, **others})
+    def from_config(cls, config: Any) -> "LayerSettings":
+        """Read them from the settings, but for `head_size`."""
+        keys = "hidden_size", "inner_size", "n_heads", "hidden_dropout_prob", "attn_dropout_prob", "layer_norm_eps"
+        return cls(*(config[key] for key in keys))
 
 
 def initialise(module: nn.Module, deviation: float) -> None:

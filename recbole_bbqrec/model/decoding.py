@@ -4,7 +4,8 @@ Shapes: N items (row 0 = padding), P positions of an ID, K codes per position, S
 code"), B histories, W prefixes of each, C most children of one of them.
 """
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -135,22 +136,13 @@ def _check_unique(new: np.ndarray, items: np.ndarray) -> None:
         )
 
 
-class Advance(Protocol):
-    """A decoder that takes prefixes one position further.
+Advance = Callable[[Any, torch.Tensor, torch.Tensor], tuple[torch.Tensor, Any]]
+"""A decoder that takes prefixes one position further: `logits, state = advance(state, parents, tokens)`.
 
-    Parameters
-    ----------
-    state : what the call before returned, about prefixes one position shorter; none at the start.
-    parents : [B, W] which of those each prefix continues. One row stands for all histories.
-    tokens : [B, W] the token it adds; 0 at the start.
-
-    Returns
-    -------
-    logits : [B, W, S] of the symbols that may come next.
-    state : for the next call.
-    """
-
-    def __call__(self, state: Any, parents: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, Any]: ...
+`state` is what the call before returned about prefixes one position shorter, none at the start; `parents` [B, W] says
+which of those each prefix continues, `tokens` [B, W] the token it adds, 0 at the start; in both, one row stands for all
+histories. `logits` [B, W, S] are those of the symbols that may come next.
+"""
 
 
 def exact_likelihood(trie: Trie, advance: Advance) -> torch.Tensor:

@@ -6,6 +6,7 @@ history, H hidden width.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import cast
 
 import torch
@@ -82,7 +83,7 @@ class CodeDecoder(nn.Module):
         tokens = functional.pad(symbols[..., :-1] + offset, (1, 0))
         hidden = self.dropout(self.token_embedding(tokens))  # [B, W, P, H]
         earlier = causal_mask(self.trie.depth, items.device)
-        for layer, keys_values in zip(self.layers, self.keys_values(memory), strict=True):
+        for layer, keys_values in zip(self.layers, self._keys_values(memory), strict=True):
             hidden, _ = cast(TransformerLayer, layer).decode(hidden, earlier, None, keys_values, visible)
         wanted = items > 0
         hidden, symbols = self.final_norm(hidden[wanted]), symbols[wanted]  # [n, P, H], [n, P]
@@ -107,15 +108,16 @@ class CodeDecoder(nn.Module):
         """
         parts = []
         for rows in self._chunks(len(memory), beam_size or self.trie.widest):
-            steps = _Steps(self, memory[rows], mask[rows])
+            # Keys and values of the memory are computed once, for all steps.
+            advance = partial(self._advance, self._keys_values(memory[rows]), mask[rows].unsqueeze(1))
             if beam_size == 0:
-                parts.append(exact_likelihood(self.trie, steps))
+                parts.append(exact_likelihood(self.trie, advance))
                 continue
             here = None
             if excluded is not None:
                 inside = (excluded[0] >= rows.start) & (excluded[0] < rows.stop)
                 here = excluded[0][inside] - rows.start, excluded[1][inside]
-            parts.append(beam_search(self.trie, steps, len(memory[rows]), beam_size, here))
+            parts.append(beam_search(self.trie, advance, len(memory[rows]), beam_size, here))
         return torch.cat(parts)
 
     def append(self, codes: torch.Tensor) -> None:
@@ -123,42 +125,37 @@ class CodeDecoder(nn.Module):
         known = torch.where(self.trie.item_symbols == self.trie.n_symbols - 1, -1, self.trie.item_symbols)
         self.trie = Trie(torch.cat([known, codes.to(known)]), self.trie.n_symbols - 1)
 
-    def keys_values(self, memory: torch.Tensor) -> list[KeysValues]:
+    def _keys_values(self, memory: torch.Tensor) -> list[KeysValues]:
         """Each layer's keys and values of the encoder's states [B, M, H]."""
         return [cast(TransformerLayer, layer).memory_attention.keys_values(memory) for layer in self.layers]
+
+    def _advance(
+        self,
+        memories: list[KeysValues],
+        visible: torch.Tensor,
+        state: list[KeysValues] | None,
+        parents: torch.Tensor,
+        tokens: torch.Tensor,
+    ) -> tuple[torch.Tensor, list[KeysValues]]:
+        """`decoding.Advance` over some histories; its state are each layer's keys and values of the prefixes.
+
+        As long as prefixes have nothing of a history in them, one row stands for all: in an exact walk the first layer
+        attends over the codes before once for all histories.
+        """
+        hidden = self.dropout(self.token_embedding(tokens)).unsqueeze(2)  # [B, W, 1, H]
+        longer: list[KeysValues] = []
+        for layer, past, memory in zip(self.layers, state or [None] * len(memories), memories, strict=True):
+            if past is not None:
+                past = _continued(past[0], parents), _continued(past[1], parents)
+            hidden, keys_values = cast(TransformerLayer, layer).decode(hidden, None, past, memory, visible)
+            longer.append(keys_values)
+        position = longer[0][0].shape[-2] - 1
+        return self.heads[position](self.final_norm(hidden.squeeze(2))), longer
 
     def _chunks(self, n_rows: int, n_prefixes: int) -> Iterator[slice]:
         """Cut the histories so that a chunk's tables of prefixes stay small."""
         size = max(1, ENTRIES // (n_prefixes * self.trie.n_symbols))
         return (slice(start, min(start + size, n_rows)) for start in range(0, max(n_rows, 1), size))
-
-
-class _Steps:
-    """`Advance` of a `CodeDecoder` over some histories; its state are each layer's keys and values of the prefixes.
-
-    As long as prefixes have nothing of a history in them, one row stands for all: in an exact walk the first layer
-    attends over the codes before once for all histories.
-    """
-
-    def __init__(self, decoder: CodeDecoder, memory: torch.Tensor, mask: torch.Tensor) -> None:
-        self.decoder = decoder
-        self.memories = decoder.keys_values(memory)
-        self.visible = mask.unsqueeze(1)  # [B, 1, M]
-
-    def __call__(
-        self, state: list[KeysValues] | None, parents: torch.Tensor, tokens: torch.Tensor
-    ) -> tuple[torch.Tensor, list[KeysValues]]:
-        hidden = self.decoder.dropout(self.decoder.token_embedding(tokens)).unsqueeze(2)  # [B, W, 1, H]
-        longer: list[KeysValues] = []
-        states = state or [None] * len(self.memories)
-        for layer, past, memory in zip(self.decoder.layers, states, self.memories, strict=True):
-            if past is not None:
-                past = _continued(past[0], parents), _continued(past[1], parents)
-            hidden, keys_values = cast(TransformerLayer, layer).decode(hidden, None, past, memory, self.visible)
-            longer.append(keys_values)
-        position = longer[0][0].shape[-2] - 1
-        logits = self.decoder.heads[position](self.decoder.final_norm(hidden.squeeze(2)))
-        return logits, longer
 
 
 def _continued(past: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:

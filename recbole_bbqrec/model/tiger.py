@@ -25,32 +25,6 @@ from .padding import trim
 from .ranker import Ranker
 
 
-class CodeTable(nn.Module):
-    """Items as embeddings of their codes, one for each code: the item table of a model that reads IDs.
-
-    "No code" is one embedding at all positions.
-
-    Parameters
-    ----------
-    codes : [N, P] ID of each item; row 0 is padding, -1 = the item lacks this code.
-    codebook_size : number of codes per position.
-    hidden_size : width H.
-    """
-
-    code_ids: torch.Tensor
-
-    def __init__(self, codes: torch.Tensor, codebook_size: int, hidden_size: int) -> None:
-        super().__init__()
-        # The IDs have files of their own; a checkpoint holds what training learned.
-        self.register_buffer("code_ids", number_codes(codes, codebook_size), persistent=False)
-        self.n_codes = codes.shape[1]
-        self.embedding = nn.Embedding(1 + self.n_codes * codebook_size, hidden_size)
-
-    def forward(self, items: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings [..., P, H] of the codes of item ids [...]."""
-        return self.embedding(self.code_ids[items])
-
-
 class TIGER(Ranker):
     """Encoder over the codes of the history, decoder of the next item's codes, beam search inside the catalogue's trie.
 
@@ -68,6 +42,8 @@ class TIGER(Ranker):
     InputError : there are no codes, or `heads` or `head_size` is not a positive number.
     """
 
+    code_ids: torch.Tensor
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         ids = dataset.semantic_ids
@@ -82,8 +58,11 @@ class TIGER(Ranker):
         self.causal, self.beam_size = bool(config["causal_encoder"]), config["beam_size"]
         codes = counted(ids.codes, dataset.item_tokens, ids.codebook_size) if config["count_collisions"] else ids.codes
         # Not `n_heads`, which has to divide `hidden_size`.
-        layer = LayerSettings.from_config(config, n_heads=config["heads"], head_size=config["head_size"])
-        self.item_table = CodeTable(codes, ids.codebook_size, layer.hidden_size)
+        layer = replace(LayerSettings.from_config(config), n_heads=config["heads"], head_size=config["head_size"])
+        self.n_codes = codes.shape[1]
+        # The IDs have files of their own; a checkpoint holds what training learned. "No code" is one embedding.
+        self.register_buffer("code_ids", number_codes(codes, ids.codebook_size), persistent=False)  # [N, P]
+        self.code_embedding = nn.Embedding(1 + self.n_codes * ids.codebook_size, layer.hidden_size)
         self.position_embedding = nn.Embedding(self.max_seq_length, layer.hidden_size)
         self.dropout = Dropout(layer.dropout)
         self.layers = nn.ModuleList(TransformerLayer(replace(layer, fused=False)) for _ in range(config["n_layers"]))
@@ -101,20 +80,21 @@ class TIGER(Ranker):
 
         States of padding mean nothing.
         """
-        n_items, n_codes = item_seq.shape[1], self.item_table.n_codes
+        n_items = item_seq.shape[1]
         if self.causal:
-            visible = causal_mask(n_items, item_seq.device, n_codes, n_codes)  # [T * P, T * P]
+            visible = causal_mask(n_items, item_seq.device, self.n_codes, self.n_codes)  # [T * P, T * P]
         else:
             visible = self._real(item_seq).unsqueeze(1)  # [B, 1, T * P]
         places = self.position_embedding.weight[:n_items].unsqueeze(1)  # [T, 1, H]
-        hidden = self.dropout(self.item_table(item_seq) + places).flatten(1, 2)  # [B, T * P, H]
+        codes = self.code_embedding(self.code_ids[item_seq])  # [B, T, P, H]
+        hidden = self.dropout(codes + places).flatten(1, 2)  # [B, T * P, H]
         for layer in self.layers:
             hidden = layer(hidden, visible)
         return self.final_norm(hidden)
 
     def _real(self, item_seq: torch.Tensor) -> torch.Tensor:
         """Which codes [B, T * P] belong to items."""
-        return (item_seq != 0).repeat_interleave(self.item_table.n_codes, dim=1)
+        return (item_seq != 0).repeat_interleave(self.n_codes, dim=1)
 
     def calculate_loss(self, interaction: Any) -> torch.Tensor:
         """Mean over the targets of the cross-entropy of their codes, summed over the codes.

@@ -109,7 +109,7 @@ def test_an_item_reads_all_of_its_own_codes(data):
     model, _, _ = lively(data)
     with torch.no_grad():
         before = model(torch.tensor([[5]]))
-        model.item_table.code_ids[5, -1] = 25 + (model.item_table.code_ids[5, -1] - 24) % 8  # another last code
+        model.code_ids[5, -1] = 25 + (model.code_ids[5, -1] - 24) % 8  # another last code
         after = model(torch.tensor([[5]]))
     assert ((before - after).abs().amax(-1) > 1e-4).all()
 
@@ -239,7 +239,7 @@ def test_counted_codes_are_those_of_the_trie_and_of_the_encoder(data):
     assert torch.equal(plain.decoder.trie.item_symbols[1:], codes[1:])
     symbols = model.decoder.trie.item_symbols[1:]
     assert torch.equal(symbols[:, :3], codes[1:, :3]) and not torch.equal(symbols, codes[1:])
-    assert torch.equal(model.item_table.code_ids[1:], symbols + 1 + torch.arange(4) * 8)
+    assert torch.equal(model.code_ids[1:], symbols + 1 + torch.arange(4) * 8)
 
 
 # Settings and runs
