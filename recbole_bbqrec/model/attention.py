@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from .cpu_speed import Dropout
 
-KeysValues = tuple[torch.Tensor, torch.Tensor]
+KeysValues = tuple[Tensor, Tensor]
 """Keys and values [..., A, S, D] of positions."""
 
 
@@ -58,7 +58,7 @@ def initialise(module: nn.Module, deviation: float) -> None:
         nn.init.zeros_(module.bias)
 
 
-def causal_mask(n_items: int, device: torch.device, n_readers: int = 1, n_read: int = 1) -> torch.Tensor:
+def causal_mask(n_items: int, device: torch.device, n_readers: int = 1, n_read: int = 1) -> Tensor:
     """Return what each position may read, [n_items * n_readers, n_items * n_read]: the positions up to its own item.
 
     Items may have several positions: `n_readers` that read, `n_read` that are read.
@@ -67,7 +67,7 @@ def causal_mask(n_items: int, device: torch.device, n_readers: int = 1, n_read: 
     return mask.repeat_interleave(n_readers, dim=0).repeat_interleave(n_read, dim=1)
 
 
-def reweight(scores: torch.Tensor, bias: torch.Tensor, mode: str) -> torch.Tensor:
+def reweight(scores: Tensor, bias: Tensor, mode: str) -> Tensor:
     """Let a bias [..., A, L, S] into attention scores QK'/sqrt(d), before their softmax.
 
     Parameters
@@ -94,12 +94,8 @@ class Attention(nn.Module):
         self.dropout = Dropout(settings.attn_dropout)
 
     def forward(
-        self,
-        hidden: torch.Tensor,
-        visible: torch.Tensor | None,
-        bias: torch.Tensor | None = None,
-        past: KeysValues | None = None,
-    ) -> tuple[torch.Tensor, KeysValues]:
+        self, hidden: Tensor, visible: Tensor | None, bias: Tensor | None = None, past: KeysValues | None = None
+    ) -> tuple[Tensor, KeysValues]:
         """Let positions read each other: map [..., L, H] to [..., L, H].
 
         Parameters
@@ -114,17 +110,17 @@ class Attention(nn.Module):
             key, value = torch.cat([past[0], key], dim=-2), torch.cat([past[1], value], dim=-2)
         return self._attend(query, key, value, visible, bias), (key, value)
 
-    def read(self, hidden: torch.Tensor, memory: KeysValues, visible: torch.Tensor) -> torch.Tensor:
+    def read(self, hidden: Tensor, memory: KeysValues, visible: Tensor) -> Tensor:
         """Let positions [..., L, H] read others, whose `keys_values` are `memory`; `visible` as in `forward`."""
         (query,) = self._project(hidden, 0, 1)
         return self._attend(query, *memory, visible)
 
-    def keys_values(self, hidden: torch.Tensor) -> KeysValues:
+    def keys_values(self, hidden: Tensor) -> KeysValues:
         """Return the keys and values of positions [..., S, H]."""
         key, value = self._project(hidden, 1, 3)
         return key, value
 
-    def _project(self, hidden: torch.Tensor, first: int, end: int) -> list[torch.Tensor]:
+    def _project(self, hidden: Tensor, first: int, end: int) -> list[Tensor]:
         """Parts `first` to `end` of query, key and value, [..., A, L, D] each."""
         weight, bias = self.query_key_value.weight, self.query_key_value.bias
         rows = slice(first * len(bias) // 3, end * len(bias) // 3)
@@ -132,13 +128,8 @@ class Attention(nn.Module):
         return [part.unflatten(-1, (self.n_heads, -1)).transpose(-3, -2) for part in parts]
 
     def _attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        visible: torch.Tensor | None,
-        bias: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, bias: Tensor | None = None
+    ) -> Tensor:
         # Written out instead of torch's fused attention: with and without a bias the same operations run, so a bias of
         # zero is the plain transformer to the last bit, and at these lengths the fused form is not faster.
         scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])  # [..., A, L, S]
@@ -174,19 +165,19 @@ class TransformerLayer(nn.Module):
         )
         self.dropout = Dropout(settings.dropout)
 
-    def forward(self, hidden: torch.Tensor, visible: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, hidden: Tensor, visible: Tensor, bias: Tensor | None = None) -> Tensor:
         """Map [B, L, H] to [B, L, H]; `visible` and `bias` as in `Attention.forward`."""
         attended, _ = self.attention(self.attention_norm(hidden), visible, bias)
         return self._feed_forward(hidden + self.dropout(attended))
 
     def decode(
         self,
-        hidden: torch.Tensor,
-        visible: torch.Tensor | None,
+        hidden: Tensor,
+        visible: Tensor | None,
         past: KeysValues | None,
         memory: KeysValues,
-        visible_memory: torch.Tensor,
-    ) -> tuple[torch.Tensor, KeysValues]:
+        visible_memory: Tensor,
+    ) -> tuple[Tensor, KeysValues]:
         """Map L positions of W prefixes of each sequence, [B, W, L, H], to [B, W, L, H].
 
         Parameters
@@ -201,5 +192,5 @@ class TransformerLayer(nn.Module):
         read = self.memory_attention.read(self.memory_norm(hidden).flatten(1, 2), memory, visible_memory)
         return self._feed_forward(hidden + self.dropout(read.unflatten(1, hidden.shape[1:3]))), keys_values
 
-    def _feed_forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _feed_forward(self, hidden: Tensor) -> Tensor:
         return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import InputError
@@ -50,7 +50,8 @@ class BBQRec(Ranker):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        self.scoring, self.code_weight = config["scoring"], config["code_weight"]
+        self.scoring = config["scoring"]
+        self.code_weight = 1.0 if self.scoring == "codes" else config["code_weight"]
         self.cosine, self.temperature = config["score_function"] == "cosine", config["temperature"]
         self.n_negatives, self.beam_size = config["n_negatives"], config["beam_size"]
         layer, n_layers = LayerSettings.from_config(config), config["n_layers"]
@@ -77,7 +78,7 @@ class BBQRec(Ranker):
         self.similarity = SimilarityAttention.from_dataset(
             config, dataset, n_layers, layer.n_heads, self.max_seq_length
         )
-        self._cached_keys: torch.Tensor | None = None
+        self._cached_keys: Tensor | None = None
 
     def _projection(self, config: Any) -> Callable[[int, int], nn.Module]:
         """What makes projections of features into item representations, from the two widths."""
@@ -88,7 +89,7 @@ class BBQRec(Ranker):
         """As `Ranker.is_beam_search`; with a beam of 0, `generate` gives every item its exact likelihood."""
         return self.decoder is not None and self.beam_size > 0
 
-    def forward(self, item_seq: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, item_seq: Tensor, rows: Tensor | None = None) -> Tensor:
         """Encode histories [B, T] (0 pads on the right) into hidden states [B, T, H].
 
         `rows` [B, T, H] are the items' representations where the caller has them already. The state at a position knows
@@ -106,7 +107,7 @@ class BBQRec(Ranker):
 
     # Training
 
-    def calculate_loss(self, interaction: Any) -> torch.Tensor:
+    def calculate_loss(self, interaction: Any) -> Tensor:
         """Loss at every position that has a target: of the dense score, the codes, both, or the decoded ID.
 
         `interaction` comes from `WindowDataLoader`: `item_id_list` and `target_list`, both [B, T].
@@ -125,7 +126,7 @@ class BBQRec(Ranker):
             loss = loss + self.code_weight * self.code_heads.loss(hidden, targets[wanted])
         return loss
 
-    def _full_loss(self, item_seq: torch.Tensor, targets: torch.Tensor, wanted: torch.Tensor) -> Pairs:
+    def _full_loss(self, item_seq: Tensor, targets: Tensor, wanted: Tensor) -> Pairs:
         """Hidden states [n, H] that have a target, and their cross-entropy over all items."""
         table = self.item_table(torch.arange(self.n_items, device=item_seq.device))  # [N, H]
         hidden = self.forward(item_seq, functional.embedding(item_seq, table))[wanted]  # [n, H]
@@ -133,7 +134,7 @@ class BBQRec(Ranker):
         logits[:, 0] = -torch.inf  # padding is no candidate
         return hidden, functional.cross_entropy(logits, targets[wanted])
 
-    def _sampled_loss(self, item_seq: torch.Tensor, targets: torch.Tensor, wanted: torch.Tensor) -> Pairs:
+    def _sampled_loss(self, item_seq: Tensor, targets: Tensor, wanted: Tensor) -> Pairs:
         """As `_full_loss`, over the target and uniform negatives that all targets share."""
         negatives = torch.randint(1, self.n_items, (self.n_negatives,), device=item_seq.device)
         unique, place = torch.unique(torch.cat([item_seq.flatten(), targets[wanted], negatives]), return_inverse=True)
@@ -151,9 +152,7 @@ class BBQRec(Ranker):
 
     # Scoring
 
-    def score(
-        self, histories: torch.Tensor, candidates: torch.Tensor | None = None, excluded: Pairs | None = None
-    ) -> torch.Tensor:
+    def score(self, histories: Tensor, candidates: Tensor | None = None, excluded: Pairs | None = None) -> Tensor:
         """As `Ranker.score`: what the encoder says, and candidate similarity where it has been fitted."""
         if self.candidates is None:
             return self.encoder_score(histories, candidates, excluded)
@@ -161,8 +160,8 @@ class BBQRec(Ranker):
         return scores if candidates is None else scores[:, candidates]
 
     def encoder_score(
-        self, histories: torch.Tensor, candidates: torch.Tensor | None = None, excluded: Pairs | None = None
-    ) -> torch.Tensor:
+        self, histories: Tensor, candidates: Tensor | None = None, excluded: Pairs | None = None
+    ) -> Tensor:
         """As `score`, without candidate similarity."""
         lengths = (histories != 0).sum(1)
         trimmed = trim(histories, lengths)
@@ -174,31 +173,27 @@ class BBQRec(Ranker):
         keys = self._cached_keys if candidates is None else None
         return self._query(last) @ (self._key(candidates) if keys is None else keys).T
 
-    def _query(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _query(self, hidden: Tensor) -> Tensor:
         """Hidden states [n, H] in the form [n, W] whose dot products with `_key` are scores."""
-        if self.code_heads is None:
-            return self._dense_query(hidden)
-        codes = self.code_heads.states(hidden)
-        if self.scoring == "codes":
-            return codes
-        return torch.cat([self._dense_query(hidden), self.code_weight * codes], dim=1)
+        parts = [self._dense_query(hidden)] if self.scoring != "codes" else []
+        if self.code_heads is not None:
+            parts.append(self.code_weight * self.code_heads.states(hidden))
+        return torch.cat(parts, dim=1)
 
-    def _key(self, items: torch.Tensor | None) -> torch.Tensor:
+    def _key(self, items: Tensor | None) -> Tensor:
         """Items [m], none = all N, in the form [m, W] that `_query` is multiplied with."""
         if items is None:
             items = torch.arange(self.n_items, device=self.position_embedding.weight.device)
-        if self.code_heads is None:
-            return self._dense_key(self.item_table(items))
-        codes = self.code_heads.rows(items)
-        if self.scoring == "codes":
-            return codes
-        return torch.cat([self._dense_key(self.item_table(items)), codes], dim=1)
+        parts = [self._dense_key(self.item_table(items))] if self.scoring != "codes" else []
+        if self.code_heads is not None:
+            parts.append(self.code_heads.rows(items))
+        return torch.cat(parts, dim=1)
 
-    def _dense_query(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _dense_query(self, hidden: Tensor) -> Tensor:
         """Hidden states [n, H] whose dot products with `_dense_key` are the scores of `dense`."""
         return functional.normalize(hidden, dim=-1) / self.temperature if self.cosine else hidden
 
-    def _dense_key(self, rows: torch.Tensor) -> torch.Tensor:
+    def _dense_key(self, rows: Tensor) -> Tensor:
         """Item representations [m, H] in the form that `_dense_query` is multiplied with."""
         return functional.normalize(rows, dim=-1) if self.cosine else rows
 
@@ -216,9 +211,9 @@ class BBQRec(Ranker):
     def append_items(
         self,
         encoded: Encoded | None = None,
-        features: Mapping[str, torch.Tensor] | None = None,
-        present: Mapping[str, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
+        features: Mapping[str, Tensor] | None = None,
+        present: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """Add items the model was not trained with; from then on they are scored and may stand in histories.
 
         Parameters

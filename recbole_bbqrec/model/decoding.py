@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError
 
-Pairs = tuple[torch.Tensor, torch.Tensor]
+Pairs = tuple[Tensor, Tensor]
 """(row, item) pairs, two tensors [n]."""
 
 
@@ -31,32 +31,21 @@ class Trie(nn.Module):
     codes : [N, P] ID of each item; row 0 is padding and no item. -1 = the item lacks this code.
     codebook_size : number K of codes per position.
 
-    Attributes
-    ----------
-    depth, n_symbols : P and S.
-    symbols : [n_nodes] symbol a node adds to its prefix; 0 at the root.
-    tokens : [n_nodes] the same numbered over all positions, `1 + position * S + symbol`; 0 at the root.
-    first_children : [n_nodes + 1] first node below each; those below node `i` end where those of `i + 1` begin.
-    leaf_ranges : [n_nodes, 2] first leaf below a node, and the one after the last.
-    leaf_items : [N - 1] item id of each leaf.
-    item_leaves : [N] leaf of each item; -1 for padding.
-    item_symbols : [N, P] symbols of each item; "no code" in row 0.
-    widest : most prefixes of one length that leave more than one item open.
-
     Raises
     ------
     InputError : no items, codes outside the codebook, or two items with one ID.
     """
 
-    symbols: torch.Tensor
-    tokens: torch.Tensor
-    first_children: torch.Tensor
-    leaf_ranges: torch.Tensor
-    leaf_items: torch.Tensor
-    item_leaves: torch.Tensor
-    item_symbols: torch.Tensor
+    symbols: Tensor  # [n_nodes] what a node adds to its prefix; 0 at the root
+    tokens: Tensor  # [n_nodes] the same numbered over all positions, `1 + position * S + symbol`; 0 at the root
+    first_children: Tensor  # [n_nodes + 1] first node below each; those of node `i` end where those of `i + 1` begin
+    leaf_ranges: Tensor  # [n_nodes, 2] first leaf below a node, and the one after the last
+    leaf_items: Tensor  # [N - 1] item id of each leaf
+    item_leaves: Tensor  # [N] leaf of each item; -1 for padding
+    item_symbols: Tensor  # [N, P] symbols of each item; "no code" in row 0
+    widest: int  # most prefixes of one length that leave more than one item open
 
-    def __init__(self, codes: torch.Tensor, codebook_size: int) -> None:
+    def __init__(self, codes: Tensor, codebook_size: int) -> None:
         super().__init__()
         _check(codes, codebook_size)
         self.depth, self.n_symbols = codes.shape[1], codebook_size + 1
@@ -94,7 +83,7 @@ class Trie(nn.Module):
         """Number N of rows, padding included."""
         return len(self.item_symbols)
 
-    def next_nodes(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def next_nodes(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """Return what may follow the prefixes `nodes` [...], none of them a leaf.
 
         Returns
@@ -107,12 +96,12 @@ class Trie(nn.Module):
         place = torch.arange(int(count.max()) if count.numel() else 1, device=nodes.device)
         return first + torch.minimum(place, count - 1), place < count
 
-    def item(self, nodes: torch.Tensor) -> torch.Tensor:
+    def item(self, nodes: Tensor) -> Tensor:
         """Return the item ids [...] at leaves `nodes` [...]."""
         return self.leaf_items[nodes - self._first_leaf]
 
 
-def _check(codes: torch.Tensor, codebook_size: int) -> None:
+def _check(codes: Tensor, codebook_size: int) -> None:
     if codes.ndim != 2 or codes.dtype.is_floating_point or codes.shape[0] < 2 or codes.shape[1] < 1:
         raise InputError(
             f"semantic IDs: found {codes.dtype} codes of shape {list(codes.shape)}; expected integers [N, P], row 0 for"
@@ -136,7 +125,7 @@ def _check_unique(new: np.ndarray, items: np.ndarray) -> None:
         )
 
 
-Advance = Callable[[Any, torch.Tensor, torch.Tensor], tuple[torch.Tensor, Any]]
+Advance = Callable[[Any, Tensor, Tensor], tuple[Tensor, Any]]
 """A decoder that takes prefixes one position further: `logits, state = advance(state, parents, tokens)`.
 
 `state` is what the call before returned about prefixes one position shorter, none at the start; `parents` [B, W] says
@@ -145,7 +134,7 @@ histories. `logits` [B, W, S] are those of the symbols that may come next.
 """
 
 
-def exact_likelihood(trie: Trie, advance: Advance) -> torch.Tensor:
+def exact_likelihood(trie: Trie, advance: Advance) -> Tensor:
     """Log-probability [B, N] of every item; minus infinity for padding.
 
     The trie is walked level by level. A prefix is decoded once, however many items share it, and not at all where only
@@ -168,9 +157,7 @@ def exact_likelihood(trie: Trie, advance: Advance) -> torch.Tensor:
     return scores
 
 
-def beam_search(
-    trie: Trie, advance: Advance, n_rows: int, beam_size: int, excluded: Pairs | None = None
-) -> torch.Tensor:
+def beam_search(trie: Trie, advance: Advance, n_rows: int, beam_size: int, excluded: Pairs | None = None) -> Tensor:
     """Log-probability of the items that a beam search finds.
 
     The search never leaves the trie. A prefix all of whose items are excluded for a row takes no place in its beam.
@@ -199,9 +186,7 @@ def beam_search(
     return found.scatter(1, trie.item(nodes).masked_fill(scores == -torch.inf, 0), scores)
 
 
-def _continuations(
-    trie: Trie, nodes: torch.Tensor, logits: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _continuations(trie: Trie, nodes: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return `next_nodes` of `nodes` [B, W], and the log-probability [B, W, C] of each among its siblings.
 
     It is minus infinity for filling.
@@ -211,7 +196,7 @@ def _continuations(
     return below, real, logits.gather(-1, symbols).masked_fill(~real, -torch.inf).log_softmax(dim=-1)
 
 
-def _excluded_leaves(trie: Trie, excluded: Pairs | None) -> torch.Tensor:
+def _excluded_leaves(trie: Trie, excluded: Pairs | None) -> Tensor:
     """Excluded leaves as ascending numbers `row * n_leaves + leaf`, each once; padding does not count."""
     if excluded is None:
         return trie.symbols.new_zeros(0)
@@ -220,7 +205,7 @@ def _excluded_leaves(trie: Trie, excluded: Pairs | None) -> torch.Tensor:
     return torch.unique((rows * len(trie.leaf_items) + leaves)[leaves >= 0])
 
 
-def _exhausted(trie: Trie, taken: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
+def _exhausted(trie: Trie, taken: Tensor, nodes: Tensor) -> Tensor:
     """Whether all items below `nodes` [B, W, C] are excluded for their row.
 
     Items below a node are a range of leaves: counting them among the few excluded ones needs two binary searches and

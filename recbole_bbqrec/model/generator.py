@@ -5,20 +5,18 @@ Shapes: B histories, T items of the longest, M states of the encoder (T, or T * 
 history, H hidden width.
 """
 
-from collections.abc import Iterator
-from functools import partial
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from .attention import KeysValues, LayerSettings, TransformerLayer, causal_mask
 from .cpu_speed import Dropout
-from .decoding import Pairs, Trie, beam_search, exact_likelihood
+from .decoding import Advance, Pairs, Trie, beam_search, exact_likelihood
 
 ENTRIES = 2**22
-"""Numbers in the largest intermediate table; histories are scored in chunks that stay below it."""
+"""Numbers in the largest intermediate table of an exact walk; histories are scored in chunks that stay below it."""
 
 
 class CodeDecoder(nn.Module):
@@ -41,7 +39,7 @@ class CodeDecoder(nn.Module):
     n_layers, layer : number of transformer layers, and their settings.
     """
 
-    def __init__(self, codes: torch.Tensor, codebook_size: int, n_layers: int, layer: LayerSettings) -> None:
+    def __init__(self, codes: Tensor, codebook_size: int, n_layers: int, layer: LayerSettings) -> None:
         super().__init__()
         self.trie = Trie(codes, codebook_size)
         n_positions, n_symbols = self.trie.depth, self.trie.n_symbols
@@ -53,7 +51,7 @@ class CodeDecoder(nn.Module):
         self.final_norm = nn.LayerNorm(layer.hidden_size, eps=layer.eps)
         self.heads = nn.ModuleList(nn.Linear(layer.hidden_size, n_symbols) for _ in range(n_positions))
 
-    def loss(self, memory: torch.Tensor, mask: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    def loss(self, memory: Tensor, mask: Tensor, items: Tensor) -> Tensor:
         """Mean cross-entropy of one target per history: summed over its codes, the codes before each code given.
 
         Parameters
@@ -64,7 +62,7 @@ class CodeDecoder(nn.Module):
         """
         return self._loss(memory, mask.unsqueeze(1), items.unsqueeze(1))
 
-    def sequence_loss(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def sequence_loss(self, states: Tensor, targets: Tensor) -> Tensor:
         """Mean of `loss` over all targets of right-padded sequences, each reading the states up to its own.
 
         Parameters
@@ -76,7 +74,7 @@ class CodeDecoder(nn.Module):
         visible = causal_mask(length, states.device, self.trie.depth, states.shape[1] // length)
         return self._loss(states, visible.unsqueeze(0), targets)
 
-    def _loss(self, memory: torch.Tensor, visible: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    def _loss(self, memory: Tensor, visible: Tensor, items: Tensor) -> Tensor:
         """Loss of the targets `items` [B, W], 0 = none; `visible` [B, W * P, M] are the states each may read."""
         symbols = self.trie.item_symbols[items]  # [B, W, P]
         offset = 1 + torch.arange(self.trie.depth - 1, device=items.device) * self.trie.n_symbols
@@ -94,9 +92,7 @@ class CodeDecoder(nn.Module):
         return torch.stack(losses).sum()
 
     @torch.no_grad()
-    def score(
-        self, memory: torch.Tensor, mask: torch.Tensor, beam_size: int = 0, excluded: Pairs | None = None
-    ) -> torch.Tensor:
+    def score(self, memory: Tensor, mask: Tensor, beam_size: int = 0, excluded: Pairs | None = None) -> Tensor:
         """Log-probability [B, N] of items after each history; minus infinity for padding and what is not found.
 
         Parameters
@@ -106,59 +102,46 @@ class CodeDecoder(nn.Module):
             every prefix that more than one item shares, so it is for small catalogues.
         excluded : (history, item) pairs that may not come out of a beam search and take no place in the beam.
         """
-        parts = []
-        for rows in self._chunks(len(memory), beam_size or self.trie.widest):
-            # Keys and values of the memory are computed once, for all steps.
-            advance = partial(self._advance, self._keys_values(memory[rows]), mask[rows].unsqueeze(1))
-            if beam_size == 0:
-                parts.append(exact_likelihood(self.trie, advance))
-                continue
-            here = None
-            if excluded is not None:
-                inside = (excluded[0] >= rows.start) & (excluded[0] < rows.stop)
-                here = excluded[0][inside] - rows.start, excluded[1][inside]
-            parts.append(beam_search(self.trie, advance, len(memory[rows]), beam_size, here))
-        return torch.cat(parts)
+        if beam_size:
+            advance = self._advance(memory, mask)
+            return beam_search(self.trie, advance, len(memory), beam_size, excluded)
+        # Histories are cut so that a chunk's tables of all prefixes of one length stay small.
+        size = max(1, ENTRIES // (self.trie.widest * self.trie.n_symbols))
+        parts = zip(memory.split(size), mask.split(size), strict=True)
+        return torch.cat([exact_likelihood(self.trie, self._advance(*part)) for part in parts])
 
-    def append(self, codes: torch.Tensor) -> None:
+    def append(self, codes: Tensor) -> None:
         """Add items with the IDs `codes` [n, P], none of which another item has."""
         known = torch.where(self.trie.item_symbols == self.trie.n_symbols - 1, -1, self.trie.item_symbols)
         self.trie = Trie(torch.cat([known, codes.to(known)]), self.trie.n_symbols - 1)
 
-    def _keys_values(self, memory: torch.Tensor) -> list[KeysValues]:
+    def _keys_values(self, memory: Tensor) -> list[KeysValues]:
         """Each layer's keys and values of the encoder's states [B, M, H]."""
         return [cast(TransformerLayer, layer).memory_attention.keys_values(memory) for layer in self.layers]
 
-    def _advance(
-        self,
-        memories: list[KeysValues],
-        visible: torch.Tensor,
-        state: list[KeysValues] | None,
-        parents: torch.Tensor,
-        tokens: torch.Tensor,
-    ) -> tuple[torch.Tensor, list[KeysValues]]:
-        """`decoding.Advance` over some histories; its state are each layer's keys and values of the prefixes.
+    def _advance(self, memory: Tensor, mask: Tensor) -> Advance:
+        """Return what decodes prefixes of some histories; its state are each layer's keys and values of the prefixes.
 
         As long as prefixes have nothing of a history in them, one row stands for all: in an exact walk the first layer
         attends over the codes before once for all histories.
         """
-        hidden = self.dropout(self.token_embedding(tokens)).unsqueeze(2)  # [B, W, 1, H]
-        longer: list[KeysValues] = []
-        for layer, past, memory in zip(self.layers, state or [None] * len(memories), memories, strict=True):
-            if past is not None:
-                past = _continued(past[0], parents), _continued(past[1], parents)
-            hidden, keys_values = cast(TransformerLayer, layer).decode(hidden, None, past, memory, visible)
-            longer.append(keys_values)
-        position = longer[0][0].shape[-2] - 1
-        return self.heads[position](self.final_norm(hidden.squeeze(2))), longer
+        memories, visible = self._keys_values(memory), mask.unsqueeze(1)  # [B, 1, M]
 
-    def _chunks(self, n_rows: int, n_prefixes: int) -> Iterator[slice]:
-        """Cut the histories so that a chunk's tables of prefixes stay small."""
-        size = max(1, ENTRIES // (n_prefixes * self.trie.n_symbols))
-        return (slice(start, min(start + size, n_rows)) for start in range(0, max(n_rows, 1), size))
+        def advance(state: list[KeysValues] | None, parents: Tensor, tokens: Tensor) -> tuple[Tensor, list[KeysValues]]:
+            hidden = self.dropout(self.token_embedding(tokens)).unsqueeze(2)  # [B, W, 1, H]
+            longer: list[KeysValues] = []
+            for layer, past, memory in zip(self.layers, state or [None] * len(memories), memories, strict=True):
+                if past is not None:
+                    past = _continued(past[0], parents), _continued(past[1], parents)
+                hidden, keys_values = cast(TransformerLayer, layer).decode(hidden, None, past, memory, visible)
+                longer.append(keys_values)
+            position = longer[0][0].shape[-2] - 1
+            return self.heads[position](self.final_norm(hidden.squeeze(2))), longer
+
+        return advance
 
 
-def _continued(past: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
+def _continued(past: Tensor, parents: Tensor) -> Tensor:
     """Rows of `past` [B, W, ...] for the prefixes that continue them; `parents` [B, W] or, for all alike, [1, W]."""
     if len(parents) == 1:
         return past[:, parents[0]]

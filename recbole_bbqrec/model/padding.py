@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -39,7 +39,7 @@ HISTORY_NAMES = ("item_seq", "seq_item")
 """What RecBole's models call the [B, L] histories among the arguments of `forward`."""
 
 
-def trim(item_seq: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+def trim(item_seq: Tensor, lengths: Tensor) -> Tensor:
     """Cut right-padded histories [B, L] to the longest of `lengths` [B]; at least one column stays."""
     longest = int(lengths.max()) if lengths.numel() else 1
     return item_seq[:, : max(longest, 1)]
@@ -68,7 +68,7 @@ def group_by_length(model: Model) -> Model:
     return model
 
 
-def _grouped_forward(model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _grouped_forward(model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
     forward = type(model).forward
     given = inspect.signature(forward).bind(model, *args, **kwargs).arguments
     history = next(name for name in given if name in HISTORY_NAMES)
@@ -83,18 +83,18 @@ def _grouped_forward(model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tenso
     outputs = []
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
         rows = on_device[start:end]
-        group = {name: value[rows] if isinstance(value, torch.Tensor) else value for name, value in given.items()}
+        group = {name: value[rows] if isinstance(value, Tensor) else value for name, value in given.items()}
         group[history] = group[history][:, : lengths[order[end - 1]]]
         outputs.append(_widen(forward(**group), width))
     return torch.cat(outputs)[torch.argsort(on_device)]
 
 
-def _widen(output: torch.Tensor, width: int) -> torch.Tensor:
+def _widen(output: Tensor, width: int) -> Tensor:
     """Pad states per position, [rows, columns of the group, H], with zeros to `width` columns."""
     return functional.pad(output, (0, 0, 0, width - output.size(1))) if output.dim() == 3 else output
 
 
-def _loss_at_masks(model: Any, interaction: Any) -> torch.Tensor:
+def _loss_at_masks(model: Any, interaction: Any) -> Tensor:
     """BERT4Rec's mean cross-entropy over all items, without scores at the padded ones of its [B, M] masked places.
 
     Nine places in ten are padding on sparse data, and RecBole scores the whole catalogue at each to multiply the loss
@@ -107,7 +107,7 @@ def _loss_at_masks(model: Any, interaction: Any) -> torch.Tensor:
     return functional.cross_entropy(scores, interaction[model.POS_ITEMS][rows, slots])
 
 
-def history_lengths(item_seq: torch.Tensor) -> torch.Tensor:
+def history_lengths(item_seq: Tensor) -> Tensor:
     """Length [B] of right-padded histories [B, L]: the last column that is not padding, and at least 1."""
     columns = torch.arange(1, item_seq.size(1) + 1, device=item_seq.device)
     return ((item_seq != 0) * columns).amax(dim=1).clamp(min=1)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
+from torch import Tensor
 
 from .candidates import CandidateSimilarity
 from .decoding import Pairs
@@ -29,9 +30,7 @@ class Ranker(SequentialRecommender):
         """Whether items may go without a score (minus infinity): those beyond the beam."""
         return False
 
-    def score(
-        self, histories: torch.Tensor, candidates: torch.Tensor | None = None, excluded: Pairs | None = None
-    ) -> torch.Tensor:
+    def score(self, histories: Tensor, candidates: Tensor | None = None, excluded: Pairs | None = None) -> Tensor:
         """Score items as the next one after histories [B, T] (0 pads on the right, none is empty).
 
         Parameters
@@ -49,11 +48,11 @@ class Ranker(SequentialRecommender):
         """Compute what all histories have in common once for all scores within the block; nothing may change it."""
         return contextlib.nullcontext()
 
-    def full_sort_predict(self, interaction: Any) -> torch.Tensor:
+    def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores [B, N] of all items, as RecBole asks for them."""
         return self.score(interaction[self.ITEM_SEQ])
 
-    def predict(self, interaction: Any) -> torch.Tensor:
+    def predict(self, interaction: Any) -> Tensor:
         """Scores [B] of one item per history, as RecBole asks for them."""
         unique, place = torch.unique(interaction[self.ITEM_ID], return_inverse=True)
         return self.score(interaction[self.ITEM_SEQ], unique).gather(1, place.unsqueeze(1)).squeeze(1)

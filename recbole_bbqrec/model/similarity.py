@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import InputError
@@ -38,23 +38,15 @@ class SimilarityAttention(nn.Module):
 
     Parameters
     ----------
-    items : the items' signals.
     mode : additive | multiplicative | undiscretised.
     n_layers, n_heads : attention layers E of the model, and their heads A.
-    n_bins : number of quantile buckets.
     shared_layers : one set of weights for all layers.
     """
 
-    edges: torch.Tensor
+    edges: Tensor
 
     def __init__(
-        self,
-        items: SignalVectors,
-        mode: str,
-        n_layers: int,
-        n_heads: int,
-        n_bins: int = 16,
-        shared_layers: bool = False,
+        self, items: SignalVectors, mode: str, n_layers: int, n_heads: int, n_bins: int, shared_layers: bool = False
     ) -> None:
         super().__init__()
         self.items, self.mode, self.n_bins = items, mode, n_bins
@@ -70,17 +62,13 @@ class SimilarityAttention(nn.Module):
     def from_dataset(
         cls, config: Any, dataset: Any, n_layers: int, n_heads: int, max_length: int
     ) -> "SimilarityAttention | None":
-        """Make it from the settings and from what a data set knows of its items.
+        """Make it from the settings; none where `similarity_attention` is off or there is nothing to compare.
 
         Parameters
         ----------
         dataset : `semantic_ids` or, with `codes: none`, `item_features`; `train_sequences`, from which the bucket edges
             are measured, or none where they come with the weights.
         max_length : longest history that the model reads.
-
-        Returns
-        -------
-        None where `similarity_attention` is off or there is nothing to compare.
 
         Raises
         ------
@@ -99,7 +87,7 @@ class SimilarityAttention(nn.Module):
             similarity.fit_edges(*sample_pairs(sequences.offsets, sequences.items, max_length - 1, config["seed"]))
         return similarity
 
-    def fit_edges(self, left: torch.Tensor, right: torch.Tensor) -> None:
+    def fit_edges(self, left: Tensor, right: Tensor) -> None:
         """Set the quantile edges from pairs of item ids, `left` and `right` [n]; pairs of one item do not count."""
         levels = torch.arange(1, self.n_bins, dtype=torch.float64) / self.n_bins
         for signal, (vectors, present) in enumerate(zip(self.items.vectors, self.items.present, strict=True)):
@@ -111,7 +99,7 @@ class SimilarityAttention(nn.Module):
                 # below it, where no rounding error of a batch can carry a pair across.
                 self.edges[signal] = (torch.quantile(cosine, levels.to(cosine.device)) - ROUNDING).float()
 
-    def forward(self, item_seq: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, item_seq: Tensor) -> list[Tensor]:
         """Return the biases [B, A, T, T] of all E layers for histories [B, T].
 
         Entry [.., a, b] is for position a attending to position b. Ids beyond the catalogue count as items without any
@@ -125,7 +113,7 @@ class SimilarityAttention(nn.Module):
         layers = [layer.transpose(0, 1) for layer in biases.unflatten(0, (-1, self.n_heads)).unbind(0)]
         return layers * self.n_layers if self.shared_layers else layers
 
-    def buckets(self, items: torch.Tensor) -> torch.Tensor:
+    def buckets(self, items: Tensor) -> Tensor:
         """Return the buckets [M, B, T, T] of all pairs of items of histories [B, T]."""
         same = items.unsqueeze(-1) == items.unsqueeze(-2)  # [B, T, T]
         result = []
@@ -134,7 +122,7 @@ class SimilarityAttention(nn.Module):
             result.append(bucket.masked_fill_(same, self.n_bins).masked_fill_(~both, self.n_bins + 1))
         return torch.stack(result)
 
-    def _pairs(self, items: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _pairs(self, items: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Cosine [B, T, T] of all pairs of items [B, T] in each signal, and whether both items have it."""
         result = []
         for vectors, present in zip(self.items.vectors, self.items.present, strict=True):
@@ -142,7 +130,7 @@ class SimilarityAttention(nn.Module):
             result.append((rows @ rows.transpose(-1, -2), known.unsqueeze(-1) & known.unsqueeze(-2)))
         return result
 
-    def _linear_biases(self, items: torch.Tensor) -> torch.Tensor:
+    def _linear_biases(self, items: Tensor) -> Tensor:
         """Weighted sum of the cosines and flags of the pairs, [E * A, B, T, T]."""
         same = (items.unsqueeze(-1) == items.unsqueeze(-2)) & (items != 0).unsqueeze(-1)
         pairs = self._pairs(items)
@@ -153,7 +141,7 @@ class SimilarityAttention(nn.Module):
         return torch.bmm(weights, inputs.flatten(2)).transpose(0, 1).unflatten(2, items.shape[1:] * 2)
 
 
-def _summed_weights(weight: torch.Tensor, buckets: torch.Tensor) -> torch.Tensor:
+def _summed_weights(weight: Tensor, buckets: Tensor) -> Tensor:
     """Sum over the signals of `weight[signal, bucket]`: of weights [M, Q, R] at buckets [M, ...], [R, ...].
 
     Signals are looked up together: their buckets make one joint bucket, one digit of it each, and a table holds the
@@ -172,7 +160,7 @@ def _summed_weights(weight: torch.Tensor, buckets: torch.Tensor) -> torch.Tensor
     return sum(parts[1:], parts[0])
 
 
-def _look_up(table: torch.Tensor, index: torch.Tensor, sort: bool) -> torch.Tensor:
+def _look_up(table: Tensor, index: Tensor, sort: bool) -> Tensor:
     """Columns [R, ...] of a table [R, n] by index [...]; the gradient is the same each time, on any number of threads.
 
     On a CPU, `gather` adds up each row's gradient in order, many times faster than `embedding` does. On a GPU it adds

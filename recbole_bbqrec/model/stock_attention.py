@@ -7,9 +7,8 @@ and their names, its losses and its trainer stay RecBole's.
 from types import MethodType
 from typing import Any
 
-import torch
 from recbole.model.layers import TransformerEncoder
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError
 from .attention import reweight
@@ -33,9 +32,9 @@ class ReweightedSoftmax(nn.Softmax):
     def __init__(self, mode: str) -> None:
         super().__init__(dim=-1)
         self.mode = mode
-        self.bias: torch.Tensor | None = None
+        self.bias: Tensor | None = None
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map masked scores [B, A, L, L] to attention weights."""
         # The bias is let go: it holds the batch's graph, which nobody can copy or save.
         bias, self.bias = self.bias, None
@@ -84,7 +83,7 @@ def add_similarity(model: nn.Module, config: Any, dataset: Any) -> nn.Module:
     return model
 
 
-def _mask_and_biases(owner: Any, item_seq: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _mask_and_biases(owner: Any, item_seq: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Stand in for `get_attention_mask`: the one place where all these models show the history they attend over.
 
     It is called once before every call of the encoder, with the very columns that the encoder gets, trimmed or not.

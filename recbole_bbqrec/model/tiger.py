@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError
 from ..tokenizer.semantic_ids import number_codes
@@ -42,7 +42,7 @@ class TIGER(Ranker):
     InputError : there are no codes, or `heads` or `head_size` is not a positive number.
     """
 
-    code_ids: torch.Tensor
+    code_ids: Tensor
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -75,7 +75,7 @@ class TIGER(Ranker):
         """As `Ranker.is_beam_search`; with a beam of 0 every item gets its exact likelihood."""
         return self.beam_size > 0
 
-    def forward(self, item_seq: torch.Tensor) -> torch.Tensor:
+    def forward(self, item_seq: Tensor) -> Tensor:
         """Encode histories [B, T] (0 pads on the right) into the states [B, T * P, H] of their codes.
 
         States of padding mean nothing.
@@ -92,11 +92,11 @@ class TIGER(Ranker):
             hidden = layer(hidden, visible)
         return self.final_norm(hidden)
 
-    def _real(self, item_seq: torch.Tensor) -> torch.Tensor:
+    def _real(self, item_seq: Tensor) -> Tensor:
         """Which codes [B, T * P] belong to items."""
         return (item_seq != 0).repeat_interleave(self.n_codes, dim=1)
 
-    def calculate_loss(self, interaction: Any) -> torch.Tensor:
+    def calculate_loss(self, interaction: Any) -> Tensor:
         """Mean over the targets of the cross-entropy of their codes, summed over the codes.
 
         `interaction` comes from `WindowDataLoader`: `item_id_list` and `target_list`, both [B, T].
@@ -109,9 +109,7 @@ class TIGER(Ranker):
         histories = item_seq[row] * before  # [n, T]
         return self.decoder.loss(self.forward(histories), self._real(histories), targets[row, last])
 
-    def score(
-        self, histories: torch.Tensor, candidates: torch.Tensor | None = None, excluded: Pairs | None = None
-    ) -> torch.Tensor:
+    def score(self, histories: Tensor, candidates: Tensor | None = None, excluded: Pairs | None = None) -> Tensor:
         """As `Ranker.score`: log-probabilities."""
         trimmed = trim(histories, (histories != 0).sum(1))
         scores = self.decoder.score(self.forward(trimmed), self._real(trimmed), self.beam_size, excluded)
@@ -122,7 +120,7 @@ class TIGERPaper(TIGER):
     """TIGER in the sizes and the form of its paper; the settings stand in its YAML file."""
 
 
-def counted(codes: torch.Tensor, tokens: Sequence[str], codebook_size: int) -> torch.Tensor:
+def counted(codes: Tensor, tokens: Sequence[str], codebook_size: int) -> Tensor:
     """Make the last code of each ID a number that tells apart items of equal earlier codes (section 3.1 of the paper).
 
     Items of equal earlier codes are numbered from 0 in the order of their tokens.

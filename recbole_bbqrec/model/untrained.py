@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 import torch
+from torch import Tensor
 
 from ..errors import InputError
 from .decoding import Pairs
@@ -37,7 +38,7 @@ class Pop(Ranker):
     chosen : the values in use.
     """
 
-    counts: torch.Tensor
+    counts: Tensor
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -56,14 +57,12 @@ class Pop(Ranker):
         """Count training sequences, sequence `u` being `items[offsets[u] : offsets[u + 1]]`."""
         self.counts = torch.from_numpy(np.bincount(items, minlength=self.n_items)).to(self.counts)
 
-    def scores_at(self, histories: torch.Tensor, points: Sequence[Point]) -> Iterator[torch.Tensor]:
+    def scores_at(self, histories: Tensor, points: Sequence[Point]) -> Iterator[Tensor]:
         """Yield the scores [B, N] of histories [B, T] (0 pads on the right) with the values of each point."""
         for _ in points:
             yield self.counts.float().repeat(len(histories), 1)
 
-    def score(
-        self, histories: torch.Tensor, candidates: torch.Tensor | None = None, excluded: Pairs | None = None
-    ) -> torch.Tensor:
+    def score(self, histories: Tensor, candidates: Tensor | None = None, excluded: Pairs | None = None) -> Tensor:
         """As `Ranker.score`, with the chosen values."""
         scores = next(self.scores_at(histories, [self.chosen]))
         return scores if candidates is None else scores[:, candidates]
@@ -103,11 +102,11 @@ class TransitionGraph(Pop):
     InputError : a value that a key may not have.
     """
 
-    offsets: torch.Tensor
-    items: torch.Tensor
-    times: torch.Tensor
-    values: torch.Tensor
-    features: torch.Tensor
+    offsets: Tensor
+    items: Tensor
+    times: Tensor
+    values: Tensor
+    features: Tensor
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -148,8 +147,8 @@ class TransitionGraph(Pop):
         self.times = torch.from_numpy(pairs.data).to(self.times)
 
     @torch.no_grad()
-    def scores_at(self, histories: torch.Tensor, points: Sequence[Point]) -> Iterator[torch.Tensor]:
-        """Yield the scores [B, N] of histories [B, T] (0 pads on the right) with the values of each point."""
+    def scores_at(self, histories: Tensor, points: Sequence[Point]) -> Iterator[Tensor]:
+        """As `Pop.scores_at`."""
         lengths = (histories != 0).sum(1).cpu().numpy()
         most_last, most_hops = (int(max(point[key] for point in points)) for key in (LAST, HOPS))
         row, back = np.nonzero(np.arange(most_last) < lengths[:, None])  # [n] history, steps back from its end
@@ -166,12 +165,10 @@ class TransitionGraph(Pop):
             place = row[kept], np.searchsorted(starts, item[kept])
             return scipy.sparse.csr_array((decay, place), shape=(len(histories), len(starts)))
 
-        paths = []
-        for hop in range(1, most_hops + 1):
-            starts = np.unique(item[near_enough(hop, most_hops)])
-            paths.append((starts, self._paths(starts, hop)))
+        starts_of = [np.unique(item[near_enough(hop, most_hops)]) for hop in range(1, most_hops + 1)]
+        paths = [(starts, self._paths(starts, hop)) for hop, starts in enumerate(starts_of, start=1)]
         counts, features = self.counts.cpu(), self.features.cpu()
-        cosines: dict[tuple[float, float], torch.Tensor] = {}
+        cosines: dict[tuple[float, float], Tensor] = {}
         for point in points:
             scores = torch.zeros(len(histories), self.n_items)
             for hop, (starts, rows) in enumerate(paths[: int(point[HOPS])], start=1):
@@ -198,7 +195,7 @@ class TransitionGraph(Pop):
         return scipy.sparse.csr_array(paths.log1p())
 
 
-def _unit_rows(features: Any, n_items: int) -> torch.Tensor:
+def _unit_rows(features: Any, n_items: int) -> Tensor:
     """Rows [N, F] whose products are cosines, summed over the modalities that both items have."""
     if features is None or not features.modalities:
         return torch.zeros(n_items, 0)
