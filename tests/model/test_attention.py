@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_bbqrec.model.attention import Attention, LayerSettings, TransformerLayer, causal_mask, reweight
@@ -75,6 +75,7 @@ def test_multiplicative_weights_by_hand():
     assert added[0] / added[1] == pytest.approx(2 * torch.tensor(1.5).exp().item(), rel=1e-5)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(MODES), st.integers(2, 8), st.data())
 def test_the_future_never_leaks(mode, length, data):
     changed = data.draw(st.integers(0, length - 1))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_bbqrec.model.cpu_speed import Dropout, sampled_cross_entropy
@@ -59,6 +59,7 @@ def inputs(n: int, m: int, width: int, seed: int, scale: float = 1.0) -> list[to
     return [(scale * part).double().requires_grad_() for part in real] + [torch.rand(n, m) < 0.3]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 4), st.integers(0, 99))
 def test_value_and_gradients_are_those_of_the_plain_operations(n: int, m: int, width: int, seed: int) -> None:
     given_ = inputs(n, m, width, seed)

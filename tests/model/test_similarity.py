@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_bbqrec.data.features import ItemFeatures
@@ -56,6 +56,7 @@ def test_buckets_by_hand():
         assert buckets[signal, 0, 0, 1] == int((cosine >= similarity.edges[signal]).sum())
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1, 1, width=32), max_size=6), st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=8))
 def test_edges_partition_the_cosines_and_keep_their_order(edges, cosines):
     angles = torch.arccos(torch.tensor(sorted(cosines)))
@@ -86,6 +87,7 @@ def test_edges_cut_the_training_pairs_into_equal_parts():
     assert (counts / len(rows)).sub(0.25).abs().max() < 0.02
 
 
+@settings(deadline=None)
 @given(st.integers(0, 200), st.integers(1, 9), st.integers(0, 5))
 def test_buckets_do_not_depend_on_the_batch(seed, length, padding):
     # Sums of few codes, as quantised vectors are: the edges lie right at the cosines that occur.

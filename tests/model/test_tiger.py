@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import epoch_losses, settings
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import recbole_bbqrec
@@ -214,6 +215,7 @@ def ids(draw, size=6):
     return torch.tensor([(-1, -1, -1), *rows]), ["[PAD]", *tokens]
 
 
+@hypothesis_settings(deadline=None)
 @given(ids())
 def test_counting_tells_items_of_equal_earlier_codes_apart(drawn):
     codes, tokens = drawn
