@@ -21,25 +21,18 @@ KeysValues = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class LayerSettings:
-    """Sizes and dropouts of a transformer layer.
+    """Sizes and dropouts of a transformer layer."""
 
-    Attributes
-    ----------
-    hidden_size, inner_size : width H, and width inside the feed-forward part.
-    n_heads, head_size : number A of attention heads and width D of one; none = H / A.
-    dropout, attn_dropout : of what the parts of a layer add, and of attention weights.
-    eps : added to the variance in layer norms.
-    fused : whether attention of positions over each other makes query, key and value in one product; rounding differs.
-    """
-
-    hidden_size: int
-    inner_size: int
-    n_heads: int
-    dropout: float
-    attn_dropout: float
-    eps: float
-    head_size: int | None = None
-    fused: bool = True
+    hidden_size: int  # width H
+    inner_size: int  # width inside the feed-forward part
+    n_heads: int  # number A of attention heads
+    dropout: float  # of what the parts of a layer add
+    attn_dropout: float  # of attention weights
+    eps: float  # added to the variance in layer norms
+    head_size: int | None = None  # width D of a head; none = H / A
+    fused: bool = (
+        True  # whether positions that read each other get query, key and value in one product; it rounds apart
+    )
 
     @classmethod
     def from_config(cls, config: Any) -> "LayerSettings":

@@ -154,18 +154,14 @@ class TransitionGraph(Pop):
         row, back = np.nonzero(np.arange(most_last) < lengths[:, None])  # [n] history, steps back from its end
         item = histories.cpu().numpy()[row, lengths[row] - 1 - back]  # [n]
 
-        def near_enough(hop: int, n_hops: float) -> np.ndarray:
-            """Whether [n] paths of `hop` edges may start here: a step back counts as one, but for the first edge."""
-            return (back + hop <= n_hops) | (hop == 1)
-
         def weights(starts: np.ndarray, point: Point, hop: int) -> scipy.sparse.csr_array:
             """Weights [B, U] of the items `starts` [U], ascending, as starts of paths of `hop` edges."""
-            kept = near_enough(hop, point[HOPS]) & (back < point[LAST])
+            kept = _near_enough(back, hop, point[HOPS]) & (back < point[LAST])
             decay = (point[POSITION_DECAY] ** back[kept]).astype(np.float32)
             place = row[kept], np.searchsorted(starts, item[kept])
             return scipy.sparse.csr_array((decay, place), shape=(len(histories), len(starts)))
 
-        starts_of = [np.unique(item[near_enough(hop, most_hops)]) for hop in range(1, most_hops + 1)]
+        starts_of = [np.unique(item[_near_enough(back, hop, most_hops)]) for hop in range(1, most_hops + 1)]
         paths = [(starts, self._paths(starts, hop)) for hop, starts in enumerate(starts_of, start=1)]
         counts, features = self.counts.cpu(), self.features.cpu()
         cosines: dict[tuple[float, float], Tensor] = {}
@@ -193,6 +189,11 @@ class TransitionGraph(Pop):
         for _ in range(1, n_edges):
             paths = paths @ graph
         return scipy.sparse.csr_array(paths.log1p())
+
+
+def _near_enough(back: np.ndarray, hop: int, n_hops: float) -> np.ndarray:
+    """Whether paths of `hop` edges may start `back` steps from the end: a step counts as an edge, but for the first."""
+    return (back + hop <= n_hops) | (hop == 1)
 
 
 def _unit_rows(features: Any, n_items: int) -> Tensor:
