@@ -30,9 +30,7 @@ class LayerSettings:
     attn_dropout: float  # of attention weights
     eps: float  # added to the variance in layer norms
     head_size: int | None = None  # width D of a head; none = H / A
-    fused: bool = (
-        True  # whether positions that read each other get query, key and value in one product; it rounds apart
-    )
+    fused: bool = True  # whether self-attention makes query, key and value in one product; it rounds differently
 
     @classmethod
     def from_config(cls, config: Any) -> "LayerSettings":
