@@ -218,9 +218,9 @@ def _features_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _features(given: argparse.Namespace, settings: list[str]) -> int:
     from .config import Config
-    from .experiments.feature_report import describe, feature_report
+    from .experiments.feature_report import feature_report
 
-    print(describe(feature_report(Config("BBQRec", given.name, arguments=settings))))
+    print(feature_report(Config("BBQRec", given.name, arguments=settings)))
     return 0
 
 

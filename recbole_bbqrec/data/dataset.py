@@ -14,7 +14,7 @@ from recbole.utils import FeatureSource, FeatureType
 from .. import compat
 from ..errors import InputError
 from ..preparation.atomic import read_atomic
-from .features import FeatureSettings, ItemFeatures, build_item_features
+from .features import ItemFeatures, build_item_features
 from .semantic_ids import SemanticIds, fit_semantic_ids
 from .sequences import Sequences, training_sequences
 
@@ -178,11 +178,7 @@ class MultiModalSequentialDataset(SequentialDataset):
     # What is attached.
 
     def _attach_features(self) -> None:
-        item_file = Path(self.dataset_path) / f"{self.dataset_name}.item"
-        settings = FeatureSettings.from_config(self.config)
-        features, seconds = build_item_features(
-            item_file, self.item_tokens[1:], settings, self.cache_dir, device=self.config["device"]
-        )
+        features, seconds = build_item_features(self.config, self.item_tokens[1:], self.cache_dir)
         self.item_features = features.reindex(self.item_tokens)
         self.seconds["features"] = seconds
 

@@ -6,7 +6,7 @@ from typing import Any
 from ..errors import InputError
 from ..preparation import atomic, templates
 from .dataset import SEMANTIC_ID
-from .feature_sources import FeatureSettings
+from .feature_sources import fields_of
 
 
 def load_selected_features(config: Any, chosen: bool) -> None:
@@ -38,7 +38,8 @@ def load_selected_features(config: Any, chosen: bool) -> None:
         )
     there = atomic.read_header(path, config["field_separator"], config["encoding"] or "utf-8")
     if not chosen and not set(selected) <= {*there, *attached}:
-        selected = _described(config) or selected
+        described = [templates.parse(f"{name}_fields", fields_of(config, name)).columns for name in ("text", "image")]
+        selected = list(dict.fromkeys(column for columns in described for column in columns)) or selected
     wanted = [name for name in selected if name not in attached]
     for name in wanted:
         if name not in there:
@@ -49,11 +50,3 @@ def load_selected_features(config: Any, chosen: bool) -> None:
     config["selected_features"] = list(selected)
     if columns is not None:  # none is RecBole's word for all columns
         config["load_col"] = {**columns, "item": [config["ITEM_ID_FIELD"], *wanted]}
-
-
-def _described(config: Any) -> list[str]:
-    """Return the columns that the item features of this configuration are made from, each once."""
-    settings = FeatureSettings.from_config(config)
-    fields = {"text_fields": settings.text_fields, "image_fields": settings.image_fields}
-    found = [name for key, named in fields.items() if named for name in templates.parse(key, named).columns]
-    return list(dict.fromkeys(found))

@@ -1,12 +1,14 @@
 """Raw item texts, codes and images to matrices; knows neither models nor RecBole.
 
-Shapes: N rows (items) x D dimensions. Every encoder returns `Encoded(matrix, known, notes)`: float32 [N, D], bool [N]
-and plain data about the encoding. A row that is not known (a blank text, an unreadable image) is zero. The result
-depends on the rows, their order and the arguments alone.
+Shapes: N rows (items) x D dimensions. Every encoder returns a matrix float32 [N, D], whether a row is known, bool [N],
+and notes, plain data about the encoding. A row that is not known (a blank text, an unreadable image) is zero. The
+result depends on the rows, their order and the arguments alone. Those of transformers models are its `folder` (see
+`model_folder`) and a folder for the `parts` of an encoding that is interrupted (see `encode_in_batches`).
 """
 
 import logging
 import os
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,13 +19,13 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .encoding_parts import Encoded, Parts, assemble, in_batches
+from .encoding_parts import encode_in_batches
 from .images import decode, require_pillow
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 """What a model's folder is read for: settings, weights, vocabularies. Pickled weights (`.bin`) are never read."""
 
-_ONLY: dict[str, Any] = {"allow_patterns": list(MODEL_FILES), "ignore_patterns": ["*/*"]}
+Encoded = tuple[Tensor, Tensor, dict[str, Any]]
 
 
 def tfidf(texts: Sequence[str], dim: int, seed: int) -> Encoded:
@@ -44,7 +46,7 @@ def tfidf(texts: Sequence[str], dim: int, seed: int) -> Encoded:
         except ValueError as error:  # how scikit-learn says that no term is left
             if not any(words in str(error) for words in ("empty vocabulary", "no terms remain", "max_df corresponds")):
                 raise
-    return Encoded(torch.zeros(len(texts), 0), torch.zeros(len(texts), dtype=torch.bool), {})
+    return torch.zeros(len(texts), 0), torch.zeros(len(texts), dtype=torch.bool), {}
 
 
 def codes(rows: Sequence[str], dim: int, seed: int) -> Encoded:
@@ -73,42 +75,41 @@ def _reduce(matrix: Any, dim: int, seed: int) -> Encoded:
         width = max(1, min(dim, int(known.sum())))
         with np.errstate(divide="ignore", invalid="ignore"):  # its share of variance, where there is no variance
             dense = TruncatedSVD(width, random_state=seed).fit_transform(matrix)
-    return Encoded(torch.from_numpy(np.ascontiguousarray(dense, dtype=np.float32)), known, {})
+    return torch.from_numpy(np.ascontiguousarray(dense, dtype=np.float32)), known, {}
+
+
+def given(rows: Sequence[np.ndarray | None]) -> Encoded:
+    """Stack vectors that were computed elsewhere, of which there is at least one."""
+    nothing = np.zeros_like(next(row for row in rows if row is not None))
+    matrix = torch.from_numpy(np.stack([nothing if row is None else row for row in rows]))
+    return matrix, torch.tensor([row is not None for row in rows]), {}
 
 
 def transformers_text(
     texts: Sequence[str],
-    model: str,
+    folder: Path,
     batch_size: int = 32,
-    max_tokens: int = 128,
     device: str | torch.device = "cpu",
-    parts: Parts | None = None,
+    parts: Path | None = None,
+    max_tokens: int = 128,
 ) -> Encoded:
     """Encode texts with a transformers model: its text tower's features (CLIP, SigLIP), else the mean of its tokens.
 
-    Parameters
-    ----------
-    model : name on the hub, or a local folder with `config.json`, the tokenizer and `model.safetensors`.
-    max_tokens : longer texts are cut, and their number is logged; the model's own limit holds too.
-    parts : where an interrupted encoding leaves what it has done, and goes on from.
-
-    Returns
-    -------
-    With the notes `cut_texts`, their number, and `token_limit`.
+    Texts of more than `max_tokens`, or of the model's own limit, are cut. Notes: their number `cut_texts`, which is
+    logged too, and the `token_limit`.
     """
-    folder = model_folder(model)
     network, _ = _load_model(folder, device)
     tokenizer = _load(folder, lambda auto: auto.AutoTokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     limit = _token_limit(network.config, tokenizer, max_tokens)
-    lengths = _token_counts(texts, tokenizer)
-    cut = int((lengths > limit).sum())
+    blocks = (texts[start : start + 1024] for start in range(0, len(texts), 1024))
+    lengths = [len(ids) for block in blocks for ids in tokenizer(list(block), verbose=False)["input_ids"]]
+    cut = sum(length > limit for length in lengths)
     if cut:
-        logging.getLogger().info(f"{model}: {cut} of {len(texts)} texts cut to {limit} tokens (max_text_tokens)")
-    given = [at for at, text in enumerate(texts) if text.strip()]
+        logging.getLogger().info(f"{folder}: {cut} of {len(texts)} texts cut to {limit} tokens (max_text_tokens)")
     # Texts of like length share a batch, so that little is computed for padding; `sorted` is stable.
-    order = sorted(given, key=lambda at: int(lengths[at]))
+    order = sorted((at for at, text in enumerate(texts) if text.strip()), key=lengths.__getitem__)
     # SigLIP was trained on texts padded to the full length and reads the last position.
     padding = "max_length" if "siglip" in network.config.model_type else True
 
@@ -118,8 +119,8 @@ def transformers_text(
         ).to(device)
         return rows, _text_features(network, batch), {}
 
-    matrix, known, _ = assemble(in_batches(order, batch_size, encode, model, device, parts), len(texts))
-    return Encoded(matrix, known, {"cut_texts": cut, "token_limit": limit})
+    matrix, known, _ = encode_in_batches(order, len(texts), batch_size, encode, folder, device, parts)
+    return matrix, known, {"cut_texts": cut, "token_limit": limit}
 
 
 def _token_limit(config: Any, tokenizer: Any, max_tokens: int) -> int:
@@ -127,15 +128,6 @@ def _token_limit(config: Any, tokenizer: Any, max_tokens: int) -> int:
     if tokenizer.model_max_length < 1 << 20:  # else unknown: transformers puts in a huge number
         return min(max_tokens, tokenizer.model_max_length, positions or max_tokens)
     return min(max_tokens, (positions or max_tokens + 2) - 2)  # RoBERTa's kind keeps the first two for padding
-
-
-def _token_counts(texts: Sequence[str], tokenizer: Any) -> np.ndarray:
-    """Tokens per text before cutting."""
-    counts: list[int] = []
-    for start in range(0, len(texts), 1024):
-        ids = tokenizer(list(texts[start : start + 1024]), padding=False, truncation=False, verbose=False)["input_ids"]
-        counts += map(len, ids)
-    return np.array(counts, dtype=np.int64)
 
 
 def _text_features(network: Any, batch: Any) -> Tensor:
@@ -150,48 +142,40 @@ def _text_features(network: Any, batch: Any) -> Tensor:
 
 def transformers_image(
     paths: Sequence[Path | None],
-    model: str,
+    folder: Path,
     batch_size: int = 32,
     device: str | torch.device = "cpu",
-    parts: Parts | None = None,
+    parts: Path | None = None,
 ) -> Encoded:
     """Encode image files with a transformers vision model.
 
     The image features of models that have them (CLIP, SigLIP), else the pooled output, else the mean over the last
-    layer. `None` and files that are no usable image are not known; the reasons are logged.
-
-    Parameters
-    ----------
-    parts : where an interrupted encoding leaves what it has done, and goes on from.
-
-    Returns
-    -------
-    With the note `unreadable`: kind of reason -> number of images.
+    layer. `None` and files that are no usable image are not known; the reasons are logged. Notes: `unreadable`, kind
+    of reason -> number of images.
     """
     require_pillow()
-    folder = model_folder(model)
     network, untrained = _load_model(folder, device)
     processor = _load(folder, lambda auto: auto.AutoImageProcessor)
     # A pooler that is not in the weights file has been filled with random numbers.
     pooled = not any("pooler" in name for name in untrained)
 
-    def encode(rows: list[int]) -> tuple[list[int], Tensor | None, dict[int, str]]:
+    def encode(rows: list[int]) -> tuple[list[int], Tensor, dict[int, str]]:
         decoded = {row: decode(paths[row]) for row in rows}  # type: ignore[arg-type]  (only rows with a path)
         images = {row: image for row, (image, _) in decoded.items() if image is not None}
         bad = {row: reason for row, (image, reason) in decoded.items() if image is None}
         if not images:
-            return [], None, bad
+            return [], torch.zeros(0), bad
         batch = processor(images=list(images.values()), return_tensors="pt").to(device)
         return list(images), _image_features(network, batch, pooled), bad
 
     order = [row for row, path in enumerate(paths) if path is not None]
-    matrix, known, bad = assemble(in_batches(order, batch_size, encode, model, device, parts), len(paths))
+    matrix, known, bad = encode_in_batches(order, len(paths), batch_size, encode, folder, device, parts)
     for row in list(bad)[:20]:
         logging.getLogger().warning(f"image left out: {paths[row]}: {bad[row]}")
     if len(bad) > 20:
         logging.getLogger().warning(f"image left out: {len(bad) - 20} more, for the like reasons")
     kinds = Counter(reason.partition(":")[0] for reason in bad.values())
-    return Encoded(matrix, known, {"unreadable": dict(sorted(kinds.items()))})
+    return matrix, known, {"unreadable": dict(sorted(kinds.items()))}
 
 
 def _image_features(network: Any, batch: Any, pooled: bool) -> Tensor:
@@ -205,48 +189,33 @@ def _image_features(network: Any, batch: Any, pooled: bool) -> Tensor:
     return hidden.mean((2, 3)) if hidden.dim() == 4 else hidden.mean(1)
 
 
-def _refuse_path(model: str) -> None:
+def model_folder(model: str, download: bool = True) -> Path | None:
+    """Return the local folder of a transformers model; a name on the hub is looked up and downloaded there first.
+
+    Only `MODEL_FILES` are fetched. Without a connection an earlier download is used. Without `download` nothing is
+    fetched, and `None` stands for what is not on this machine.
+
+    Raises
+    ------
+    InputError : a path that is no folder, or a model that is not to be had.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
     if model.startswith((".", "~", os.sep)) or model.count("/") > 1 or "\\" in model:
         raise InputError(
             f"{model}: no such folder; expected a transformers model saved with safetensors, or a hub name"
         )
-
-
-def local_model(model: str) -> Path | None:
-    """Return the folder of a transformers model that is on this machine; `None` for a hub name still to be downloaded.
-
-    Raises
-    ------
-    InputError : a path that is no folder.
-    """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    _refuse_path(model)
     from huggingface_hub import snapshot_download
 
+    files: dict[str, Any] = {"allow_patterns": list(MODEL_FILES), "ignore_patterns": ["*/*"]}
     try:
-        return Path(snapshot_download(model, local_files_only=True, **_ONLY))
-    except Exception:  # the hub's client raises all kinds where it has nothing
-        return None
-
-
-def model_folder(model: str) -> Path:
-    """Return the local folder of a transformers model; a name on the hub is looked up and downloaded there first.
-
-    Only `MODEL_FILES` are fetched. Without a connection an earlier download is used.
-    """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    _refuse_path(model)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model, **_ONLY))
+        return Path(snapshot_download(model, **files, local_files_only=not download))
     except Exception as error:  # the hub's client and its transports raise all kinds
+        if not download:
+            return None
         raise InputError(
-            f"{model}: neither a local folder nor to be had from the hub ({_first_line(error)}); check the name, the "
+            f"{model}: neither a local folder nor to be had from the hub ({_short(error)}); check the name, the "
             "connection and HF_HUB_OFFLINE, or download the model elsewhere and name its folder"
         ) from error
 
@@ -260,9 +229,9 @@ def _load(folder: Path, which: Callable[[Any], Any], **options: Any) -> Any:
         return which(transformers).from_pretrained(str(folder), trust_remote_code=False, **options)
     except Exception as error:  # transformers raises all kinds for one and the same broken folder
         raise InputError(
-            f"{folder}: not a model that can be loaded ({_first_line(error)}); expected config.json, "
-            "model.safetensors and the tokenizer or image processor, as save_pretrained writes them; if a package is "
-            "missing, pip install 'recbole-bbqrec[images]'"
+            f"{folder}: not a model that can be loaded ({_short(error)}); expected config.json, model.safetensors and "
+            "the tokenizer or image processor, as save_pretrained writes them; if a package is missing, pip install "
+            "'recbole-bbqrec[images]'"
         ) from error
 
 
@@ -283,6 +252,5 @@ def _load_model(folder: Path, device: str | torch.device) -> tuple[Any, list[str
     return network.to(device=device, dtype=torch.float32).eval(), missing
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200] if lines else 'no reason given'}"
+def _short(error: Exception) -> str:
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 200)
