@@ -44,6 +44,8 @@ def read_vectors(path: Path) -> tuple[list[str], Tensor]:
     try:
         if path.suffix == ".npy":
             array = np.load(path, allow_pickle=False)
+            if array.dtype.kind not in "fiu":
+                raise ValueError(f"found {array.dtype}, expected numbers")
             # torch takes no foreign byte order.
             vectors = torch.from_numpy(array.astype(np.float32 if array.dtype.kind == "f" else np.float64))
             text = files_of(path)[1].read_text(encoding="utf-8-sig").removesuffix("\n")
