@@ -27,14 +27,6 @@ def modalities(config: Any) -> dict[str, str]:
     return {name: encoder for name, encoder in found.items() if encoder is not None}
 
 
-def fields_of(config: Any, name: str) -> list[str]:
-    """Return the columns that a modality's setting names, or its template as the only entry."""
-    value = _given(config, f"{name}_fields") or ()
-    if isinstance(value, str):
-        return [value.strip()] if "{" in value else value.split()
-    return list(map(str, value))
-
-
 def image_folder(config: Any) -> Path | None:
     """Return the folder whose images a run reads; none where it reads no images, or has them as vectors or codes."""
     reads = any(_kind(config, name) == "images" for name in modalities(config))
@@ -71,42 +63,37 @@ def read_texts(config: Any, tokens: list[str], names: Iterable[str]) -> dict[str
     ------
     InputError : a modality has no fields or no proper template; the file or a column is missing or broken.
     """
-    made = {name: _template(config, name) for name in names if _kind(config, name) == "columns"}
+    made = {name: template_of(config, name) for name in names if _kind(config, name) == "columns"}
     if not made:
         return {}
     file, item, separator = item_file(config), config["ITEM_ID_FIELD"], config["seq_separator"]
-    columns = [item, *(column for template in made.values() for column in template.columns)]
-    how = (config["field_separator"], config["encoding"] or "utf-8", separator)
-    table = atomic.read_atomic(file, columns, *how)[0].map(_as_text)
-    first = table.drop_duplicates(item).set_index(item, drop=False)
-    for count, what in (
-        (len(table) - len(first), "rows repeat an item and are left out"),
-        (len(set(tokens) - set(first.index)), "items have no row"),
-    ):
-        if count:
-            logging.getLogger().warning(f"{file}: {count} {what}")
-    cells = first.reindex(tokens, fill_value="").map(lambda cell: cell.replace(separator, " ").strip())
-    texts = {}
     for name, template in made.items():
-        # In category tokens `_` stands for a blank; in codes it is part of the name.
-        codes = modalities(config)[name] == "codes"
-        rows = cells if codes else cells.map(lambda cell: cell.replace("_", " ").strip())
-        texts[name] = [template.fill(row) for row in rows.to_dict("records")]
-    return texts
+        if not template.columns:
+            source = f"{name}_fields" + (" or image_folder" if name == "image" else "")
+            raise InputError(f"{source}: found nothing for {name}_encoder; name columns of {file}")
+        if not file.is_file():
+            raise InputError(
+                f"{file}: no such file, but {name}_fields asks for its columns {' '.join(template.columns)}; add the "
+                f"file, or set {name}_encoder to ~"
+            )
+    columns = dict.fromkeys(column for template in made.values() for column in template.columns)
+    how = (config["field_separator"], config["encoding"] or "utf-8", separator)
+    table = atomic.read_atomic(file, [item, *columns], *how)[0].map(_as_text)
+    first = table.drop_duplicates(item).set_index(item, drop=False)
+    if repeated := len(table) - len(first):
+        logging.getLogger().warning(f"{file}: {repeated} rows repeat an item and are left out")
+    if unlisted := len(set(tokens) - set(first.index)):
+        logging.getLogger().warning(f"{file}: {unlisted} items have no row")
+    cells = first.reindex(tokens, fill_value="").map(lambda cell: cell.replace(separator, " ").strip())
+    # In category tokens `_` stands for a blank; in codes it is part of the name.
+    words = cells.map(lambda cell: cell.replace("_", " ").strip())
+    rows = {name: cells if modalities(config)[name] == "codes" else words for name in made}
+    return {name: [template.fill(row) for row in rows[name].to_dict("records")] for name, template in made.items()}
 
 
-def _template(config: Any, name: str) -> templates.Template:
-    key, fields, file = f"{name}_fields", fields_of(config, name), item_file(config)
-    if not fields:
-        key += " or image_folder" if name == "image" else ""
-        raise InputError(f"{key}: found nothing for {modalities(config)[name]!r}; name columns of {file}")
-    template = templates.parse(key, fields)
-    if not file.is_file():
-        raise InputError(
-            f"{file}: no such file, but {key} asks for its columns {' '.join(template.columns)}; add the file, or set "
-            f"{name}_encoder to ~"
-        )
-    return template
+def template_of(config: Any, name: str) -> templates.Template:
+    """Return what a modality's `<name>_fields` says; without columns where it is empty."""
+    return templates.parse(f"{name}_fields", _given(config, f"{name}_fields"))
 
 
 def _as_text(cell: Any) -> str:
@@ -164,7 +151,7 @@ def gather(name: str, config: Any, texts: dict[str, list[str]], tokens: list[str
         files = images.images_by_token(place)
         rows = [files.get(token) for token in tokens]
     else:
-        place, rows, fields = item_file(config), texts[name], " ".join(fields_of(config, name))
+        place, rows, fields = item_file(config), texts[name], _given(config, f"{name}_fields")
         remedy = f"the columns {fields} must have values for this data set's items"
     method, encode = _encoder(kind, found, config, rows, download)
     method["code"] = storage.source_fingerprint(__name__)

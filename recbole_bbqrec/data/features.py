@@ -88,18 +88,9 @@ class ItemFeatures:
 
 
 def build_item_features(config: Any, item_tokens: Sequence[str], cache_dir: Path) -> tuple[ItemFeatures, float]:
-    """Compute the features of `item_tokens`, or read them from `cache_dir`.
+    """Return the features of the items, rows in sorted order of their tokens, and the seconds spent on encoding.
 
-    Parameters
-    ----------
-    config : says where the data set is, what its features are made from, and the device.
-    item_tokens : the items; their order does not matter, `[PAD]` is left out.
-    cache_dir : one file per modality and state of its inputs, `features-<modality>-<fingerprint>.safetensors`.
-
-    Returns
-    -------
-    features : rows in sorted order of the tokens.
-    seconds : time spent on encoding; 0 where everything was read from the cache.
+    What `cache_dir` holds is read: one file per modality and state of its inputs, see `cache_file`.
 
     Raises
     ------

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..data.dataset import MultiModalSequentialDataset
-from ..data.feature_sources import Source, fields_of, gather, item_file, modalities, read_texts
+from ..data.feature_sources import Source, gather, item_file, modalities, read_texts
 from ..data.features import ItemFeatures, cache_file, read_file
 from ..errors import InputError
 from ..evaluation.report import markdown_table
@@ -43,7 +43,7 @@ def feature_report(config: Any) -> str:
         try:
             source = gather(name, config, read_texts(config, tokens, [name]), tokens, download=False)
         except InputError as error:
-            place = config[f"{name}_folder"] or " ".join(fields_of(config, name))
+            place = str(config[f"{name}_folder"] or config[f"{name}_fields"])
             rows.append([name, encoder, place, "", "", "broken", "", "", ""])
             lines.append(f"{name}: {error}")
             files -= others  # any of them may belong to the source once it is mended
@@ -76,22 +76,17 @@ def _state(source: Source, file: Path, batch_size: int) -> tuple[list[str], str]
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(file.stat().st_mtime))
         remark = f"{failed} items have something that could not be encoded" if failed else ""
         return ["ready", str(features.matrices[name].shape[1]), _mb(file), when], remark
-    state, remark = "missing", "nothing is encoded yet, the next run does it"
     done = sum(len(rows) + len(bad) for rows, _, bad in read_parts(file.with_suffix(".parts")))
-    earlier = _earlier(source, file.parent)
     if done:
-        total = -(-available // batch_size)
-        state, remark = (
-            "begun",
-            f"{-(-done // batch_size)} of {total} batches are done, the next run goes on from there",
-        )
-    elif not available:
-        remark = f"{source.place}: no item has any; {source.remedy}"
-    elif earlier:
-        state, remark = "stale", earlier
+        batches = f"{-(-done // batch_size)} of {-(-available // batch_size)} batches"
+        return ["begun", "", "", ""], f"{batches} are done, the next run goes on from there"
+    if not available:
+        return ["missing", "", "", ""], f"{source.place}: no item has any; {source.remedy}"
+    earlier = _earlier(source, file.parent)
+    remark = earlier or "nothing is encoded yet, the next run does it"
     if source.model_is_missing:
         remark += f"; {source.about['encoder']} is not on this machine and is downloaded first"
-    return [state, "", "", ""], remark
+    return ["stale" if earlier else "missing", "", "", ""], remark
 
 
 def _earlier(source: Source, folder: Path) -> str:

@@ -36,17 +36,10 @@ def tfidf(texts: Sequence[str], dim: int, seed: int) -> Encoded:
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    for min_df in (2, 1):
-        # Titles are short: one-letter words ("5 x 7") are telling, and a repeated word is hardly twice as important.
-        vectorizer = TfidfVectorizer(
-            sublinear_tf=True, ngram_range=(1, 2), min_df=min_df, token_pattern=r"(?u)\b\w+\b", strip_accents="unicode"
-        )
-        try:
-            return _reduce(vectorizer.fit_transform(texts), dim, seed)
-        except ValueError as error:  # how scikit-learn says that no term is left
-            if not any(words in str(error) for words in ("empty vocabulary", "no terms remain", "max_df corresponds")):
-                raise
-    return torch.zeros(len(texts), 0), torch.zeros(len(texts), dtype=torch.bool), {}
+    # Titles are short: one-letter words ("5 x 7") are telling, and a repeated word is hardly twice as important.
+    how: dict[str, Any] = {"token_pattern": r"(?u)\b\w+\b", "ngram_range": (1, 2), "sublinear_tf": True}
+    vectorizers = [TfidfVectorizer(strip_accents="unicode", min_df=least, **how) for least in (2, 1)]
+    return _counted(texts, vectorizers, dim, seed)
 
 
 def codes(rows: Sequence[str], dim: int, seed: int) -> Encoded:
@@ -54,28 +47,35 @@ def codes(rows: Sequence[str], dim: int, seed: int) -> Encoded:
 
     They are exact where that takes at most `dim` dimensions and reduced to `dim` by truncated SVD otherwise.
     """
-    from scipy.sparse import csr_matrix
+    from sklearn.feature_extraction.text import CountVectorizer
 
-    split = [row.split() for row in rows]
-    column = {key: at for at, key in enumerate(sorted({pair for row in split for pair in enumerate(row)}))}
-    where = [(at, column[pair]) for at, row in enumerate(split) for pair in enumerate(row)]
-    row_at, column_at = zip(*where, strict=True) if where else ((), ())
-    return _reduce(csr_matrix((np.ones(len(where)), (row_at, column_at)), shape=(len(rows), len(column))), dim, seed)
+    def split(row: str) -> list[tuple[int, str]]:
+        return list(enumerate(row.split()))
+
+    pairs = sorted({pair for row in rows for pair in split(row)})
+    vectorizer = CountVectorizer(analyzer=split, vocabulary=pairs, lowercase=False, dtype=np.float64)
+    return _counted(rows, [vectorizer], dim, seed)
 
 
-def _reduce(matrix: Any, dim: int, seed: int) -> Encoded:
-    """Dense form of a sparse [N, terms] matrix with at most `dim` columns."""
+def _counted(rows: Sequence[str], vectorizers: Sequence[Any], dim: int, seed: int) -> Encoded:
+    """Return what the first of the vectorizers that finds a term makes of the rows, in at most `dim` columns."""
     from sklearn.decomposition import TruncatedSVD
 
-    known = torch.from_numpy(np.diff(matrix.tocsr().indptr) > 0)
-    if matrix.shape[1] <= dim:
-        dense = matrix.toarray()
-    else:
-        # No more dimensions than rows that say something: beyond the rank there is nothing but rounding errors.
-        width = max(1, min(dim, int(known.sum())))
-        with np.errstate(divide="ignore", invalid="ignore"):  # its share of variance, where there is no variance
-            dense = TruncatedSVD(width, random_state=seed).fit_transform(matrix)
-    return torch.from_numpy(np.ascontiguousarray(dense, dtype=np.float32)), known, {}
+    for vectorizer in vectorizers:
+        try:
+            matrix = vectorizer.fit_transform(rows)  # sparse [N, terms]
+        except ValueError:  # how scikit-learn says that no term is left
+            continue
+        known = torch.from_numpy(np.diff(matrix.indptr) > 0)
+        if matrix.shape[1] <= dim:
+            dense = matrix.toarray()
+        else:
+            # No more dimensions than rows that say something: beyond the rank there is nothing but rounding errors.
+            width = max(1, min(dim, int(known.sum())))
+            with np.errstate(divide="ignore", invalid="ignore"):  # its share of variance, where there is no variance
+                dense = TruncatedSVD(width, random_state=seed).fit_transform(matrix)
+        return torch.from_numpy(np.ascontiguousarray(dense, dtype=np.float32)), known, {}
+    return torch.zeros(len(rows), 0), torch.zeros(len(rows), dtype=torch.bool), {}
 
 
 def given(rows: Sequence[np.ndarray | None]) -> Encoded:
@@ -170,10 +170,9 @@ def transformers_image(
 
     order = [row for row, path in enumerate(paths) if path is not None]
     matrix, known, bad = encode_in_batches(order, len(paths), batch_size, encode, folder, device, parts)
-    for row in list(bad)[:20]:
-        logging.getLogger().warning(f"image left out: {paths[row]}: {bad[row]}")
-    if len(bad) > 20:
-        logging.getLogger().warning(f"image left out: {len(bad) - 20} more, for the like reasons")
+    told = [f"{paths[row]}: {reason}" for row, reason in bad.items()][:20]
+    for line in [*told, f"{len(bad) - 20} more, for the like reasons"][: len(bad)]:
+        logging.getLogger().warning(f"image left out: {line}")
     kinds = Counter(reason.partition(":")[0] for reason in bad.values())
     return matrix, known, {"unreadable": dict(sorted(kinds.items()))}
 

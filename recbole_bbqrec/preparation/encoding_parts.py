@@ -32,17 +32,13 @@ def encode_in_batches(
     device: str | torch.device,
     parts: Path | None = None,
 ) -> tuple[Tensor, Tensor, dict[int, str]]:
-    """Encode the rows `order` of `n_rows`, but for those that are kept in `parts`.
+    """Encode the rows `order` of `n_rows`: features [n_rows, D], whether a row has them [n_rows], row -> why not.
 
     Parameters
     ----------
     encode : rows of a batch -> rows encoded, their features [n, D] (`zeros(0)` without any), row -> why it has none.
     model : its folder, for messages.
     parts : folder where pieces are kept on the way, named by all that the encoding depends on; `None` keeps nothing.
-
-    Returns
-    -------
-    Features [n_rows, D], whether a row has them [n_rows], and row -> why it has none, sorted.
 
     Raises
     ------

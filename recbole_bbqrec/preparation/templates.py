@@ -1,7 +1,7 @@
 """Texts of items from columns: a plain list of columns, or a template such as `{title}[ by {brand}][, in {tags}]`."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..errors import InputError
@@ -29,24 +29,19 @@ class Template(NamedTuple):
         return " ".join(text.split())
 
 
-def parse(key: str, fields: Sequence[str]) -> Template:
-    """Return the template of a modality's fields; a list of columns is one with blanks between them.
-
-    Parameters
-    ----------
-    key : setting the fields come from, for error messages.
-    fields : names of columns, or as the only entry a template, which holds `{`.
+def parse(key: str, fields: str | list[str] | None) -> Template:
+    """Return the template of a setting: names of columns, which is one with blanks between them, or a text with `{`.
 
     Raises
     ------
-    InputError : brackets or braces do not pair, are nested or empty, or there is no column.
+    InputError : brackets or braces do not pair, are nested or empty, or there is no column. `key` is the setting.
     """
-    if len(fields) != 1 or "{" not in fields[0]:
-        return Template([([piece for name in fields for piece in (" ", name)] + [""], False)])
+    if not isinstance(fields, str) or "{" not in fields:
+        names = fields.split() if isinstance(fields, str) else fields or []
+        return Template([([piece for name in names for piece in (" ", str(name))] + [""], False)])
     parts = []
-    for at, part in enumerate(re.split(r"\[([^][]*)\]", fields[0])):  # what stood in brackets has the odd places
-        pieces = re.split(r"\{([^{}]*)\}", part)
-        found = ""
+    for at, part in enumerate(re.split(r"\[([^][]*)\]", fields)):  # what stood in brackets has the odd places
+        pieces, found = re.split(r"\{([^{}]*)\}", part), ""
         if wrong := re.search(r"[][{}]", "".join(pieces[::2])):
             found = f"a {wrong[0]} without its other half, or brackets and braces within one another"
         elif "" in pieces[1::2]:
@@ -55,7 +50,7 @@ def parse(key: str, fields: Sequence[str]) -> Template:
             found = f"[{part}] without a column"
         if found:
             raise InputError(
-                f"{key}: found {found} in {fields[0]!r}, expected columns as {{title}}, and parts that go when one of "
+                f"{key}: found {found} in {fields!r}, expected columns as {{title}}, and parts that go when one of "
                 "their columns is blank as [ by {brand}]; correct the template"
             )
         parts.append((pieces, at % 2 == 1))

@@ -519,5 +519,6 @@ def test_settings_of_a_configuration_without_get() -> None:
         def __getitem__(self, key: str) -> Any:
             return {"text_encoder": "~", "text_fields": ["a", "b"], "ITEM_ID_FIELD": "iid"}.get(key)
 
-    assert feature_sources.modalities(Config()) == {} and feature_sources.fields_of(Config(), "text") == ["a", "b"]
-    assert feature_sources.fields_of(Config(), "image") == [] and features.PADDING == "[PAD]"
+    found = feature_sources.template_of(Config(), "text")
+    assert found.columns == ["a", "b"] and feature_sources.template_of(Config(), "image").columns == []
+    assert feature_sources.modalities(Config()) == {} and features.PADDING == "[PAD]"

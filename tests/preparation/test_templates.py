@@ -27,7 +27,7 @@ PLACES = "{title}[ by {brand}][, in {tags}]"
     ],
 )
 def test_templates_are_filled(template: str, cells: tuple[str, ...], expected: str) -> None:
-    found = parse("text_fields", (template,))
+    found = parse("text_fields", template)
     assert found.fill(dict(zip(("title", "brand", "tags"), cells, strict=True))) == expected
 
 
@@ -36,16 +36,17 @@ CELL = st.text("ab \t", max_size=4)
 
 @given(st.lists(CELL, min_size=1, max_size=4))
 def test_a_list_of_columns_is_joined_by_blanks(values: list[str]) -> None:
-    columns = tuple("wxyz"[: len(values)])
+    columns = list("wxyz"[: len(values)])
     found = parse("text_fields", columns)
-    assert found.columns == list(columns)
+    assert found.columns == columns and found == parse("text_fields", " ".join(columns))
     cells = dict(zip(columns, (" ".join(value.split()) for value in values), strict=True))
     assert found.fill(cells) == " ".join(" ".join(values).split())
 
 
 def test_columns_are_named_once_in_order() -> None:
-    assert parse("text_fields", ("{b}[ {a} {b}]{c}",)).columns == ["b", "a", "c"]
-    assert parse("text_fields", ("{a}", "b")).columns == ["{a}", "b"] and parse("text_fields", ()).columns == []
+    assert parse("text_fields", "{b}[ {a} {b}]{c}").columns == ["b", "a", "c"]
+    assert parse("text_fields", ["{a}", "b"]).columns == ["{a}", "b"]
+    assert parse("text_fields", "").columns == parse("text_fields", None).columns == []
 
 
 @pytest.mark.parametrize(
@@ -64,4 +65,4 @@ def test_columns_are_named_once_in_order() -> None:
 )
 def test_what_is_no_template(template: str, message: str) -> None:
     with pytest.raises(InputError, match=f"image_fields: {message}.*expected columns as .*correct the template"):
-        parse("image_fields", (template,))
+        parse("image_fields", template)
