@@ -1,16 +1,13 @@
 """What item features there are for a data set, and what the next run would have to encode; nothing is encoded here."""
 
 import copy
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ..data.dataset import MultiModalSequentialDataset
 from ..data.feature_sources import Source, gather, item_file, modalities, read_texts
-from ..data.features import ItemFeatures, cache_file, read_file
+from ..data.features import cache_file, read_file
 from ..errors import InputError
 from ..evaluation.report import markdown_table
 from ..preparation.encoding_parts import read_parts
@@ -18,7 +15,7 @@ from ..preparation.image_download import addresses_of, images_command
 from ..preparation.image_failures import FAILURES, read_failures
 from ..preparation.images import images_by_token, token_of
 
-HEADER = ("modality", "encoder", "source", "items with", "without", "state", "width", "MB", "written")
+HEADER = ("modality", "encoder", "source", "items with", "without", "state")
 
 
 def feature_report(config: Any) -> str:
@@ -35,81 +32,64 @@ def feature_report(config: Any) -> str:
     plain.final_config_dict = config.final_config_dict | without
     dataset = MultiModalSequentialDataset(plain)  # its items are those that a run sees
     tokens, folder = sorted(dataset.item_tokens[1:]), dataset.cache_dir
-    files = set(folder.glob("features-*")) if modalities(config) else set()
+    unused = set(folder.glob("features-*")) if modalities(config) else set()
     rows: list[list[str]] = []
     lines: list[str] = []
     for name, encoder in modalities(config).items():
-        others = {path for path in files if path.name.startswith(f"features-{name}-")}
+        perhaps = {path for path in unused if path.name.startswith(f"features-{name}-")}
         try:
             source = gather(name, config, read_texts(config, tokens, [name]), tokens, download=False)
         except InputError as error:
-            place = str(config[f"{name}_folder"] or config[f"{name}_fields"])
-            rows.append([name, encoder, place, "", "", "broken", "", "", ""])
+            rows.append([name, encoder, str(config[f"{name}_folder"] or config[f"{name}_fields"]), "", "", "broken"])
             lines.append(f"{name}: {error}")
-            files -= others  # any of them may belong to the source once it is mended
+            unused -= perhaps  # any of them may belong to the source once it is mended
             continue
-        file, counts = cache_file(folder, source), [source.available, len(tokens) - source.available]
-        files -= others if source.model_is_missing else {file, file.with_suffix(".parts")}
+        file = cache_file(folder, source)
+        unused -= perhaps if source.model_is_missing else {file, file.with_suffix(".parts")}
         state, remark = _state(source, file, config["encode_batch_size"])
-        rows.append([name, encoder, source.place.name, *map(str, counts), *state])
+        counts = [str(source.available), str(len(tokens) - source.available)]
+        rows.append([name, encoder, source.place.name, *counts, state])
         lines += [f"{name}: {remark}"] if remark else []
     table = markdown_table(HEADER, rows) if rows else "no modality has an encoder: set text_encoder"
     lines = [f"{config['dataset']}: item features of {len(tokens)} items", "", table, "", *lines]
     lines += _images(config, tokens)
-    if files:
-        names = ", ".join(sorted(path.name for path in files))
-        lines.append(f"{folder}: {_mb(*files)} MB are not used by these settings and may be deleted: {names}")
+    if unused:
+        names = ", ".join(sorted(path.name for path in unused))
+        lines.append(f"{folder}: not used by these settings and may be deleted: {names}")
     return "\n".join(lines).rstrip()
 
 
-def _mb(*paths: Path) -> str:
-    files = (file for path in paths for file in (path, *path.rglob("*")) if file.is_file())
-    return f"{sum(file.stat().st_size for file in files) / 1e6:.1f}"
-
-
-def _state(source: Source, file: Path, batch_size: int) -> tuple[list[str], str]:
-    """Return the cells of a modality's row from `state` on, and what is to be known or done; "" where nothing is."""
-    name, available = source.about["modality"], source.available
+def _state(source: Source, file: Path, batch_size: int) -> tuple[str, str]:
+    """Return the state of a modality and what is to be known or done, "" where nothing is."""
+    available = source.available
     if cached := read_file(file, source.inputs):
-        features = cached[0]
-        failed = available - int(features.present[name].sum())
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(file.stat().st_mtime))
-        remark = f"{failed} items have something that could not be encoded" if failed else ""
-        return ["ready", str(features.matrices[name].shape[1]), _mb(file), when], remark
+        failed = available - cached[1]["present"]
+        return "ready", f"{failed} items have something that could not be encoded" if failed else ""
     done = sum(len(rows) + len(bad) for rows, _, bad in read_parts(file.with_suffix(".parts")))
     if done:
         batches = f"{-(-done // batch_size)} of {-(-available // batch_size)} batches"
-        return ["begun", "", "", ""], f"{batches} are done, the next run goes on from there"
+        return "begun", f"{batches} are done, the next run goes on from there"
     if not available:
-        return ["missing", "", "", ""], f"{source.place}: no item has any; {source.remedy}"
+        return "missing", f"{source.place}: no item has any; {source.remedy}"
     earlier = _earlier(source, file.parent)
     remark = earlier or "nothing is encoded yet, the next run does it"
     if source.model_is_missing:
         remark += f"; {source.about['encoder']} is not on this machine and is downloaded first"
-    return ["stale" if earlier else "missing", "", "", ""], remark
+    return "stale" if earlier else "missing", remark
 
 
 def _earlier(source: Source, folder: Path) -> str:
     """Say how the newest file of other inputs, one of the same encoder first, differs; "" where there is none."""
-    found = []
-    for path in folder.glob(f"features-{source.about['modality']}-*.safetensors"):
-        if cached := read_file(path):
-            same_encoder = cached[1]["encoder"] == source.about["encoder"]
-            found.append((same_encoder, path.stat().st_mtime, path.name, _changes(source, *cached)))
+    paths = folder.glob(f"features-{source.about['modality']}-*.safetensors")
+    files = [read_file(path) for path in sorted(paths, key=lambda path: path.stat().st_mtime)]
+    found = sorted(filter(None, files), key=lambda one: one[1]["encoder"] == source.about["encoder"])
     if not found:
         return ""
-    *_, file, changes = max(found)
-    if not changes and source.model_is_missing:
-        return f"{file}: fits if the model is the same"
-    return f"{file}: {changes or 'for other items'}; the next run encodes all items again"
-
-
-def _changes(source: Source, features: ItemFeatures, header: dict[str, Any], hashes: Tensor) -> str:
-    """Say what differs between the inputs of a features file and those as they are now."""
+    features, header, hashes = found[-1]
     about = {**source.about, **source.method, "items": len(source.tokens)}
-    old, new = ({**plain, **plain.get("versions", {})} for plain in (header, about))
-    keys = [key for key in new if old.get(key) != new[key] and key != "versions" and (key != "model" or new[key])]
-    found = [f"{key} {old.get(key)} -> {new[key]}" for key in keys]
+    old, new = (plain | plain.get("versions", {}) for plain in (header, about))
+    keys = [key for key in new if old.get(key) != new[key] and (key != "model" or new[key])]
+    changes = [f"{key} {old.get(key)} -> {new[key]}" for key in keys if key != "versions"]
     before, now = (
         {token: one for token, one in zip(tokens, numbers.tolist(), strict=True) if one}
         for tokens, numbers in ((features.tokens, hashes), (source.tokens, source.hashes))
@@ -117,7 +97,11 @@ def _changes(source: Source, features: ItemFeatures, header: dict[str, Any], has
     both = now.keys() & before.keys()
     counts = {"changed": sum(now[token] != before[token] for token in both)}
     counts |= {"new": len(now) - len(both), "gone": len(before) - len(both)}
-    return ", ".join(found + [f"{count} items {what}" for what, count in counts.items() if count])
+    changes += [f"{count} items {what}" for what, count in counts.items() if count]
+    file = f"features-{source.about['modality']}-{header['inputs']}.safetensors"
+    if not changes and source.model_is_missing:
+        return f"{file}: fits if the model is the same"
+    return f"{file}: {', '.join(changes) or 'for other items'}; the next run encodes all items again"
 
 
 def _images(config: Any, tokens: list[str]) -> list[str]:

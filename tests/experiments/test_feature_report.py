@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -95,12 +94,10 @@ def test_before_and_after_a_run(folder: Path) -> None:
     assert found.remark == "nothing is encoded yet, the next run does it"
     assert not (folder / "saved" / "cache").exists()
     dataset = run(folder)
-    (file,) = dataset.cache_dir.glob("features-*")
+    assert len(list(dataset.cache_dir.glob("features-*"))) == 1
     (found,) = states(report(folder))
-    width = dataset.item_features.matrices["text"].shape[1]  # type: ignore[union-attr]
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(file.stat().st_mtime))
-    expected = ["text", "tfidf", "tiny.item", "39", "1", "ready", str(width), "0.0", when, ""]
-    assert list(vars(found).values()) == expected and unused(report(folder)) == []
+    assert list(vars(found).values()) == ["text", "tfidf", "tiny.item", "39", "1", "ready", ""]
+    assert unused(report(folder)) == []
 
 
 @pytest.mark.parametrize("changes", [{}, {"load_col": None}, {"load_col": {"item": ["item_id", "title"]}}])
@@ -139,7 +136,7 @@ def test_changed_items_are_counted(folder: Path) -> None:
     edit_items(folder, r"^i03\t\t", "i03\tnow with a title\t")
     edit_items(folder, r"^(i04|i05)\t.*\n", "")
     found = state(folder)
-    assert (found.state, getattr(found, "items with"), found.width) == ("stale", str(N_ITEMS - 2), "")
+    assert (found.state, getattr(found, "items with")) == ("stale", str(N_ITEMS - 2))
     assert re.fullmatch(
         r"features-text-[0-9a-f]{16}\.safetensors: 1 items changed, 1 items new, 2 items gone; "
         "the next run encodes all items again",
@@ -309,7 +306,7 @@ def test_a_data_set_without_images_says_nothing_of_them(folder: Path) -> None:
 def test_other_files_are_named(folder: Path) -> None:
     run(folder)
     run(folder, feature_dim=5)
-    pattern = r"^.*saved/cache/tiny: 0\.0 MB are not used .* deleted: features-text-\w+\.safetensors$"
+    pattern = r"^.*saved/cache/tiny: not used .* deleted: features-text-\w+\.safetensors$"
     assert re.search(pattern, report(folder).splitlines()[-1])
     nothing = report(folder, text_encoder=None)
     assert "no modality has an encoder" in nothing and "may be deleted" not in nothing
