@@ -20,6 +20,9 @@ from .. import storage
 from ..errors import InputError
 from ..preparation import atomic, encoders, images, templates, vectors
 
+COUNTED = {"tfidf": encoders.tfidf, "codes": encoders.codes}
+"""Encoders without a model; all others read vectors or are transformers models."""
+
 
 def modalities(config: Any) -> dict[str, str]:
     """Return the encoders by modality of a configuration or a mapping; modalities without one are left out."""
@@ -51,7 +54,7 @@ def _kind(config: Any, name: str) -> str:
     encoder = modalities(config)[name]
     if Path(encoder).suffix in vectors.SUFFIXES:
         return "vectors"
-    return "images" if encoder not in ("tfidf", "codes") and _given(config, f"{name}_folder") else "columns"
+    return "images" if encoder not in COUNTED and _given(config, f"{name}_folder") else "columns"
 
 
 def read_texts(config: Any, tokens: list[str], names: Iterable[str]) -> dict[str, list[str]]:
@@ -138,7 +141,7 @@ def gather(name: str, config: Any, texts: dict[str, list[str]], tokens: list[str
     """
     kind, encoder, fields = _kind(config, name), modalities(config)[name], None
     beside = _below(config, encoder)
-    found = str(beside) if beside.exists() else encoder
+    found = str(beside) if encoder not in COUNTED and beside.exists() else encoder
     rows: list[Any]
     if kind == "vectors":
         place, remedy = Path(found), "it must hold the vectors of this data set's items"
@@ -156,7 +159,8 @@ def gather(name: str, config: Any, texts: dict[str, list[str]], tokens: list[str
     method, encode = _encoder(kind, found, config, rows, download)
     method["code"] = storage.source_fingerprint(__name__)
     about = {"modality": name, "encoder": encoder, "fields": fields, "source": place.name}
-    return Source(about, place, remedy, tokens, torch.tensor(list(map(_hash, rows))), method, encode)
+    hashes = torch.tensor([_hash(row) for row in rows], dtype=torch.int64)
+    return Source(about, place, remedy, tokens, hashes, method, encode)
 
 
 def _hash(row: Any) -> int:
@@ -176,8 +180,8 @@ def _encoder(
     """Return what the encoding of rows depends on beside them, and the function that does it."""
     if kind == "vectors":
         return {"method": "vectors"}, lambda _: encoders.given(rows)
-    if encoder in ("tfidf", "codes"):
-        counted, dim, seed = getattr(encoders, encoder), config["feature_dim"], config["seed"]
+    if encoder in COUNTED:
+        counted, dim, seed = COUNTED[encoder], config["feature_dim"], config["seed"]
         method = {"method": encoder, "feature_dim": dim, "seed": seed}
         return {**method, "versions": _versions("scikit-learn", "scipy", "numpy")}, lambda _: counted(rows, dim, seed)
     model, size, device = encoders.model_folder(encoder, download), config["encode_batch_size"], config["device"]

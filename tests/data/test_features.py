@@ -1,11 +1,10 @@
 """Item features: right rows for right tokens, and a cache that is never trusted wrongly."""
 
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from preparation import tiny_models
 
-import recbole_bbqrec
 from recbole_bbqrec import storage
 from recbole_bbqrec.data import feature_sources, features
 from recbole_bbqrec.data.features import ItemFeatures, build_item_features
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.preparation import encoders
+from recbole_bbqrec.preparation import encoders, encoding_parts
 from recbole_bbqrec.preparation.vectors import write_vectors
 
 ROWS = {
@@ -140,6 +138,8 @@ def test_codes_vectors_and_images(items: Path, models: Path) -> None:
     found, _ = build(items, image_fields="title", image_encoder=str(models / "clip"))  # captions of images
     assert found.matrices["image"].shape == (5, 8)
     assert build(items)[0].modalities == []
+    (items.parent / "codes").mkdir()  # a name of an encoder is no path
+    assert build(items, text_fields="codes", text_encoder="codes")[1] == 0
 
 
 def test_missing_items_are_counted(items: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -342,39 +342,31 @@ def test_changed_inputs_do_not_go_on(items: Path, models: Path, monkeypatch: pyt
     assert sizes == [1, 1, 1, 1]
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from recbole_bbqrec import storage
-from recbole_bbqrec.data import features
-from recbole_bbqrec.preparation import encoders, encoding_parts
+def killed_at(moment: str, file: Path, config: dict) -> None:
+    """Encode in this process, which ends at a moment: to be run in a process of its own."""
+    encoding_parts.SECONDS_PER_PART = -1.0
+    genuine, save_file, calls = encoders._image_features, storage.save_file, []
 
-encoding_parts.SECONDS_PER_PART = -1
-def die(*_, **__):
-    os.kill(os.getpid(), signal.SIGKILL)
-def dies(*arguments):
-    calls.append(1)
-    return die() if len(calls) == 3 else genuine(*arguments)
-def dies_writing(tensors, path, **more):
-    if sys.argv[3] == "writing the whole" and "features-" not in Path(path).name:
-        return save_file(tensors, path, **more)
-    Path(path).write_bytes(b"half a file")
-    die()
+    def die(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
-genuine, calls, save_file = encoders._image_features, [], storage.save_file
-if sys.argv[3] == "encoding":
-    encoders._image_features = dies
-elif "writing" in sys.argv[3]:
-    storage.save_file = dies_writing
-else:
-    features.shutil.rmtree = die
-place = Path(sys.argv[1])
-config = {
-    "data_path": place, "dataset": "d", "device": "cpu",
-    "image_folder": "images", "image_encoder": sys.argv[2], "encode_batch_size": 1,
-}
-features.build_item_features(config, ["i1", "i2", "i3", "i4", "i5"], place / "cache")
-"""
+    def dies(*arguments: Any) -> Any:
+        calls.append(1)
+        return die() if len(calls) == 3 else genuine(*arguments)
+
+    def dies_writing(tensors: Any, path: str, **more: Any) -> None:
+        if moment == "writing the whole" and "features-" not in Path(path).name:
+            return save_file(tensors, path, **more)
+        Path(path).write_bytes(b"half a file")
+        die()
+
+    if moment == "encoding":
+        encoders._image_features = dies
+    elif "writing" in moment:
+        storage.save_file = dies_writing
+    else:
+        shutil.rmtree = die  # type: ignore[assignment]
+    build(file, **config)
 
 
 @pytest.mark.parametrize(
@@ -385,9 +377,10 @@ def test_a_killed_run_goes_on(
 ) -> None:
     base = {"image_folder": "images", "image_encoder": str(models / "vit"), "encode_batch_size": 1}
     expected = whole(items, base)
-    command = [sys.executable, "-c", KILLED, str(items.parent), str(models / "vit"), moment]
-    done = subprocess.run(command, cwd=Path(recbole_bbqrec.__file__).parents[1], capture_output=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    process = multiprocessing.get_context("fork").Process(target=killed_at, args=(moment, items, base))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert any(name.endswith(".parts") for name in files(items))
     assert any(name.endswith(".safetensors") for name in files(items)) == (moment == "clearing up")
     sizes = counted(monkeypatch, "_image_features")
