@@ -194,11 +194,11 @@ def _encoder(
         "device": torch.device(device).type,
         "versions": _versions("transformers", "tokenizers", "torch", "torchvision", "pillow", "numpy"),
     }
-    folder = model or Path(encoder)
-    if kind == "images":
-        return method, lambda parts: encoders.transformers_image(rows, folder, size, device, parts)
-    method["max_text_tokens"] = limit = config["max_text_tokens"]
-    return method, lambda parts: encoders.transformers_text(rows, folder, size, device, parts, limit)
+    encode = functools.partial(encoders.transformers_image, rows, model or Path(), device=device, batch_size=size)
+    if kind == "columns":
+        limit = method["max_text_tokens"] = config["max_text_tokens"]
+        encode = functools.partial(encoders.transformers_text, rows, model or Path(), limit, device, batch_size=size)
+    return method, lambda parts: encode(parts=parts)
 
 
 def _versions(*packages: str) -> dict[str, str | None]:

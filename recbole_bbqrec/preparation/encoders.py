@@ -2,15 +2,14 @@
 
 Shapes: N rows (items) x D dimensions. Every encoder returns a matrix float32 [N, D], whether a row is known, bool [N],
 and notes, plain data about the encoding. A row that is not known (a blank text, an unreadable image) is zero. The
-result depends on the rows, their order and the arguments alone. Those of transformers models are its `folder` (see
-`model_folder`) and a folder for the `parts` of an encoding that is interrupted (see `encode_in_batches`).
+result depends on the rows, their order and the arguments alone. Transformers models are named by their folder, see
+`model_folder`; `batching` is `batch_size` and `parts`, see `encode_in_batches`.
 """
 
 import logging
 import os
-import textwrap
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .encoding_parts import encode_in_batches
+from .encoding_parts import Device, encode_in_batches
 from .images import decode, require_pillow
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
@@ -86,12 +85,7 @@ def given(rows: Sequence[np.ndarray | None]) -> Encoded:
 
 
 def transformers_text(
-    texts: Sequence[str],
-    folder: Path,
-    batch_size: int = 32,
-    device: str | torch.device = "cpu",
-    parts: Path | None = None,
-    max_tokens: int = 128,
+    texts: Sequence[str], folder: Path, max_tokens: int = 128, device: Device = "cpu", **batching: Any
 ) -> Encoded:
     """Encode texts with a transformers model: its text tower's features (CLIP, SigLIP), else the mean of its tokens.
 
@@ -99,7 +93,7 @@ def transformers_text(
     logged too, and the `token_limit`.
     """
     network, _ = _load_model(folder, device)
-    tokenizer = _load(folder, lambda auto: auto.AutoTokenizer)
+    tokenizer = _load(folder, "AutoTokenizer")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     limit = _token_limit(network.config, tokenizer, max_tokens)
@@ -119,7 +113,7 @@ def transformers_text(
         ).to(device)
         return rows, _text_features(network, batch), {}
 
-    matrix, known, _ = encode_in_batches(order, len(texts), batch_size, encode, folder, device, parts)
+    matrix, known, _ = encode_in_batches(order, len(texts), encode, folder, device, **batching)
     return matrix, known, {"cut_texts": cut, "token_limit": limit}
 
 
@@ -140,13 +134,7 @@ def _text_features(network: Any, batch: Any) -> Tensor:
     return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
-def transformers_image(
-    paths: Sequence[Path | None],
-    folder: Path,
-    batch_size: int = 32,
-    device: str | torch.device = "cpu",
-    parts: Path | None = None,
-) -> Encoded:
+def transformers_image(paths: Sequence[Path | None], folder: Path, device: Device = "cpu", **batching: Any) -> Encoded:
     """Encode image files with a transformers vision model.
 
     The image features of models that have them (CLIP, SigLIP), else the pooled output, else the mean over the last
@@ -155,7 +143,7 @@ def transformers_image(
     """
     require_pillow()
     network, untrained = _load_model(folder, device)
-    processor = _load(folder, lambda auto: auto.AutoImageProcessor)
+    processor = _load(folder, "AutoImageProcessor")
     # A pooler that is not in the weights file has been filled with random numbers.
     pooled = not any("pooler" in name for name in untrained)
 
@@ -169,7 +157,7 @@ def transformers_image(
         return list(images), _image_features(network, batch, pooled), bad
 
     order = [row for row, path in enumerate(paths) if path is not None]
-    matrix, known, bad = encode_in_batches(order, len(paths), batch_size, encode, folder, device, parts)
+    matrix, known, bad = encode_in_batches(order, len(paths), encode, folder, device, **batching)
     told = [f"{paths[row]}: {reason}" for row, reason in bad.items()][:20]
     for line in [*told, f"{len(bad) - 20} more, for the like reasons"][: len(bad)]:
         logging.getLogger().warning(f"image left out: {line}")
@@ -214,31 +202,31 @@ def model_folder(model: str, download: bool = True) -> Path | None:
         if not download:
             return None
         raise InputError(
-            f"{model}: neither a local folder nor to be had from the hub ({_short(error)}); check the name, the "
+            f"{model}: neither a local folder nor to be had from the hub ({error!r:.200}); check the name, the "
             "connection and HF_HUB_OFFLINE, or download the model elsewhere and name its folder"
         ) from error
 
 
-def _load(folder: Path, which: Callable[[Any], Any], **options: Any) -> Any:
+def _load(folder: Path, part: str, **options: Any) -> Any:
     """Load one part of a model; whatever goes wrong lies in the folder."""
     try:
         import transformers
 
         # The folder decides what is built, never which code runs.
-        return which(transformers).from_pretrained(str(folder), trust_remote_code=False, **options)
+        return getattr(transformers, part).from_pretrained(str(folder), trust_remote_code=False, **options)
     except Exception as error:  # transformers raises all kinds for one and the same broken folder
         raise InputError(
-            f"{folder}: not a model that can be loaded ({_short(error)}); expected config.json, model.safetensors and "
+            f"{folder}: not a model that can be loaded ({error!r:.200}); expected config.json, model.safetensors and "
             "the tokenizer or image processor, as save_pretrained writes them; if a package is missing, pip install "
             "'recbole-bbqrec[images]'"
         ) from error
 
 
-def _load_model(folder: Path, device: str | torch.device) -> tuple[Any, list[str]]:
+def _load_model(folder: Path, device: Device) -> tuple[Any, list[str]]:
     """Return the network ready for use and the names of the weights that its file lacks."""
     # Weights that the file lacks are drawn at random first; a later run that reads the cache would not draw them.
     with torch.random.fork_rng(devices=[]):
-        network, report = _load(folder, lambda auto: auto.AutoModel, use_safetensors=True, output_loading_info=True)
+        network, report = _load(folder, "AutoModel", use_safetensors=True, output_loading_info=True)
     missing = sorted(report["missing_keys"])
     needed = [name for name in missing if "pooler" not in name]
     if needed:
@@ -249,7 +237,3 @@ def _load_model(folder: Path, device: str | torch.device) -> tuple[Any, list[str
     if network.config.is_encoder_decoder:
         network = network.get_encoder()
     return network.to(device=device, dtype=torch.float32).eval(), missing
-
-
-def _short(error: Exception) -> str:
-    return textwrap.shorten(f"{type(error).__name__}: {error}", 200)

@@ -19,6 +19,8 @@ from ..errors import InputError
 SECONDS_PER_PART = 10.0
 """Work of so many seconds is kept at a time: a kill costs no more, and writing costs next to nothing."""
 
+Device = str | torch.device
+
 Piece = tuple[Tensor, Tensor, dict[int, str]]
 """What some batches gave: rows [n], their features float32 [n, D], and row -> why it has none."""
 
@@ -26,10 +28,10 @@ Piece = tuple[Tensor, Tensor, dict[int, str]]
 def encode_in_batches(
     order: Sequence[int],
     n_rows: int,
-    batch_size: int,
     encode: Callable[[list[int]], tuple[list[int], Tensor, dict[int, str]]],
     model: Path,
-    device: str | torch.device,
+    device: Device,
+    batch_size: int = 32,
     parts: Path | None = None,
 ) -> tuple[Tensor, Tensor, dict[int, str]]:
     """Encode the rows `order` of `n_rows`: features [n_rows, D], whether a row has them [n_rows], row -> why not.

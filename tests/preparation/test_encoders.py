@@ -195,7 +195,9 @@ def test_hub_names_are_downloaded_without_pickles(models: Path, monkeypatch: pyt
         raise ConnectionError("first line\nsecond line")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(InputError, match=r"someone/x: neither a local folder.*first line second line\).*its folder"):
+    with pytest.raises(
+        InputError, match=r"someone/x: neither a local folder.*first line.nsecond line'\)\).*its folder"
+    ):
         model_folder("someone/x")
     assert model_folder("someone/x", download=False) is None
     with pytest.raises(InputError, match="none: no such folder"):

@@ -38,7 +38,7 @@ class Encoder:
 
 
 def encode(encoder: Callable, parts: Path | None) -> tuple[torch.Tensor, torch.Tensor, dict[int, str]]:
-    return encode_in_batches(ORDER, N_ROWS, BATCH, encoder, Path("fake"), "cpu", parts)
+    return encode_in_batches(ORDER, N_ROWS, encoder, Path("fake"), "cpu", BATCH, parts)
 
 
 def is_whole(found: tuple[torch.Tensor, torch.Tensor, dict[int, str]]) -> bool:
@@ -197,11 +197,11 @@ def test_half_precision_is_for_gpus(monkeypatch: pytest.MonkeyPatch, device: str
         return rows, torch.ones(len(rows), 2, dtype=torch.float16), {}
 
     monkeypatch.setattr(encoding_parts.torch, "autocast", Autocast)
-    matrix, _, _ = encode_in_batches(ORDER, N_ROWS, BATCH, in_half, Path("fake"), device)
+    matrix, _, _ = encode_in_batches(ORDER, N_ROWS, in_half, Path("fake"), device, BATCH)
     assert asked == [(device.partition(":")[0], torch.float16, half), "on", "off"]
     assert matrix.dtype == torch.float32
 
 
 def test_nothing_to_encode(parts: Path) -> None:
-    matrix, known, bad = encode_in_batches([], 3, BATCH, Encoder(), Path("fake"), "cpu", parts)
+    matrix, known, bad = encode_in_batches([], 3, Encoder(), Path("fake"), "cpu", BATCH, parts)
     assert matrix.shape == (3, 0) and not known.any() and bad == {}
