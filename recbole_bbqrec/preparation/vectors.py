@@ -5,11 +5,11 @@ Two forms are read: `<name>.safetensors` as `write_vectors` writes it, and `<nam
 """
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -69,18 +69,14 @@ def _checked(path: str | os.PathLike, tokens: Sequence[str], vectors: Tensor) ->
         raise InputError(f"{path}: found {vectors.dtype} of shape {list(vectors.shape)}, expected numbers [items, D]")
     if len(tokens) != len(vectors):
         raise InputError(f"{path}: found {len(tokens)} item tokens for {len(vectors)} vectors, expected one for each")
-    matrix, times = vectors.to(torch.float32), Counter(tokens)
-    finite = torch.isfinite(matrix).all(1).tolist()
-    for row, token in enumerate(tokens, start=1):
-        found = ""
-        if not token or "\n" in token:
-            found = "is no token"
-        elif times[token] > 1:
-            found = f"comes {times[token]} times"
-        elif not finite[row - 1]:
-            found = "has a value that is not finite in float32"
-        if found:
-            raise InputError(
-                f"{path}: the item {token!r} of row {row} {found}; mend the row, or drop it with its token"
-            )
+    matrix, names = vectors.to(torch.float32), pd.Series(tokens, dtype=object)
+    faults = {
+        "is no token": names.isin([""]) | names.str.contains("\n", regex=False).astype(bool),
+        "comes more than once": names.duplicated(keep=False),
+        "has a value that is not finite in float32": pd.Series((~torch.isfinite(matrix).all(1)).numpy()),
+    }
+    for fault, where in faults.items():
+        if where.any():
+            at = int(where.argmax())
+            raise InputError(f"{path}: the item {tokens[at]!r} of row {at + 1} {fault}; mend the row, or drop it")
     return matrix.contiguous()

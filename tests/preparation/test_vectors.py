@@ -38,7 +38,7 @@ def test_both_forms_come_back(tmp_path: Path) -> None:
     ("array", "tokens", "message"),
     {
         "count": (MATRIX.numpy(), "a\nb\n", "found 2 item tokens for 3 vectors"),
-        "duplicate": (MATRIX.numpy(), "a\nb\na", "item 'a' of row 1 comes 2 times"),
+        "duplicate": (MATRIX.numpy(), "a\nb\na", "item 'a' of row 1 comes more than once"),
         "blank": (MATRIX.numpy(), "a\n\nb", "item '' of row 2 is no token"),
         "bytes": (MATRIX.numpy(), b"a\n\xff\nb", "can't decode byte 0xff.*tokens.txt"),
         "one dimension": (np.ones(3), "a\nb\nc", "expected numbers"),
