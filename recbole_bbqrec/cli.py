@@ -205,9 +205,9 @@ def _refuse(flags: Mapping[str, object], why: str) -> None:
 
 def _images(given: argparse.Namespace, settings: list[str]) -> int:
     _no_settings("images", settings)
-    from .preparation.obtain import describe_images, obtain_images
+    from .preparation.image_download import fetch_images
 
-    print(describe_images(obtain_images(given.data_path / given.name)))
+    print(fetch_images(given.data_path / given.name))
     return 0
 
 

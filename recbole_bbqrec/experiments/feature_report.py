@@ -19,8 +19,7 @@ from ..errors import InputError
 from ..evaluation.report import markdown_table
 from ..preparation.atomic import read_atomic
 from ..preparation.encoding_parts import count_batches
-from ..preparation.image_download import addresses_of, images_command
-from ..preparation.image_failures import FAILURES, read_failures
+from ..preparation.image_download import FAILURES, addresses_of, images_command, read_failures
 from ..preparation.images import images_by_token, token_of
 
 FILTERS = ("user_inter_num_interval", "item_inter_num_interval", "val_interval")

@@ -23,7 +23,7 @@ from recbole_bbqrec.experiments.feature_report import (
     item_tokens,
 )
 from recbole_bbqrec.preparation import encoders
-from recbole_bbqrec.preparation.image_failures import Failure, write_failures
+from recbole_bbqrec.preparation.image_download import Failure, write_failures
 
 COLOURS = ("red", "green", "blue", "white")
 
