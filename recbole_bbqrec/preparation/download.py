@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +158,7 @@ class _File:
         self.path, self.part, self.note, self.record = (
             folder / f"{source.name}{ending}" for ending in ("", ".part", ".part.json", ".sha256")
         )
-        self.bar: dict[str, Any] = {"unit": "B", "unit_scale": True, "ncols": 100, "leave": False}
-        self.bar["disable"] = not progress
+        self.bar = partial(tqdm, unit="B", unit_scale=True, ncols=100, leave=False, disable=not progress)
 
     def check(self) -> None:
         """Check a file that is there: by size, by its known or recorded hash; record the hash where there is none."""
@@ -185,7 +185,7 @@ class _File:
 
     def _hash(self, path: Path) -> str:
         digest = hashlib.sha256()
-        with open(path, "rb") as file, tqdm(desc=f"check {path.name}", total=path.stat().st_size, **self.bar) as bar:
+        with open(path, "rb") as file, self.bar(desc=f"check {path.name}", total=path.stat().st_size) as bar:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
                 bar.update(len(chunk))
@@ -253,7 +253,7 @@ class _File:
                 raise Failed("the file has changed meanwhile", True)
             size = "size not known" if length is None else f"{length / 1e6:,.1f} MB"
             logging.getLogger().info(f"fetching {self.path.name} ({size}) into {self.path.parent}")
-            with open(self.part, "ab") as file, tqdm(desc=self.path.name, total=length, initial=at, **self.bar) as bar:
+            with open(self.part, "ab") as file, self.bar(desc=self.path.name, total=length, initial=at) as bar:
                 for chunk in stream(response, TIMEOUT):
                     file.write(chunk)
                     bar.update(len(chunk))

@@ -8,7 +8,6 @@ those that may pass, and those whose address has changed. To have all of them tr
 import csv
 import math
 import os
-import re
 import shlex
 import threading
 import time
@@ -36,14 +35,15 @@ HEADER = ["item_id", "url", "tried_again", "reason"]
 WORKERS, PER_HOST, HOST_PAUSE = 16, 4, 0.05
 """Requests at a time in all and to one host, and seconds between two to one host."""
 
-GIVE_UP = 20
-"""Images in a row whose failure may pass, after which a host is left alone for this run."""
-
-ATTEMPTS, PAUSE, TIMEOUT = 3, 1.0, 20.0
-"""Tries for an image, seconds before the second (doubled each time), and seconds of silence that end one."""
+ATTEMPTS, PAUSE, TIMEOUT, GIVE_UP = 3, 1.0, 20.0, 20
+"""Tries for an image, seconds before the second (doubled each time), seconds of silence that end one, and images in a
+row whose failure may pass, after which a host is left alone for this run."""
 
 MAX_BYTES = 20 << 20
 """Larger answers are broken off: no picture of a product or a film needs them."""
+
+ENDINGS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp"}
+"""How images begin, and the ending of such a file whatever its address says."""
 
 MAX_NAME = 240
 """Bytes of a file name without its ending; most file systems allow 255 with it and the temporary file's addition."""
@@ -225,11 +225,10 @@ class _Run:
 
     def _store(self, stem: str, content: bytes) -> None:
         """Give the image its name, with the ending of its true type, once it has been decoded."""
-        kind = re.match(rb"(\xff\xd8\xff)|(\x89PNG\r\n\x1a\n)|(?s:RIFF....WEBP)", content)
-        if kind is None:
+        endings = [ending for start, ending in ENDINGS.items() if content.startswith(start)]
+        if not endings:
             raise Failed("neither JPEG, PNG nor WEBP", False)
-        target = self.folder / (stem + {1: ".jpg", 2: ".png"}.get(kind.lastindex or 0, ".webp"))
-        temporary = self.folder / f".{stem}.tmp"
+        target, temporary = self.folder / f"{stem}{endings[0]}", self.folder / f".{stem}.tmp"
         if target.exists():  # only where the file system takes a1 for A1
             raise Failed("another item's image has this file name", False)
         try:
