@@ -43,10 +43,8 @@ MAX_WAIT = 120.0
 
 
 class Failed(Exception):
-    """A try that came to nothing: the reason, whether another may do better, and after how many seconds at least.
-
-    Where the host is not found, another run may do better: the seconds are infinite.
-    """
+    """A try that came to nothing: the reason, whether another may do better, and after how many seconds at least; they
+    are infinite where only another run may."""
 
     def __init__(self, reason: str, transient: bool, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -111,13 +109,7 @@ def folder_lock(folder: Path) -> contextlib.AbstractContextManager:
 
 @contextlib.contextmanager
 def answer(url: str, headers: Mapping[str, str], timeout: float, client: Any = requests) -> Iterator[requests.Response]:
-    """Ask for `url` and yield the open answer, its body not decoded.
-
-    Raises
-    ------
-    Failed : the answer is no success, or the connection fails within the block. The reason is the same each time: it
-        holds no object addresses and no ports.
-    """
+    """Ask for `url` and yield the open answer, its body as sent; whatever fails until the block ends is `Failed`."""
     headers = {"Accept-Encoding": "identity", **headers}
     try:
         with client.get(url, headers=headers, stream=True, timeout=(min(timeout, 20), timeout)) as response:

@@ -42,15 +42,9 @@ def public_set(name: str) -> PublicSet:
 
 
 def obtain(name: str, folder: Path, **options: Any) -> dict[str, Any]:
-    """Fetch and build the public data set `name` in `folder`, telling what is done; return the report.
-
-    Parameters
-    ----------
-    options : keyword arguments of `preparation.public.prepare_public`.
-    """
-    public = public_set(name)
+    """Fetch and build the public data set `name`, telling what is done; see `prepare_public` for options and report."""
     with telling():
-        return prepare_public(public, folder, **options)
+        return prepare_public(public_set(name), folder, **options)
 
 
 def advice(name: str, report: Mapping[str, Any]) -> str:
