@@ -36,7 +36,6 @@ CHOICES = {
     "codes": ("learned", "random", "shuffled", "none"),
     "tokenizer": ("behavior_bind", "rqvae", "kmeans"),
     "sid_mode": ("chained", "concat", "fused"),
-    "sid_codebook_update": ("gradient", "ema"),
     "scoring": ("joint", "dense", "codes", "generate"),
     "score_function": ("cosine", "dot"),
 }

@@ -4,103 +4,112 @@ Shapes: N items, M modalities, S signals, L levels, K codes per codebook, D code
 """
 
 import abc
+import inspect
 import logging
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from .. import storage
 from ..errors import InputError
-from . import diagnostics
+from . import measures
 from .behavior_bind import Bound
-from .encoding import Catalogue, Encoded
-from .inputs import check_features, effective_size, feature_statistics, flat_sequences
+from .encoding import Catalogue
+from .inputs import ByModality, Flat, check_features, effective_size, feature_statistics, flat_sequences
 from .residual_quantizer import ChainNetwork
 from .semantic_ids import resolve_chains
 from .training import seeded
 
 KIND = "tokenizer"
+COUNTS = ("levels", "codebook_size", "code_dim", "epochs", "steps")
+"""Arguments that are whole numbers of at least 1, as far as a tokenizer has them."""
 LEARNED = (
-    "n_moved_",
-    "collisions_before_",
-    "utilisation_",
-    "perplexity_",
-    "quantisation_error_",
-    "losses_",
-    "seconds_",
-    "peak_memory_mib_",
+    *("n_moved_", "collisions_before_", "utilisation_", "perplexity_", "quantisation_error_", "losses_"),
+    *("seconds_", "peak_memory_mib_"),
 )
 """Learned attributes that are plain data."""
 
+Network = TypeVar("Network", bound=ChainNetwork)
 
-class ItemTokenizer(abc.ABC):
-    """Item features and training sequences in, one unique semantic ID per item out.
 
-    A tokenizer sets `name`, keeps its constructor's arguments, `levels`, `codebook_size`, `code_dim`, `seed`, `device`
-    and `progress` among them, and says how to build, train and read its network.
+class Encoded(NamedTuple):
+    """IDs of n items.
 
     Attributes
     ----------
-    codes_ : [N, P] unique IDs; -1 where a signal is missing. An item without any signal has codes in the last chain
-        all the same: a number to know it by, with no meaning.
-    codebooks_ : [L, K, D], or [P, K, D] where every signal has its own: position p has `p % len(codebooks_)`.
-    vectors_ : [S, N, D] quantised vector of each signal, the one its codes stand for; zero where missing.
-    present_ : [S, N] whether an item has the signal.
-    signals_ : names of the S signals.
-    n_moved_ : items moved to another ID because theirs was taken.
-    collisions_before_ : `sharing`, `distinct` and `largest` before that; see `diagnostics.collisions`.
-    utilisation_, perplexity_ : per position, before that.
-    quantisation_error_ : share of each signal's squared length that its codes leave over, before that.
-    losses_ : objective -> its mean over every hundredth part of training.
-    statistics_ : modality -> mean and standard deviation per dimension, [2, D_m].
-    seconds_ : time `fit` took.
-    peak_memory_mib_ : growth of the process's largest resident memory during `fit`. Zero where the process had held
-        more before; memory of a GPU is not in it.
-    header_ : what was handed to `save`; only after `load`.
+    codes : [n, P] code at every position, -1 where the signal is missing. An item without any signal has codes in the
+        last chain all the same, those of a zero vector: a number to know it by, with no meaning.
+    vectors : [S, n, D] quantised vector of each signal, zero where it is missing.
+    present : [S, n] whether the item has the signal.
+    """
+
+    codes: torch.Tensor
+    vectors: torch.Tensor
+    present: torch.Tensor
+
+
+class ItemTokenizer(abc.ABC, Generic[Network]):
+    """Item features and training sequences in, one unique semantic ID per item out.
+
+    A tokenizer is a dataclass of its arguments, `levels`, `codebook_size`, `seed` and `device` among them. It sets
+    `name` and says how to build, train and read its network.
     """
 
     name: ClassVar[str]
-
     levels: int
     codebook_size: int
-    code_dim: int
     seed: int
     device: str
     progress: bool
 
     codes_: torch.Tensor
+    """[N, P] unique IDs, -1 where a signal is missing; see `Encoded`."""
     codebooks_: torch.Tensor
+    """[L, K, D], or [P, K, D] where every signal has its own: position p has `p % len(codebooks_)`."""
     vectors_: torch.Tensor
+    """[S, N, D] quantised vector of each signal, the one its codes stand for; zero where missing."""
     present_: torch.Tensor
+    """[S, N] whether an item has the signal."""
     signals_: list[str]
+    """Names of the S signals."""
     n_moved_: int
+    """Items moved to another ID because theirs was taken."""
     collisions_before_: dict[str, int]
+    """`sharing`, `distinct` and `largest` before that; see `measures.collisions`."""
     utilisation_: list[float]
     perplexity_: list[float]
+    """Both per position, before that."""
     quantisation_error_: list[float]
+    """Share of each signal's squared length that its codes leave over, before that."""
     losses_: dict[str, list[float]]
+    """Objective -> its mean over every hundredth part of training."""
     statistics_: dict[str, torch.Tensor]
+    """Modality -> mean and standard deviation per dimension, [2, D_m]."""
     seconds_: float
+    """Time `fit` took."""
     peak_memory_mib_: float
-    header_: dict[str, Any]
-    _network: ChainNetwork
+    """Growth of the process's largest resident memory during `fit`. Zero where the process had held more before; memory
+    of a GPU is not in it."""
+
+    _network: Network
+    _id_map: torch.Tensor | None = None  # see `encoding.fit_id_map`; only where there is an ID signal
 
     def get_params(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
-        return {name: value for name, value in vars(self).items() if not name.endswith("_") and name[0] != "_"}
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def fit(
         self,
-        features: Mapping[str, torch.Tensor],
-        present: Mapping[str, torch.Tensor],
-        sequences: Sequence[np.ndarray] | tuple[np.ndarray, np.ndarray],
+        features: ByModality,
+        present: ByModality,
+        sequences: Sequence[np.ndarray] | Flat,
         n_items: int,
-    ) -> "ItemTokenizer":
+    ) -> "ItemTokenizer[Network]":
         """Learn codes for items 0 .. n_items - 1.
 
         Parameters
@@ -116,8 +125,10 @@ class ItemTokenizer(abc.ABC):
         ------
         InputError : arguments that do not fit each other, or too few codes for N different IDs.
         """
-        started, memory = time.perf_counter(), _peak_memory_mib()
-        self._check(features)
+        started, memory = time.perf_counter(), peak_memory_mib()
+        for name, value in self.get_params().items():
+            if name in COUNTS and (type(value) is not int or value < 1):
+                raise InputError(f"{name}: found {value!r}, expected a whole number of at least 1")
         check_features(features, present, n_items, names=features)
         size = effective_size(self.codebook_size, self.levels, n_items)
         if size != self.codebook_size:
@@ -132,13 +143,15 @@ class ItemTokenizer(abc.ABC):
         self._network.eval().requires_grad_(False)
         self._learn_codes(catalogue)
         self.seconds_ = time.perf_counter() - started
-        self.peak_memory_mib_ = _peak_memory_mib() - memory
+        self.peak_memory_mib_ = peak_memory_mib() - memory
         return self
 
-    def encode(self, features: Mapping[str, torch.Tensor], present: Mapping[str, torch.Tensor]) -> Encoded:
+    def encode(self, features: ByModality, present: ByModality) -> Encoded:
         """Give IDs to items that were not there at `fit`, from their features alone.
 
-        Two new items, or a new and a known one, may share an ID.
+        They have no row in the item table. Their ID signal, where there is one, is predicted from their behaviour
+        embeddings by a ridge regression over the known items: about the mean ID signal where an item has no modality at
+        all. Two new items, or a new and a known one, may share an ID.
         """
         self._require_fit()
         if not self.statistics_:
@@ -146,10 +159,8 @@ class ItemTokenizer(abc.ABC):
         n_items = len(next(iter(features.values()), ()))
         check_features(features, present, n_items, names=self.statistics_)
         catalogue = self.standardise(features, present, n_items)
-        bound = self._bind_new(catalogue)
-        return Encoded(
-            _side_by_side(bound.codes), bound.vectors.cpu(), self._network.chains_known(catalogue.known).cpu()
-        )
+        bound, has = self._bind(catalogue, new=True), self._network.chains_known(catalogue.known)
+        return Encoded(_side_by_side(bound.codes), bound.vectors.cpu(), has.cpu())
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Return the sum [n, D] of the quantised vectors that IDs [n, P] stand for."""
@@ -160,60 +171,33 @@ class ItemTokenizer(abc.ABC):
             raise InputError(f"decode: found codes of {found}; expected [n, {width}], values from -1 to {size - 1}")
         return self._vectors(codes).sum(0)
 
-    def save(self, path: str | os.PathLike, header: Mapping[str, Any] | None = None) -> None:
-        """Write the fitted tokenizer to `path` in one atomic step; `header` is kept with it as `header_`."""
-        tensors, state = self.to_tensors()
-        storage.save(path, KIND, tensors, {**state, "header": dict(header or {})})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> "ItemTokenizer":
-        """Read what `save` wrote; on the CPU. `registry.load` reads a file of whichever tokenizer."""
-        return cls.from_file(path, *storage.load(path, KIND))
-
-    @classmethod
-    def from_file(
-        cls, path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]
-    ) -> "ItemTokenizer":
-        """`from_tensors`, with the file in the error's line.
-
-        Raises
-        ------
-        InputError : a file of another tokenizer, or one that lacks something.
-        """
-        found = state.get("tokenizer", "behavior_bind")
-        if found != cls.name:
-            raise InputError(
-                f"{path}: found a {found} tokenizer, expected {cls.name}; tokenizer.registry.load reads it"
-            )
-        try:
-            return cls.from_tensors(tensors, state)
-        except (KeyError, RuntimeError, TypeError) as error:
-            raise InputError(f"{path}: not a whole tokenizer ({error}); delete it and run again") from error
-
-    def to_tensors(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Return the fitted state as tensors and as plain data."""
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the fitted tokenizer to `path` in one atomic step; `registry.load` reads it."""
         self._require_fit()
         tensors = {f"network.{name}": value for name, value in self._network.state_dict().items()}
         tensors |= {f"statistics.{name}": value for name, value in self.statistics_.items()}
         tensors |= {"codes": self.codes_, "present": self.present_}
-        widths = {name: value.shape[1] for name, value in self.statistics_.items()}
-        return tensors, {
+        if self._id_map is not None:
+            tensors["id_map"] = self._id_map
+        state = {
             "tokenizer": self.name,
             "parameters": self.get_params(),
             "learned": {name: getattr(self, name) for name in LEARNED},
             # A list of pairs: JSON objects are written with sorted keys, and the order of the modalities matters.
-            "widths": list(widths.items()),
+            "widths": [(name, value.shape[1]) for name, value in self.statistics_.items()],
         }
+        storage.save(path, KIND, tensors, state)
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> "ItemTokenizer":
-        """Return the tokenizer that `to_tensors` described."""
-        fitted = cls(**{**state["parameters"], "device": "cpu"})
+    def restore(cls, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> "ItemTokenizer[Network]":
+        """Return the tokenizer of a file, on the CPU; arguments that this version does not have are passed over."""
+        known = inspect.signature(cls).parameters
+        fitted = cls(**{name: value for name, value in state["parameters"].items() if name in known})
+        fitted.device = "cpu"
         for name, value in state["learned"].items():
             setattr(fitted, name, value)
-        fitted.header_ = state.get("header", {})
         fitted.statistics_ = {name: tensors[f"statistics.{name}"] for name, _ in state["widths"]}
-        fitted.codes_, fitted.present_ = tensors["codes"], tensors["present"]
+        fitted.codes_, fitted.present_, fitted._id_map = tensors["codes"], tensors["present"], tensors.get("id_map")
         with torch.random.fork_rng(devices=[]):  # building draws initial weights, soon overwritten
             fitted._network = fitted._build(len(fitted.codes_), tensors["network.quantizer.codebooks"].shape[1])
         prefix = "network."
@@ -223,9 +207,7 @@ class ItemTokenizer(abc.ABC):
         fitted._publish()
         return fitted
 
-    def standardise(
-        self, features: Mapping[str, torch.Tensor], present: Mapping[str, torch.Tensor], n_items: int
-    ) -> Catalogue:
+    def standardise(self, features: ByModality, present: ByModality, n_items: int) -> Catalogue:
         """Features as the network reads them, on its device; missing rows become zero, the mean."""
         matrices, known = [], [torch.zeros(0, n_items, dtype=torch.bool)]
         for name, (mean, deviation) in self.statistics_.items():
@@ -236,34 +218,24 @@ class ItemTokenizer(abc.ABC):
         return Catalogue([matrix.to(device) for matrix in matrices], torch.cat(known).to(device))
 
     @abc.abstractmethod
-    def _check(self, features: Mapping[str, torch.Tensor]) -> None:
-        """Refuse arguments that cannot work."""
+    def _build(self, n_items: int, size: int) -> Network:
+        """Make the untrained network for features of `statistics_`, with K = `size`; refuses what cannot work."""
 
     @abc.abstractmethod
-    def _build(self, n_items: int, size: int) -> ChainNetwork:
-        """Make the untrained network for features of `statistics_`, K being `size`."""
-
-    @abc.abstractmethod
-    def _train(
-        self, catalogue: Catalogue, sequences: tuple[np.ndarray, np.ndarray], generator: torch.Generator
-    ) -> dict[str, list[float]]:
+    def _train(self, catalogue: Catalogue, sequences: Flat, generator: torch.Generator) -> dict[str, list[float]]:
         """Train the network; returns `losses_`."""
 
     @abc.abstractmethod
-    def _bind_known(self, catalogue: Catalogue) -> Bound:
-        """Codes of the items of `fit` from the trained network, collisions and all."""
-
-    @abc.abstractmethod
-    def _bind_new(self, catalogue: Catalogue) -> Bound:
-        """Codes of other items."""
+    def _bind(self, catalogue: Catalogue, new: bool) -> Bound:
+        """Codes from the trained network, collisions and all: of the items of `fit`, or of new ones."""
 
     def _learn_codes(self, catalogue: Catalogue) -> None:
         """Codes of all items from the trained network, measured, then made unique."""
-        network, bound = self._network, self._bind_known(catalogue)
+        network, bound = self._network, self._bind(catalogue, new=False)
         network.cpu()
         raw, size = _side_by_side(bound.codes), network.quantizer.codebooks.shape[1]
-        self.collisions_before_ = diagnostics.collisions(raw)
-        self.utilisation_, self.perplexity_ = diagnostics.utilisation(raw, size), diagnostics.perplexity(raw, size)
+        self.collisions_before_ = measures.collisions(raw)
+        self.utilisation_, self.perplexity_ = measures.code_use(raw, size)
         left = (bound.inputs - bound.vectors).square().sum((1, 2)) / bound.inputs.square().sum((1, 2)).clamp(min=1e-12)
         self.quantisation_error_ = left.tolist()
         self.present_ = network.chains_known(catalogue.known).cpu()
@@ -283,7 +255,7 @@ class ItemTokenizer(abc.ABC):
 
     def _require_fit(self) -> None:
         if not hasattr(self, "codes_"):
-            raise InputError("item tokenizer: not fitted yet; call fit or load first")
+            raise InputError("item tokenizer: not fitted yet; call fit first, or registry.load")
 
 
 def _side_by_side(codes: torch.Tensor) -> torch.Tensor:
@@ -291,7 +263,7 @@ def _side_by_side(codes: torch.Tensor) -> torch.Tensor:
     return codes.permute(1, 0, 2).flatten(1).cpu()
 
 
-def _peak_memory_mib() -> float:
+def peak_memory_mib() -> float:
     """Largest resident memory of this process so far, in MiB."""
     if sys.platform == "win32":
         import psutil

@@ -62,18 +62,14 @@ class BehaviorBind(ChainNetwork):
         self.mode = mode
         self.modalities = list(feature_dims)
         self.quantizer = quantizer
+        signals = [*self.modalities, *([ID_SIGNAL] if n_items else [])]
+        self.chains = [FUSED_SIGNAL] if mode == "fused" else signals
         # Modalities are numbered here: torch allows no dots in the names of submodules.
         self.specific = nn.ModuleList(_mlp(width, hidden, dim) for width in feature_dims.values())
         self.behavior = nn.ModuleList(_mlp(width, hidden, dim) for width in feature_dims.values())
         self.decoders = nn.ModuleList(_mlp(2 * dim, hidden, width) for width in feature_dims.values())
         self.item_table = nn.Parameter(torch.randn(n_items, dim) * 0.02) if n_items else None
         self.sequence = SequenceEncoder(dim, max_length)
-
-    @property
-    def chains(self) -> list[str]:
-        """Names of the G chains of codes."""
-        signals = self.modalities if self.item_table is None else [*self.modalities, ID_SIGNAL]
-        return [FUSED_SIGNAL] if self.mode == "fused" else signals
 
     def id_rows(self, items: torch.Tensor | slice) -> torch.Tensor | None:
         """Rows [B, D] of the item table, if there is one."""

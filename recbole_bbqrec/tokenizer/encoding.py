@@ -1,4 +1,4 @@
-"""What a trained network says of items: their signals and codes, in batches, and the ID signal of items it never met.
+"""What a trained network says of whole catalogues: their signals and codes, and the ID signal of items it never saw.
 
 Shapes as in `behavior_bind`.
 """
@@ -26,30 +26,11 @@ class Catalogue(NamedTuple):
         return Catalogue([matrix[rows] for matrix in self.features], self.known[:, rows])
 
 
-class Encoded(NamedTuple):
-    """IDs of n items.
-
-    Attributes
-    ----------
-    codes : [n, P] code at every position, -1 where the signal is missing. An item without any signal has codes in the
-        last chain all the same, those of a zero vector: a number to know it by, with no meaning.
-    vectors : [S, n, D] quantised vector of each signal, zero where it is missing.
-    present : [S, n] whether the item has the signal.
-    """
-
-    codes: torch.Tensor
-    vectors: torch.Tensor
-    present: torch.Tensor
-
-
 @torch.no_grad()
 def all_signals(network: BehaviorBind, catalogue: Catalogue) -> torch.Tensor:
     """Signals [S, N, D] of the items the network was made for."""
-    parts = []
-    for begin in range(0, catalogue.known.shape[1], BATCH):
-        rows = slice(begin, begin + BATCH)
-        parts.append(network.signals(*catalogue.rows(rows), network.id_rows(rows)))
-    return torch.cat(parts, dim=1)
+    batches = [slice(begin, begin + BATCH) for begin in range(0, catalogue.known.shape[1], BATCH)]
+    return torch.cat([network.signals(*catalogue.rows(rows), network.id_rows(rows)) for rows in batches], dim=1)
 
 
 @torch.no_grad()
@@ -58,14 +39,12 @@ def bind_all(network: BehaviorBind, signals: torch.Tensor, known: torch.Tensor) 
 
     The loss is that of the last batch and means nothing.
     """
-    parts = [
-        network.bind(signals[:, begin : begin + BATCH], known[:, begin : begin + BATCH])
-        for begin in range(0, signals.shape[1], BATCH)
-    ]
-    inputs, vectors, codes = (torch.cat(pieces, dim=1) for pieces in list(zip(*parts, strict=True))[:3])
+    batches = zip(signals.split(BATCH, dim=1), known.split(BATCH, dim=1), strict=True)
+    *parts, losses = zip(*(network.bind(*batch) for batch in batches), strict=True)
+    inputs, vectors, codes = (torch.cat(part, dim=1) for part in parts)
     bare = ~network.chains_known(known).any(0)
     codes[-1, bare] = network.quantizer.quantize(inputs[-1, bare], chain=len(codes) - 1).codes
-    return Bound(inputs, vectors, codes, parts[-1].loss)
+    return Bound(inputs, vectors, codes, losses[-1])
 
 
 @torch.no_grad()

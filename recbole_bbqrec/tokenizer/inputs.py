@@ -2,56 +2,25 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 from ..errors import InputError
-from .behavior_bind import MODES
-from .residual_quantizer import UPDATES
+
+ByModality = Mapping[str, torch.Tensor]
+"""Modality -> matrix [N, D_m] of features, or -> mask [N] of the items that have it."""
+Flat = tuple[np.ndarray, np.ndarray]
+"""`(offsets, items)`: sequence u is `items[offsets[u] : offsets[u + 1]]`."""
 
 
-def check_parameters(given: Mapping[str, Any]) -> None:
-    """Check the arguments of `BehaviorBindTokenizer`.
-
-    Raises
-    ------
-    InputError : naming the argument, what was found and what was expected.
-    """
-    if given["mode"] not in MODES:
-        raise InputError(f"mode: found {given['mode']!r}, expected one of {', '.join(MODES)}")
-    if given["codebook_update"] not in UPDATES:
-        raise InputError(f"codebook_update: found {given['codebook_update']!r}, expected {' or '.join(UPDATES)}")
-    check_counts(given, "levels", "codebook_size", "code_dim", "epochs", "batch_size", "max_length")
-    if not 0 <= given["warmup"] < 1:
-        raise InputError(f"warmup: found {given['warmup']}, expected a share from 0 to below 1")
-    if given["code_dim"] % 2:
-        raise InputError(f"code_dim: found {given['code_dim']}, expected an even number")
-
-
-def check_counts(given: Mapping[str, Any], *names: str) -> None:
-    """Check that the named arguments are whole numbers of at least 1.
-
-    Raises
-    ------
-    InputError : naming the argument and what was found.
-    """
-    for name in names:
-        if not isinstance(given[name], int) or isinstance(given[name], bool) or given[name] < 1:
-            raise InputError(f"{name}: found {given[name]!r}, expected a whole number of at least 1")
-
-
-def check_features(
-    features: Mapping[str, torch.Tensor], present: Mapping[str, torch.Tensor], n_items: int, names: Iterable[str]
-) -> None:
-    """Check that every modality has a finite matrix [n_items, D_m] and a mask [n_items].
+def check_features(features: ByModality, present: ByModality, n_items: int, names: Iterable[str]) -> None:
+    """Check that every modality of `names` has a finite matrix [n_items, D_m] and a mask [n_items].
 
     Raises
     ------
     InputError : naming the modality, what was found and what was expected.
     """
-    names = list(names)
     for what, given in (("features", features), ("present", present)):
         if set(given) != set(names):
             raise InputError(f"{what}: found modalities {sorted(given)}, expected {sorted(names)}")
@@ -97,27 +66,20 @@ def effective_size(codebook_size: int, levels: int, n_items: int) -> int:
     return size
 
 
-def flat_sequences(
-    sequences: Sequence[np.ndarray] | tuple[np.ndarray, np.ndarray], n_items: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return `(offsets, items)`, int64, from a list of item arrays or from that pair itself (a tuple).
-
-    Sequence u is `items[offsets[u] : offsets[u + 1]]`.
+def flat_sequences(sequences: Sequence[np.ndarray] | Flat, n_items: int) -> Flat:
+    """Return `(offsets, items)`, int64, from a list of item arrays or from that pair itself.
 
     Raises
     ------
     InputError : offsets that do not fit, or an item outside 0 .. n_items - 1.
     """
-    if isinstance(sequences, tuple):
-        offsets, items = (np.asarray(part, dtype=np.int64) for part in sequences)
-        if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(items) or (np.diff(offsets) < 0).any():
-            raise InputError(
-                f"sequences: expected offsets that rise from 0 to {len(items)}, the number of items in them"
-            )
-    else:
-        offsets = np.r_[0, np.cumsum([len(part) for part in sequences])].astype(np.int64)
-        items = np.concatenate([np.zeros(0, np.int64), *sequences]).astype(np.int64)
-    if len(items) and (items.min() < 0 or items.max() >= n_items):
-        found = items.min() if items.min() < 0 else items.max()
-        raise InputError(f"sequences: found item {found}, expected 0 to {n_items - 1}; number the items from 0")
+    if not isinstance(sequences, tuple):
+        lengths = [len(part) for part in sequences]
+        sequences = np.cumsum([0, *lengths]), np.concatenate([np.zeros(0, np.int64), *sequences])
+    offsets, items = (np.asarray(part, dtype=np.int64) for part in sequences)
+    if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(items) or (np.diff(offsets) < 0).any():
+        raise InputError(f"sequences: expected offsets that rise from 0 to {len(items)}, the number of items in them")
+    outside = items[(items < 0) | (items >= n_items)]
+    if len(outside):
+        raise InputError(f"sequences: found item {outside[0]}, expected 0 to {n_items - 1}; number the items from 0")
     return offsets, items

@@ -4,25 +4,18 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from .. import storage
-from ..errors import InputError
 
 OURS, OTHER, LINE = "#1f6f8b", "#c9cdd2", "#b3432b"
-Bars = Mapping[str, Sequence[float | None]]
 
 
 def draw(card: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Draw a report card to the PNG file `path` in one atomic step.
+    """Draw a report card to the PNG file `path` in one atomic step."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    Raises
-    ------
-    InputError : matplotlib is not installed.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("report card: matplotlib is not installed; pip install matplotlib") from error
     figure = Figure(figsize=(15, 8.5), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, 3).flat
@@ -39,31 +32,28 @@ def draw(card: Mapping[str, Any], path: str | os.PathLike) -> None:
 
 def _codes(panel: Any, card: Mapping[str, Any]) -> None:
     rows, size = card["codes"], card["codebook_size"]
-    names = [f"{row['signal']} {row['level']}" for row in rows]
     shares = {
         "utilisation": [row["utilisation"] for row in rows],
         "perplexity / K": [row["perplexity"] / size for row in rows],
     }
+    names = [f"{row['signal']} {row['level']}" for row in rows]
     _bars(panel, names, shares, "codes in use before resolving, by position")
     panel.set_ylim(0, 1.2)
 
 
 def _collisions(panel: Any, card: Mapping[str, Any]) -> None:
     sides = {card["tokenizer"]: card, "RQ-VAE": card["rqvae"]}
-    counts = {
-        name: [side["collisions"]["before"]["sharing"], side["collisions"]["moved"]]
-        for name, side in sides.items()
-        if "skipped" not in side
-    }
+    found = {name: side["collisions"] for name, side in sides.items() if "skipped" not in side}
+    counts = {name: [of["before"]["sharing"], of["moved"]] for name, of in found.items()}
     _bars(panel, ["items sharing an ID", "items moved"], counts, "collisions before resolving (none after)", "{:.0f}")
 
 
 def _neighbors(panel: Any, card: Mapping[str, Any]) -> None:
     near = card["neighbors"]
     behavior, features = near["cooccurrence"], near["features"]
-    spaces = list(dict.fromkeys([*behavior["overlap"], *features["overlap"]]))
+    spaces = list(behavior["overlap"])
     shares = {
-        "co-occurrence": [behavior["overlap"].get(space) for space in spaces],
+        "co-occurrence": [behavior["overlap"][space] for space in spaces],
         "raw features": [features["overlap"].get(space) for space in spaces],
     }
     _bars(panel, spaces, shares, f"overlap@{near['k']} of nearest items (line: chance)")
@@ -73,12 +63,8 @@ def _neighbors(panel: Any, card: Mapping[str, Any]) -> None:
 
 
 def _shares(panel: Any, card: Mapping[str, Any]) -> None:
-    _stages(
-        panel,
-        card,
-        {"r2": "probe R2", "reconstruction": "reconstruction"},
-        "z_B predicted from z_S; error of rebuilt features",
-    )
+    names = {"r2": "probe R2", "reconstruction": "reconstruction"}
+    _stages(panel, card, names, "z_B predicted from z_S; error of rebuilt features")
 
 
 def _club(panel: Any, card: Mapping[str, Any]) -> None:
@@ -103,7 +89,7 @@ def _losses(panel: Any, card: Mapping[str, Any]) -> None:
         _empty(panel, "losses", f"the {card['tokenizer']} tokenizer has none")
         return
     for name, values in card["losses"].items():
-        share = [(index + 1) / len(values) for index in range(len(values))]
+        share = np.arange(1, len(values) + 1) / len(values)
         panel.plot(share, values, label=name.replace("_", " "), linewidth=1.2)
     panel.set_title("losses over training", fontsize=10)
     panel.set_yscale("symlog", linthresh=0.01)
@@ -111,20 +97,15 @@ def _losses(panel: Any, card: Mapping[str, Any]) -> None:
     panel.legend(fontsize=8, frameon=False)
 
 
-def _bars(panel: Any, names: Sequence[str], values: Bars, title: str, label: str = "{:.2g}") -> None:
+def _bars(
+    panel: Any, names: Sequence[str], values: Mapping[str, Sequence[float | None]], title: str, label: str = "{:.2g}"
+) -> None:
     """Groups of bars, one colour per series; a value that is missing has no bar."""
-    width = 0.8 / max(len(values), 1)
+    width = 0.8 / len(values)
     for index, (series, heights) in enumerate(values.items()):
-        places = [place + (index - (len(values) - 1) / 2) * width for place in range(len(names))]
-        shown = [(place, height) for place, height in zip(places, heights, strict=True) if height is not None]
-        bars = panel.bar(
-            [place for place, _ in shown],
-            [height for _, height in shown],
-            width,
-            label=series,
-            color=(OURS, OTHER)[index % 2],
-        )
-        panel.bar_label(bars, labels=[label.format(height) for _, height in shown], fontsize=7)
+        place = np.arange(len(names)) + (index - (len(values) - 1) / 2) * width
+        bars = panel.bar(place, np.array(heights, dtype=float), width, label=series, color=(OURS, OTHER)[index % 2])
+        panel.bar_label(bars, fmt=label, fontsize=7)
     panel.set_xticks(range(len(names)), names, fontsize=8)
     panel.set_title(title, fontsize=10)
     panel.legend(fontsize=8, frameon=False)

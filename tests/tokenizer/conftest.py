@@ -16,7 +16,7 @@ class World(NamedTuple):
     n_items: int
 
     def fit(self, **settings) -> BehaviorBindTokenizer:
-        small = {"codebook_size": 16, "code_dim": 16, "min_steps": 50, "epochs": 1, "batch_size": 64, "progress": False}
+        small = {"codebook_size": 16, "code_dim": 16, "min_steps": 50, "epochs": 1, "progress": False}
         return BehaviorBindTokenizer(**{**small, **settings}).fit(*self)
 
 

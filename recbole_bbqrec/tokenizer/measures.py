@@ -1,6 +1,6 @@
-"""Whether items that are near each other in one space are so in another.
+"""Plain measures of semantic IDs, and of which items are near each other in which space.
 
-Shapes: N items, Q of them asked about, k neighbours.
+Shapes: N items, P positions of an ID, Q items asked about, k neighbours.
 """
 
 import numpy as np
@@ -9,6 +9,58 @@ from torch.nn import functional
 
 CHUNK = 500
 """Items whose cosines with all others are held at once."""
+
+
+def code_use(codes: torch.Tensor, size: int) -> tuple[list[float], list[float]]:
+    """Utilisation and perplexity at each position of `codes` [N, P], where -1 does not count.
+
+    Utilisation is the share of the `size` codes in use; perplexity, the exponential of the codes' entropy, is how many
+    codes an even use would need.
+    """
+    utilisation, perplexity = [], []
+    for column in codes.T:
+        counts = torch.bincount(column[column >= 0], minlength=size)
+        share = counts.double() / counts.sum().clamp(min=1)
+        utilisation.append(float((counts > 0).double().mean()))
+        perplexity.append(float(torch.exp(-torch.special.xlogy(share, share).sum())) if counts.sum() else 0.0)
+    return utilisation, perplexity
+
+
+def collisions(codes: torch.Tensor) -> dict[str, int]:
+    """Count IDs that items share.
+
+    Returns
+    -------
+    `sharing`: items whose ID another item has too; `distinct`: different IDs; `largest`: most items with one ID.
+    """
+    counts = torch.unique(codes, dim=0, return_counts=True)[1]
+    return {
+        "sharing": int(counts[counts > 1].sum()),
+        "distinct": len(counts),
+        "largest": max(counts.tolist(), default=0),
+    }
+
+
+def first_code_agreement(codes: torch.Tensor, offsets: np.ndarray, items: np.ndarray) -> dict[str, float]:
+    """How often consecutive items of the sequences share a code.
+
+    Parameters
+    ----------
+    codes : [N] code of each item at one position; items with -1 are left out.
+
+    Returns
+    -------
+    `share` of the consecutive pairs that agree, and `chance`, that of two independent draws from such pairs.
+    """
+    user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    column = codes.numpy()[items]
+    kept = (user[1:] == user[:-1]) & (column[:-1] >= 0) & (column[1:] >= 0)
+    left, right = column[:-1][kept], column[1:][kept]
+    if not len(left):
+        return {"share": 0.0, "chance": 0.0}
+    size = int(max(left.max(), right.max())) + 1
+    share_left, share_right = (np.bincount(side, minlength=size) / len(left) for side in (left, right))
+    return {"share": float((left == right).mean()), "chance": float(share_left @ share_right)}
 
 
 def nearest(rows: torch.Tensor, has: torch.Tensor, asked: torch.Tensor, k: int, seed: int) -> torch.Tensor:
@@ -27,16 +79,14 @@ def nearest(rows: torch.Tensor, has: torch.Tensor, asked: torch.Tensor, k: int, 
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     order = order[has[order]]
     unit = functional.normalize(rows.float(), dim=-1)
-    keys = unit[order]
     found = torch.full((len(asked), k), -1)
     width = min(k, max(len(order) - 1, 0))
     for begin in range(0, len(asked) if width else 0, CHUNK):
         part = asked[begin : begin + CHUNK]
         # Equal vectors have equal cosines only up to rounding, which depends on where they stand.
-        cosine = (unit[part] @ keys.T).mul_(1e5).round_()
+        cosine = (unit[part] @ unit[order].T).mul_(1e5).round_()
         cosine[part.unsqueeze(1) == order] = -torch.inf
-        places = cosine.topk(width, dim=1).indices
-        found[begin : begin + CHUNK, :width] = order[places]
+        found[begin : begin + CHUNK, :width] = order[cosine.topk(width, dim=1).indices]
     return found.masked_fill(~has[asked].unsqueeze(1), -1)
 
 
@@ -64,8 +114,8 @@ def cooccurring(
     order = np.lexsort((np.random.default_rng(seed).random(len(left)), -counts, left))
     left, right = left[order], right[order]
     place = np.arange(len(left)) - np.searchsorted(left, left)
-    kept = place < k
     table = np.full((n_items, k), -1, dtype=np.int64)
+    kept = place < k
     table[left[kept], place[kept]] = right[kept]
     return torch.from_numpy(table)[asked]
 
