@@ -1,15 +1,15 @@
-"""What every item tokenizer shares: the way through `fit`, measured and unique IDs, `encode`, `decode`, and its file.
+"""What every item tokenizer shares: the way through `fit`, measured and unique IDs, `encode`, and its file.
 
 Shapes: N items, M modalities, S signals, L levels, K codes per codebook, D code width, P = S * L positions of an ID.
 """
 
 import abc
-import inspect
 import logging
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -18,22 +18,13 @@ import torch
 from .. import storage
 from ..errors import InputError
 from . import measures
-from .behavior_bind import Bound
-from .encoding import Catalogue
-from .inputs import ByModality, Flat, check_features, effective_size, feature_statistics, flat_sequences
+from .behavior_bind import Bound, Catalogue
+from .inputs import ByModality, Flat, check_counts, check_features, effective_size, feature_statistics, flat_sequences
 from .residual_quantizer import ChainNetwork
 from .semantic_ids import resolve_chains
 from .training import seeded
 
 KIND = "tokenizer"
-COUNTS = ("levels", "codebook_size", "code_dim", "epochs", "steps")
-"""Arguments that are whole numbers of at least 1, as far as a tokenizer has them."""
-LEARNED = (
-    *("n_moved_", "collisions_before_", "utilisation_", "perplexity_", "quantisation_error_", "losses_"),
-    *("seconds_", "peak_memory_mib_"),
-)
-"""Learned attributes that are plain data."""
-
 Network = TypeVar("Network", bound=ChainNetwork)
 
 
@@ -44,7 +35,7 @@ class Encoded(NamedTuple):
     ----------
     codes : [n, P] code at every position, -1 where the signal is missing. An item without any signal has codes in the
         last chain all the same, those of a zero vector: a number to know it by, with no meaning.
-    vectors : [S, n, D] quantised vector of each signal, zero where it is missing.
+    vectors : [S, n, D] quantised vector of each signal, the one its codes stand for; zero where it is missing.
     present : [S, n] whether the item has the signal.
     """
 
@@ -53,62 +44,46 @@ class Encoded(NamedTuple):
     present: torch.Tensor
 
 
+@dataclass(eq=False, kw_only=True)
 class ItemTokenizer(abc.ABC, Generic[Network]):
     """Item features and training sequences in, one unique semantic ID per item out.
 
-    A tokenizer is a dataclass of its arguments, `levels`, `codebook_size`, `seed` and `device` among them. It sets
-    `name` and says how to build, train and read its network.
+    A tokenizer adds its own arguments, sets `name`, and says how to build, train and read its network.
+
+    Parameters
+    ----------
+    levels, codebook_size : L codes for each signal, K codes per codebook. K shrinks where there are fewer than K items.
+    seed : source of every random draw; same inputs and seed give the same codes on one machine.
+    device, progress : where to compute, and whether to show a bar.
+
+    Attributes
+    ----------
+    codes_, vectors_, present_ : IDs of the N items of `fit`, each its own; see `Encoded`.
+    codebooks_ : [L, K, D], or [P, K, D] where every signal has its own: position p has `p % len(codebooks_)`.
+    signals_ : names of the S signals.
+    n_moved_ : items moved to another ID because theirs was taken.
+    collisions_before_, utilisation_, perplexity_ : before that, the latter two per position; see `measures`.
+    quantisation_error_ : share of each signal's squared length that its codes leave over, before that.
+    losses_ : objective -> its mean over every hundredth part of training.
+    statistics_ : modality -> mean and standard deviation per dimension, [2, D_m].
+    seconds_, peak_memory_mib_ : time `fit` took, and growth of the process's largest resident memory meanwhile. Zero
+        where the process had held more before; memory of a GPU is not in it.
     """
 
     name: ClassVar[str]
     levels: int
-    codebook_size: int
-    seed: int
-    device: str
-    progress: bool
-
-    codes_: torch.Tensor
-    """[N, P] unique IDs, -1 where a signal is missing; see `Encoded`."""
-    codebooks_: torch.Tensor
-    """[L, K, D], or [P, K, D] where every signal has its own: position p has `p % len(codebooks_)`."""
-    vectors_: torch.Tensor
-    """[S, N, D] quantised vector of each signal, the one its codes stand for; zero where missing."""
-    present_: torch.Tensor
-    """[S, N] whether an item has the signal."""
-    signals_: list[str]
-    """Names of the S signals."""
-    n_moved_: int
-    """Items moved to another ID because theirs was taken."""
-    collisions_before_: dict[str, int]
-    """`sharing`, `distinct` and `largest` before that; see `measures.collisions`."""
-    utilisation_: list[float]
-    perplexity_: list[float]
-    """Both per position, before that."""
-    quantisation_error_: list[float]
-    """Share of each signal's squared length that its codes leave over, before that."""
-    losses_: dict[str, list[float]]
-    """Objective -> its mean over every hundredth part of training."""
-    statistics_: dict[str, torch.Tensor]
-    """Modality -> mean and standard deviation per dimension, [2, D_m]."""
-    seconds_: float
-    """Time `fit` took."""
-    peak_memory_mib_: float
-    """Growth of the process's largest resident memory during `fit`. Zero where the process had held more before; memory
-    of a GPU is not in it."""
-
-    _network: Network
-    _id_map: torch.Tensor | None = None  # see `encoding.fit_id_map`; only where there is an ID signal
+    codebook_size: int = 256
+    seed: int = 0
+    device: str = "cpu"
+    progress: bool = True
+    _id_map = None  # what predicts the ID signal of new items, where there is one
 
     def get_params(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def fit(
-        self,
-        features: ByModality,
-        present: ByModality,
-        sequences: Sequence[np.ndarray] | Flat,
-        n_items: int,
+        self, features: ByModality, present: ByModality, sequences: Sequence[np.ndarray] | Flat, n_items: int
     ) -> "ItemTokenizer[Network]":
         """Learn codes for items 0 .. n_items - 1.
 
@@ -119,22 +94,18 @@ class ItemTokenizer(abc.ABC, Generic[Network]):
         present : modality -> [N] which items have it.
         sequences : training part of every user's sequence, as a list or as `(offsets, items)`. Nothing else may be in
             them: all behaviour the codes know comes from here.
-        n_items : N.
 
         Raises
         ------
         InputError : arguments that do not fit each other, or too few codes for N different IDs.
         """
         started, memory = time.perf_counter(), peak_memory_mib()
-        for name, value in self.get_params().items():
-            if name in COUNTS and (type(value) is not int or value < 1):
-                raise InputError(f"{name}: found {value!r}, expected a whole number of at least 1")
+        check_counts(self.get_params())
         check_features(features, present, n_items, names=features)
         size = effective_size(self.codebook_size, self.levels, n_items)
         if size != self.codebook_size:
             logging.getLogger().info(f"item tokenizer: {n_items} items, so {size} codes a level")
-        flat = flat_sequences(sequences, n_items)
-        device = torch.device(self.device)
+        flat, device = flat_sequences(sequences, n_items), torch.device(self.device)
         with seeded(self.seed, device):  # initial weights and dropout; everything else draws from a generator
             self.statistics_ = {name: feature_statistics(x, present[name]) for name, x in features.items()}
             self._network = self._build(n_items, size).to(device)
@@ -162,27 +133,18 @@ class ItemTokenizer(abc.ABC, Generic[Network]):
         bound, has = self._bind(catalogue, new=True), self._network.chains_known(catalogue.known)
         return Encoded(_side_by_side(bound.codes), bound.vectors.cpu(), has.cpu())
 
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Return the sum [n, D] of the quantised vectors that IDs [n, P] stand for."""
-        self._require_fit()
-        width, size = self.codes_.shape[1], self.codebooks_.shape[1]
-        if codes.ndim != 2 or codes.shape[1] != width or ((codes < -1) | (codes >= size)).any():
-            found = f"shape {list(codes.shape)}" + (f", values up to {int(codes.max())}" if codes.numel() else "")
-            raise InputError(f"decode: found codes of {found}; expected [n, {width}], values from -1 to {size - 1}")
-        return self._vectors(codes).sum(0)
-
     def save(self, path: str | os.PathLike) -> None:
         """Write the fitted tokenizer to `path` in one atomic step; `registry.load` reads it."""
         self._require_fit()
         tensors = {f"network.{name}": value for name, value in self._network.state_dict().items()}
         tensors |= {f"statistics.{name}": value for name, value in self.statistics_.items()}
         tensors |= {"codes": self.codes_, "present": self.present_}
-        if self._id_map is not None:
-            tensors["id_map"] = self._id_map
+        tensors |= {} if self._id_map is None else {"id_map": self._id_map}
+        learned = ("n_moved_", "collisions_before_", "utilisation_", "perplexity_", "quantisation_error_", "losses_")
         state = {
             "tokenizer": self.name,
             "parameters": self.get_params(),
-            "learned": {name: getattr(self, name) for name in LEARNED},
+            "learned": {name: getattr(self, name) for name in (*learned, "seconds_", "peak_memory_mib_")},
             # A list of pairs: JSON objects are written with sorted keys, and the order of the modalities matters.
             "widths": [(name, value.shape[1]) for name, value in self.statistics_.items()],
         }
@@ -191,18 +153,17 @@ class ItemTokenizer(abc.ABC, Generic[Network]):
     @classmethod
     def restore(cls, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> "ItemTokenizer[Network]":
         """Return the tokenizer of a file, on the CPU; arguments that this version does not have are passed over."""
-        known = inspect.signature(cls).parameters
-        fitted = cls(**{name: value for name, value in state["parameters"].items() if name in known})
-        fitted.device = "cpu"
+        known = {field.name for field in fields(cls)}
+        given = {name: value for name, value in state["parameters"].items() if name in known}
+        fitted = cls(**{**given, "device": "cpu"})
         for name, value in state["learned"].items():
             setattr(fitted, name, value)
         fitted.statistics_ = {name: tensors[f"statistics.{name}"] for name, _ in state["widths"]}
         fitted.codes_, fitted.present_, fitted._id_map = tensors["codes"], tensors["present"], tensors.get("id_map")
         with torch.random.fork_rng(devices=[]):  # building draws initial weights, soon overwritten
             fitted._network = fitted._build(len(fitted.codes_), tensors["network.quantizer.codebooks"].shape[1])
-        prefix = "network."
-        weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        fitted._network.load_state_dict(weights)
+        weights = {name: value for name, value in tensors.items() if name.startswith("network.")}
+        fitted._network.load_state_dict({name.removeprefix("network."): value for name, value in weights.items()})
         fitted._network.eval().requires_grad_(False)
         fitted._publish()
         return fitted
@@ -211,9 +172,9 @@ class ItemTokenizer(abc.ABC, Generic[Network]):
         """Features as the network reads them, on its device; missing rows become zero, the mean."""
         matrices, known = [], [torch.zeros(0, n_items, dtype=torch.bool)]
         for name, (mean, deviation) in self.statistics_.items():
-            has = present[name].bool()
-            matrices.append(((features[name].float() - mean) / deviation).masked_fill(~has.unsqueeze(1), 0.0))
-            known.append(has.unsqueeze(0))
+            has = present[name].bool().unsqueeze(0)
+            matrices.append(((features[name].float() - mean) / deviation).masked_fill(~has.T, 0.0))
+            known.append(has)
         device = self._network.quantizer.codebooks.device
         return Catalogue([matrix.to(device) for matrix in matrices], torch.cat(known).to(device))
 
@@ -233,13 +194,13 @@ class ItemTokenizer(abc.ABC, Generic[Network]):
         """Codes of all items from the trained network, measured, then made unique."""
         network, bound = self._network, self._bind(catalogue, new=False)
         network.cpu()
-        raw, size = _side_by_side(bound.codes), network.quantizer.codebooks.shape[1]
+        raw, codebooks = _side_by_side(bound.codes), network.quantizer.codebooks
         self.collisions_before_ = measures.collisions(raw)
-        self.utilisation_, self.perplexity_ = measures.code_use(raw, size)
+        self.utilisation_, self.perplexity_ = measures.code_use(raw, codebooks.shape[1])
         left = (bound.inputs - bound.vectors).square().sum((1, 2)) / bound.inputs.square().sum((1, 2)).clamp(min=1e-12)
         self.quantisation_error_ = left.tolist()
         self.present_ = network.chains_known(catalogue.known).cpu()
-        self.codes_, self.n_moved_ = resolve_chains(raw, bound.inputs.cpu(), network.quantizer.codebooks)
+        self.codes_, self.n_moved_ = resolve_chains(raw, bound.inputs.cpu(), codebooks)
         self._publish()
 
     def _publish(self) -> None:
@@ -249,8 +210,7 @@ class ItemTokenizer(abc.ABC, Generic[Network]):
         self.vectors_ = self._vectors(self.codes_).masked_fill(~self.present_.unsqueeze(-1), 0.0)
 
     def _vectors(self, codes: torch.Tensor) -> torch.Tensor:
-        chains = codes.split(self.levels, dim=1)
-        lookup = self._network.quantizer.lookup
+        lookup, chains = self._network.quantizer.lookup, codes.split(self.levels, dim=1)
         return torch.stack([lookup(chain, index) for index, chain in enumerate(chains)]).detach()
 
     def _require_fit(self) -> None:
@@ -271,5 +231,4 @@ def peak_memory_mib() -> float:
         return psutil.Process().memory_info().peak_wset / 2**20
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -6,7 +6,6 @@ them all has no signal. Sequences are not looked at. What `fit` learns is listed
 Shapes: B items, L levels, D code width, F width of all modalities side by side.
 """
 
-import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,8 +14,7 @@ from torch import nn
 
 from ..errors import InputError
 from .base import ItemTokenizer
-from .behavior_bind import Bound
-from .encoding import BATCH, Catalogue
+from .behavior_bind import CHUNK, Bound, Catalogue, mlp
 from .inputs import Flat
 from .residual_quantizer import ChainNetwork, ResidualQuantizer
 from .training import learning_rate_schedule, restart_due, run_steps
@@ -44,20 +42,6 @@ class FeatureNetwork(ChainNetwork):
         """Whether an item has any modality [1, B], from those it has [M, B]."""
         return known.any(0, keepdim=True)
 
-    def losses(self, x: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-        """Both terms of TIGER's objective, sums over dimensions and means over items.
-
-        Returns
-        -------
-        Losses by name, what was quantised [B, D], and its codes [B, L].
-        """
-        encoded = self.encoder(x)
-        quantized = self.quantizer.quantize(encoded)
-        # Plain straight-through: codes follow the encoder by the quantiser's own loss, as in TIGER.
-        passed = encoded + (quantized.vectors - encoded).detach()
-        rebuilt = (self.decoder(passed) - x).square().sum(-1).mean()
-        return {"reconstruction": rebuilt, "commitment": quantized.loss}, encoded.detach(), quantized.codes
-
 
 class FeatureTokenizer(ItemTokenizer[FeatureNetwork]):
     """Semantic IDs of the features alone; see `RQVAETokenizer` and `ResidualKMeansTokenizer`."""
@@ -68,23 +52,23 @@ class FeatureTokenizer(ItemTokenizer[FeatureNetwork]):
         return sum(value.shape[1] for value in self.statistics_.values())
 
     @torch.no_grad()
-    def _start(self, catalogue: Catalogue, generator: torch.Generator) -> torch.Tensor:
-        """Start the codebooks by k-means; returns the features [N, F]."""
-        x = torch.cat(catalogue.features, dim=1)
-        self._network.quantizer.start(self._network.encoder(x), generator)
-        return x
+    def _train(self, catalogue: Catalogue, sequences: Flat, generator: torch.Generator) -> dict[str, list[float]]:
+        embedded = self._network.encoder(torch.cat(catalogue.features, dim=1)).unsqueeze(0)
+        everyone = torch.ones(embedded.shape[:2], dtype=torch.bool, device=embedded.device)
+        self._network.quantizer.start(embedded, everyone, generator)
+        return {}
 
     @torch.no_grad()
     def _bind(self, catalogue: Catalogue, new: bool) -> Bound:
         known, quantizer = self._network.chains_known(catalogue.known), self._network.quantizer
-        embedded = [self._network.encoder(part) for part in torch.cat(catalogue.features, dim=1).split(BATCH)]
+        embedded = [self._network.encoder(part) for part in torch.cat(catalogue.features, dim=1).split(CHUNK)]
         inputs = torch.cat(embedded) * known[0].unsqueeze(1)
-        vectors, codes, losses = zip(*map(quantizer.quantize, inputs.split(BATCH)), strict=True)
+        vectors, codes, losses = zip(*map(quantizer.quantize, inputs.split(CHUNK)), strict=True)
         masked = torch.cat(vectors) * known[0].unsqueeze(1)
         return Bound(inputs.unsqueeze(0), masked.unsqueeze(0), torch.cat(codes).unsqueeze(0), losses[-1])
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class RQVAETokenizer(FeatureTokenizer):
     """Semantic IDs of TIGER (Rajput et al. 2023, arXiv 2305.05065): an autoencoder that quantises residuals.
 
@@ -97,47 +81,49 @@ class RQVAETokenizer(FeatureTokenizer):
     levels, codebook_size, code_dim : codes of an ID, codes per codebook, and width of their vectors.
     steps : batches of training.
     learning_rate : of AdamW.
-    seed : source of every random draw.
-    device, progress : where to compute, and whether to show a bar.
     """
 
     name: ClassVar[str] = "rqvae"
 
     levels: int = 4
-    codebook_size: int = 256
     code_dim: int = 32
     steps: int = 2000
     learning_rate: float = 1e-3
-    seed: int = 0
-    device: str = "cpu"
-    progress: bool = True
 
     def _build(self, n_items: int, size: int) -> FeatureNetwork:
         widths = (self._width(), *HIDDEN, self.code_dim)
         quantizer = ResidualQuantizer(self.levels, size, self.code_dim)
-        return FeatureNetwork(quantizer, _mlp(*widths), _mlp(*reversed(widths)))
+        return FeatureNetwork(quantizer, mlp(*widths), mlp(*reversed(widths)))
 
     def _train(self, catalogue: Catalogue, sequences: Flat, generator: torch.Generator) -> dict[str, list[float]]:
-        x, network = self._start(catalogue, generator), self._network
+        super()._train(catalogue, sequences, generator)
+        features, network = torch.cat(catalogue.features, dim=1), self._network
         optimizer = torch.optim.AdamW(network.parameters(), lr=self.learning_rate, fused=True)
         schedule = learning_rate_schedule(optimizer, self.steps)
 
         def step(index: int) -> dict[str, torch.Tensor]:
-            drawn = torch.randint(len(x), (min(BATCH_SIZE, len(x)),), generator=generator)
-            losses, encoded, codes = network.losses(x[drawn.to(x.device)])
+            drawn = torch.randint(len(features), (min(BATCH_SIZE, len(features)),), generator=generator)
+            x = features[drawn.to(features.device)]
+            encoded = network.encoder(x)
+            quantized = network.quantizer.quantize(encoded)
+            # Plain straight-through: codes follow the encoder by the quantiser's own loss, as in TIGER.
+            rebuilt = network.decoder(encoded + (quantized.vectors - encoded).detach())
+            # Sums over dimensions and means over items.
+            losses = {"reconstruction": (rebuilt - x).square().sum(-1).mean(), "commitment": quantized.loss}
             optimizer.zero_grad(set_to_none=True)
             torch.stack(list(losses.values())).sum().backward()
             optimizer.step()
             schedule.step()
-            network.quantizer.observe(codes)
+            network.quantizer.observe(quantized.codes.unsqueeze(0))
             if restart_due(index, self.steps):
-                network.quantizer.restart_dead(encoded, generator)
+                everyone = torch.ones(1, len(x), dtype=torch.bool)
+                network.quantizer.restart_dead(encoded.detach().unsqueeze(0), everyone, generator)
             return {name: value.detach() for name, value in losses.items()}
 
         return run_steps(step, self.steps, "RQ-VAE", self.progress)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class ResidualKMeansTokenizer(FeatureTokenizer):
     """k-means of the standardised features, then of what it left over, and so on; no network, no behaviour.
 
@@ -146,28 +132,11 @@ class ResidualKMeansTokenizer(FeatureTokenizer):
     Parameters
     ----------
     levels, codebook_size : codes of an ID, and codes per codebook; the latter shrinks where there are fewer items.
-    seed : source of every random draw.
-    device, progress : where to compute; there is no bar.
     """
 
     name: ClassVar[str] = "kmeans"
 
     levels: int = 4
-    codebook_size: int = 256
-    seed: int = 0
-    device: str = "cpu"
-    progress: bool = True
 
     def _build(self, n_items: int, size: int) -> FeatureNetwork:
         return FeatureNetwork(ResidualQuantizer(self.levels, size, self._width()), nn.Identity(), nn.Identity())
-
-    def _train(self, catalogue: Catalogue, sequences: Flat, generator: torch.Generator) -> dict[str, list[float]]:
-        self._start(catalogue, generator)
-        return {}
-
-
-def _mlp(*widths: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for width, out in itertools.pairwise(widths):
-        layers += [nn.Linear(width, out), nn.GELU()]
-    return nn.Sequential(*layers[:-1])

@@ -4,50 +4,46 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch.nn import functional
 
 from ..errors import InputError
 from .base import Encoded, ItemTokenizer
-from .batches import Windows
-from .behavior_bind import MODES, BehaviorBind, Bound
-from .encoding import Catalogue, all_signals, bind_all, fit_id_map, new_signals
+from .behavior_bind import MAX_LENGTH, MODES, BehaviorBind, Bound, Catalogue
 from .inputs import Flat
 from .residual_quantizer import ResidualQuantizer
-from .training import BATCH_SIZE, Trainer, seeded
+from .training import BATCH_SIZE, Trainer, Windows, seeded
 
 __all__ = ["BehaviorBindTokenizer", "Encoded"]
 
-MAX_LENGTH = 20
-"""Longest history the sequence encoder reads: it has to learn which items follow each other, not to rank them."""
+RIDGE = 1.0
+"""Penalty of the ID signal's regression; its inputs have unit length and there are as many rows as items."""
 RECONSTRUCTION_WEIGHT, COMMITMENT_WEIGHT = 0.1, 1.0
 """Own choice: enough to rebuild the features (error about .1 on Sports), while behaviour leads."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class BehaviorBindTokenizer(ItemTokenizer[BehaviorBind]):
     """Behaviour-bound semantic IDs (paper: behaviour-semantic alignment and dual-aligned quantisation).
 
-    Shapes: N items, M modalities, S signals (the modalities, then `id`; only `fused` in mode fused), L levels, K codes
-    per codebook, D code width, P = S * L positions of an ID. What `fit` learns is listed at `ItemTokenizer`.
+    Signals are the modalities, then `id`; only `fused` in mode fused. More arguments, and what `fit` learns, are listed
+    at `ItemTokenizer`.
 
     Parameters
     ----------
     mode : how signals share an ID: `chained`, `concat` or `fused`; see `BehaviorBind`.
-    levels, codebook_size, code_dim : L, K and D. K shrinks where there are fewer than K items.
+    levels, code_dim : L and D.
     use_id : whether items have the ID signal. Without it, collisions are resolved in the last signal an item has, and
         one that has none at all gets a number in the last chain.
     shared_codebook : one set of L codebooks for all signals, or one for each.
     epochs : passes over the training sequences, but at least `min_steps` batches; more over-fit the item table.
     learning_rate : of AdamW; larger ones (Adagrad 0.4) collapse the codes.
     club_weight, sequence_contrast_weight, cross_contrast_weight : weights of objectives, see `losses`; 0 switches off.
-    seed : source of every random draw; same inputs and seed give the same codes on one machine.
-    device, progress : where to compute, and whether to show a bar.
     """
 
     name: ClassVar[str] = "behavior_bind"
 
-    mode: str = "chained"
     levels: int = 2
-    codebook_size: int = 256
+    mode: str = "chained"
     code_dim: int = 64
     use_id: bool = True
     shared_codebook: bool = True
@@ -57,9 +53,6 @@ class BehaviorBindTokenizer(ItemTokenizer[BehaviorBind]):
     club_weight: float = 3e-6
     sequence_contrast_weight: float = 1.0
     cross_contrast_weight: float = 0.1
-    seed: int = 0
-    device: str = "cpu"
-    progress: bool = True
 
     def initial_network(self) -> BehaviorBind:
         """The network before training, drawn again from the seed: what the trained one is compared with.
@@ -87,11 +80,11 @@ class BehaviorBindTokenizer(ItemTokenizer[BehaviorBind]):
         widths = {name: value.shape[1] for name, value in self.statistics_.items()}
         n_chains = 1 if self.mode == "fused" else len(widths) + self.use_id
         quantizer = ResidualQuantizer(self.levels, size, self.code_dim, 1 if self.shared_codebook else n_chains)
-        return BehaviorBind(widths, n_items if self.use_id else 0, quantizer, self.mode, MAX_LENGTH)
+        return BehaviorBind(widths, n_items if self.use_id else 0, quantizer, self.mode)
 
     def _train(self, catalogue: Catalogue, sequences: Flat, generator: torch.Generator) -> dict[str, list[float]]:
         windows = Windows(*sequences, MAX_LENGTH)
-        n_steps = max(self.epochs * -(-windows.n_targets // BATCH_SIZE), self.min_steps)
+        n_steps = max(self.epochs * -(-windows.n_targets // BATCH_SIZE), self.min_steps, 1)
         weights = {
             "reconstruction": RECONSTRUCTION_WEIGHT,
             "commitment": COMMITMENT_WEIGHT,
@@ -104,8 +97,32 @@ class BehaviorBindTokenizer(ItemTokenizer[BehaviorBind]):
 
     def _bind(self, catalogue: Catalogue, new: bool) -> Bound:
         if new:
-            signals = new_signals(self._network, catalogue, self._id_map)
+            signals = _new_signals(self._network, catalogue, self._id_map)
         else:
-            signals = all_signals(self._network, catalogue)
-            self._id_map = fit_id_map(signals, catalogue.known).cpu() if self.use_id else None
-        return bind_all(self._network, signals, catalogue.known)
+            signals = self._network.all_signals(catalogue)
+            self._id_map = _fit_id_map(signals).cpu() if self.use_id else None
+        return self._network.bind_all(signals, catalogue.known)
+
+
+@torch.no_grad()
+def _fit_id_map(signals: torch.Tensor) -> torch.Tensor:
+    """Ridge regression [M * D + 1, D] from the behaviour signals of the modalities to the ID signal, [S, N, D]."""
+    x, y = _regressors(signals).double(), signals[-1].double()
+    penalty = torch.full((x.shape[1],), RIDGE, dtype=x.dtype, device=x.device)
+    penalty[-1] = 1e-6  # the intercept stays free: it is the answer for items without any modality
+    return torch.linalg.solve(x.T @ x + torch.diag(penalty), x.T @ y).float()
+
+
+@torch.no_grad()
+def _new_signals(network: BehaviorBind, catalogue: Catalogue, id_map: torch.Tensor | None) -> torch.Tensor:
+    """Signals [S, B, D] of items outside the network's table, the ID signal, if it is used, predicted by `id_map`."""
+    if id_map is None:
+        return network.signals(*catalogue, None)
+    signals = network.signals(*catalogue, id_map.new_zeros(catalogue.known.shape[1], id_map.shape[1]))
+    signals[-1] = functional.normalize(_regressors(signals) @ id_map, dim=-1)
+    return signals
+
+
+def _regressors(signals: torch.Tensor) -> torch.Tensor:
+    """Behaviour signals of the modalities side by side, and a one for the intercept [B, M * D + 1]."""
+    return functional.pad(signals[:-1].transpose(0, 1).flatten(1), (0, 1), value=1.0)

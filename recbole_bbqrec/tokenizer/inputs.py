@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,21 @@ ByModality = Mapping[str, torch.Tensor]
 """Modality -> matrix [N, D_m] of features, or -> mask [N] of the items that have it."""
 Flat = tuple[np.ndarray, np.ndarray]
 """`(offsets, items)`: sequence u is `items[offsets[u] : offsets[u + 1]]`."""
+
+
+COUNTS = ("levels", "codebook_size", "code_dim", "epochs", "steps")
+
+
+def check_counts(arguments: Mapping[str, Any]) -> None:
+    """Check that those of a tokenizer's arguments that count something are whole numbers of at least 1.
+
+    Raises
+    ------
+    InputError : naming the argument and what was found.
+    """
+    for name, value in arguments.items():
+        if name in COUNTS and (type(value) is not int or value < 1):
+            raise InputError(f"{name}: found {value!r}, expected a whole number of at least 1")
 
 
 def check_features(features: ByModality, present: ByModality, n_items: int, names: Iterable[str]) -> None:
@@ -38,9 +54,7 @@ def check_features(features: ByModality, present: ByModality, n_items: int, name
 
 def feature_statistics(matrix: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     """Mean and standard deviation [2, D_m] of the present rows; a dimension that does not vary gets deviation 1."""
-    rows = matrix[present.bool()].double()
-    if not len(rows):
-        return torch.stack([torch.zeros(matrix.shape[1]), torch.ones(matrix.shape[1])])
+    rows = (matrix[present.bool()] if present.any() else matrix.new_zeros(1, matrix.shape[1])).double()
     mean, deviation = rows.mean(0), rows.std(0, correction=0)
     # What varies by rounding alone does not vary.
     constant = deviation <= 1e-6 * mean.abs() + 1e-12

@@ -27,12 +27,7 @@ def code_use(codes: torch.Tensor, size: int) -> tuple[list[float], list[float]]:
 
 
 def collisions(codes: torch.Tensor) -> dict[str, int]:
-    """Count IDs that items share.
-
-    Returns
-    -------
-    `sharing`: items whose ID another item has too; `distinct`: different IDs; `largest`: most items with one ID.
-    """
+    """Count `sharing` items, whose ID [P] another item has too, `distinct` IDs, and the `largest` group with one ID."""
     counts = torch.unique(codes, dim=0, return_counts=True)[1]
     return {
         "sharing": int(counts[counts > 1].sum()),
@@ -42,15 +37,9 @@ def collisions(codes: torch.Tensor) -> dict[str, int]:
 
 
 def first_code_agreement(codes: torch.Tensor, offsets: np.ndarray, items: np.ndarray) -> dict[str, float]:
-    """How often consecutive items of the sequences share a code.
+    """Return the `share` of consecutive items with equal codes [N], and its `chance`, that of two independent draws.
 
-    Parameters
-    ----------
-    codes : [N] code of each item at one position; items with -1 are left out.
-
-    Returns
-    -------
-    `share` of the consecutive pairs that agree, and `chance`, that of two independent draws from such pairs.
+    Items with -1 are left out; the draws are from the left and the right sides of the pairs.
     """
     user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     column = codes.numpy()[items]
@@ -64,17 +53,9 @@ def first_code_agreement(codes: torch.Tensor, offsets: np.ndarray, items: np.nda
 
 
 def nearest(rows: torch.Tensor, has: torch.Tensor, asked: torch.Tensor, k: int, seed: int) -> torch.Tensor:
-    """The k items of highest cosine with each asked item, itself left out; equal cosines in a seeded random order.
+    """The k items [Q, k] of highest cosine with each asked item [Q], itself left out; -1 where there are fewer.
 
-    Parameters
-    ----------
-    rows : [N, D] vectors.
-    has : [N] which items have one; the others are nobody's neighbours and have none.
-    asked : [Q] items.
-
-    Returns
-    -------
-    [Q, k] items; -1 where there is none.
+    Equal cosines stand in a seeded random order. Items that do not have [N] a row [N, D] are nobody's neighbours.
     """
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     order = order[has[order]]
@@ -93,13 +74,9 @@ def nearest(rows: torch.Tensor, has: torch.Tensor, asked: torch.Tensor, k: int, 
 def cooccurring(
     offsets: np.ndarray, items: np.ndarray, n_items: int, asked: torch.Tensor, k: int, window: int, seed: int
 ) -> torch.Tensor:
-    """The k items most often at most `window` places from each asked item in a sequence.
+    """The k items [Q, k] most often at most `window` places from each asked item [Q]; -1 where there are fewer.
 
     Equal counts stand in a seeded random order.
-
-    Returns
-    -------
-    [Q, k] items; -1 where there are fewer.
     """
     user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     pairs = []

@@ -18,8 +18,7 @@ from torch.nn import functional
 from .. import storage
 from . import measures
 from .base import ItemTokenizer
-from .behavior_bind import BehaviorBind
-from .encoding import Catalogue, all_signals, bind_all
+from .behavior_bind import BehaviorBind, Catalogue
 from .features import BATCH_SIZE, RQVAETokenizer
 from .fit import BehaviorBindTokenizer
 from .independence import independence, spread
@@ -211,8 +210,8 @@ def _disentanglement(fitted: ItemTokenizer, given: Given) -> dict[str, Any]:
 
 
 def _parts(network: BehaviorBind, catalogue: Catalogue) -> dict[str, dict[str, float]]:
-    signals = all_signals(network, catalogue)
-    vectors = bind_all(network, signals, catalogue.known).vectors
+    signals = network.all_signals(catalogue)
+    vectors = network.bind_all(signals, catalogue.known).vectors
     measured = {}
     for index, (modality, x) in enumerate(zip(network.modalities, catalogue.features, strict=True)):
         has, specific = catalogue.known[index], network.specific[index](x)

@@ -94,6 +94,45 @@ class ResidualQuantizer(nn.Module):
         parts = [book[code.clamp(min=0)] for book, code in zip(books, codes.T, strict=True)]
         return torch.stack(parts).sum(0).masked_fill((codes < 0).any(dim=1, keepdim=True), 0.0)
 
+    @torch.no_grad()
+    def start(self, points: torch.Tensor, known: torch.Tensor, generator: torch.Generator) -> None:
+        """Set every codebook to the k-means centres of what the levels before it leave of its chains' points.
+
+        Parameters
+        ----------
+        points, known : [G, n, D] what the chains quantise, and [G, n] which rows count.
+        """
+        for chain, rows in self._by_set(points, known):
+            if len(rows) > N_START_POINTS:
+                rows = rows[torch.randperm(len(rows), generator=generator)[:N_START_POINTS].to(rows.device)]
+            for place, left in self._residuals(rows, chain) if len(rows) else ():
+                self.codebooks[place] = kmeans(left, self.codebooks.shape[1], generator)
+
+    @torch.no_grad()
+    def observe(self, codes: torch.Tensor) -> None:
+        """Count codes [G, B, L] towards the usage; rows with -1 do not count."""
+        for chain, rows in self._by_set(codes, (codes >= 0).all(dim=-1)):
+            if len(rows):
+                counts = torch.stack([torch.bincount(code, minlength=self.codebooks.shape[1]) for code in rows.T])
+                share = counts * (self.codebooks.shape[1] / len(rows))
+                self.usage[self.books(chain)] = self.usage[self.books(chain)].lerp(share, 1 - USAGE_DECAY)
+
+    @torch.no_grad()
+    def restart_dead(self, points: torch.Tensor, known: torch.Tensor, generator: torch.Generator) -> None:
+        """Move dead codes onto rows drawn from `points`; they count as evenly used at first. Shapes as in `start`."""
+        for chain, rows in self._by_set(points, known):
+            for place, left in self._residuals(rows, chain):
+                dead = torch.nonzero(self.usage[place] < DEAD_BELOW).flatten()[: len(left)]
+                if len(dead):
+                    drawn = torch.randperm(len(left), generator=generator)[: len(dead)]
+                    self.codebooks[place, dead] = left[drawn.to(left.device)]
+                    self.usage[place, dead] = 1.0
+
+    def _by_set(self, rows: torch.Tensor, known: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield each set and the known rows of the chains that share it, from rows [G, B, ...] and `known` [G, B]."""
+        grouped, has = (part.reshape(self.sets, -1, *part.shape[2:]) for part in (rows, known))
+        yield from enumerate(part[kept] for part, kept in zip(grouped, has, strict=True))
+
     def _residuals(self, points: torch.Tensor, chain: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield `(place of the codebook, what is left for it [n, D])`; the codebook may be changed before the next."""
         places = self.books(chain)
@@ -102,45 +141,9 @@ class ResidualQuantizer(nn.Module):
             codebook = self.codebooks[place]
             points = points - codebook[squared_distances(points, codebook).argmin(dim=1)]
 
-    @torch.no_grad()
-    def start(self, points: torch.Tensor, generator: torch.Generator, chain: int = 0) -> None:
-        """Set every codebook to the k-means centres of what the levels before it leave of `points` [n, D]."""
-        if not len(points):
-            return
-        if len(points) > N_START_POINTS:
-            points = points[torch.randperm(len(points), generator=generator)[:N_START_POINTS].to(points.device)]
-        for place, left in self._residuals(points, chain):
-            self.codebooks[place] = kmeans(left, self.codebooks.shape[1], generator)
-        self.usage[self.books(chain)] = 1.0
-
-    @torch.no_grad()
-    def observe(self, codes: torch.Tensor, chain: int = 0) -> None:
-        """Count codes [B, L] towards the usage; rows with -1 do not count."""
-        size, codes = self.codebooks.shape[1], codes[(codes >= 0).all(dim=1)]
-        if len(codes):
-            counts = torch.stack([torch.bincount(code, minlength=size) for code in codes.T])
-            places = self.books(chain)
-            self.usage[places] = self.usage[places].lerp(counts * (size / len(codes)), 1 - USAGE_DECAY)
-
-    @torch.no_grad()
-    def restart_dead(self, points: torch.Tensor, generator: torch.Generator, chain: int = 0) -> None:
-        """Move dead codes onto rows drawn from `points` [n, D]; they count as evenly used for a start."""
-        for place, left in self._residuals(points, chain):
-            dead = torch.nonzero(self.usage[place] < DEAD_BELOW).flatten()[: len(left)]
-            if len(dead):
-                drawn = torch.randperm(len(left), generator=generator)[: len(dead)]
-                self.codebooks[place, dead] = left[drawn.to(left.device)]
-                self.usage[place, dead] = 1.0
-
 
 class ChainNetwork(nn.Module):
-    """What turns items into G chains of codes, as the item tokenizers need it.
-
-    Attributes
-    ----------
-    quantizer : quantiser of all chains.
-    chains : names of the G chains.
-    """
+    """What turns items into G chains of codes, of the names `chains`, all by one quantiser."""
 
     quantizer: ResidualQuantizer
     chains: list[str]

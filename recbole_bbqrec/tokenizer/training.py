@@ -4,22 +4,24 @@ Shapes as in `behavior_bind`; U different items in a batch of windows, Q random 
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from .batches import Windows
-from .behavior_bind import BehaviorBind, Bound
-from .encoding import Catalogue, all_signals
+from .behavior_bind import BehaviorBind, Bound, Catalogue
 from .losses import Club, cross_signal_contrast, reconstruction, sequence_to_item_contrast
 
 BATCH_SIZE = 512
 """Targets of a batch, and random items beside them."""
+SORT_CHUNK = 50
+"""Batches whose windows are sorted by length together: little padding, and still a random mix."""
 WARMUP = 0.1
 """Share of training before the codebooks start, in which signals pass unquantised; with .3 more items collided."""
 TEMPERATURE = 0.07
@@ -29,7 +31,6 @@ RESTART_EVERY = 20
 RESTART_UNTIL = 0.9
 """Share of training after which no code is moved any more, so that the last ones settle."""
 GRADIENT_NORM = 1.0
-
 
 Pairs = dict[int, tuple[torch.Tensor, torch.Tensor]]
 """Modality -> specific and behaviour parts of the items that have it, without gradients."""
@@ -41,6 +42,47 @@ class Batch(NamedTuple):
     windows: torch.Tensor
     valid: torch.Tensor
     drawn: torch.Tensor
+
+
+class Windows:
+    """Windows in which every item but a sequence's first is a target once.
+
+    Parameters
+    ----------
+    offsets, items : sequences as flat arrays.
+    length : most items a window shows; its last target comes one later.
+    """
+
+    def __init__(self, offsets: np.ndarray, items: np.ndarray, length: int) -> None:
+        users = itertools.pairwise(offsets.tolist())
+        spans = [
+            (begin, min(length, end - 1 - begin)) for first, end in users for begin in range(first, end - 1, length)
+        ]
+        self.items = torch.from_numpy(items)
+        self.start, self.size = np.array(spans, dtype=np.int64).reshape(-1, 2).T  # first item and number of targets
+        self.n_targets = int(self.size.sum())
+
+    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield all windows once, about `batch_size` targets at a time, in random order; one empty batch without any.
+
+        Yields
+        ------
+        items : [R, T + 1], inputs are the first T columns, targets the last T.
+        valid : [R, T] which targets are real; padding stands at the right.
+        """
+        if not len(self.start):
+            yield torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, 1, dtype=torch.bool)
+            return
+        order = torch.randperm(len(self.start), generator=generator).numpy()
+        chunk = (np.cumsum(self.size[order]) - 1) // (batch_size * SORT_CHUNK)
+        order = order[np.lexsort((self.size[order], chunk))]
+        batch = (np.cumsum(self.size[order]) - 1) // batch_size
+        parts = np.split(order, np.flatnonzero(np.diff(batch)) + 1)
+        for index in torch.randperm(len(parts), generator=generator).tolist():
+            start, size = (torch.from_numpy(part[parts[index]]) for part in (self.start, self.size))
+            steps = torch.arange(int(size.max()) + 1)
+            places = (start.unsqueeze(1) + torch.minimum(steps, size.unsqueeze(1))).contiguous()
+            yield self.items[places], steps[1:] <= size.unsqueeze(1)
 
 
 @dataclass
@@ -85,10 +127,8 @@ class Trainer:
     def batches(self) -> Iterator[Batch]:
         """Endless batches, epoch after epoch."""
         n_items = self.catalogue.known.shape[1]
-        empty = torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, 1, dtype=torch.bool)
         while True:
-            epoch = self.windows.epoch(BATCH_SIZE, self.generator) if self.windows.n_targets else [empty]
-            for windows, valid in epoch:
+            for windows, valid in self.windows.epoch(BATCH_SIZE, self.generator):
                 drawn = torch.randint(n_items, (min(BATCH_SIZE, n_items),), generator=self.generator)
                 yield Batch(windows, valid, drawn)
 
@@ -106,32 +146,18 @@ class Trainer:
             self.clubs[modality].fit_loss(specific, behavior).backward()
             self.club_optimizers[modality].step()
         if index >= self.n_warmup:
-            self._keep_up(bound, restart_due(index, self.n_steps))
+            self.network.quantizer.observe(bound.codes)
+            if restart_due(index, self.n_steps):
+                known = (bound.codes >= 0).all(dim=-1)
+                self.network.quantizer.restart_dead(bound.inputs.detach(), known, self.generator)
         return {name: value.detach() for name, value in losses.items()}
-
-    def _keep_up(self, bound: Bound, restart: bool) -> None:
-        """Upkeep of the codebooks after a step: their usage, and dead codes if it is time."""
-        quantizer = self.network.quantizer
-        codes, inputs = self._by_set(bound.codes), self._by_set(bound.inputs.detach())
-        for chain in range(quantizer.sets):
-            quantizer.observe(codes[chain], chain)
-            if restart:
-                has = (codes[chain] >= 0).all(dim=1)
-                quantizer.restart_dead(inputs[chain][has], self.generator, chain)
-
-    def _by_set(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows [G, B, ...] of the chains, brought together by the codebooks they share: [C, G / C * B, ...]."""
-        return rows.reshape(self.network.quantizer.sets, -1, *rows.shape[2:])
 
     @torch.no_grad()
     def start_codebooks(self) -> None:
         """Start the codebooks by k-means on what the chains would quantise at the first level."""
-        self.network.eval()
-        known = self.catalogue.known
-        bound = self.network.unbound(all_signals(self.network, self.catalogue), known)
-        points, has = self._by_set(bound.vectors), self._by_set(self.network.chains_known(known))
-        for chain in range(self.network.quantizer.sets):
-            self.network.quantizer.start(points[chain][has[chain]], self.generator, chain)
+        network, known = self.network.eval(), self.catalogue.known
+        inputs = network.unbound(network.all_signals(self.catalogue), known).inputs
+        network.quantizer.start(inputs, network.chains_known(known), self.generator)
 
     def losses(self, batch: Batch, quantised: bool = True) -> tuple[dict[str, torch.Tensor], Bound, Pairs]:
         """Every objective on one batch, not weighed.

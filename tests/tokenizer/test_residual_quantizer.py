@@ -10,6 +10,10 @@ def quantizer() -> ResidualQuantizer:
     return ResidualQuantizer(levels=2, size=8, dim=4)
 
 
+def everyone(points: torch.Tensor) -> torch.Tensor:
+    return torch.ones(1, len(points), dtype=torch.bool)
+
+
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -89,7 +93,7 @@ def test_kmeans_of_equal_points():
 
 def test_start_uses_residuals_level_by_level(quantizer):
     points = torch.randn(500, 4, generator=generator())
-    quantizer.start(points, generator())
+    quantizer.start(points.unsqueeze(0), everyone(points), generator())
     left = points
     errors = [left.square().sum(1).mean()]
     for level, book in enumerate(quantizer.codebooks.detach()):
@@ -102,7 +106,7 @@ def test_dead_codes_restart_from_the_batch_and_living_ones_stay(quantizer):
     points = torch.randn(50, 4, generator=generator())
     quantizer.usage[0, [1, 5]] = 0.0
     before = quantizer.codebooks.detach().clone()
-    quantizer.restart_dead(points, generator())
+    quantizer.restart_dead(points.unsqueeze(0), everyone(points), generator())
     after = quantizer.codebooks.detach()
     for code in range(8):
         if code in (1, 5):
@@ -116,7 +120,7 @@ def test_dead_codes_restart_from_the_batch_and_living_ones_stay(quantizer):
 def test_usage_forgets_codes_that_are_no_longer_chosen(quantizer):
     codes = torch.tensor([[0, 0], [1, 1], [-1, -1]])
     for _ in range(400):
-        quantizer.observe(codes)
+        quantizer.observe(codes.unsqueeze(0))
     torch.testing.assert_close(quantizer.usage[0, :2], torch.full((2,), 4.0), rtol=1e-2, atol=0)
     assert (quantizer.usage[:, 2:] < 0.01).all()
 
@@ -134,15 +138,17 @@ def test_every_chain_has_its_own_codebooks_where_they_are_not_shared():
     assert quantizer.codebooks.grad.flatten(1).any(1).tolist() == [False, False, True, True, False, False]
     before = books.clone()
     quantizer.usage[:] = 0.0
-    quantizer.observe(result.codes, chain=1)
+    missing = torch.full_like(result.codes, -1)
+    quantizer.observe(torch.stack([missing, result.codes, missing]))
     assert quantizer.usage.any(1).tolist() == [False, False, True, True, False, False]
-    quantizer.restart_dead(x, generator(), chain=2)
-    quantizer.start(x, generator(), chain=0)
+    points, known = x.expand(3, -1, -1), torch.tensor([[True], [False], [True]]).expand(3, len(x))
+    quantizer.restart_dead(points, known & torch.tensor([[False], [True], [True]]), generator())
+    quantizer.start(points, known & torch.tensor([[True], [True], [False]]), generator())
     changed = (quantizer.codebooks.detach() != before).flatten(1).any(1)
     assert changed.tolist() == [True, True, False, False, True, True]
 
 
 def test_start_without_points_changes_nothing(quantizer):
     before = quantizer.codebooks.detach().clone()
-    quantizer.start(torch.zeros(0, 4), generator())
+    quantizer.start(torch.zeros(1, 0, 4), torch.zeros(1, 0, dtype=torch.bool), generator())
     assert torch.equal(quantizer.codebooks.detach(), before)

@@ -1,17 +1,18 @@
 """What each objective moves, and that nothing stays unmoved."""
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from recbole_bbqrec.tokenizer import training
-from recbole_bbqrec.tokenizer.batches import Windows
-from recbole_bbqrec.tokenizer.behavior_bind import BehaviorBind
-from recbole_bbqrec.tokenizer.encoding import Catalogue
+from recbole_bbqrec.tokenizer.behavior_bind import BehaviorBind, Catalogue
 from recbole_bbqrec.tokenizer.inputs import flat_sequences
 from recbole_bbqrec.tokenizer.losses import Club
 from recbole_bbqrec.tokenizer.residual_quantizer import ResidualQuantizer
-from recbole_bbqrec.tokenizer.training import Trainer
+from recbole_bbqrec.tokenizer.training import Trainer, Windows
 
 OBJECTIVES = ("commitment", "sequence_contrast", "cross_contrast", "reconstruction", "club")
 
@@ -30,7 +31,7 @@ def make_trainer(world, mode="concat", use_id=True, shared=True, **weights) -> T
     widths = {name: matrix.shape[1] for name, matrix in world.features.items()}
     sets = 1 if shared or mode == "fused" else len(widths) + use_id
     quantizer = ResidualQuantizer(levels=2, size=8, dim=8, sets=sets)
-    network = BehaviorBind(widths, world.n_items if use_id else 0, quantizer, mode, max_length=20, hidden=16)
+    network = BehaviorBind(widths, world.n_items if use_id else 0, quantizer, mode)
     catalogue = Catalogue(list(world.features.values()), torch.stack(list(world.present.values())))
     windows = Windows(*flat_sequences(world.sequences, world.n_items), 20)
     weights = {**dict.fromkeys(OBJECTIVES, 1.0), **weights}
@@ -221,3 +222,25 @@ def test_dead_codes_come_back_during_training(world):
     trainer.step(next(trainer.batches()), 0)
     codes = trainer.losses(next(trainer.batches()))[1].codes[..., 0]
     assert len(torch.unique(codes[codes >= 0])) >= 6
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 30), max_size=20), st.integers(1, 9), st.integers(1, 40))
+def test_every_item_but_the_first_of_a_sequence_is_a_target_once(lengths, length, batch_size):
+    offsets = np.r_[0, np.cumsum(lengths)].astype(np.int64)
+    windows = Windows(offsets, np.arange(offsets[-1]), length)
+    pairs = []
+    for items, valid in windows.epoch(batch_size, torch.Generator().manual_seed(0)):
+        assert items.shape[1] == valid.shape[1] + 1 <= length + 1
+        pairs += zip(items[:, :-1][valid].tolist(), items[:, 1:][valid].tolist(), strict=True)
+    firsts = set(offsets[:-1].tolist())
+    expected = [(place - 1, place) for place in range(offsets[-1]) if place not in firsts]
+    assert sorted(pairs) == expected and windows.n_targets == len(expected)
+
+
+def test_epochs_differ_and_repeat_with_the_seed():
+    windows = Windows(np.arange(0, 101, 5), np.arange(100), 20)
+    generator = torch.Generator().manual_seed(3)
+    one, two = (torch.cat([i for i, _ in windows.epoch(16, generator)]) for _ in range(2))
+    again = torch.cat([i for i, _ in windows.epoch(16, torch.Generator().manual_seed(3))])
+    assert torch.equal(one, again) and not torch.equal(one, two)

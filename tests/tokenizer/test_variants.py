@@ -12,7 +12,7 @@ from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.tokenizer import registry, training
 from recbole_bbqrec.tokenizer.fit import BehaviorBindTokenizer
 
-from .conftest import World, make_world
+from .conftest import World, make_world, vectors_of
 
 SMALL = {"codebook_size": 16, "seed": 3, "progress": False}
 QUICK = {**SMALL, "code_dim": 8, "min_steps": 1, "epochs": 1}
@@ -58,7 +58,7 @@ def check_promises(tokenizer, world: World, path) -> None:
     assert torch.equal(has_codes[:, ~bare], present[:, ~bare]) and torch.equal(missing, ~has_codes), "missing is -1"
     assert has_codes[-1, bare].all() and missing[:-1, bare].all(), "a number in the last chain"
     assert (vectors[~present] == 0).all()
-    torch.testing.assert_close(tokenizer.decode(codes)[~bare], vectors.sum(0)[~bare])
+    torch.testing.assert_close(vectors_of(tokenizer, codes)[~bare], vectors.sum(0)[~bare])
     assert tokenizer.collisions_before_["distinct"] == 60 - tokenizer.n_moved_
     assert len(tokenizer.utilisation_) == len(tokenizer.perplexity_) == codes.shape[1]
     assert len(tokenizer.quantisation_error_) == n_signals
@@ -80,7 +80,7 @@ def check_promises(tokenizer, world: World, path) -> None:
     encoded, by_loaded = (one.encode(world.features, world.present) for one in (tokenizer, loaded))
     assert all(torch.equal(left, right) for left, right in zip(encoded, by_loaded, strict=True))
     assert torch.equal(encoded.present, present) and torch.equal(encoded.codes < 0, codes < 0)
-    torch.testing.assert_close(tokenizer.decode(encoded.codes)[~bare], encoded.vectors.sum(0)[~bare])
+    torch.testing.assert_close(vectors_of(tokenizer, encoded.codes)[~bare], encoded.vectors.sum(0)[~bare])
     alone = tokenizer.encode(
         {name: matrix[9:10] for name, matrix in world.features.items()},
         {name: mask[9:10] for name, mask in world.present.items()},
@@ -205,7 +205,7 @@ def test_residual_kmeans_quantises_what_is_left_over(world):
     assert one.losses_ == {} and one.quantisation_error_[0] < 1e-6  # a centre for every item
     coarse = registry.TOKENIZERS["kmeans"](levels=3, codebook_size=8, progress=False).fit(*world)
     standard = torch.cat(coarse.standardise(world.features, world.present, 60).features, dim=1)
-    error = (coarse.decode(coarse.encode(world.features, world.present).codes) - standard).square().sum()
+    error = (vectors_of(coarse, coarse.encode(world.features, world.present).codes) - standard).square().sum()
     assert coarse.quantisation_error_[0] == pytest.approx(float(error / standard.square().sum()), rel=1e-4)
     assert 0 < coarse.quantisation_error_[0] < 0.4 and two.codebooks_.shape == (2, 60, 20)
 
