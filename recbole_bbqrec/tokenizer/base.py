@@ -205,13 +205,10 @@ class ItemTokenizer(abc.ABC, Generic[Network]):
 
     def _publish(self) -> None:
         """Attributes that follow from the network and the codes."""
-        self.signals_ = self._network.chains
-        self.codebooks_ = self._network.quantizer.codebooks.detach()
-        self.vectors_ = self._vectors(self.codes_).masked_fill(~self.present_.unsqueeze(-1), 0.0)
-
-    def _vectors(self, codes: torch.Tensor) -> torch.Tensor:
-        lookup, chains = self._network.quantizer.lookup, codes.split(self.levels, dim=1)
-        return torch.stack([lookup(chain, index) for index, chain in enumerate(chains)]).detach()
+        quantizer, chains = self._network.quantizer, self.codes_.split(self.levels, dim=1)
+        vectors = torch.stack([quantizer.lookup(codes, chain) for chain, codes in enumerate(chains)])
+        self.vectors_ = vectors.masked_fill(~self.present_.unsqueeze(-1), 0.0)
+        self.signals_, self.codebooks_ = self._network.chains, quantizer.codebooks.detach()
 
     def _require_fit(self) -> None:
         if not hasattr(self, "codes_"):

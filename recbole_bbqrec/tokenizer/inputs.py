@@ -13,8 +13,6 @@ ByModality = Mapping[str, torch.Tensor]
 """Modality -> matrix [N, D_m] of features, or -> mask [N] of the items that have it."""
 Flat = tuple[np.ndarray, np.ndarray]
 """`(offsets, items)`: sequence u is `items[offsets[u] : offsets[u + 1]]`."""
-
-
 COUNTS = ("levels", "codebook_size", "code_dim", "epochs", "steps")
 
 
