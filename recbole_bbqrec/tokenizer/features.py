@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from .base import ItemTokenizer
+from .base import Flat, ItemTokenizer
 from .behavior_bind import CHUNK, Bound, Catalogue, mlp
-from .inputs import Flat
 from .residual_quantizer import ChainNetwork, ResidualQuantizer
 from .training import learning_rate_schedule, restart_due, run_steps
 

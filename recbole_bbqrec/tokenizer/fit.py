@@ -7,9 +7,8 @@ import torch
 from torch.nn import functional
 
 from ..errors import InputError
-from .base import Encoded, ItemTokenizer
+from .base import Encoded, Flat, ItemTokenizer
 from .behavior_bind import MAX_LENGTH, MODES, BehaviorBind, Bound, Catalogue
-from .inputs import Flat
 from .residual_quantizer import ResidualQuantizer
 from .training import BATCH_SIZE, Trainer, Windows, seeded
 

@@ -17,12 +17,10 @@ from torch.nn import functional
 
 from .. import storage
 from . import measures
-from .base import ItemTokenizer
+from .base import ByModality, Flat, ItemTokenizer, flat_sequences
 from .behavior_bind import BehaviorBind, Catalogue
 from .features import BATCH_SIZE, RQVAETokenizer
 from .fit import BehaviorBindTokenizer
-from .independence import independence, spread
-from .inputs import ByModality, Flat, flat_sequences
 from .losses import reconstruction
 from .report_figure import draw
 from .report_warnings import warnings_of
@@ -216,8 +214,8 @@ def _parts(network: BehaviorBind, catalogue: Catalogue) -> dict[str, dict[str, f
     for index, (modality, x) in enumerate(zip(network.modalities, catalogue.features, strict=True)):
         has, specific = catalogue.known[index], network.specific[index](x)
         measured[modality] = {
-            **independence(specific[has], signals[index][has], SEED),
-            **spread(specific[has]),
+            **measures.independence(specific[has], signals[index][has], SEED),
+            **measures.spread(specific[has]),
             "reconstruction": float(reconstruction(network.decode(index, specific, vectors), x, has)),
         }
     return measured

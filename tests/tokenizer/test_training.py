@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from recbole_bbqrec.tokenizer import training
+from recbole_bbqrec.tokenizer.base import flat_sequences
 from recbole_bbqrec.tokenizer.behavior_bind import BehaviorBind, Catalogue
-from recbole_bbqrec.tokenizer.inputs import flat_sequences
 from recbole_bbqrec.tokenizer.losses import Club
 from recbole_bbqrec.tokenizer.residual_quantizer import ResidualQuantizer
 from recbole_bbqrec.tokenizer.training import Trainer, Windows

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.tokenizer.inputs import effective_size, feature_statistics, flat_sequences
+from recbole_bbqrec.tokenizer.base import effective_size, feature_statistics, flat_sequences
 
 
 def test_sequences_in_both_forms():
