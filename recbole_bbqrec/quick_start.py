@@ -26,6 +26,7 @@ from .preparation.image_download import addresses_of, fetch_images
 from .preparation.public import describe
 from .serving.bundle import load_bundle, restore_candidates, write_bundle
 from .settings import learning_settings, plain_settings, public_source, settings_to_load
+from .tokenizer.base import peak_memory_mib
 from .training import checkpoint
 
 
@@ -168,7 +169,7 @@ def _record(config: Config, dataset: Any, model: Any, trainer: Any, ranks: dict[
         "chosen": trainer.state.chosen,
         "times_tested": _count_tests(config, dataset),
         "seconds": {**dataset.seconds, **trainer.timings()},
-        "peak_memory_mib": report.peak_memory_mib(),
+        "peak_memory_mib": peak_memory_mib(),
         "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "run_dir": str(trainer.run_dir),
         "settings": plain_settings(config),
