@@ -27,10 +27,6 @@ class Dropout(nn.Module):
         super().__init__()
         self.p = p
 
-    def extra_repr(self) -> str:
-        """Show the probability, as torch's does."""
-        return f"p={self.p}"
-
     def forward(self, x: Tensor) -> Tensor:
         """Zero entries at random and scale up the others in training; otherwise change nothing."""
         threshold = round(self.p * STEPS)

@@ -75,13 +75,7 @@ class Trie(nn.Module):
         # The IDs have files of their own; a checkpoint holds what training learned.
         for name, table in tables.items():
             self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(table)).to(codes.device), persistent=False)
-        self._first_leaf = len(place) - n_leaves
         self.widest = max(1, int(np.bincount(depth[end - first > 1], minlength=1).max()))
-
-    @property
-    def n_items(self) -> int:
-        """Number N of rows, padding included."""
-        return len(self.item_symbols)
 
     def next_nodes(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """Return what may follow the prefixes `nodes` [...], none of them a leaf.
@@ -95,10 +89,6 @@ class Trie(nn.Module):
         count = self.first_children[nodes + 1].unsqueeze(-1) - first
         place = torch.arange(int(count.max()) if count.numel() else 1, device=nodes.device)
         return first + torch.minimum(place, count - 1), place < count
-
-    def item(self, nodes: Tensor) -> Tensor:
-        """Return the item ids [...] at leaves `nodes` [...]."""
-        return self.leaf_items[nodes - self._first_leaf]
 
 
 def _check(codes: Tensor, codebook_size: int) -> None:
@@ -151,7 +141,7 @@ def exact_likelihood(trie: Trie, advance: Advance) -> Tensor:
         single = end - first == 1
         found.append((trie.leaf_items[first[single]], total[:, single]))
         nodes, parents, total = below[~single].unsqueeze(0), parents[~single].unsqueeze(0), total[:, ~single]
-    scores = total.new_full((len(total), trie.n_items), -torch.inf)
+    scores = total.new_full((len(total), len(trie.item_leaves)), -torch.inf)
     for items, values in found:
         scores[:, items] = values
     return scores
@@ -181,9 +171,10 @@ def beam_search(trie: Trie, advance: Advance, n_rows: int, beam_size: int, exclu
         total = (scores.unsqueeze(-1) + step).masked_fill(_exhausted(trie, taken, below), -torch.inf).flatten(1)
         scores, best = total.topk(min(beam_size, total.shape[1]))
         parents, nodes = best // below.shape[-1], below.flatten(1).gather(1, best)
-    found = scores.new_full((n_rows, trie.n_items), -torch.inf)
+    found = scores.new_full((n_rows, len(trie.item_leaves)), -torch.inf)
+    items = trie.leaf_items[trie.leaf_ranges[nodes, 0]]
     # Places of the beam that nothing filled hold some item at minus infinity, which may stand there properly as well.
-    return found.scatter(1, trie.item(nodes).masked_fill(scores == -torch.inf, 0), scores)
+    return found.scatter(1, items.masked_fill(scores == -torch.inf, 0), scores)
 
 
 def _continuations(trie: Trie, nodes: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

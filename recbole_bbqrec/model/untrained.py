@@ -30,13 +30,7 @@ Point = Mapping[str, float]
 
 
 class Pop(RankingModel):
-    """Ranks every item by how often it occurs in the training sequences, for everybody alike.
-
-    Attributes
-    ----------
-    grid : setting -> values among which validation chooses, the first where the search begins; here there is none.
-    chosen : the values in use.
-    """
+    """Ranks every item by how often it occurs in the training sequences, for everybody alike; a `Counter`."""
 
     counts: Tensor
 
@@ -54,11 +48,11 @@ class Pop(RankingModel):
         """Use the values of `point` from now on."""
 
     def count(self, offsets: np.ndarray, items: np.ndarray) -> None:
-        """Count training sequences, sequence `u` being `items[offsets[u] : offsets[u + 1]]`."""
+        """As `Counter.count`."""
         self.counts = torch.from_numpy(np.bincount(items, minlength=self.n_items)).to(self.counts)
 
     def scores_at(self, histories: Tensor, points: Sequence[Point]) -> Iterator[Tensor]:
-        """Yield the scores [B, N] of histories [B, T] (0 pads on the right) with the values of each point."""
+        """As `Counter.scores_at`."""
         for _ in points:
             yield self.counts.float().repeat(len(histories), 1)
 
@@ -68,9 +62,8 @@ class Pop(RankingModel):
         return scores if candidates is None else scores[:, candidates]
 
 
-HOPS, LAST, HOP_DECAY, POSITION_DECAY, COSINE = (
-    f"graph_{name}" for name in ("hops", "last_items", "hop_decay", "position_decay", "cosine_weight")
-)
+HOPS, LAST, HOP_DECAY = "graph_hops", "graph_last_items", "graph_hop_decay"
+POSITION_DECAY, COSINE = "graph_position_decay", "graph_cosine_weight"
 GRID = {
     HOPS: (lambda x: x in (1, 2, 3), "whole numbers from 1 to 3"),
     LAST: (lambda x: x in range(1, 51), "whole numbers from 1 to 50"),
@@ -147,7 +140,7 @@ class TransitionGraph(Pop):
 
     @torch.no_grad()
     def scores_at(self, histories: Tensor, points: Sequence[Point]) -> Iterator[Tensor]:
-        """As `Pop.scores_at`."""
+        """As `Counter.scores_at`."""
         lengths = (histories != 0).sum(1).cpu().numpy()
         most_last, most_hops = (int(max(point[key] for point in points)) for key in (LAST, HOPS))
         row, back = np.nonzero(np.arange(most_last) < lengths[:, None])  # [n] history, steps back from its end
