@@ -59,6 +59,11 @@ class Planned:
     files: Sequence[str] = ()
 
     @property
+    def dataset(self) -> str:
+        """Name of the run's data set."""
+        return self.given["dataset"]
+
+    @property
     def seed(self) -> int:
         """The run's seed."""
         return self.given["seed"]
@@ -68,25 +73,12 @@ class Planned:
         return Config(arguments=self.files, config_dict=dict(self.given))
 
 
-@dataclass(frozen=True)
-class Data:
-    """What a record says about the data: `records.data_fingerprint` and `records.data_statistics`."""
-
-    fingerprint: str
-    statistics: dict[str, Any]
-
-    @classmethod
-    def of(cls, config: Any) -> "Data":
-        """Read the files of the configured data set."""
-        return cls(records.data_fingerprint(config), records.data_statistics(config))
-
-
 @dataclass(frozen=True, eq=False)
 class Job:
     """A planned run, the data it reads, and the folder its record goes to."""
 
     run: Planned
-    data: Data
+    data: records.Data
     folder: Path
 
     @functools.cached_property
@@ -100,20 +92,8 @@ class Job:
         return records.run_key(self.settings, self.data.fingerprint)
 
 
-def run_all(
-    planned: Sequence[Planned],
-    data: Data,
-    folder: Path,
-    splits: tuple[str, ...],
-    after: Callable[[], None],
-    execute: Execute | None = None,
-) -> dict[str, str]:
-    """Run what has no record yet on one data set, see `run_jobs`; `after` is called after every run."""
-    return run_jobs([Job(run, data, folder) for run in planned], splits, lambda _: after(), execute)
-
-
 def run_jobs(
-    jobs: Sequence[Job], splits: tuple[str, ...], after: Callable[[Job], object], execute: Execute | None = None
+    jobs: Sequence[Job], final: bool, after: Callable[[Job], object], execute: Execute | None = None
 ) -> dict[str, str]:
     """Run what has no record yet, in the given order, and keep a record of each.
 
@@ -121,7 +101,7 @@ def run_jobs(
 
     Parameters
     ----------
-    splits : what a record has to be judged on to count.
+    final : whether a record has to be judged on test to count.
     after : called after every run.
     execute : stands in for `quick_start.execute` with its check for leakage.
 
@@ -131,16 +111,16 @@ def run_jobs(
     """
     execute = execute or functools.partial(quick_start.execute, inspect=check_leakage)
     source = records.code_fingerprint()  # of the code that is running, whatever is edited meanwhile
+    splits = ("valid", "test") if final else ("valid",)
     found = {job: records.find(job.folder, job.run.seed, job.key, splits) for job in jobs}
-    untrained = {job.key for job, path in found.items() if path is not None and _is_untrained(records.read(path))}
+    untrained = {job.key for job, run in found.items() if run and _is_untrained(run.record)}
     missing = [job for job in jobs if found[job] is None and job.key not in untrained]
     say(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them finished before")
     several = len({job.folder for job in jobs}) > 1
     started, done, failures = time.monotonic(), 0, {}
     while missing:
         job, total = missing[0], done + len(missing)
-        name = f"{job.run.name} on {job.run.given['dataset']}" if several else job.run.name
-        title = f"{name}, seed {job.run.seed}"
+        title = job.run.name + f" on {job.run.dataset}" * several + f", seed {job.run.seed}"
         say(f"[{done + 1}/{total}] {title}{_estimate(started, done, total)}")
         try:
             record, ranks = execute(arguments=job.run.files, config_dict=dict(job.run.given))
@@ -158,6 +138,13 @@ def run_jobs(
     return failures
 
 
+def exit_code(failures: Mapping[str, str]) -> int:
+    """Name the runs that failed; return 0, or 1 where there are any."""
+    for title, message in failures.items():
+        say(f"failed: {title}: {message}")
+    return 1 if failures else 0
+
+
 def _is_untrained(record: Mapping[str, Any]) -> bool:
     return record["epochs"]["done"] == 0
 
@@ -165,7 +152,8 @@ def _is_untrained(record: Mapping[str, Any]) -> bool:
 def _kept(record: Mapping[str, Any], job: Job, source: str) -> dict[str, Any]:
     """What is kept of a finished run: its record, and what the table that asked for it knows."""
     return {
-        **_without_paths(record),
+        **record,
+        "run_dir": Path(record["run_dir"]).name,  # not this machine's folders
         "data": job.data.statistics,
         "data_fingerprint": job.data.fingerprint,
         "source": source,
@@ -173,11 +161,6 @@ def _kept(record: Mapping[str, Any], job: Job, source: str) -> dict[str, Any]:
         "run_key": job.key,
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def _without_paths(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record without this machine's folders; the run's own keeps its name."""
-    return {**record, "run_dir": Path(record["run_dir"]).name}
 
 
 def _estimate(started: float, done: int, total: int) -> str:

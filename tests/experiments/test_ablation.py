@@ -8,8 +8,11 @@ from experiments.fakes import FakeExecute
 
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.evaluation import report
 from recbole_bbqrec.experiments import ablation, records
-from recbole_bbqrec.experiments.ablation import ROWS, ablate, applicable, changes_of, chosen_rows, remake
+from recbole_bbqrec.experiments.ablation import ablate, applicable, changes_of, chosen_rows, remake
+
+ROWS = ablation.rows()
 
 IMAGE = ["candidate-image", "text-only", "image-only", "neither"]
 BOTH = {"image_fields": "image_codes", "image_encoder": "codes"}
@@ -23,7 +26,7 @@ def real_figures():
 @pytest.fixture(autouse=True)
 def _figures(request, monkeypatch):
     if "real_figures" not in request.fixturenames:
-        monkeypatch.setattr(ablation.report, "bar_figure", lambda *given: json.dumps(given).encode())
+        monkeypatch.setattr(report, "bar_figure", lambda *given: json.dumps(given).encode())
 
 
 def full(folder, **changes):

@@ -6,9 +6,10 @@ from experiments.fakes import FakeExecute
 
 from recbole_bbqrec import cli, quick_start
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.evaluation import report
 from recbole_bbqrec.evaluation.ranking import Ranks
-from recbole_bbqrec.experiments import ablation, leaderboard_files, many, records, runner
-from recbole_bbqrec.experiments.many import asked_for, parse, run_many
+from recbole_bbqrec.experiments import ablation, many, records
+from recbole_bbqrec.experiments.many import asked_for, run_many
 
 MODELS = ["GRU4Rec", "SASRec", "BBQRec"]
 
@@ -16,7 +17,7 @@ MODELS = ["GRU4Rec", "SASRec", "BBQRec"]
 @pytest.fixture(autouse=True)
 def _no_figures(request, monkeypatch):
     if "real" not in request.node.name:
-        monkeypatch.setattr(leaderboard_files.report, "bar_figure", lambda *given: b"figure")
+        monkeypatch.setattr(report, "bar_figure", lambda *given: b"figure")
 
 
 class Fake(FakeExecute):
@@ -213,25 +214,12 @@ def test_one_model_and_one_data_set_are_a_single_run(monkeypatch):
     assert not asked_for(["--model=A", "--text_fields=a,b"]) and asked_for(["--dataset=a,b"])
 
 
-def test_what_is_asked():
-    asked = parse(["--model=A,B", "--dataset=X", "--seeds=3", "--single=A", "--epochs=3", "--final"])
-    assert (asked.models, asked.datasets, asked.single, asked.n_seeds) == (["A", "B"], ["X"], ["A"], 3)
-    assert asked.given == {"epochs": 3, "final": True} and asked.final
-    assert asked.planned("A", "X", seed=4).given == {
-        **runner.QUIET,
-        **asked.given,
-        "model": "A",
-        "dataset": "X",
-        "seed": 4,
-    }
-
-
 def test_real_runs_of_two_models_from_the_command_line(tiny, tmp_path, capsys):
     given = arguments(tiny, model="SASRec", checkpoint_dir=str(tmp_path / "saved"), epochs=1)
     given += ["--model=SASRec,GRU4Rec", "--dataset=tiny", "--seeds=2", "--single=GRU4Rec", "--final"]
     assert cli.run([*given, f"--results={tmp_path / 'results'}"]) == 0
     folder = tmp_path / "results/runs/tiny"
-    kept = [records.load(path) for path in sorted(folder.glob("*.json"))]
+    kept = records.runs_in(folder)
     assert [(run.record["name"], run.record["seed"]) for run in kept] == [
         ("GRU4Rec", 2020),
         ("SASRec", 2020),

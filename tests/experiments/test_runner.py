@@ -5,7 +5,8 @@ from conftest import settings
 from experiments.fakes import FakeExecute
 
 from recbole_bbqrec.experiments import records, runner
-from recbole_bbqrec.experiments.runner import Data, Planned, run_all
+from recbole_bbqrec.experiments.records import Data
+from recbole_bbqrec.experiments.runner import Job, Planned, run_jobs
 
 DATA = Data("d" * 16, {"users": 1})
 
@@ -15,24 +16,28 @@ def plan(folder, *rows, **changes):
     return [Planned(name, {**base, **change, "seed": seed}) for seed in (1, 2) for name, change in rows]
 
 
+def run_all(planned, folder, execute=None, data=DATA, final=False, after=lambda _: None):
+    return run_jobs([Job(run, data, folder) for run in planned], final, after, execute)
+
+
 ROWS = (("full", {}), ("narrow", {"hidden_size": 8}))
 
 
 def test_every_run_gets_a_record_and_is_not_run_again(tiny, tmp_path, capsys):
     execute, written = FakeExecute(), []
     planned = plan(tiny, *ROWS)
-    assert run_all(planned, DATA, tmp_path, ("valid",), lambda: written.append(1), execute) == {}
+    assert run_all(planned, tmp_path, execute, after=written.append) == {}
     assert [(call["hidden_size"], call["seed"]) for call in execute.calls] == [(16, 1), (8, 1), (16, 2), (8, 2)]
     assert len(written) == 4 and len(list(tmp_path.glob("*.json"))) == len(list(tmp_path.glob("*.npz"))) == 4
     shown = capsys.readouterr().err
     assert "[1/4] full, seed 1" in shown and "[4/4] narrow, seed 2 (elapsed 0:00:00, about 0:00:00 left)" in shown
-    assert run_all(planned, DATA, tmp_path, ("valid",), lambda: written.append(1), execute) == {}
+    assert run_all(planned, tmp_path, execute, after=written.append) == {}
     assert len(execute.calls) == len(written) == 4
     assert "4 runs, 4 of them finished before" in capsys.readouterr().err
 
 
 def test_what_a_record_says(tiny, tmp_path):
-    run_all(plan(tiny, ROWS[0])[:1], DATA, tmp_path, ("valid",), lambda: None, FakeExecute())
+    run_all(plan(tiny, ROWS[0])[:1], tmp_path, FakeExecute())
     (path,) = tmp_path.glob("*.json")
     record = json.loads(path.read_text())
     assert record["name"] == "full" and record["seed"] == 1 and record["data"] == {"users": 1}
@@ -44,34 +49,34 @@ def test_what_a_record_says(tiny, tmp_path):
 
 def test_other_data_and_test_ask_for_runs_of_their_own(tiny, tmp_path):
     execute = FakeExecute()
-    run_all(plan(tiny, ROWS[0])[:1], DATA, tmp_path, ("valid",), lambda: None, execute)
-    run_all(plan(tiny, ROWS[0])[:1], Data("e" * 16, {}), tmp_path, ("valid",), lambda: None, execute)
+    run_all(plan(tiny, ROWS[0])[:1], tmp_path, execute)
+    run_all(plan(tiny, ROWS[0])[:1], tmp_path, execute, Data("e" * 16, {}))
     assert len(execute.calls) == 2
     final = plan(tiny, ROWS[0], final=True)[:1]
-    run_all(final, DATA, tmp_path, ("valid", "test"), lambda: None, execute)
+    run_all(final, tmp_path, execute, final=True)
     assert len(execute.calls) == 3
-    run_all(final, DATA, tmp_path, ("valid", "test"), lambda: None, execute)
-    run_all(plan(tiny, ROWS[0])[:1], DATA, tmp_path, ("valid",), lambda: None, execute)
+    run_all(final, tmp_path, execute, final=True)
+    run_all(plan(tiny, ROWS[0])[:1], tmp_path, execute)
     assert len(execute.calls) == 3, "a record with test serves where validation alone is asked for"
 
 
 def test_a_failing_run_does_not_end_the_others(tiny, tmp_path, capsys):
     planned = plan(tiny, ("full", {}), ("random-codes", {"codes": "random"}))
-    failures = run_all(planned, DATA, tmp_path, ("valid",), lambda: None, FakeExecute(fails={"random"}))
+    failures = run_all(planned, tmp_path, FakeExecute(fails={"random"}))
     assert failures == {f"random-codes, seed {seed}": "RuntimeError: out of memory" for seed in (1, 2)}
     assert len(list(tmp_path.glob("*.json"))) == 2
     kept = sorted(tmp_path.glob("random-codes-1-*.error.txt"))
     assert len(kept) == 1 and "Traceback" in kept[0].read_text()
     execute = FakeExecute()
-    assert run_all(planned, DATA, tmp_path, ("valid",), lambda: None, execute) == {}
+    assert run_all(planned, tmp_path, execute) == {}
     assert len(execute.calls) == 2 and not list(tmp_path.glob("*.error.txt")), "a failed run is tried again"
 
 
 def test_an_interrupt_keeps_what_is_finished(tiny, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run_all(plan(tiny, *ROWS), DATA, tmp_path, ("valid",), lambda: None, FakeExecute(interrupted_at=3))
+        run_all(plan(tiny, *ROWS), tmp_path, FakeExecute(interrupted_at=3))
     execute = FakeExecute()
-    run_all(plan(tiny, *ROWS), DATA, tmp_path, ("valid",), lambda: None, execute)
+    run_all(plan(tiny, *ROWS), tmp_path, execute)
     assert [(call["hidden_size"], call["seed"]) for call in execute.calls] == [(8, 2)]
 
 
@@ -84,9 +89,9 @@ def test_estimate_counts_down(monkeypatch):
 def test_a_real_run_and_its_record_agree(tiny, tmp_path):
     given = {**settings(tiny, checkpoint_dir=str(tmp_path / "saved")), "final": True, "seed": 3}
     run = Planned("full", given)
-    assert run_all([run], Data.of(run.config()), tmp_path / "runs", ("valid", "test"), lambda: None) == {}
+    assert run_all([run], tmp_path / "runs", data=Data.of(run.config()), final=True) == {}
     (path,) = (tmp_path / "runs").glob("full-3-*.json")
-    kept = records.load(path)
+    kept = records.Run(path)
     for split in ("valid", "test"):
         for column, values in kept.ranks[split].metrics(["Recall", "NDCG"], [5, 10, 20]).items():
             for name, value in values.items():
