@@ -28,12 +28,16 @@ class NotApplicableError(Exception):
 
 
 @functools.cache
+def _file() -> dict[str, dict[str, Any]]:
+    return yaml.safe_load((PROPERTIES / "ablation.yaml").read_text(encoding="utf-8"))
+
+
 def rows() -> dict[str, dict[str, Any]]:
     """All rows by name, in the order of the table: what they are, need and change, see `properties/ablation.yaml`.
 
     Each changes `full` in one respect; what it is compared with is always `full`.
     """
-    return yaml.safe_load((PROPERTIES / "ablation.yaml").read_text(encoding="utf-8"))
+    return _file()["rows"]
 
 
 def chosen_rows(names: Sequence[str]) -> list[str]:
@@ -69,8 +73,13 @@ def changes_of(name: str, full: Settings) -> dict[str, Any]:
     ------
     NotApplicableError : under these settings the row would be another one, or would mean nothing.
     """
-    _check_needs(rows()[name].get("needs", ()), full)
-    changes = dict(rows()[name].get("changes", {}))
+    row = rows()[name]
+    for need in map(_file()["needs"].get, row.get("needs", ())):
+        wrong = [key for key, value in need.get("is", {}).items() if full[key] != value]
+        wrong += [key for key, values in need.get("not", {}).items() if full[key] in values]
+        if wrong or len(_modalities(full)) < need.get("modalities", 0):
+            raise NotApplicableError(need["reason"].format_map(full))
+    changes = dict(row.get("changes", {}))
     for key, value in changes.items():
         if value == "as many":
             changes[key] = _as_many(full, changes)
@@ -79,25 +88,6 @@ def changes_of(name: str, full: Settings) -> dict[str, Any]:
     if name != FULL and all(full[key] == value for key, value in changes.items()):
         raise NotApplicableError("it changes nothing under these settings")
     return changes
-
-
-def _check_needs(needs: Sequence[str], full: Settings) -> None:
-    features, codes = _modalities(full), full["codes"] != "none"
-    known = {
-        "features": (features, "it needs 1 modalities, found 0"),
-        "codes": (codes, "there are no codes"),
-        "features and codes": (features and codes, "there are no features, or no codes"),
-        "text and image": (len(features) > 1, "the items do not have both text and image"),
-        "bound codes": (
-            full["tokenizer"] == "behavior_bind" and codes,
-            "the behaviour-bound tokenizer is not used",
-        ),
-        "separate signals": (full["sid_mode"] != "fused", "fused signals have one codebook anyway"),
-        "scoring of items": (full["scoring"] not in ("codes", "generate"), f"scoring {full['scoring']} needs codes"),
-    }
-    for is_met, reason in (known[need] for need in needs):
-        if not is_met:
-            raise NotApplicableError(reason)
 
 
 def _modalities(settings: Settings) -> list[str]:

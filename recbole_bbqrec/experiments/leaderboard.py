@@ -69,7 +69,9 @@ def content(
     """
     split = "test" if final else "valid"
     judged = [run for run in records.runs_in(folder) if split in run.splits]
-    found = _whole(judged)
+    # Whole models, an ablation's `full` among them, the latest first; those from before there were dates are the oldest.
+    found = [run for run in judged if run.record["name"] in (run.model, FULL)]
+    found.sort(key=lambda run: (run.record.get("finished", ""), run.key), reverse=True)
     usual = usual_ties(dataset, found)
     chosen = choose(found, usual, models, keys, planned or {})
     if not chosen:
@@ -79,7 +81,10 @@ def content(
         )
     runs = {model: _of_key(judged, run.key) for model, run in chosen.items()}
     values = tables.paired_values(runs, split, SHOWN)
-    reference = _reference(values["masked", RANKED_BY], against)
+    ranked = values["masked", RANKED_BY]
+    if against not in (None, *runs):
+        raise InputError(f"--against: found {against!r}, expected one of {', '.join(sorted(runs))}")
+    reference = against or min(runs, key=lambda model: (-ranked.mean(model), model))
     rows = [_row(model, runs, values, reference) for model in runs]
     if final:
         for row in rows:
@@ -92,11 +97,11 @@ def content(
     return {
         "dataset": dataset,
         "split": split,
-        "users": values["masked", RANKED_BY].n_users,
+        "users": ranked.n_users,
         "data": _statistics([chosen[row["model"]] for row in rows]),
         "reference": reference,
         "against": against,
-        "standing": _standing(rows, reference),
+        "standing": {metric: _standing(rows, reference, metric) for metric in TESTED},
         "worth_of_codes": worth or None,
         "rows": rows,
         "total_seconds": _total_seconds(rows, runs),
@@ -105,15 +110,6 @@ def content(
         "failed": _failed(folder, chosen, models),
         "settings": {row["model"]: chosen[row["model"]].record["settings"] for row in rows},
     }
-
-
-def _whole(judged: Sequence[Run]) -> list[Run]:
-    """Runs of whole models, the latest first; an ablation's `full` row is one of them.
-
-    Records from before there were dates are taken for the oldest.
-    """
-    whole = [run for run in judged if run.record["name"] in (run.model, FULL)]
-    return sorted(whole, key=lambda run: (run.record.get("finished", ""), run.key), reverse=True)
 
 
 def _of_key(runs: Sequence[Run], key: str) -> dict[int, Run]:
@@ -164,7 +160,7 @@ def ties_of(run: Run) -> int | None:
 def default_ties(dataset: str) -> int | None:
     """What runs on a data set do about ties unless told otherwise: a seed to shuffle them by, or none."""
     files = [yaml.safe_load(path.read_text(encoding="utf-8")) or {} for path in property_files("BBQRec", dataset)]
-    return next((content["shuffle_ties"] for content in reversed(files) if "shuffle_ties" in content), None)
+    return functools.reduce(lambda known, content: content.get("shuffle_ties", known), files, None)
 
 
 def usual_ties(dataset: str, found: Sequence[Run]) -> int | None:
@@ -201,14 +197,6 @@ def _failed(folder: Path, chosen: Mapping[str, Run], models: Sequence[str]) -> l
         for (name, _, key), text in records.failures_in(folder).items()
         if (chosen[name].key == key if name in chosen else name not in ablation.rows() and not models)
     ]
-
-
-def _reference(values: PairedValues, against: str | None) -> str:
-    if against is None:
-        return min(values.seeds, key=lambda row: (-values.mean(row), row))
-    if against not in values.seeds:
-        raise InputError(f"--against: found {against!r}, expected one of {', '.join(sorted(values.seeds))}")
-    return against
 
 
 def _row(model: str, runs: Runs, values: Values, reference: str) -> Row:
@@ -266,17 +254,15 @@ def _compared(reference: str, row: str, values: PairedValues) -> Row:
     return {"difference": values.difference(row, reference), "p": values.p_value(row, reference)}
 
 
-def _standing(rows: Sequence[Row], reference: str) -> dict[str, dict[str, list[str]]]:
-    """Metric -> rows that are significantly worse than the reference, level with it, and significantly better."""
-    standing: dict[str, dict[str, list[str]]] = {}
-    for metric in TESTED:
-        places = standing[metric] = {"worse": [], "level": [], "better": []}
-        for row in rows:
-            entry = row["masked"][metric]
-            if row["model"] != reference:
-                side = "better" if entry["difference"]["mean"] > 0 else "worse"
-                places[side if entry["p_holm"] < LEVEL else "level"].append(row["model"])
-    return standing
+def _standing(rows: Sequence[Row], reference: str, metric: str) -> dict[str, list[str]]:
+    """Rows that are significantly worse than the reference in a metric, level with it, and significantly better."""
+    places: dict[str, list[str]] = {"worse": [], "level": [], "better": []}
+    for row in rows:
+        entry = row["masked"][metric]
+        if row["model"] != reference:
+            side = "better" if entry["difference"]["mean"] > 0 else "worse"
+            places[side if entry["p_holm"] < LEVEL else "level"].append(row["model"])
+    return places
 
 
 def _statistics(runs: Sequence[Run]) -> dict[str, Any]:
@@ -291,17 +277,16 @@ def _other_ties(
     found: Sequence[Run], judged: Sequence[Run], chosen: Mapping[str, Run], split: str
 ) -> list[dict[str, Any]]:
     """Rows whose settings are those of a row shown, but for what they do about ties in time."""
-    rows = []
-    for run in {run.key: run for run in found}.values():
+    rows = {}
+    for run in found:
         shown = chosen.get(run.model)
-        if shown is None or ties_of(shown) == ties_of(run):
+        if not shown or ties_of(shown) == ties_of(run):
             continue
-        if shown.record["settings"] != {**run.record["settings"], "shuffle_ties": ties_of(shown)}:
-            continue
-        runs = _of_key(judged, run.key)
-        means = _means(runs, split, TESTED)
-        rows.append({"model": run.model, "shuffle_ties": ties_of(run), "seeds": list(runs), "masked": means})
-    return sorted(rows, key=lambda row: (row["model"], row["shuffle_ties"] is not None, row["shuffle_ties"]))
+        if shown.record["settings"] == {**run.record["settings"], "shuffle_ties": ties_of(shown)}:
+            runs = _of_key(judged, run.key)
+            means = _means(runs, split, TESTED)
+            rows[run.key] = {"model": run.model, "shuffle_ties": ties_of(run), "seeds": list(runs), "masked": means}
+    return sorted(rows.values(), key=lambda row: (row["model"], row["shuffle_ties"] is not None, row["shuffle_ties"]))
 
 
 def _means(runs: Mapping[int, Run], split: str, metrics: Sequence[str]) -> dict[str, float]:

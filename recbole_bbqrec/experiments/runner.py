@@ -73,23 +73,19 @@ class Planned:
         return Config(arguments=self.files, config_dict=dict(self.given))
 
 
-@dataclass(frozen=True, eq=False)
 class Job:
-    """A planned run, the data it reads, and the folder its record goes to."""
+    """A planned run, the data it reads, and the folder its record goes to.
 
-    run: Planned
-    data: records.Data
-    folder: Path
+    Attributes
+    ----------
+    settings : `records.comparable_settings` of the run.
+    key : `records.run_key` of the run, the same for all its seeds.
+    """
 
-    @functools.cached_property
-    def settings(self) -> dict[str, Any]:
-        """`records.comparable_settings` of the run."""
-        return records.comparable_settings(self.run.config())
-
-    @functools.cached_property
-    def key(self) -> str:
-        """`records.run_key` of the run, the same for all its seeds."""
-        return records.run_key(self.settings, self.data.fingerprint)
+    def __init__(self, run: Planned, data: records.Data, folder: Path) -> None:
+        self.run, self.data, self.folder = run, data, folder
+        self.settings = records.comparable_settings(run.config())
+        self.key = records.run_key(self.settings, data.fingerprint)
 
 
 def run_jobs(
@@ -113,7 +109,7 @@ def run_jobs(
     source = records.code_fingerprint()  # of the code that is running, whatever is edited meanwhile
     splits = ("valid", "test") if final else ("valid",)
     found = {job: records.find(job.folder, job.run.seed, job.key, splits) for job in jobs}
-    untrained = {job.key for job, run in found.items() if run and _is_untrained(run.record)}
+    untrained = {run.key for run in found.values() if run and run.record["epochs"]["done"] == 0}
     missing = [job for job in jobs if found[job] is None and job.key not in untrained]
     say(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them finished before")
     several = len({job.folder for job in jobs}) > 1
@@ -130,11 +126,11 @@ def run_jobs(
             say(f"  failed: {failures[title]}")
         else:
             records.write(job.folder, job.run.name, _kept(record, job, source), ranks)
-            if _is_untrained(record):
+            if record["epochs"]["done"] == 0:
                 untrained.add(job.key)
         after(job)
         missing, done = [left for left in missing[1:] if left.key not in untrained], done + 1
-    say(f"{done} runs in {_clock(time.monotonic() - started)}" if done else "nothing left to run")
+    say(f"{done} runs in {timedelta(seconds=round(time.monotonic() - started))}" if done else "nothing left to run")
     return failures
 
 
@@ -143,10 +139,6 @@ def exit_code(failures: Mapping[str, str]) -> int:
     for title, message in failures.items():
         say(f"failed: {title}: {message}")
     return 1 if failures else 0
-
-
-def _is_untrained(record: Mapping[str, Any]) -> bool:
-    return record["epochs"]["done"] == 0
 
 
 def _kept(record: Mapping[str, Any], job: Job, source: str) -> dict[str, Any]:
@@ -167,11 +159,8 @@ def _estimate(started: float, done: int, total: int) -> str:
     if not done:
         return ""
     elapsed = time.monotonic() - started
-    return f" (elapsed {_clock(elapsed)}, about {_clock(elapsed / done * (total - done))} left)"
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+    passed, left = (str(timedelta(seconds=round(seconds))) for seconds in (elapsed, elapsed / done * (total - done)))
+    return f" (elapsed {passed}, about {left} left)"
 
 
 def say(text: str) -> None:
