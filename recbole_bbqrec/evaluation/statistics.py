@@ -142,8 +142,7 @@ class PairedValues:
 
     def difference(self, row: str, reference: str) -> Estimate:
         """Difference of two rows' means, each over all of its own seeds."""
-        samples = self._resampled(row) - self._resampled(reference)
-        return estimate(self.mean(row) - self.mean(reference), samples)
+        return estimate(self.mean(row) - self.mean(reference), self._resampled(row) - self._resampled(reference))
 
     def change(self, row: str, reference: str) -> Estimate | None:
         """Relative difference of two rows in %, over their common seeds; none without any.
@@ -165,12 +164,12 @@ class PairedValues:
         """Seeds that both rows were run with."""
         return [seed for seed in self.seeds[row] if seed in self.seeds[reference]]
 
-    def _columns(self, row: str, seeds: Sequence[int] | None) -> list[int]:
-        return [self._column[row, seed] for seed in (self.seeds[row] if seeds is None else seeds)]
-
     def _per_user(self, row: str, seeds: Sequence[int] | None = None) -> np.ndarray:
         return self._values[:, self._columns(row, seeds)].mean(axis=1)  # [U]
 
     def _resampled(self, row: str, seeds: Sequence[int] | None = None) -> np.ndarray:
         columns = self._columns(row, seeds)
         return (self._means[:, columns] * draw_seeds(len(columns))).sum(axis=1)  # [n]
+
+    def _columns(self, row: str, seeds: Sequence[int] | None) -> list[int]:
+        return [self._column[row, seed] for seed in (self.seeds[row] if seeds is None else seeds)]

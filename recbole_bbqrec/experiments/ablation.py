@@ -5,7 +5,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import yaml
@@ -28,16 +28,17 @@ class NotApplicableError(Exception):
 
 
 @functools.cache
-def _file() -> dict[str, dict[str, Any]]:
+def definition() -> dict[str, dict[str, Any]]:
+    """Content of `properties/ablation.yaml`: rows by name, in the order of the table, and what they may need.
+
+    Each row changes `full` in one respect; what it is compared with is always `full`.
+    """
     return yaml.safe_load((PROPERTIES / "ablation.yaml").read_text(encoding="utf-8"))
 
 
-def rows() -> dict[str, dict[str, Any]]:
-    """All rows by name, in the order of the table: what they are, need and change, see `properties/ablation.yaml`.
-
-    Each changes `full` in one respect; what it is compared with is always `full`.
-    """
-    return _file()["rows"]
+def rows() -> list[str]:
+    """Names of all rows, in the order of the table."""
+    return list(definition()["rows"])
 
 
 def chosen_rows(names: Sequence[str]) -> list[str]:
@@ -47,11 +48,10 @@ def chosen_rows(names: Sequence[str]) -> list[str]:
     ------
     InputError : there is no such row; the nearest is given.
     """
-    for name in names:
-        if name not in rows():
-            near = difflib.get_close_matches(name, rows(), n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]}?" if near else f"choose some of {', '.join(rows())}"
-            raise InputError(f"--rows: found {name!r}, no row of the ablation; {hint}")
+    for name in set(names).difference(rows()):
+        near = difflib.get_close_matches(name, rows(), n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}?" if near else f"choose some of {', '.join(rows())}"
+        raise InputError(f"--rows: found {name!r}, no row of the ablation; {hint}")
     return [name for name in rows() if not names or name in names or name == FULL]
 
 
@@ -73,8 +73,8 @@ def changes_of(name: str, full: Settings) -> dict[str, Any]:
     ------
     NotApplicableError : under these settings the row would be another one, or would mean nothing.
     """
-    row = rows()[name]
-    for need in map(_file()["needs"].get, row.get("needs", ())):
+    row = definition()["rows"][name]
+    for need in (definition()["needs"][name] for name in row.get("needs", ())):
         wrong = [key for key, value in need.get("is", {}).items() if full[key] != value]
         wrong += [key for key, values in need.get("not", {}).items() if full[key] in values]
         if wrong or len(_modalities(full)) < need.get("modalities", 0):
@@ -120,15 +120,6 @@ def _without(full: Settings, signal: str) -> list[str]:
     return left
 
 
-class Study(NamedTuple):
-    """What the rows of one table share: the settings of `full`, see `records.comparable_settings`, and the data."""
-
-    dataset: str
-    full: dict[str, Any]
-    data: records.Data
-    final: bool
-
-
 def ablate(
     dataset: str,
     names: Sequence[str] = (),
@@ -159,17 +150,17 @@ def ablate(
     given, files = given_and_files(arguments, "an ablation")
     given = {**QUIET, **given, "model": MODEL, "dataset": dataset, "final": final}
     config = Planned(FULL, given, files).config()
-    this = Study(dataset, records.comparable_settings(config), records.Data.of(config), final)
-    found, left_out = applicable(names, this.full)
+    full, data = records.comparable_settings(config), records.Data.of(config)
+    found, left_out = applicable(names, full)
     for name, reason in left_out.items():
         say(f"row {name} is left out: {reason}")
     jobs = [
-        Job(Planned(name, {**given, **changes, "seed": seed}, files), this.data, records.folder_of(results, dataset))
+        Job(Planned(name, {**given, **changes, "seed": seed}, files), data, records.folder_of(results, dataset))
         for seed in range(config["seed"], config["seed"] + n_seeds)
         for name, changes in found.items()
     ]
-    failures = run_jobs(jobs, final, lambda _: write(this, results), execute)
-    print(write(this, results))
+    failures = run_jobs(jobs, final, lambda _: write(dataset, full, data, final, results), execute)
+    print(write(dataset, full, data, final, results))
     return exit_code(failures)
 
 
@@ -195,45 +186,49 @@ def remake(dataset: str, final: bool = False, results: Path = Path("results")) -
         )
     record = meant[0].record
     data = records.Data(record["data_fingerprint"], record["data"])
-    print(write(Study(dataset, record["settings"], data, final), results))
+    print(write(dataset, record["settings"], data, final, results))
 
 
-def write(this: Study, results: Path) -> str:
-    """Write the table of a study as Markdown and JSON, and its figure, from the records; return the page.
+def write(dataset: str, full: dict[str, Any], data: records.Data, final: bool, results: Path) -> str:
+    """Write the table as Markdown and JSON, and its figure, from the records; return the page.
 
     Where no run has ended well yet nothing is written.
+
+    Parameters
+    ----------
+    full : settings of the row `full`, see `records.comparable_settings`.
     """
-    found = content(this, records.folder_of(results, this.dataset))
+    found = content(dataset, full, data, final, records.folder_of(results, dataset))
     if not found["splits"]:
         return "no run has a record yet"
     page = tables.page(
         "ablation.md.jinja",
         **found,
-        rows=rows(),
+        rows=definition()["rows"],
         legend=lambda judged: tables.legend(judged, "row", "one seed: screening", f"`{FULL}`"),
         yaml=_settings_of_full(found),
     )
-    tables.write(results, f"ablation-{this.dataset}", found, {"png": figure(found), "md": page})
+    tables.write(results, f"ablation-{dataset}", found, {"png": figure(found), "md": page})
     return page
 
 
-def content(this: Study, folder: Path) -> dict[str, Any]:
+def content(dataset: str, full: dict[str, Any], data: records.Data, final: bool, folder: Path) -> dict[str, Any]:
     """Everything the table shows, as plain data; equal records give equal content."""
-    changes, left_out = applicable(list(rows()), this.full)
-    keys = {row: records.run_key({**this.full, **changed}, this.data.fingerprint) for row, changed in changes.items()}
+    changes, left_out = applicable(rows(), full)
+    keys = {row: records.run_key({**full, **changed}, data.fingerprint) for row, changed in changes.items()}
     recorded = records.runs_in(folder)
     runs = {row: [run for run in recorded if run.key == key] for row, key in keys.items()}
     failed = records.failures_in(folder).items()
     splits = {}
-    for split in SPLITS if this.final else ("valid",):
+    for split in SPLITS if final else ("valid",):
         judged = {row: records.by_seed(run for run in found if split in run.splits) for row, found in runs.items()}
         splits[split] = _rows(split, {row: found for row, found in judged.items() if found})
     return {
         "model": MODEL,
-        "dataset": this.dataset,
+        "dataset": dataset,
         "run_key": keys[FULL],
-        "data": this.data.statistics,
-        "settings": this.full,
+        "data": data.statistics,
+        "settings": full,
         "changes": {row: changes[row] for row, found in runs.items() if found},
         "left_out": left_out,
         "failed": [text for row in keys for (name, _, key), text in failed if (name, key) == (row, keys[row])],

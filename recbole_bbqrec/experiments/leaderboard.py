@@ -69,10 +69,12 @@ def content(
     """
     split = "test" if final else "valid"
     judged = [run for run in records.runs_in(folder) if split in run.splits]
-    # Whole models, an ablation's `full` among them, the latest first; those from before there were dates are the oldest.
+    # Whole models, an ablation's `full` among them, the latest first and those without a date last.
     found = [run for run in judged if run.record["name"] in (run.model, FULL)]
     found.sort(key=lambda run: (run.record.get("finished", ""), run.key), reverse=True)
-    usual = usual_ties(dataset, found)
+    # What the runs do about ties in time: the default, or where no record has it what the latest did.
+    ties = [*map(ties_of, found), default_ties(dataset)]
+    usual = ties[-1] if ties[-1] in ties[:-1] else ties[0]
     chosen = choose(found, usual, models, keys, planned or {})
     if not chosen:
         raise InputError(
@@ -94,11 +96,13 @@ def content(
     # A family of tests of its own, chosen before any run.
     worth = {metric: _compared(*CODES, values["masked", metric]) for metric in TESTED if {*CODES} <= {*runs}}
     holm(worth.values())
+    data = [chosen[row["model"]].record["data"] for row in rows]
+    modalities = list(dict.fromkeys(name for of_row in data for name in of_row["modalities"]))
     return {
         "dataset": dataset,
         "split": split,
         "users": ranked.n_users,
-        "data": _statistics([chosen[row["model"]] for row in rows]),
+        "data": functools.reduce(dict.__or__, [*data, {"modalities": modalities}]),
         "reference": reference,
         "against": against,
         "standing": {metric: _standing(rows, reference, metric) for metric in TESTED},
@@ -107,7 +111,11 @@ def content(
         "total_seconds": _total_seconds(rows, runs),
         "other_ties": _other_ties(found, judged, chosen, split),
         "others": others_of(found, usual, chosen, models),
-        "failed": _failed(folder, chosen, models),
+        "failed": [
+            text
+            for (name, _, key), text in records.failures_in(folder).items()
+            if (chosen[name].key == key if name in chosen else not models and name not in ablation.rows())
+        ],
         "settings": {row["model"]: chosen[row["model"]].record["settings"] for row in rows},
     }
 
@@ -121,8 +129,8 @@ def choose(
 ) -> dict[str, Run]:
     """Model -> a run of the settings to show: those of a key that is named, else the latest on the same data.
 
-    Runs that do something else about ties than `usual` are shown only where their key is named. See `write` for what is
-    given, and `usual_ties`.
+    Runs that do something else about ties than `usual` are shown only where their key is named. See `content` for what
+    is given.
 
     Raises
     ------
@@ -163,12 +171,6 @@ def default_ties(dataset: str) -> int | None:
     return functools.reduce(lambda known, content: content.get("shuffle_ties", known), files, None)
 
 
-def usual_ties(dataset: str, found: Sequence[Run]) -> int | None:
-    """What the runs of a table do about ties: the default, or where no record has it what the latest did."""
-    known, default = [ties_of(run) for run in found], default_ties(dataset)
-    return known[0] if known and default not in known else default
-
-
 def others_of(
     found: Sequence[Run], usual: int | None, chosen: Mapping[str, Run], models: Sequence[str]
 ) -> list[dict[str, Any]]:
@@ -188,15 +190,6 @@ def others_of(
             "other_data": run.data not in data,
         }
     return sorted(others.values(), key=lambda entry: (entry["model"], entry["run_key"]))
-
-
-def _failed(folder: Path, chosen: Mapping[str, Run], models: Sequence[str]) -> list[str]:
-    """Runs of rows shown, or of models without any record, whose last attempt failed; an ablation lists its own."""
-    return [
-        text
-        for (name, _, key), text in records.failures_in(folder).items()
-        if (chosen[name].key == key if name in chosen else name not in ablation.rows() and not models)
-    ]
 
 
 def _row(model: str, runs: Runs, values: Values, reference: str) -> Row:
@@ -263,14 +256,6 @@ def _standing(rows: Sequence[Row], reference: str, metric: str) -> dict[str, lis
             side = "better" if entry["difference"]["mean"] > 0 else "worse"
             places[side if entry["p_holm"] < LEVEL else "level"].append(row["model"])
     return places
-
-
-def _statistics(runs: Sequence[Run]) -> dict[str, Any]:
-    """Statistics of the data, with the modalities that any row has."""
-    found = [run.record["data"] for run in runs]
-    modalities = dict.fromkeys(name for data in found for name in data["modalities"])
-    merged = {key: value for data in found for key, value in data.items()}
-    return {**merged, "modalities": list(modalities)}
 
 
 def _other_ties(

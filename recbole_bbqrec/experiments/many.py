@@ -61,8 +61,8 @@ def run_many(arguments: Sequence[str], execute: Execute | None = None) -> int:
     planned: dict[str, dict[str, str]] = {name: {} for name in datasets}
     for job in jobs:
         # Runs that do something else about ties stand beside the rows, not in their place.
-        if job.settings.get("shuffle_ties") == leaderboard.default_ties(job.run.dataset):
-            planned[job.run.dataset][job.run.name] = job.key
+        if job.settings.get("shuffle_ties") == leaderboard.default_ties(job.dataset):
+            planned[job.dataset][job.name] = job.key
 
     def write(dataset: str) -> str | None:
         try:
@@ -71,7 +71,7 @@ def run_many(arguments: Sequence[str], execute: Execute | None = None) -> int:
             say(f"no leaderboard of {dataset}: {error}")
             return None
 
-    failures = run_jobs(jobs, shared["final"], lambda job: write(job.run.dataset), execute)
+    failures = run_jobs(jobs, shared["final"], lambda job: write(job.dataset), execute)
     pages = [write(dataset) for dataset in datasets]
     print("\n".join(page for page in pages if page))
     return max(exit_code(failures), int(None in pages))
@@ -102,11 +102,13 @@ def _check(pairs: Sequence[Planned]) -> None:
 
 def _jobs(pairs: Sequence[Planned], n_seeds: int, single: Sequence[str], results: Path) -> list[Job]:
     """All runs in their order, the data read once for each pair."""
-    configs = [quick_start.configured(run.files, dict(run.given)) for run in pairs]
-    found = [(run, config["seed"], records.Data.of(config)) for run, config in zip(pairs, configs, strict=True)]
+    found = []
+    for run in pairs:
+        config = quick_start.configured(run.files, dict(run.given))
+        found.append((run, config["seed"], records.Data.of(config), records.folder_of(results, config["dataset"])))
     return [
-        Job(replace(run, given={**run.given, "seed": first + at}), data, records.folder_of(results, run.dataset))
+        Job(replace(run, given={**run.given, "seed": first + at}), data, folder)
         for at in range(n_seeds)
-        for run, first, data in found
+        for run, first, data, folder in found
         if at == 0 or run.name not in single
     ]

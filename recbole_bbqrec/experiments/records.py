@@ -117,12 +117,10 @@ class Data(NamedTuple):
 
 
 def write(folder: Path, name: str, record: Mapping[str, Any], ranks: Mapping[str, Ranks]) -> Path:
-    """Keep a finished run and return its record's path.
+    """Keep a finished run under its name in tables, and return its record's path.
 
     Parameters
     ----------
-    folder : from `folder_of`.
-    name : what the run is called in tables.
     record : plain data with `seed` and `run_key`.
     ranks : split -> ranks of its rows.
     """

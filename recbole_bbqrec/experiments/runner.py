@@ -58,16 +58,6 @@ class Planned:
     given: Mapping[str, Any]
     files: Sequence[str] = ()
 
-    @property
-    def dataset(self) -> str:
-        """Name of the run's data set."""
-        return self.given["dataset"]
-
-    @property
-    def seed(self) -> int:
-        """The run's seed."""
-        return self.given["seed"]
-
     def config(self) -> Config:
         """Settings of the run, checked."""
         return Config(arguments=self.files, config_dict=dict(self.given))
@@ -78,12 +68,14 @@ class Job:
 
     Attributes
     ----------
+    name, dataset, seed : of the run.
     settings : `records.comparable_settings` of the run.
     key : `records.run_key` of the run, the same for all its seeds.
     """
 
     def __init__(self, run: Planned, data: records.Data, folder: Path) -> None:
         self.run, self.data, self.folder = run, data, folder
+        self.name, self.dataset, self.seed = run.name, run.given["dataset"], run.given["seed"]
         self.settings = records.comparable_settings(run.config())
         self.key = records.run_key(self.settings, data.fingerprint)
 
@@ -108,7 +100,7 @@ def run_jobs(
     execute = execute or functools.partial(quick_start.execute, inspect=check_leakage)
     source = records.code_fingerprint()  # of the code that is running, whatever is edited meanwhile
     splits = ("valid", "test") if final else ("valid",)
-    found = {job: records.find(job.folder, job.run.seed, job.key, splits) for job in jobs}
+    found = {job: records.find(job.folder, job.seed, job.key, splits) for job in jobs}
     untrained = {run.key for run in found.values() if run and run.record["epochs"]["done"] == 0}
     missing = [job for job in jobs if found[job] is None and job.key not in untrained]
     say(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them finished before")
@@ -116,16 +108,16 @@ def run_jobs(
     started, done, failures = time.monotonic(), 0, {}
     while missing:
         job, total = missing[0], done + len(missing)
-        title = job.run.name + f" on {job.run.dataset}" * several + f", seed {job.run.seed}"
+        title = job.name + f" on {job.dataset}" * several + f", seed {job.seed}"
         say(f"[{done + 1}/{total}] {title}{_estimate(started, done, total)}")
         try:
             record, ranks = execute(arguments=job.run.files, config_dict=dict(job.run.given))
         except Exception as error:  # whatever it is, the other runs are worth having
             failures[title] = " ".join(f"{type(error).__name__}: {error}".split())
-            records.keep_error(job.folder, job.run.name, job.run.seed, job.key, traceback.format_exc())
+            records.keep_error(job.folder, job.name, job.seed, job.key, traceback.format_exc())
             say(f"  failed: {failures[title]}")
         else:
-            records.write(job.folder, job.run.name, _kept(record, job, source), ranks)
+            records.write(job.folder, job.name, _kept(record, job, source), ranks)
             if record["epochs"]["done"] == 0:
                 untrained.add(job.key)
         after(job)

@@ -40,12 +40,12 @@ def run(folder, tmp_path, rows=("no-codes", "random-codes"), seeds=2, execute=No
 
 
 def test_rows_that_apply(tiny):
-    found, left_out = applicable(list(ROWS), full(tiny))
+    found, left_out = applicable(ROWS, full(tiny))
     assert list(found) == [name for name in ROWS if name not in IMAGE]
     assert list(left_out) == IMAGE
-    found, left_out = applicable(list(ROWS), full(tiny, **BOTH))
-    assert list(found) == list(ROWS) and not left_out
-    _, left_out = applicable(list(ROWS), full(tiny, text_encoder=None))
+    found, left_out = applicable(ROWS, full(tiny, **BOTH))
+    assert list(found) == ROWS and not left_out
+    _, left_out = applicable(ROWS, full(tiny, text_encoder=None))
     assert "needs 1 modalities, found 0" in left_out["no-codes"] and "club" in left_out
 
 
@@ -83,13 +83,13 @@ def test_codes_that_cannot_be_shared_evenly_leave_the_row_out(tiny):
 
 
 def test_a_row_that_changes_nothing_is_left_out(tiny):
-    found, left_out = applicable(list(ROWS), full(tiny, candidate_similarity=[], codes="random"))
+    found, left_out = applicable(ROWS, full(tiny, candidate_similarity=[], codes="random"))
     assert not {"candidate-text", "candidate-behavior", "candidate-similarity", "random-codes"} & set(found)
     assert left_out["candidate-similarity"] == "it changes nothing under these settings"
 
 
 def test_chosen_rows():
-    assert chosen_rows([]) == list(ROWS)
+    assert chosen_rows([]) == ROWS
     assert chosen_rows(["no-codes", "club"]) == ["full", "club", "no-codes"]
     with pytest.raises(InputError, match=r"--rows: found 'no-code', .* did you mean no-codes\?"):
         chosen_rows(["no-code"])
