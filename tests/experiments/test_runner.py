@@ -4,7 +4,7 @@ import pytest
 from conftest import settings
 from experiments.fakes import FakeExecute
 
-from recbole_bbqrec.experiments import records, runner
+from recbole_bbqrec.experiments import ablation, leaderboard, leaderboard_page, records, runner
 from recbole_bbqrec.experiments.records import Data
 from recbole_bbqrec.experiments.runner import Job, Planned, run_jobs
 
@@ -86,14 +86,36 @@ def test_estimate_counts_down(monkeypatch):
     assert runner._estimate(0.0, 3, 4) == " (elapsed 0:05:00, about 0:01:40 left)"
 
 
-def test_a_real_run_and_its_record_agree(tiny, tmp_path):
-    given = {**settings(tiny, checkpoint_dir=str(tmp_path / "saved")), "final": True, "seed": 3}
-    run = Planned("full", given)
-    assert run_all([run], tmp_path / "runs", data=Data.of(run.config()), final=True) == {}
-    (path,) = (tmp_path / "runs").glob("full-3-*.json")
-    kept = records.Run(path)
+@pytest.fixture(scope="module")
+def real(tiny, tmp_path_factory):
+    """Folder of results with the record of one real run."""
+    place = tmp_path_factory.mktemp("real")
+    run = Planned("BBQRec", {**settings(tiny, checkpoint_dir=str(place / "saved")), "final": True, "seed": 3})
+    folder = records.folder_of(place, "tiny")
+    assert run_all([run], folder, data=Data.of(run.config()), final=True) == {}
+    return place
+
+
+def test_a_real_run_and_its_record_agree(real):
+    (kept,) = records.runs_in(records.folder_of(real, "tiny"))
     for split in ("valid", "test"):
         for column, values in kept.ranks[split].metrics(["Recall", "NDCG"], [5, 10, 20]).items():
             for name, value in values.items():
                 assert value == pytest.approx(kept.record["metrics"][split][column][name], abs=1e-12)
     assert kept.record["data"]["users"] == kept.record["users"]["valid"]
+
+
+def test_a_real_record_has_what_pages_read_and_what_invented_ones_say(real, capsys):
+    folder = records.folder_of(real, "tiny")
+    (record,) = [run.record for run in records.runs_in(folder)]
+    invented, _ = FakeExecute()(config_dict={"model": "BBQRec", "dataset": "tiny", "seed": 3, "final": True})
+    assert set(invented) <= set(record) and set(invented["metrics"]) == set(record["metrics"])
+    assert all(set(invented[key]) <= set(record[key]) for key in ("epochs", "seconds"))
+    found = leaderboard.content("tiny", folder, final=True)
+    (row,) = found["rows"]
+    assert all(row[key] is not None for key in leaderboard_page.COSTS), "nothing that a real run has not measured"
+    assert row["leakage_checks"] == ["passed"] and row["times_tested"] >= 1 and not row["untrained"]
+    assert record["finished"] and 0 <= found["data"]["tied_times"] <= 1 and found["total_seconds"] > 0
+    assert "| BBQRec" in leaderboard.write("tiny", real, True)
+    ablation.remake("tiny", True, real)
+    assert "| full" in capsys.readouterr().out
