@@ -205,7 +205,6 @@ def write(dataset: str, full: dict[str, Any], data: records.Data, final: bool, r
         "ablation.md.jinja",
         **found,
         rows=definition()["rows"],
-        legend=lambda judged: tables.legend(judged, "row", "one seed: screening", f"`{FULL}`"),
         yaml=_settings_of_full(found),
     )
     tables.write(results, f"ablation-{dataset}", found, {"png": figure(found), "md": page})

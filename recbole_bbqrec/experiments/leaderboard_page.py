@@ -38,7 +38,6 @@ def pages(content: Mapping[str, Any]) -> tuple[str, str]:
         "of_all": lambda key: " or ".join(dict.fromkeys(str(one.get(key)) for one in settings)),
         "orders": dict.fromkeys("{split} in order {order}".format_map(one["eval_args"]) for one in settings),
         "is_bold": lambda model, metric: is_bold(content, model, metric),
-        "legend": tables.legend(rows, "model", "one seed", "most others"),
         "checks": checks,
         "shared": shared,
         "own": own,

@@ -5,7 +5,7 @@ A row is plain data: its name (`model` or `row`), `seeds`, what the marks beside
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,9 @@ def page(template: str, **shown: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"table": _table, "form": _form, "interval": _interval, "p": _p_value, "short": short}
-    names = {"SPLITS": SPLITS, "TESTED": TESTED, "FLIPS": FLIPS, "marks": marks}
+    environment.filters |= {"table": _table, "form": _form, "interval": _interval, "p": _p_value}
+    environment.filters |= {"short": short, "marks": marks}
+    names = {"SPLITS": SPLITS, "TESTED": TESTED, "FLIPS": FLIPS}
     text = environment.get_template(template).render(names, **shown)
     return "\n\n".join(filter(None, (part.strip("\n") for part in text.split("\n\n")))) + "\n"
 
@@ -128,24 +129,9 @@ def short(metric: str) -> str:
 
 
 def marks(row: Row) -> str:
-    """Marks of what a row must not be taken for, see `legend`."""
+    """Marks of what a row must not be taken for; the template `legend` says what they mean."""
     one_seed = len(row["seeds"]) == 1 and not row.get("untrained")
     return "\\*" * bool(row["hit_cap"]) + "†" * one_seed + "‡" * bool(row["other_code"])
-
-
-def legend(rows: Sequence[Row], name: str, one_seed: str, than: str) -> list[str]:
-    """What the marks that occur mean; rows are named by their key `name`."""
-
-    def named(key: str) -> str:
-        return ", ".join(f"{row[name]} {row[key]} of {len(row['seeds'])}" for row in rows if row[key])
-
-    said = {
-        "*": f"\\* runs that ended at the cap on epochs, not by early stopping: {named('hit_cap')}",
-        "†": f"† {one_seed}; neither interval nor p knows how much seeds differ",
-        "‡": f"‡ runs made by another version of the code than {than}: {named('other_code')}",
-    }
-    found = "".join(map(marks, rows))
-    return [f"- {text}" for mark, text in said.items() if mark in found]
 
 
 def figure(title: str, panels: Mapping[str, Mapping[str, Row | None]], reference: str) -> bytes:

@@ -8,7 +8,7 @@ from recbole_bbqrec import cli, quick_start
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.evaluation import report
 from recbole_bbqrec.evaluation.ranking import Ranks
-from recbole_bbqrec.experiments import ablation, many, records
+from recbole_bbqrec.experiments import ablation, many, records, runner
 from recbole_bbqrec.experiments.many import asked_for, run_many
 
 MODELS = ["GRU4Rec", "SASRec", "BBQRec"]
@@ -61,6 +61,8 @@ def test_first_seeds_of_all_pairs_come_first_and_untrained_models_have_no_second
         *first,
         *[("BBQRec", dataset, seed) for seed in (6, 7) for dataset in ("tiny", "other")],
     ]
+    assert {**runner.QUIET, "text_encoder": "tfidf", "final": False}.items() <= execute.calls[0].items()
+    assert not {"seeds", "single", "results"} & set(execute.calls[0])
     shown = capsys.readouterr()
     assert "[1/14] GRU4Rec on tiny, seed 5" in shown.err and "[10/10] BBQRec on other, seed 7 (elapsed" in shown.err
     for dataset in ("tiny", "other"):
@@ -164,6 +166,7 @@ def test_an_ablation_takes_the_run_of_the_leaderboard_for_its_full_row(two, tmp_
         (["--model=SASRec,BBQRek", "--dataset=tiny"], "--model=BBQRek: no sequential model of this name; did you mean"),
         (["--model=SASRec", "--dataset=tiny,nowhere"], "--dataset=nowhere: no file"),
         (["--model=SASRec,SASRec", "--dataset=tiny"], "--model: found 'SASRec' 2 times"),
+        (["--model=SASRec", "--dataset=1,2"], "--dataset=1: no file"),
         (["--model=SASRec", "--dataset=tiny,tiny"], "--dataset: found 'tiny' 2 times"),
         (["--model=SASRec", "--dataset=tiny", "--seeds=0"], "--seeds: found '0', expected how many"),
         (["--model=SASRec", "--dataset=tiny", "--seeds=few"], "--seeds: found 'few'"),
