@@ -3,6 +3,8 @@
 import difflib
 import importlib
 import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
 from typing import Any
 
 from recbole.config import Config as RecBoleConfig
@@ -14,16 +16,8 @@ from . import compat
 from .data.dataset import MultiModalSequentialDataset
 from .errors import InputError
 from .model.bbqrec import BBQRec
-from .model.sasrec_plus import (
-    BBQRecGenerate,
-    BBQRecWithoutCandidates,
-    SASRecPlus,
-    SASRecPlusFT,
-    SASRecPlusSeen,
-    SASRecPlusT,
-)
 from .model.stock_attention import add_similarity
-from .model.tiger import TIGER, TIGERPaper
+from .model.tiger import TIGER
 from .model.unisrec import UniSRec
 from .model.untrained import Pop, TransitionGraph
 from .settings import NO_SETTINGS, property_files
@@ -33,19 +27,20 @@ from .training.untrained_trainer import UntrainedTrainer
 
 MODELS: dict[str, type[SequentialRecommender]] = {
     "BBQRec": BBQRec,
-    "BBQRecGenerate": BBQRecGenerate,
-    "BBQRecWithoutCandidates": BBQRecWithoutCandidates,
-    "SASRecPlus": SASRecPlus,
-    "SASRecPlusT": SASRecPlusT,
-    "SASRecPlusFT": SASRecPlusFT,
-    "SASRecPlusSeen": SASRecPlusSeen,
+    "BBQRecGenerate": BBQRec,
+    "BBQRecWithoutCandidates": BBQRec,
+    "SASRecPlus": BBQRec,
+    "SASRecPlusT": BBQRec,
+    "SASRecPlusFT": BBQRec,
+    "SASRecPlusSeen": BBQRec,
     "UniSRec": UniSRec,
     "TIGER": TIGER,
-    "TIGERPaper": TIGERPaper,
+    "TIGERPaper": TIGER,
     "Pop": Pop,
     "TransitionGraph": TransitionGraph,
 }
-"""Models of this project, by the name given to `--model`."""
+"""Models of this project by the name given to `--model`. Each has a file of its own in properties/model; names that
+share a class differ in their settings alone."""
 
 TRAINERS: dict[str, type[ProtocolTrainer]] = {
     name: UntrainedTrainer if issubclass(model, Pop) else SequenceTrainer for name, model in MODELS.items()
@@ -131,7 +126,10 @@ def register() -> None:
     _recbole_models()  # imports RecBole's package of sequential models without its side effect
     datasets, trainers = importlib.import_module("recbole.data.dataset"), importlib.import_module("recbole.trainer")
     for name, model in REGISTERED.items():
-        sys.modules[f"recbole.model.sequential_recommender.{name.lower()}"] = sys.modules[model.__module__]
+        # RecBole looks a model up as the attribute `name` of a module of that name.
+        spec = ModuleSpec(f"recbole.model.sequential_recommender.{name.lower()}", None)
+        sys.modules[spec.name] = module_from_spec(spec)
+        setattr(sys.modules[spec.name], name, model)
         setattr(datasets, f"{name}Dataset", MultiModalSequentialDataset)
         setattr(trainers, f"{name}Trainer", TRAINERS[name])
     if not hasattr(RecBoleConfig, _MARK):

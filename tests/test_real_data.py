@@ -36,9 +36,9 @@ def test_the_main_job(real_data, tmp_path, name):
     record, dataset = job(real_data, tmp_path, name, **changes)
     n_users, modalities = SIZES[name]
     assert record["users"] == {"valid": n_users}
-    assert list(dataset.item_features.matrices) == modalities
-    assert dataset.semantic_ids.signals == [*modalities, "id"]
-    codes = {tuple(row) for row in dataset.semantic_ids.codes[1:].tolist()}
+    assert list(dataset.catalogue.features.matrices) == modalities
+    assert dataset.catalogue.semantic_ids.signals == [*modalities, "id"]
+    codes = {tuple(row) for row in dataset.catalogue.semantic_ids.codes[1:].tolist()}
     assert len(codes) == dataset.item_num - 1
     assert 0 < record["metrics"]["valid"]["masked"]["recall@20"] < 1
 
@@ -51,5 +51,5 @@ def test_posters_through_a_vision_model_made_on_the_spot(real_data, tmp_path):
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
     record, dataset = job(real_data, tmp_path, "ml-100k-poster", image_encoder=str(tmp_path / "vit"))
     assert record["users"] == {"valid": 943}
-    present = dataset.item_features.present
+    present = dataset.catalogue.features.present
     assert int(present["image"].sum()) == 1663 and int(present["text"].sum()) == 1682

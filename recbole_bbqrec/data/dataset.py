@@ -1,6 +1,7 @@
 """The hook: RecBole's sequential data set, with item features and semantic codes attached."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from recbole.utils import FeatureSource, FeatureType
 
 from .. import compat
 from ..errors import InputError
+from ..model.catalogue import Catalogue, SemanticIds
 from ..preparation.atomic import read_atomic
-from .features import FeatureSettings, ItemFeatures, build_item_features
-from .semantic_ids import SemanticIds, fit_semantic_ids
+from .features import build_item_features
+from .semantic_ids import fit_semantic_ids
 from .sequences import Sequences, training_sequences
 
 SEMANTIC_ID = "semantic_id"
@@ -30,16 +32,15 @@ class MultiModalSequentialDataset(SequentialDataset):
 
     Attributes
     ----------
-    item_features : one matrix per modality, row = item id, row 0 = padding; `None` unless `attach_item_features`.
-    semantic_ids : codes and quantised vectors by item id; `None` unless `attach_semantic_ids`. The codes are also the
-        item feature `semantic_id` (`token_seq`), so that RecBole's feature-aware models can take them.
+    catalogue : what is known of the items by item id: features where `attach_item_features` is set, semantic IDs once
+        built where `attach_semantic_ids` is. The codes are also the item feature `semantic_id` (`token_seq`), so that
+        RecBole's feature-aware models can take them.
     train_sequences : training part of every user's sequence, once built.
     tokenizer_file : where the tokenizer that gave the codes is kept.
     seconds : time spent on `features` and on the `tokenizer`.
     """
 
-    item_features: ItemFeatures | None = None
-    semantic_ids: SemanticIds | None = None
+    catalogue: Catalogue
     train_sequences: Sequences | None = None
     tokenizer_file: Path | None = None
 
@@ -52,6 +53,7 @@ class MultiModalSequentialDataset(SequentialDataset):
         self.seconds = {"features": 0.0, "tokenizer": 0.0}
         with compat.lengths_by_element():
             super().__init__(config)
+        self.catalogue = Catalogue([str(token) for token in self.field2id_token[self.iid_field]])
         if config["attach_item_features"] or self._compares_items:
             self._attach_features()
 
@@ -65,11 +67,6 @@ class MultiModalSequentialDataset(SequentialDataset):
         """Folder of this data set's features and tokenizers."""
         root = self.config["cache_dir"] or Path(self.config["checkpoint_dir"]) / "cache"
         return Path(root) / self.dataset_name
-
-    @property
-    def item_tokens(self) -> list[str]:
-        """Tokens by item id; id 0 is `[PAD]`."""
-        return [str(token) for token in self.field2id_token[self.iid_field]]
 
     def save(self) -> None:
         """Refuse RecBole's pickle.
@@ -178,36 +175,33 @@ class MultiModalSequentialDataset(SequentialDataset):
     # What is attached.
 
     def _attach_features(self) -> None:
-        item_file = Path(self.dataset_path) / f"{self.dataset_name}.item"
-        settings = FeatureSettings.from_config(self.config)
-        features, seconds = build_item_features(
-            item_file, self.item_tokens[1:], settings, self.cache_dir, device=self.config["device"]
-        )
-        self.item_features = features.reindex(self.item_tokens)
+        tokens = self.catalogue.tokens
+        features, seconds = build_item_features(self.config, tokens[1:], self.cache_dir)
+        self.catalogue = Catalogue(tokens, features.reindex(tokens))
         self.seconds["features"] = seconds
 
     def build(self) -> list[Any]:
         """Split as RecBole does, then learn the codes from the training split and attach them to all splits."""
         splits = super().build()
-        sequences = training_sequences(splits[0])
-        semantic_ids = None
+        sequences, catalogue = training_sequences(splits[0]), self.catalogue
         if self._compares_items and self.config["codes"] != "none":
-            semantic_ids, self.tokenizer_file, seconds = fit_semantic_ids(
-                self.config, self.item_tokens, self.item_features, sequences, self.cache_dir
-            )
+            ids, self.tokenizer_file, seconds = fit_semantic_ids(self.config, catalogue, sequences, self.cache_dir)
+            catalogue = replace(catalogue, semantic_ids=ids)
             self.seconds |= seconds
         for split in (self, *splits):
-            split.train_sequences, split.semantic_ids = sequences, semantic_ids
-            if semantic_ids is not None:
-                split._attach_codes(semantic_ids)
+            split.train_sequences, split.catalogue = sequences, catalogue
+            if catalogue.semantic_ids is not None:
+                split._attach_codes(catalogue.semantic_ids)
         return splits
 
-    def _attach_codes(self, semantic_ids: SemanticIds) -> None:
-        tokens, ids = semantic_ids.as_tokens()
+    def _attach_codes(self, ids: SemanticIds) -> None:
+        width = ids.codes.shape[1]
+        names = [f"c{position}_{code}" for position in range(width) for code in range(ids.codebook_size)]
+        tokens = ["[PAD]", *names]  # of all code ids
         columns = {} if self.item_feat is None else dict(self.item_feat.interaction)
         columns.setdefault(self.iid_field, torch.arange(self.item_num))
-        self.item_feat = Interaction({**columns, SEMANTIC_ID: ids})
+        self.item_feat = Interaction({**columns, SEMANTIC_ID: ids.code_ids})
         self.field2source[self.iid_field] = FeatureSource.ITEM_ID
         self.field2id_token[SEMANTIC_ID] = np.array(tokens)
         self.field2token_id[SEMANTIC_ID] = {token: index for index, token in enumerate(tokens)}
-        self.set_field_property(SEMANTIC_ID, FeatureType.TOKEN_SEQ, FeatureSource.ITEM, ids.shape[1])
+        self.set_field_property(SEMANTIC_ID, FeatureType.TOKEN_SEQ, FeatureSource.ITEM, width)

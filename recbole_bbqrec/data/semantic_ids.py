@@ -3,8 +3,7 @@
 import inspect
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,70 +12,22 @@ import torch
 
 from .. import storage
 from ..errors import InputError
+from ..model.catalogue import Catalogue, SemanticIds
 from ..tokenizer.base import ItemTokenizer
 from ..tokenizer.registry import TOKENIZERS
 from ..tokenizer.registry import load as load_tokenizer
 from ..tokenizer.report_card import report_card, report_card_table, write_report_card
-from ..tokenizer.semantic_ids import number_codes
-from .features import ItemFeatures
 from .sequences import Sequences
 
 PREFIX = "sid_"
 """Settings `sid_x` are the arguments `x` of the item tokenizer; their defaults are those of `BehaviorBindTokenizer`."""
 
-# Not part of what a tokenizer learns from: how it is run.
-RUN_KEYS = ("progress",)
-
-
-@dataclass(frozen=True)
-class SemanticIds:
-    """Codes and quantised behaviour vectors of all items, row = item id, row 0 = padding.
-
-    Attributes
-    ----------
-    codes : [N, P] code at each of the P positions of the ID; -1 where a signal is missing, and in row 0.
-    vectors : [S, N, C] quantised behaviour vector of each signal; zero where missing.
-    present : [S, N] whether the item has the signal.
-    signals : names of the S signals.
-    codebook_size : number K of codes at every position.
-    """
-
-    codes: torch.Tensor
-    vectors: torch.Tensor
-    present: torch.Tensor
-    signals: list[str]
-    codebook_size: int
-
-    @property
-    def n_code_ids(self) -> int:
-        """Number of different values in `code_ids`."""
-        return 1 + self.codes.shape[1] * self.codebook_size
-
-    @property
-    def code_ids(self) -> torch.Tensor:
-        """[N, P] codes numbered over all positions, `1 + position * K + code`; 0 where there is none."""
-        return number_codes(self.codes, self.codebook_size)
-
-    def as_tokens(self) -> tuple[list[str], torch.Tensor]:
-        """Return the names of all code ids, `[PAD]` first, and `code_ids`: a RecBole `token_seq` field."""
-        width = self.codes.shape[1]
-        names = [f"c{position}_{code}" for position in range(width) for code in range(self.codebook_size)]
-        return ["[PAD]", *names], self.code_ids
-
-    def save(self, path: Path) -> None:
-        """Write everything to `path`."""
-        tensors = {"codes": self.codes, "vectors": self.vectors, "present": self.present}
-        storage.save(path, "semantic_ids", tensors, {"signals": self.signals, "codebook_size": self.codebook_size})
-
-    @classmethod
-    def load(cls, path: Path) -> "SemanticIds":
-        """Read what `save` wrote."""
-        tensors, header = storage.load(path, "semantic_ids")
-        return cls(**tensors, **header)
+Features = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
+"""Matrices and presence by modality, as tokenizers take them."""
 
 
 def fit_semantic_ids(
-    config: Any, item_tokens: list[str], features: ItemFeatures | None, sequences: Sequences, cache_dir: Path
+    config: Any, catalogue: Catalogue, sequences: Sequences, cache_dir: Path
 ) -> tuple[SemanticIds, Path, dict[str, float]]:
     """Learn the item tokenizer on the training sequences, or read it from the cache.
 
@@ -85,7 +36,7 @@ def fit_semantic_ids(
 
     Parameters
     ----------
-    item_tokens : tokens by item id, `[PAD]` first.
+    catalogue : item tokens and, where there are any, features.
     sequences : training sequences of item ids.
 
     Returns
@@ -93,48 +44,39 @@ def fit_semantic_ids(
     The IDs by item id, the tokenizer's file, and the seconds of the `tokenizer` and of its `report card`.
     """
     started = time.perf_counter()
-    canonical = sorted(item_tokens[1:])
-    place = {token: index for index, token in enumerate(canonical)}
-    order = np.array([-1] + [place[token] for token in item_tokens[1:]])
-    aligned = features.reindex(canonical) if features is not None else None
-    canonical_sequences = Sequences(sequences.offsets, order[sequences.items])
-    fitted, path = _cached_tokenizer(
-        config["tokenizer"], _settings(config), aligned, canonical_sequences, len(canonical), cache_dir
-    )
+    tokens = catalogue.tokens
+    order = torch.tensor(sorted(range(1, len(tokens)), key=tokens.__getitem__))  # item ids by token
+    place = torch.argsort(order)  # of item id 1, 2, .. in that order
+    known = catalogue.features
+    parts = (known.matrices, known.present) if known is not None else ({}, {})
+    matrices, present = ({name: rows[order] for name, rows in part.items()} for part in parts)
+    by_token = Sequences(sequences.offsets, place.numpy()[sequences.items - 1])
+    fitted, path = _cached_tokenizer(config, (matrices, present), by_token, len(order), cache_dir)
     learned_at = time.perf_counter()
     if config["report_card"]:
-        _report(fitted, aligned, canonical_sequences, path)
+        _report(fitted, (matrices, present), by_token, path)
     seconds = {"tokenizer": learned_at - started, "report card": time.perf_counter() - learned_at}
-    learned = SemanticIds(
-        fitted.codes_, fitted.vectors_, fitted.present_, list(fitted.signals_), fitted.codebooks_.shape[1]
-    )
-    return _by_item_id(CONTROLS[config["codes"]](learned, config["seed"]), torch.from_numpy(order)), path, seconds
-
-
-def _settings(config: Any) -> dict[str, Any]:
-    """Arguments of the configured tokenizer; it takes those of the keys `sid_x` that it knows."""
-    known = inspect.signature(TOKENIZERS[config["tokenizer"]]).parameters
-    names = [key for key in config.final_config_dict if key.startswith(PREFIX)]
-    settings = {key.removeprefix(PREFIX): config[key] for key in names if key.removeprefix(PREFIX) in known}
-    return {**settings, "seed": config["seed"], "device": str(config["device"]), "progress": config["show_progress"]}
+    names, size = list(fitted.signals_), fitted.codebooks_.shape[1]
+    learned = SemanticIds(fitted.codes_, fitted.vectors_, fitted.present_, names, size)
+    return _by_item_id(CONTROLS[config["codes"]](learned, config["seed"]), place), path, seconds
 
 
 def _cached_tokenizer(
-    name: str,
-    settings: Mapping[str, Any],
-    features: ItemFeatures | None,
-    sequences: Sequences,
-    n_items: int,
-    cache_dir: Path,
+    config: Any, features: Features, sequences: Sequences, n_items: int, cache_dir: Path
 ) -> tuple[ItemTokenizer, Path]:
-    matrices, present = _given(features)
-    learned_from = {key: value for key, value in settings.items() if key not in RUN_KEYS}
-    source = storage.source_fingerprint(TOKENIZERS[name].__module__)
+    name, logger = config["tokenizer"], logging.getLogger()
+    kind = TOKENIZERS[name]
+    known = inspect.signature(kind).parameters
+    given = {
+        key.removeprefix(PREFIX): value for key, value in config.final_config_dict.items() if key.startswith(PREFIX)
+    }
+    settings = {key: value for key, value in given.items() if key in known}
+    settings |= {"seed": config["seed"], "device": str(config["device"])}
+    source = storage.source_fingerprint(kind.__module__)
     key = storage.fingerprint(
-        name, learned_from, matrices, present, sequences.offsets, sequences.items, n_items, source, torch.__version__
+        name, settings, *features, sequences.offsets, sequences.items, n_items, source, torch.__version__
     )
     path = cache_dir / f"tokenizer-{key}.safetensors"
-    logger = logging.getLogger()
     if path.is_file():
         try:
             fitted = load_tokenizer(path)
@@ -142,32 +84,24 @@ def _cached_tokenizer(
             return fitted, path
         except InputError as error:
             logger.warning(f"{error}; learning the semantic IDs again")
-    fitted = TOKENIZERS[name](**settings)
-    fitted.fit(matrices, present, (sequences.offsets, sequences.items), n_items)
+    fitted = kind(**settings, **{"progress": config["show_progress"]})
+    fitted.fit(*features, (sequences.offsets, sequences.items), n_items)
     fitted.save(path)
     logger.info(f"semantic IDs: learned and kept in {path}")
     return fitted, path
 
 
-def _given(features: ItemFeatures | None) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    return (features.matrices, features.present) if features is not None else ({}, {})
-
-
-def _report(fitted: ItemTokenizer, features: ItemFeatures | None, sequences: Sequences, path: Path) -> None:
+def _report(fitted: ItemTokenizer, features: Features, sequences: Sequences, path: Path) -> None:
     """Write the ID report card beside the tokenizer's file, once, and show it."""
     stem, logger = path.with_suffix(""), logging.getLogger()
     if not stem.with_suffix(".json").is_file():
         logger.info("ID report card: measuring the codes (--report_card=False leaves it out)")
-        card = report_card(fitted, *_given(features), (sequences.offsets, sequences.items))
+        card = report_card(fitted, *features, (sequences.offsets, sequences.items))
         write_report_card(card, stem)
         logger.info("\n" + report_card_table(card))
         for warning in card["warnings"]:
             logger.warning(f"semantic IDs: {warning}")
     logger.info(f"ID report card: {stem.with_suffix('.json')} and .png")
-
-
-def _learned(ids: SemanticIds, seed: int) -> SemanticIds:
-    return ids
 
 
 def _shuffled(ids: SemanticIds, seed: int) -> SemanticIds:
@@ -192,14 +126,14 @@ def _random(ids: SemanticIds, seed: int) -> SemanticIds:
     return replace(ids, codes=codes, vectors=vectors, present=torch.ones_like(ids.present))
 
 
-CONTROLS = {"learned": _learned, "shuffled": _shuffled, "random": _random}
+CONTROLS = {"learned": lambda ids, seed: ids, "shuffled": _shuffled, "random": _random}
 """What the key `codes` does to the IDs; `none` does without any."""
 
 
-def _by_item_id(ids: SemanticIds, order: torch.Tensor) -> SemanticIds:
-    """Put rows in the order of item ids and add the padding row."""
-    rows = order[1:]
-    codes = torch.cat([torch.full((1, ids.codes.shape[1]), -1), ids.codes[rows]])
-    vectors = torch.cat([torch.zeros_like(ids.vectors[:, :1]), ids.vectors[:, rows]], dim=1)
-    present = torch.cat([torch.zeros_like(ids.present[:, :1]), ids.present[:, rows]], dim=1)
+def _by_item_id(ids: SemanticIds, place: torch.Tensor) -> SemanticIds:
+    """Put rows in the order of item ids and the padding row before them."""
+    codes = torch.cat([ids.codes.new_full((1, ids.codes.shape[1]), -1), ids.codes[place]])
+    vectors, present = (
+        torch.cat([torch.zeros_like(part[:, :1]), part[:, place]], dim=1) for part in (ids.vectors, ids.present)
+    )
     return replace(ids, codes=codes, vectors=vectors, present=present)

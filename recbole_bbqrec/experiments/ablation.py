@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ..data.feature_sources import FeatureSettings
+from ..data.feature_sources import modalities
 from ..errors import InputError
 from ..evaluation.statistics import PairedValues, holm
 from ..settings import PROPERTIES, property_files, settings_to_load
@@ -77,7 +77,7 @@ def changes_of(name: str, full: Settings) -> dict[str, Any]:
     for need in (definition()["needs"][name] for name in row.get("needs", ())):
         wrong = [key for key, value in need.get("is", {}).items() if full[key] != value]
         wrong += [key for key, values in need.get("not", {}).items() if full[key] in values]
-        if wrong or len(_modalities(full)) < need.get("modalities", 0):
+        if wrong or len(modalities(full)) < need.get("modalities", 0):
             raise NotApplicableError(need["reason"].format_map(full))
     changes = dict(row.get("changes", {}))
     for key, value in changes.items():
@@ -90,18 +90,13 @@ def changes_of(name: str, full: Settings) -> dict[str, Any]:
     return changes
 
 
-def _modalities(settings: Settings) -> list[str]:
-    """Names of the modalities that the settings give the items."""
-    return [modality.name for modality in FeatureSettings.from_config(settings).modalities()]
-
-
 def _as_many(full: Settings, changes: Settings) -> int:
     """Levels with which an item has as many codes as in `full`."""
 
     def chains(settings: Settings) -> int:  # of `sid_levels` codes each
         if settings["tokenizer"] != "behavior_bind" or settings["sid_mode"] == "fused":
             return 1
-        return len(_modalities(settings)) + bool(settings["sid_use_id"])
+        return len(modalities(settings)) + bool(settings["sid_use_id"])
 
     codes, signals = full["sid_levels"] * chains(full), chains({**full, **changes})
     if not signals or codes % signals:
@@ -111,7 +106,7 @@ def _as_many(full: Settings, changes: Settings) -> int:
 
 def _without(full: Settings, signal: str) -> list[str]:
     """Candidate similarity without one of its signals."""
-    signals = {*_modalities(full), "behavior"}
+    signals = {*modalities(full), "behavior"}
     if signal not in signals:
         raise NotApplicableError(f"the items have no {signal}")
     left = [name for name in full["candidate_similarity"] or [] if name != signal]

@@ -85,7 +85,7 @@ def _card(config: Config) -> dict[str, Any]:
         "seed": config["seed"],
         **{key: card[key] for key in kept},
         "rqvae": rqvae,
-        "encode_seconds": _encode_seconds(tokenizer_file, data.item_features),
+        "encode_seconds": _encode_seconds(tokenizer_file, data.catalogue.features),
     }
 
 

@@ -12,7 +12,7 @@ Shapes: B histories, T items of the longest, N items (row 0 = padding), S signal
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +22,7 @@ import torch
 from .. import storage
 from ..tokenizer.behavior_bind import FUSED_SIGNAL, ID_SIGNAL
 from .neighbours import ROUNDING, Neighbours, cooccurrence, nearest, transitions, walk
-from .signals import mean_row
 
-KIND = "candidates"
 CANDIDATES = "candidates.safetensors"
 """Name of the file in a run's folder."""
 BEHAVIOR, TRANSITION, COOCCURRENCE, WALK, SEEN = "behavior", "transition", "cooccurrence", "walk", "seen"
@@ -46,14 +44,6 @@ class Signal(NamedTuple):
     items: torch.Tensor
     buckets: torch.Tensor
     n_buckets: int
-
-
-class Entries(NamedTuple):
-    """What is to be added to scores: row and item of a score, and the weight to add, all [n]."""
-
-    rows: torch.Tensor
-    items: torch.Tensor
-    weights: torch.Tensor
 
 
 class CandidateSimilarity:
@@ -100,32 +90,36 @@ class CandidateSimilarity:
         self.weights = self.weights.to(device)
         return self
 
-    def entries(self, histories: torch.Tensor) -> Entries:
-        """List every weight that candidates of histories [B, T] (0 pads on the right) receive."""
-        device = histories.device
+    def entries(self, histories: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """List every weight that candidates of histories [B, T] (0 pads on the right) receive.
+
+        Returns
+        -------
+        Row and item of a score, and the number of the weight to add to it, all [n].
+        """
         row, column = torch.nonzero(histories, as_tuple=True)
         rows, items, weights = [row], [histories[row, column]], [torch.zeros_like(row)]
         lengths = (histories != 0).sum(1)
-        for (_, signal), start in zip(self.signals.items(), self.starts, strict=False):
+        for signal, start in zip(self.signals.values(), self.starts, strict=False):
             for back in range(self.n_last):
                 row = torch.nonzero(lengths > back).flatten()
                 last = histories[row, lengths[row] - 1 - back]
                 begin, count = signal.offsets[last], signal.offsets[last + 1] - signal.offsets[last]
-                index = torch.repeat_interleave(torch.arange(len(row), device=device), count)
-                within = torch.arange(len(index), device=device) - (count.cumsum(0) - count)[index]
+                index = torch.repeat_interleave(torch.arange(len(row), device=row.device), count)
+                within = torch.arange(len(index), device=row.device) - (count.cumsum(0) - count)[index]
                 place = begin[index] + within
                 rows.append(row[index])
                 items.append(signal.items[place])
                 weights.append(start + back * signal.n_buckets + signal.buckets[place].long())
-        return Entries(torch.cat(rows), torch.cat(items), torch.cat(weights))
+        return torch.cat(rows), torch.cat(items), torch.cat(weights)
 
     def __call__(self, scores: torch.Tensor, histories: torch.Tensor) -> torch.Tensor:
         """Return the encoder's scores [B, N], scaled, with the weights of the candidates added."""
         scale, weights = self.weights[self.part, 0], self.weights[self.part, 1:]
-        found = self.entries(histories)
+        rows, items, numbers = self.entries(histories)
         scores = (scores * scale).contiguous()
-        place = found.rows * scores.shape[1] + found.items
-        return scores.view(-1).index_add_(0, place, weights[found.weights].to(scores.dtype)).view_as(scores)
+        added = weights[numbers].to(scores.dtype)
+        return scores.view(-1).index_add_(0, rows * scores.shape[1] + items, added).view_as(scores)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write everything to `path`."""
@@ -135,27 +129,22 @@ class CandidateSimilarity:
             tensors |= {f"{name}.{part}": value for part, value in parts.items()}
         sizes = [[name, signal.n_buckets] for name, signal in self.signals.items()]
         header = {"signals": sizes, "n_last": self.n_last, "fitted_on": self.fitted_on}
-        storage.save(path, KIND, tensors, header)
+        storage.save(path, "candidates", tensors, header)
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "CandidateSimilarity":
-        """Read what `save` wrote; on the CPU."""
-        tensors, header = storage.load(path, KIND)
-        signals = {
-            name: Signal(
-                tensors[f"{name}.offsets"], tensors[f"{name}.items"].long(), tensors[f"{name}.buckets"], n_buckets
-            )
-            for name, n_buckets in header["signals"]
-        }
+    def load(cls, path: str | os.PathLike, n_items: int = 0) -> "CandidateSimilarity":
+        """Read what `save` wrote; on the CPU. Items of a catalogue of `n_items` that it does not list have no
+        neighbours."""
+        tensors, header = storage.load(path, "candidates")
+        signals = {}
+        for name, n_buckets in header["signals"]:
+            offsets, items, buckets = (tensors[f"{name}.{part}"] for part in ("offsets", "items", "buckets"))
+            n_new = max(n_items + 1 - len(offsets), 0)
+            offsets = torch.cat([offsets, offsets[-1:].expand(n_new)])
+            signals[name] = Signal(offsets, items.long(), buckets, n_buckets)
         loaded = cls(signals, header["n_last"], tensors["weights"])
         loaded.fitted_on = header["fitted_on"]
         return loaded
-
-    def extend(self, n_new: int) -> None:
-        """Make room for `n_new` items; they have no neighbours, until a new fit lists them."""
-        for name, signal in self.signals.items():
-            added = signal.offsets[-1:].expand(n_new)
-            self.signals[name] = signal._replace(offsets=torch.cat([signal.offsets, added]))
 
 
 def build_candidates(config: Any, dataset: Any) -> CandidateSimilarity | None:
@@ -166,50 +155,33 @@ def build_candidates(config: Any, dataset: Any) -> CandidateSimilarity | None:
     config : reads `candidate_similarity` (`behavior`, names of modalities, and `seen` for the weight of candidates that
         stand in the history, which every signal brings along), `n_candidate_neighbours`, `n_candidate_bins` and
         `n_candidate_last`.
-    dataset : its `train_sequences`, `item_features` and `semantic_ids`.
+    dataset : its `catalogue` and `train_sequences`.
     """
-    wanted: Sequence[str] = config["candidate_similarity"] or []
+    wanted: list[str] = config["candidate_similarity"] or []
     if not wanted or config["scoring"] == "generate":
         return None
     size, bins = config["n_candidate_neighbours"], config["n_candidate_bins"]
     # Equally near items are told apart by their order: that of their tokens, which no held-out interaction decides.
-    tokens = dataset.item_tokens
+    tokens, catalogue = dataset.catalogue.tokens, dataset.catalogue
     order = np.array([0, *sorted(range(1, len(tokens)), key=lambda item: tokens[item])])  # [N] item ids
     place = np.argsort(order)
     offsets, items = dataset.train_sequences.offsets, place[dataset.train_sequences.items]
     lists: dict[str, tuple[Neighbours, np.ndarray]] = {}
+    # By content, candidates are compared as they are: what quantising loses is what tells near items apart.
+    compared = {name: signal for name, signal in catalogue.content.items() if name in wanted}
     if BEHAVIOR in wanted:
         given = offsets, items, len(tokens)
         lists[TRANSITION] = transitions(*given, size), np.asarray(COUNT_EDGES)
         # A training pair is among its own counts: edges come from what is listed alone.
         for name, found in ((COOCCURRENCE, cooccurrence(*given, size)), (WALK, walk(*given, size))):
             lists[name] = found, _edges(found, bins)
+        compared |= {name: signal for name, signal in catalogue.quantised.items() if name in BOUND}
     pairs = _consecutive(offsets, items)
-    for name, (vectors, present) in _vectors(dataset, wanted).items():
-        found = nearest(vectors[order], present[order], size)
+    for name, (rows, present) in compared.items():
+        found = nearest(rows[order], present[order], size)
         lists[name] = found, _edges(found, bins, pairs)
     signals = {name: _signal(found, edges, order, place) for name, (found, edges) in lists.items()}
     return CandidateSimilarity(signals, config["n_candidate_last"]) if signals or SEEN in wanted else None
-
-
-def _vectors(dataset: Any, wanted: Sequence[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Vectors [N, C] and presence [N] by signal: raw features by content, the quantised z_ID by behaviour.
-
-    By content, candidates are compared as they are: what quantising loses is what tells near items apart. Attention and
-    the codes have the quantised form.
-    """
-    ids, features = dataset.semantic_ids, dataset.item_features
-    found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    if features is not None:
-        for name in features.modalities:
-            if name in wanted:
-                matrix, present = features.matrices[name], features.present[name]
-                found[name] = (matrix - mean_row(matrix[present])) * present.unsqueeze(1), present
-    if ids is not None and BEHAVIOR in wanted:
-        for row, name in enumerate(ids.signals):
-            if name in BOUND:
-                found[name] = ids.vectors[row], ids.present[row]
-    return found
 
 
 def _consecutive(offsets: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -257,7 +229,7 @@ def _signal(lists: Neighbours, edges: np.ndarray, order: np.ndarray, place: np.n
     return Signal(torch.from_numpy(offsets), items, torch.from_numpy(buckets[rows]), len(edges) + 1)
 
 
-def candidates_of(folder: Path) -> CandidateSimilarity | None:
-    """Read the candidate similarity of a run's folder; none where the run has none."""
+def candidates_of(folder: Path, n_items: int = 0) -> CandidateSimilarity | None:
+    """Read the candidate similarity of a run's folder, see `CandidateSimilarity.load`; none where the run has none."""
     path = folder / CANDIDATES
-    return CandidateSimilarity.load(path) if path.is_file() else None
+    return CandidateSimilarity.load(path, n_items) if path.is_file() else None

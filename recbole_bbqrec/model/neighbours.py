@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 import torch
-from torch.nn import functional
 
 WINDOW = 3
 """Items at most this far apart in a training sequence count as met together."""
@@ -71,11 +70,11 @@ def nearest(vectors: torch.Tensor, present: torch.Tensor, size: int) -> Neighbou
 
     Parameters
     ----------
-    vectors : [N, C].
+    vectors : [N, C], of unit length.
     present : [N] items that have a vector; the others are listed with none, and none with them.
     """
     known = torch.nonzero(present).flatten()
-    rows = functional.normalize(vectors[known].float(), dim=-1)
+    rows = vectors[known].float()
     size = min(size, len(known) - 1)
     if size < 1:
         return Neighbours(np.zeros(len(vectors) + 1, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))

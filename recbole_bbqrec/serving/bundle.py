@@ -1,6 +1,5 @@
 """A finished run without its data set: load its folder and recommend."""
 
-import contextlib
 import json
 import logging
 import shutil
@@ -8,17 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from recbole.data.interaction import Interaction
 
 from .. import __version__, registry, storage
-from ..data.features import ItemFeatures
-from ..data.semantic_ids import SemanticIds
 from ..errors import InputError
 from ..evaluation.ranking import tie_order
 from ..model.candidates import candidates_of
+from ..model.catalogue import Catalogue, ItemFeatures, SemanticIds
+from ..model.protocol import ranker_of
 from ..settings import plain_settings
+from ..tokenizer.fit import Encoded
 from ..training import checkpoint
 
 BUNDLE, WEIGHTS, FEATURES = "bundle.json", "weights.safetensors", "features.safetensors"
@@ -34,34 +32,19 @@ class Recommendation(NamedTuple):
     unknown: list[str]
 
 
-class Catalogue:
-    """What a model needs to know of its items where there is no data set; stands in for one in constructors.
+class _NoData:
+    """What models read of a data set in their constructors, where there is none: the catalogue."""
 
-    Attributes
-    ----------
-    item_tokens : tokens by item id, `[PAD]` first.
-    item_features, semantic_ids : as on `MultiModalSequentialDataset`.
-    train_sequences : none; whatever was measured on them comes with the weights.
-    """
+    train_sequences = None  # what was measured on them comes with the weights
 
-    train_sequences = None
-
-    def __init__(self, item_field: str, item_tokens: list[str], features: Any = None, semantic_ids: Any = None) -> None:
-        self.iid_field = item_field
-        self.item_tokens = item_tokens
-        self.item_features: ItemFeatures | None = features
-        self.semantic_ids: SemanticIds | None = semantic_ids
+    def __init__(self, item_field: str, catalogue: Catalogue) -> None:
+        self.iid_field, self.catalogue = item_field, catalogue
 
     def num(self, field: str) -> int:
-        """Number of values of the item field, padding included.
-
-        Raises
-        ------
-        InputError : any other field; its values are in the data set only.
-        """
+        """Number of values of the item field, padding included."""
         if field != self.iid_field:
             raise InputError(f"field {field}: not in a bundle; this model works with its data set only")
-        return len(self.item_tokens)
+        return len(self.catalogue.tokens)
 
 
 class _Settings(dict[str, Any]):
@@ -77,16 +60,42 @@ class Bundle:
     Attributes
     ----------
     model : the trained model, in evaluation mode.
-    item_tokens : tokens by item id, `[PAD]` first.
+    catalogue : its items, with their features and semantic IDs.
     settings : the run's settings.
     """
 
-    def __init__(self, model: Any, catalogue: Catalogue, settings: dict[str, Any]) -> None:
-        self.model = model
-        self.catalogue = catalogue
-        self.settings = settings
-        self.item_tokens = catalogue.item_tokens
-        self._ids = {token: index for index, token in enumerate(self.item_tokens) if index}
+    def __init__(self, folder: Path, settings: dict[str, Any], catalogue: Catalogue) -> None:
+        self.folder, self.settings, self.catalogue = folder, settings, catalogue
+        try:
+            self.model = registry.build_model(settings, _NoData(settings["ITEM_ID_FIELD"], catalogue))
+        except AttributeError as error:
+            raise InputError(
+                f"{folder}: {settings['model']} needs its data set ({error}); use load_data_and_model"
+            ) from error
+        checkpoint.load_weights(folder / WEIGHTS, self.model)
+        restore_candidates(folder, self.model)
+        self.ranker = ranker_of(self.model.eval(), settings)
+        self._ids = {token: index for index, token in enumerate(catalogue.tokens) if index}
+
+    @property
+    def item_tokens(self) -> list[str]:
+        """Tokens by item id, `[PAD]` first."""
+        return self.catalogue.tokens
+
+    def grown(self, new: ItemFeatures, encoded: Encoded | None = None) -> "Bundle":
+        """Return a bundle that also scores and reads items that the model was not trained with.
+
+        Parameters
+        ----------
+        new, encoded : see `Catalogue.grown`.
+
+        Raises
+        ------
+        InputError : too little is known of the items; or the model decodes IDs, and one is taken.
+        """
+        if encoded is None and hasattr(self.model, "decoder") and self.model.decoder is not None:
+            raise InputError("new items: found no codes, expected some; their IDs are what this model decodes")
+        return Bundle(self.folder, self.settings, self.catalogue.grown(new, encoded))
 
     def recommend(
         self, histories: Sequence[Sequence[str]], k: int = 10, exclude_seen: bool = True
@@ -116,8 +125,7 @@ class Bundle:
         known = [[self._ids[token] for token in history if token in self._ids] for history in histories]
         results = [Recommendation([], [], tokens) for tokens in unknown]
         rows = [index for index, history in enumerate(known) if history]
-        kept = self.model.kept() if hasattr(self.model, "kept") else contextlib.nullcontext()  # RecBole's own have none
-        with kept:
+        with torch.no_grad(), self.ranker.cached_rows():
             for start in range(0, len(rows), BATCH):
                 batch = rows[start : start + BATCH]
                 found = self._top([known[index] for index in batch], k, exclude_seen)
@@ -125,38 +133,24 @@ class Bundle:
                     results[index] = Recommendation(items, scores, unknown[index])
         return results
 
-    @torch.no_grad()
     def _top(self, histories: list[list[int]], k: int, exclude_seen: bool) -> list[tuple[list[str], list[float]]]:
-        scores = self._scores(histories, exclude_seen)
-        scores[:, 0] = -torch.inf
-        if exclude_seen:
-            for row, history in enumerate(histories):
-                scores[row, history] = -torch.inf
+        length = self.settings["MAX_ITEM_LIST_LENGTH"]
+        recent = [torch.tensor(history[-length:]) for history in histories]
+        pairs = [(row, item) for row, history in enumerate(histories) for item in history if exclude_seen]
+        rows, items = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
+        # A beam search leaves out what has been seen before it cuts its beam, also what the model does not read.
+        padded = torch.nn.utils.rnn.pad_sequence(recent, batch_first=True)
+        scores = self.ranker.score(padded, excluded=(rows, items)).clone()
+        scores[:, 0] = scores[rows, items] = -torch.inf
         # Equal scores stand in the ranker's order of ties: a stable sort of columns that are in that order already.
         columns = torch.argsort(tie_order(scores.shape[1], self.settings["seed"]))
         values, places = torch.sort(scores[:, columns], dim=1, descending=True, stable=True)
         results = []
         for row_values, row_items in zip(values[:, :k], columns[places[:, :k]], strict=True):
-            kept = torch.isfinite(row_values)
-            results.append(([self.item_tokens[item] for item in row_items[kept].tolist()], row_values[kept].tolist()))
+            finite = torch.isfinite(row_values)
+            tokens = [self.item_tokens[item] for item in row_items[finite].tolist()]
+            results.append((tokens, row_values[finite].tolist()))
         return results
-
-    def _scores(self, histories: list[list[int]], exclude_seen: bool) -> torch.Tensor:
-        limit = self.settings["MAX_ITEM_LIST_LENGTH"]
-        recent = [history[-limit:] for history in histories]
-        # RecBole's models may depend on the padded length, so it is the one they were trained with.
-        items = np.zeros((len(recent), limit), np.int64)
-        for row, history in enumerate(recent):
-            items[row, : len(history)] = history
-        lengths = torch.tensor([len(history) for history in recent])
-        item_field, suffix = self.catalogue.iid_field, self.settings["LIST_SUFFIX"]
-        fields = {item_field + suffix: torch.from_numpy(items), self.settings["ITEM_LIST_LENGTH_FIELD"]: lengths}
-        if getattr(self.model, "finds_some", False):
-            # What has been seen leaves the beam before it is cut, also what stands before the part that is read.
-            seen = [(row, item) for row, history in enumerate(histories) for item in history if exclude_seen]
-            pairs = torch.tensor(seen, dtype=torch.long).reshape(-1, 2).T
-            return self.model.score(torch.from_numpy(items), excluded=(pairs[0], pairs[1])).clone()
-        return self.model.full_sort_predict(Interaction(fields)).view(len(items), -1).clone()
 
 
 def write_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
@@ -165,25 +159,19 @@ def write_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
     `bundle.json` is written last: a folder without it is not a bundle.
     """
     (run_dir / BUNDLE).unlink(missing_ok=True)
-    features, semantic_ids = (getattr(dataset, name, None) for name in ("item_features", "semantic_ids"))
-    if features is not None:
-        features.save(run_dir / FEATURES, {})
-    if semantic_ids is not None:
-        semantic_ids.save(run_dir / SEMANTIC_IDS)
+    catalogue: Catalogue = dataset.catalogue
+    if catalogue.features is not None:
+        catalogue.features.save(run_dir / FEATURES, {})
+    if catalogue.semantic_ids is not None:
+        catalogue.semantic_ids.save(run_dir / SEMANTIC_IDS)
         shutil.copyfile(dataset.tokenizer_file, run_dir / TOKENIZER)
-    tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
-    content = {
-        "format": storage.FORMAT,
-        "version": __version__,
-        "settings": plain_settings(config),
-        "item_tokens": tokens,
-    }
-    storage.write_json(run_dir / BUNDLE, content)
+    content = {"format": storage.FORMAT, "version": __version__, "settings": plain_settings(config)}
+    storage.write_json(run_dir / BUNDLE, {**content, "item_tokens": catalogue.tokens})
 
 
 def restore_candidates(folder: Path, model: Any) -> None:
     """Give a model of ours what its run has fitted after training, if anything."""
-    candidates = candidates_of(folder)
+    candidates = candidates_of(folder, model.n_items)
     if candidates is not None:
         model.candidates = candidates.to(next(model.parameters()).device)
 
@@ -210,13 +198,4 @@ def load_bundle(path: str | Path) -> Bundle:
     settings = _Settings(content["settings"], device=torch.device("cpu"))
     features = ItemFeatures.load(folder / FEATURES) if (folder / FEATURES).is_file() else None
     semantic_ids = SemanticIds.load(folder / SEMANTIC_IDS) if (folder / SEMANTIC_IDS).is_file() else None
-    catalogue = Catalogue(settings["ITEM_ID_FIELD"], content["item_tokens"], features, semantic_ids)
-    try:
-        model = registry.build_model(settings, catalogue)
-    except AttributeError as error:
-        raise InputError(
-            f"{folder}: {settings['model']} needs its data set ({error}); use load_data_and_model"
-        ) from error
-    checkpoint.load_weights(folder / WEIGHTS, model)
-    restore_candidates(folder, model)
-    return Bundle(model.eval(), catalogue, settings)
+    return Bundle(folder, settings, Catalogue(content["item_tokens"], features, semantic_ids))

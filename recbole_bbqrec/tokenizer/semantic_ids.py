@@ -13,12 +13,6 @@ from ..errors import InputError
 ID = tuple[int, ...]
 
 
-def number_codes(codes: torch.Tensor, size: int) -> torch.Tensor:
-    """Number codes [n, P] over all positions, `1 + position * size + code`; 0 where there is none (-1)."""
-    position = torch.arange(codes.shape[1], device=codes.device) * size
-    return torch.where(codes >= 0, 1 + position + codes, 0)
-
-
 def resolve_chains(codes: torch.Tensor, inputs: torch.Tensor, codebooks: torch.Tensor) -> tuple[torch.Tensor, int]:
     """Give every item an ID of its own, `resolve_collisions` in the last chain that the item has.
 

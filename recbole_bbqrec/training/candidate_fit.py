@@ -3,7 +3,7 @@
 Shapes: R histories, N items, F weights, n pairs of a history and a candidate.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -25,21 +25,21 @@ ROWS = 256
 
 
 class Problem(NamedTuple):
-    """Candidates of all histories, a history's side by side.
+    """Candidates of R histories, a history's side by side.
 
     Attributes
     ----------
     weights : [n, F] which weights a candidate receives, and how often.
     scores : [n] the encoder's score.
     offset : [n] log of how many candidates a random one stands for.
-    history, first, target : [n] history of a candidate; [R] first candidate and target of a history.
+    counts : [R] candidates of each history.
+    target : [R] place of the target among those of its history.
     """
 
     weights: scipy.sparse.csr_array
     scores: np.ndarray
     offset: np.ndarray
-    history: np.ndarray
-    first: np.ndarray
+    counts: np.ndarray
     target: np.ndarray
 
 
@@ -55,7 +55,7 @@ def fit_candidates(
     """Fit `candidates.weights` in place: cross-entropy of the targets over all items, for each half of the users.
 
     Candidates without a weight are too many to look at; random ones stand for them (importance sampling), the best of
-    them by the encoder for themselves.
+    them by the encoder for themselves. A half whose others are nobody keeps the weights it has.
 
     Parameters
     ----------
@@ -64,14 +64,20 @@ def fit_candidates(
     halves : [R] 0 or 1, the half to which a history's user belongs.
     """
     generator = np.random.default_rng(seed)
-    device = candidates.weights.device
     fitted = []
     for half in range(HALVES):
-        others = np.flatnonzero(halves != half)
-        rows = np.sort(generator.permutation(others)[:MAX_USERS])
-        problem = _problem(candidates, score, histories[rows], targets[rows], generator, progress)
-        fitted.append(torch.from_numpy(_solve(problem)).float() if len(rows) else candidates.weights[half].cpu())
-    candidates.weights = torch.stack([*fitted, torch.stack(fitted).mean(0)]).to(device)
+        rows = np.sort(generator.permutation(np.flatnonzero(halves != half))[:MAX_USERS])
+        if not len(rows):
+            fitted.append(candidates.weights[half].cpu())
+            continue
+        bar = tqdm(range(0, len(rows), ROWS), desc="Candidates", ncols=100, disable=not progress, leave=False)
+        chunks = (rows[begin : begin + ROWS] for begin in bar)
+        parts = [_problem(candidates, score, histories[chunk], targets[chunk], generator) for chunk in chunks]
+        tables, *columns = zip(*parts, strict=True)
+        table = scipy.sparse.csr_array(scipy.sparse.vstack(tables, format="csr"))
+        weights = _solve(Problem(table, *(np.concatenate(column) for column in columns)))
+        fitted.append(torch.from_numpy(weights).float())
+    candidates.weights = torch.stack([*fitted, torch.stack(fitted).mean(0)]).to(candidates.weights.device)
 
 
 def _problem(
@@ -80,37 +86,12 @@ def _problem(
     histories: torch.Tensor,
     targets: torch.Tensor,
     generator: np.random.Generator,
-    progress: bool,
 ) -> Problem:
-    bar = tqdm(range(0, len(histories), ROWS), desc="Candidates", ncols=100, disable=not progress, leave=False)
-    parts = [
-        _candidates_of(candidates, score, histories[begin : begin + ROWS], targets[begin : begin + ROWS], generator)
-        for begin in bar
-    ]
-    columns = list(zip(*parts, strict=True)) or [()] * 6
-    lengths = np.array([len(part) for part in columns[1]], int)
-    n_histories = np.array([len(part) for part in columns[4]], int)
-    shift, history_shift = (np.cumsum(sizes) - sizes for sizes in (lengths, n_histories))
-    join: Iterator[np.ndarray] = (
-        np.concatenate([part + begin for part, begin in zip(columns[place], by, strict=True)])
-        for place, by in ((3, history_shift), (4, shift), (5, shift))
-    )
-    weights = scipy.sparse.csr_array(scipy.sparse.vstack(columns[0], format="csr"))
-    return Problem(weights, np.concatenate(columns[1]), np.concatenate(columns[2]), *join)
-
-
-def _candidates_of(
-    candidates: CandidateSimilarity,
-    score: Callable[[torch.Tensor], torch.Tensor],
-    histories: torch.Tensor,
-    targets: torch.Tensor,
-    generator: np.random.Generator,
-) -> tuple:
+    """Choose the candidates of some histories."""
     scores = score(histories).float().cpu()
     n_rows, n_items = scores.shape
     scores[:, 0] = -torch.inf
-    found = candidates.entries(histories)
-    rows, items, weights = (part.cpu().numpy() for part in found)
+    rows, items, weights = (part.cpu().numpy() for part in candidates.entries(histories))
     index = np.arange(n_rows)
     best = scores.topk(min(BEST, n_items - 1), dim=1).indices.numpy()
     given, own = rows * n_items + items, index * n_items + targets.cpu().numpy()
@@ -123,38 +104,34 @@ def _candidates_of(
     n_listed, n_drawn = listed.sum(1), drawn.sum(1)
     stands_for = np.log(np.maximum(n_items - 1 - n_listed, 1) / np.maximum(n_drawn, 1))
     taken = (listed | drawn).ravel()
-    keys = np.flatnonzero(taken)
-    place_of = np.cumsum(taken) - 1
-    history = keys // n_items
-    offset = np.where(drawn.ravel()[keys], stands_for[history], 0.0)
-    place = place_of[given]
+    keys, place, counts = np.flatnonzero(taken), np.cumsum(taken) - 1, n_listed + n_drawn
     table = scipy.sparse.csr_array(
-        (np.ones(len(place), np.float32), (place, weights)), shape=(len(keys), candidates.n_weights)
+        (np.ones(len(given), np.float32), (place[given], weights)), shape=(len(keys), candidates.n_weights)
     )
-    values = scores.numpy()[history, keys % n_items].astype(np.float32)
-    return (
-        table,
-        values,
-        offset.astype(np.float32),
-        history,
-        np.searchsorted(history, index),
-        place_of[own],
+    return Problem(
+        weights=table,
+        scores=scores.numpy().ravel()[keys].astype(np.float32),
+        offset=np.where(drawn.ravel()[keys], np.repeat(stands_for, counts), 0.0).astype(np.float32),
+        counts=counts,
+        target=place[own] - (np.cumsum(counts) - counts),
     )
 
 
 def _solve(problem: Problem) -> np.ndarray:
     """Return scale and weights [1 + F] of least penalised cross-entropy."""
     transposed = scipy.sparse.csr_array(problem.weights.T)
+    first = np.cumsum(problem.counts) - problem.counts
+    history, target = np.repeat(np.arange(len(first)), problem.counts), first + problem.target
 
     def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
         scale, weights = np.float32(x[0]), x[1:].astype(np.float32)
         logits = scale * problem.scores + problem.weights @ weights + problem.offset
-        logits -= np.maximum.reduceat(logits, problem.first)[problem.history]
+        logits -= np.maximum.reduceat(logits, first)[history]
         odds = np.exp(logits)
-        total = np.add.reduceat(odds, problem.first)
-        value = np.log(total).sum(dtype=np.float64) - logits[problem.target].sum(dtype=np.float64)
-        slope = odds / total[problem.history]
-        slope[problem.target] -= 1.0
+        total = np.add.reduceat(odds, first)
+        value = np.log(total).sum(dtype=np.float64) - logits[target].sum(dtype=np.float64)
+        slope = odds / total[history]
+        slope[target] -= 1.0
         gradient = np.r_[slope @ problem.scores, transposed @ slope + 2 * RIDGE * weights].astype(np.float64)
         return value + RIDGE * float(x[1:] @ x[1:]), gradient
 

@@ -3,6 +3,7 @@
 import contextlib
 import time
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ from .. import storage
 from ..data.dataloader import WindowDataLoader
 from ..data.sequences import training_sequences
 from ..errors import InputError
-from ..evaluation.ranking import Ranks, rank_targets
 from ..model.candidates import CANDIDATES, HALVES, CandidateSimilarity, build_candidates, candidates_of
 from .averaging import AveragedAdamW
 from .candidate_fit import fit_candidates
@@ -28,10 +28,7 @@ class SequenceTrainer(ProtocolTrainer):
     Candidate similarity is fitted once training is done, on validation: see `model.candidates`.
     """
 
-    def __init__(self, config: Any, model: Any) -> None:
-        super().__init__(config, model)
-        self._known_halves: list[tuple[Any, np.ndarray | None]] = []
-        self._candidate_seconds = 0.0
+    _candidate_seconds = 0.0
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
         if self.learner != "adamw":
@@ -68,44 +65,40 @@ class SequenceTrainer(ProtocolTrainer):
 
     def finish(self, valid_data: Any, show_progress: bool = False) -> None:
         super().finish(valid_data, show_progress)
-        model, dataset = self.model.eval(), valid_data._dataset
-        path = self.run_dir / CANDIDATES
-        candidates = candidates_of(self.run_dir) if self.config["resume"] else None
-        if candidates is None:
-            candidates = build_candidates(self.config, dataset)
-        if self.run_dir != self._training_dir:
-            self._save_weights(self.run_dir / "weights.safetensors", self.state["best_epoch"])
+        if self.run_dir != self.folder.training:
+            self._save_weights(self.run_dir / self.folder.weights.name, self.state.best_epoch)
+        dataset = valid_data._dataset
+        fitted = candidates_of(self.run_dir) if self.config["resume"] else None
+        candidates = fitted or build_candidates(self.config, dataset)
         if candidates is None:
             return
-        candidates.to(self.device)
         self.logger.info(
             f"candidate similarity: {candidates.n_weights} weights, signals {', '.join(candidates.signals)}"
         )
-        model.candidates = candidates
-        self._known_halves.clear()
-        if path.is_file() and self.config["resume"]:
-            return
-        started = time.perf_counter()
-        histories = dataset.inter_feat[model.ITEM_SEQ].to(self.device)
-        targets = dataset.inter_feat[model.ITEM_ID].to(self.device)
-        with torch.no_grad():
-            halves, seed = halves_of(dataset), self.config["seed"]
-            with model.kept():
-                fit_candidates(candidates, model.encoder_score, histories, targets, halves, seed, show_progress)
-        candidates.fitted_on = fingerprint_of(dataset)
-        self._judge_candidates(candidates, valid_data, show_progress)
-        candidates.save(path)
-        self._candidate_seconds = time.perf_counter() - started
+        self.model.candidates = candidates.to(self.device)
+        if fitted is None:
+            started = time.perf_counter()
+            self._fit_candidates(candidates, dataset, show_progress)
+            self._drop_where_worse(candidates, valid_data, show_progress)
+            candidates.save(self.run_dir / CANDIDATES)
+            self._candidate_seconds = time.perf_counter() - started
 
-    def _judge_candidates(self, candidates: CandidateSimilarity, valid_data: Any, show_progress: bool) -> None:
+    @torch.no_grad()
+    def _fit_candidates(self, candidates: CandidateSimilarity, dataset: Any, show_progress: bool) -> None:
+        model, rows = self.model.eval(), dataset.inter_feat
+        histories, targets = rows[model.ITEM_SEQ].to(self.device), rows[model.ITEM_ID].to(self.device)
+        with model.cached_rows():
+            given = histories, targets, halves_of(dataset), self.config["seed"]
+            fit_candidates(candidates, model.encoder_score, *given, show_progress)
+        candidates.fitted_on = fingerprint_of(dataset)
+
+    def _drop_where_worse(self, candidates: CandidateSimilarity, valid_data: Any, show_progress: bool) -> None:
         """Leave the fitted weights out where each half of the users is served worse by what the other half gave.
 
         That happens where a few hundred users are all there is to fit on.
         """
-        metrics = self.rank(valid_data, [self._train_dataset], show_progress).metrics(
-            self.config["metrics"], self.config["topk"]
-        )
-        score, without = metrics["masked"][self.valid_metric], self.best_valid_score
+        score = self._validate(valid_data, show_progress)["masked"][self.valid_metric]
+        without = self.best_valid_score
         what = f"{self.config['valid_metric']} {without:.4f} without, {score:.4f} with candidate similarity"
         if score > without - ROUNDING:  # equal where nothing but seen items has a weight: they are masked
             self.logger.info(what)
@@ -117,53 +110,22 @@ class SequenceTrainer(ProtocolTrainer):
         """As `ProtocolTrainer.timings`, and the seconds of fitting `candidates` where this run did so."""
         return {**super().timings(), "candidates": self._candidate_seconds}
 
-    def rank(self, eval_data: Any, earlier: list[Any], show_progress: bool = False) -> Ranks:
-        """As `ProtocolTrainer.rank`, with what does not change with the history computed once."""
-        self.model.eval()
-        with self.model.kept():
-            return super().rank(eval_data, earlier, show_progress)
+    def _parts(self, dataset: Any, order: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the halves of the users where the rows are those that candidate similarity was fitted on.
 
-    def _parts(self, dataset: Any, order: np.ndarray) -> list[np.ndarray]:
-        halves = self._halves(dataset)
-        return super()._parts(dataset, order) if halves is None else [order[halves[order] == h] for h in range(HALVES)]
-
-    def _halves(self, dataset: Any) -> np.ndarray | None:
-        """Half [R] of each row's user where the rows are those that candidate similarity was fitted on."""
-        for known, halves in self._known_halves:
-            if known is dataset:
-                return halves
+        Each half is judged with the weights that the other half gave.
+        """
         candidates = self.model.candidates
-        fitted_here = candidates is not None and candidates.fitted_on == fingerprint_of(dataset)
-        self._known_halves.append((dataset, halves_of(dataset) if fitted_here else None))
-        return self._known_halves[-1][1]
-
-    def _rank_rows(
-        self, eval_data: Any, rows: np.ndarray, seen: tuple[torch.Tensor, torch.Tensor], ties: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        candidates = self.model.candidates
-        if candidates is None:
-            return self._rank_found(eval_data, rows, seen, ties)
-        # Validation has fitted the weights: its users are judged with those that the other half of them gave.
-        halves = self._halves(eval_data._dataset)
-        candidates.part = HALVES if halves is None else int(halves[rows[0]])
+        if candidates is None or candidates.fitted_on != fingerprint_of(dataset):
+            yield order
+            return
+        halves = halves_of(dataset)[order]
         try:
-            return self._rank_found(eval_data, rows, seen, ties)
+            for half in range(HALVES):
+                candidates.part = half
+                yield order[halves == half]
         finally:
             candidates.part = HALVES
-
-    def _rank_found(
-        self, eval_data: Any, rows: np.ndarray, seen: tuple[torch.Tensor, torch.Tensor], ties: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        if not self.model.finds_some:
-            return super()._rank_rows(eval_data, rows, seen, ties)
-        # What a user has seen leaves the beam before it is cut: two searches, one for each column.
-        interaction, _, _, targets = eval_data.collate_fn(rows)
-        histories, targets = interaction[self.model.ITEM_SEQ].to(self.device), targets.to(self.device)
-        ranks = {}
-        for column, excluded in (("masked", seen), ("unmasked", None)):
-            scores = self.model.score(histories, excluded=excluded)
-            ranks[column] = rank_targets(scores, targets, seen, ties, finds_some=True)[column]
-        return ranks
 
 
 def fingerprint_of(dataset: Any) -> str:

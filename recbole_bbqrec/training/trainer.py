@@ -6,6 +6,8 @@ import statistics
 import time
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,52 +17,71 @@ from recbole.trainer import Trainer
 from recbole.utils import set_color
 from tqdm import tqdm
 
-from .. import storage
 from ..data.sequences import Seen, seen_before
 from ..errors import InputError
 from ..evaluation.ranking import Ranks, rank_targets, tie_order
 from ..model.padding import LENGTH_INDEPENDENT, group_by_length
-from ..settings import candidate_settings, learning_settings, plain_settings
+from ..model.protocol import Pairs, ranker_of
+from ..settings import plain_settings
 from . import checkpoint
+from .run_folder import RunFolder
 
 
-def _content(dataset: Any) -> dict[str, Any]:
-    """Everything of a data set that a model can learn from, for the run's fingerprint."""
-    content: dict[str, Any] = {}
-    for name in ("inter_feat", "user_feat", "item_feat"):
-        feat = getattr(dataset, name)
-        content[name] = {} if feat is None else dict(feat.interaction)
-    for field in (dataset.uid_field, dataset.iid_field):
-        content[f"tokens of {field}"] = [str(token) for token in dataset.field2id_token[field]]
-    features, codes = (getattr(dataset, name, None) for name in ("item_features", "semantic_ids"))
-    if features is not None:
-        content["features"] = {"matrices": features.matrices, "present": features.present}
-    if codes is not None:
-        content["codes"] = {"codes": codes.codes, "vectors": codes.vectors, "present": codes.present}
-    return content
+@dataclass
+class TrainingState:
+    """How far training is; kept with the weights of the last epoch.
+
+    Attributes
+    ----------
+    best_epoch : number of the epoch with the best validation score, from 0; none before the first evaluation.
+    epochs_done : epochs trained.
+    epoch_seconds, evaluate_seconds : of each epoch's training and of each evaluation.
+    chosen : settings that were chosen on validation, where a model counts instead of training.
+    finished : whether training has ended.
+    """
+
+    best_epoch: int | None = None
+    epochs_done: int = 0
+    epoch_seconds: list[float] = field(default_factory=list)
+    evaluate_seconds: list[float] = field(default_factory=list)
+    chosen: dict[str, float] = field(default_factory=dict)
+    finished: bool = False
 
 
 class ProtocolTrainer(Trainer):
     """RecBole's trainer with the protocol of this project; works over any RecBole trainer as a mixin.
 
-    A run keeps its files in one folder, named by everything that can change its result. The best weights by masked
-    validation score stand in `weights.safetensors`, the state after the last epoch in `last.safetensors`. Every epoch
-    starts from a seed of its own, so a run that was killed goes on to the very result it would have had.
+    A run keeps its files in one folder, see `RunFolder`: the best weights by masked validation score, and the state
+    after the last epoch. Every epoch starts from a seed of its own, so a run that was killed goes on to the very result
+    it would have had.
     """
 
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
         if config["length_groups"] and config["model"] in LENGTH_INDEPENDENT:
             group_by_length(model)
-        self._run_dir: Path | None = None
-        self.state: dict[str, Any] = {
-            "best_epoch": None,
-            "epoch_seconds": [],
-            "evaluate_seconds": [],
-            "finished": False,
-        }
+        self.ranker = ranker_of(model, config)
+        self.state = TrainingState()
+        self._folder: RunFolder | None = None
         self._train_dataset: Any = None
-        self._seen: list[tuple[tuple[Any, ...], Seen]] = []
+        self._seen: dict[tuple[Any, ...], Seen] = {}
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where the run keeps its files.
+
+        Raises
+        ------
+        RuntimeError : `fit` has not seen the data yet, on which the name depends.
+        """
+        if self._folder is None:
+            raise RuntimeError("the run's folder is known only once fit has seen the data")
+        return self._folder
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the finished run."""
+        return self.folder.path
 
     # Training
 
@@ -75,12 +96,11 @@ class ProtocolTrainer(Trainer):
     ) -> tuple[float, Any]:
         """Train as RecBole does; continue an interrupted run of the same settings and data where it stopped."""
         train_data = self._training_batches(train_data)
-        self._train_dataset = train_data._dataset
         self._open_run(train_data, valid_data)
-        if saved and self.config["resume"] and self._last.is_file():
-            self._resume(self._last)
+        if saved and self.config["resume"] and self.folder.last.is_file():
+            self._resume()
         elif saved:
-            shutil.rmtree(self._training_dir, ignore_errors=True)
+            shutil.rmtree(self.folder.training, ignore_errors=True)
 
         def after_epoch(epoch: int, score: float) -> None:
             if saved:
@@ -88,11 +108,11 @@ class ProtocolTrainer(Trainer):
             if callback_fn:
                 callback_fn(epoch, score)
 
-        if not self.state["finished"] and self.start_epoch < self.epochs and self.cur_step <= self.stopping_step:
+        if not self.state.finished and self.start_epoch < self.epochs and self.cur_step <= self.stopping_step:
             super().fit(train_data, valid_data, verbose, saved, show_progress, after_epoch)
-        if saved and not self.state["finished"]:
-            self.state["finished"] = True
-            self._save_last(self.state["epochs_done"] - 1)
+        if saved and not self.state.finished:
+            self.state.finished = True
+            self._save_last(self.state.epochs_done - 1)
         return self.best_valid_score, self.best_valid_result
 
     def _training_batches(self, train_data: Any) -> Any:
@@ -103,38 +123,10 @@ class ProtocolTrainer(Trainer):
             raise InputError(
                 "no validation interaction: users need at least four items; loosen the filters of the data set"
             )
-        given, afterwards = learning_settings(self.config), candidate_settings(self.config)
-        trained_as = getattr(self.model, "trained_as", None) or self.config["model"]
-        key = storage.fingerprint(
-            {**{name: value for name, value in given.items() if name not in afterwards}, "model": trained_as},
-            str(self.device),
-            *(_content(data._dataset) for data in (train_data, valid_data)),
-            storage.source_fingerprint(*_own_modules(self, self.model)),
-            torch.__version__,
-        )
-        rest = f"{self.config['dataset']}-{self.config['seed']}-{key}"
-        # One training serves every setting of what is fitted after it, and all names of what is trained alike.
-        self._training_dir = Path(self.checkpoint_dir) / f"{trained_as}-{rest}"
-        if afterwards.get("candidate_similarity"):
-            rest += f"-{storage.fingerprint(afterwards)[:8]}"
-        self._run_dir = self._training_dir.with_name(f"{self.config['model']}-{rest}")
-        self.saved_model_file = str(self._training_dir / "weights.safetensors")
-
-    @property
-    def run_dir(self) -> Path:
-        """Folder of the run; training itself has one of its own where something is fitted after it.
-
-        Raises
-        ------
-        RuntimeError : `fit` has not seen the data yet, on which the name depends.
-        """
-        if self._run_dir is None:
-            raise RuntimeError("the run's folder is known only once fit has seen the data")
-        return self._run_dir
-
-    @property
-    def _last(self) -> Path:
-        return self._training_dir / "last.safetensors"
+        self._train_dataset = train_data._dataset
+        parts, written_in = [train_data._dataset, valid_data._dataset], [type(self), type(self.model)]
+        self._folder = RunFolder.of(self.config, parts, written_in)
+        self.saved_model_file = str(self._folder.weights)
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
         # One seed per epoch: what an epoch draws does not depend on whether the process began with it.
@@ -147,8 +139,8 @@ class ProtocolTrainer(Trainer):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r".*GradScaler", category=FutureWarning)
             loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
-        self.state["epoch_seconds"].append(time.perf_counter() - started)
-        self.state["epochs_done"] = epoch_idx + 1
+        self.state.epoch_seconds.append(time.perf_counter() - started)
+        self.state.epochs_done = epoch_idx + 1
         return loss
 
     def _check_nan(self, loss: torch.Tensor) -> None:
@@ -157,16 +149,19 @@ class ProtocolTrainer(Trainer):
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, Any]:
         started = time.perf_counter()
-        metrics = self.rank(valid_data, [self._train_dataset], show_progress).metrics(
-            self.config["metrics"], self.config["topk"]
-        )
-        self.state["evaluate_seconds"].append(time.perf_counter() - started)
+        metrics = self._validate(valid_data, show_progress)
+        self.state.evaluate_seconds.append(time.perf_counter() - started)
         score = metrics["masked"][self.valid_metric]
         if score >= self.best_valid_score:  # RecBole's rule: an equal score counts as better
-            self.state["best_epoch"] = self.state["epochs_done"] - 1
+            self.state.best_epoch = self.state.epochs_done - 1
         # RecBole's own names stay what RecBole means by them, the unmasked column.
         masked = {f"masked_{name}": value for name, value in metrics["masked"].items()}
         return score, OrderedDict({**masked, **metrics["unmasked"]})
+
+    def _validate(self, valid_data: Any, show_progress: bool) -> dict[str, dict[str, float]]:
+        """Metrics of validation by column."""
+        ranks = self.rank(valid_data, [self._train_dataset], show_progress)
+        return ranks.metrics(self.config["metrics"], self.config["topk"])
 
     # Files
 
@@ -176,7 +171,7 @@ class ProtocolTrainer(Trainer):
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {path}")
 
-    def _save_weights(self, path: Path, epoch: int) -> None:
+    def _save_weights(self, path: Path, epoch: int | None) -> None:
         header = {"model": self.config["model"], "epoch": epoch, "settings": plain_settings(self.config)}
         checkpoint.save_weights(path, self.model, header)
 
@@ -186,26 +181,19 @@ class ProtocolTrainer(Trainer):
             "cur_step": self.cur_step,
             "best_valid_score": self.best_valid_score,
             "best_valid_result": self.best_valid_result,
-            "state": self.state,
+            "state": asdict(self.state),
         }
-        checkpoint.save_training(self._last, self.model, self.optimizer, header)
+        checkpoint.save_training(self.folder.last, self.model, self.optimizer, header)
 
-    def _resume(self, path: Path) -> None:
-        header = checkpoint.load_training(path, self.model, self.optimizer)
+    def _resume(self) -> None:
+        header = checkpoint.load_training(self.folder.last, self.model, self.optimizer)
         self.start_epoch = header["epoch"] + 1
         self.cur_step, self.best_valid_score = header["cur_step"], header["best_valid_score"]
         self.best_valid_result = header["best_valid_result"]
-        self.state = header["state"]
-        done = (
-            "finished run found, training is skipped"
-            if self.state["finished"]
-            else f"going on at epoch {self.start_epoch}"
-        )
-        self.logger.info(f"{path}: {done} (--resume=False trains anew)")
-
-    def resume_checkpoint(self, resume_file: Any) -> None:
-        """Go on from the `last.safetensors` of a run, as RecBole's method of this name does from its files."""
-        self._resume(Path(resume_file))
+        self.state = TrainingState(**header["state"])
+        going_on = f"going on at epoch {self.start_epoch}"
+        done = "finished run found, training is skipped" if self.state.finished else going_on
+        self.logger.info(f"{self.folder.last}: {done} (--resume=False trains anew)")
 
     def load_best(self, model_file: Any = None) -> None:
         """Put the best weights by validation into the model."""
@@ -241,64 +229,60 @@ class ProtocolTrainer(Trainer):
         """
         self.model.eval()
         dataset = eval_data._dataset
-        seen = self._seen_before(dataset, earlier)
         self.tot_item_num = dataset.item_num
         if self.item_tensor is None:
             self.item_tensor = dataset.get_item_feature().to(self.device)
         lengths = dataset.inter_feat[dataset.item_list_length_field].numpy()
         # Rows of one length side by side: a model that trims its batches has no work with padding.
         order = np.argsort(lengths, kind="stable")
-        ties = tie_order(dataset.item_num, self.config["seed"])
+        seen, ties = self._seen_before(dataset, earlier), tie_order(dataset.item_num, self.config["seed"])
         ranks = {column: np.zeros(len(lengths), np.int64) for column in ("masked", "unmasked")}
-        parts = self._parts(dataset, order)
-        chunks = [
-            rows
-            for part in parts
-            for rows in np.array_split(part, max(-(-len(part) // self.config["eval_batch_size"]), 1))
-            if len(rows)
-        ]
-        for rows in tqdm(chunks, desc="Rank", ncols=100, disable=not show_progress):
-            row, item = (torch.from_numpy(part).to(self.device) for part in seen.pairs(rows))
-            for column, values in self._rank_rows(eval_data, rows, (row, item), ties).items():
-                ranks[column][rows] = values.cpu().numpy()
+        bar = tqdm(total=len(order), desc="Rank", ncols=100, disable=not show_progress)
+        with bar, self.ranker.cached_rows():
+            for part in self._parts(dataset, order):
+                for rows in np.array_split(part, -(-len(part) // self.config["eval_batch_size"]) or 1):
+                    if not len(rows):
+                        continue
+                    for column, values in self._rank_rows(eval_data, rows, self._pairs(seen, rows), ties).items():
+                        ranks[column][rows] = values.cpu().numpy()
+                    bar.update(len(rows))
         return Ranks(dataset.inter_feat[dataset.uid_field].numpy(), **ranks)
 
-    def _parts(self, dataset: Any, order: np.ndarray) -> list[np.ndarray]:
-        """Rows that may be scored side by side."""
-        return [order]
+    def _parts(self, dataset: Any, order: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield rows that may be scored side by side."""
+        yield order
 
-    def _rank_rows(
-        self, eval_data: Any, rows: np.ndarray, seen: tuple[torch.Tensor, torch.Tensor], ties: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        targets, scores = self._score_rows(eval_data, rows)
-        return rank_targets(scores, targets, seen, ties)
+    def _rank_rows(self, eval_data: Any, rows: np.ndarray, seen: Pairs, ties: torch.Tensor) -> dict[str, torch.Tensor]:
+        interaction, _, _, targets = eval_data.collate_fn(rows)
+        targets = targets.to(self.device)
+        if not self.ranker.is_beam_search:
+            scores = self._full_sort_batch_eval((interaction, None, None, None))[1]
+            return rank_targets(scores, targets, seen, ties)
+        # What a user has seen is masked before the beam is cut: two searches, one for each column.
+        histories = interaction[self.model.ITEM_SEQ].to(self.device)
+        ranks = {}
+        for column, excluded in (("masked", seen), ("unmasked", None)):
+            scores = self.ranker.score(histories, excluded=excluded)
+            ranks[column] = rank_targets(scores, targets, seen, ties, finds_some=True)[column]
+        return ranks
 
     def _seen_before(self, dataset: Any, earlier: list[Any]) -> Seen:
-        """Seen items of a split, collected once; the data sets are kept, so that no other can take their identity."""
+        """Seen items of a split, collected once."""
         datasets = (dataset, *earlier)
-        for known, seen in self._seen:
-            if len(known) == len(datasets) and all(one is other for one, other in zip(known, datasets, strict=True)):
-                return seen
-        self._seen.append((datasets, seen_before(dataset, earlier)))
-        return self._seen[-1][1]
+        if datasets not in self._seen:
+            self._seen[datasets] = seen_before(dataset, earlier)
+        return self._seen[datasets]
 
-    def _score_rows(self, eval_data: Any, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        interaction, _, _, targets = eval_data.collate_fn(rows)
-        scores = self._full_sort_batch_eval((interaction, None, None, None))[1]
-        return targets.to(self.device), scores
+    def _pairs(self, seen: Seen, rows: np.ndarray) -> Pairs:
+        """Everything seen by the given rows, as (index into rows, item) pairs."""
+        index, items = seen.pairs(rows)
+        return torch.from_numpy(index).to(self.device), torch.from_numpy(items).to(self.device)
 
     def timings(self) -> dict[str, float]:
         """Seconds of `train` (all epochs with their validation), of a median `epoch` and of a median `evaluate`."""
-        epochs, evaluations = self.state["epoch_seconds"], self.state["evaluate_seconds"]
+        epochs, evaluations = self.state.epoch_seconds, self.state.evaluate_seconds
         return {
             "train": sum(epochs) + sum(evaluations),
             "epoch": statistics.median(epochs) if epochs else 0.0,
             "evaluate": statistics.median(evaluations) if evaluations else 0.0,
         }
-
-
-def _own_modules(*objects: Any) -> list[str]:
-    """Modules of this package that the classes of some objects, and those they inherit from, are written in."""
-    package = __name__.partition(".")[0]
-    modules = {cls.__module__ for each in objects for cls in type(each).__mro__}
-    return sorted({name for name in modules if name.startswith(f"{package}.")} | {f"{package}.model.stock_attention"})

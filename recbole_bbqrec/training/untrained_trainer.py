@@ -3,8 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from .. import storage
 from ..data.sequences import training_sequences
 from ..evaluation.ranking import Ranks, per_row, rank_targets, tie_order
+from ..model.protocol import Counter
 from .trainer import ProtocolTrainer
 
 CHOSEN = "chosen.json"
@@ -23,20 +23,18 @@ USERS = 3_000
 METRIC, CUT_OFF = "ndcg", 10
 ROUNDS = 3
 
-Point = dict[str, float]
+Point = Mapping[str, float]
 
 
 class UntrainedTrainer(ProtocolTrainer):
     """Counts once and chooses a model's few settings by NDCG@10, masked, on validation users; there are no epochs.
 
-    The model offers `count(offsets, items)`, `grid`, `chosen`, `choose(point)` and `scores_at(histories, points)`, see
-    `model.untrained`. What was chosen stands in `state["chosen"]`, and in the run's folder in `chosen.json`.
+    What was chosen stands in `state.chosen`, and in the run's folder in `chosen.json`.
     """
 
-    def __init__(self, config: Any, model: Any) -> None:
-        super().__init__(config, model)
-        self._ranked: tuple[Any, list[Any], Ranks] | None = None
-        self.state |= {"best_epoch": -1, "epochs_done": 0, "chosen": {}, "fit_seconds": 0.0}
+    ranker: Counter
+    _ranked: tuple[Any, list[Any], Ranks] | None = None
+    _fit_seconds = 0.0
 
     def _build_optimizer(self, **kwargs: Any) -> None:
         return None  # there is nothing to step
@@ -51,74 +49,69 @@ class UntrainedTrainer(ProtocolTrainer):
         callback_fn: Any = None,
     ) -> tuple[float, Any]:
         """Count the training sequences and choose the settings; a finished run is read from its folder."""
-        self._ranked = None
-        self._train_dataset = train_data._dataset
+        self._ranked, self.state.best_epoch = None, -1
         self._open_run(train_data, valid_data)
-        path = Path(self.saved_model_file).with_name(CHOSEN)
+        path = self.folder.training / CHOSEN
         if saved and self.config["resume"] and path.is_file():
             self.load_best()
-            self.state |= json.loads(path.read_text(encoding="utf-8"))
+            self._fit_seconds = json.loads(path.read_text(encoding="utf-8"))["fit_seconds"]
         else:
             shutil.rmtree(path.parent, ignore_errors=True)
             started = time.perf_counter()
             sequences = self._train_dataset.train_sequences or training_sequences(self._train_dataset)
-            self.model.count(sequences.offsets, sequences.items)
-            self.model.choose(self._best_point(valid_data, show_progress))
-            self.state |= {"chosen": self.model.chosen, "fit_seconds": time.perf_counter() - started}
+            self.ranker.count(sequences.offsets, sequences.items)
+            self.ranker.choose(self._best_point(valid_data, show_progress))
+            self._fit_seconds = time.perf_counter() - started
             if saved:
                 self._save_checkpoint(-1, verbose)
-                storage.write_json(path, {key: self.state[key] for key in ("chosen", "fit_seconds")})
-        self.state["finished"] = True
-        if self.state["chosen"]:
-            values = ", ".join(f"{key} {value}" for key, value in self.state["chosen"].items())
+                storage.write_json(path, {"chosen": self.ranker.chosen, "fit_seconds": self._fit_seconds})
+        self.state.chosen, self.state.finished = self.ranker.chosen, True
+        if self.state.chosen:
+            values = ", ".join(f"{key} {value}" for key, value in self.state.chosen.items())
             self.logger.info(f"chosen on validation: {values}")
         self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data, show_progress)
         return self.best_valid_score, self.best_valid_result
 
     def rank(self, eval_data: Any, earlier: list[Any], show_progress: bool = False) -> Ranks:
-        """As `ProtocolTrainer.rank`; who asks for the same again gets the same, for nothing has been learned since."""
+        """As `ProtocolTrainer.rank`; the last ranking is kept, for nothing is learned from one to the next."""
         if self._ranked is None or self._ranked[0] is not eval_data or self._ranked[1] != earlier:
             self._ranked = eval_data, earlier, super().rank(eval_data, earlier, show_progress)
         return self._ranked[2]
 
     def timings(self) -> dict[str, float]:
         """As `ProtocolTrainer.timings`; `train` is counting and choosing."""
-        return {**super().timings(), "train": self.state["fit_seconds"]}
+        return {**super().timings(), "train": self._fit_seconds}
 
     def _best_point(self, valid_data: Any, show_progress: bool) -> Point:
-        rows = self._judges(valid_data._dataset)
-        bar = tqdm(desc="Choose", ncols=100, disable=not show_progress, leave=False)
-
-        def judge(points: list[Point]) -> list[float]:
-            bar.update(len(points))
-            return self._judge(valid_data, rows, points)
-
-        with bar:
-            return coordinate_search(self.model.grid, judge)
-
-    def _judges(self, dataset: Any) -> np.ndarray:
-        """Rows of the users that judge: up to `USERS`, drawn with the run's seed from users in the order of tokens."""
+        """Settings chosen by up to `USERS` users, drawn with the run's seed from users in the order of tokens."""
+        dataset = valid_data._dataset
         users = dataset.inter_feat[dataset.uid_field].numpy()
         rows = np.argsort(dataset.field2id_token[dataset.uid_field].astype(str)[users], kind="stable")
-        return np.random.default_rng(self.config["seed"]).permutation(rows)[:USERS]
+        rows = np.random.default_rng(self.config["seed"]).permutation(rows)[:USERS]
+        with tqdm(desc="Choose", ncols=100, disable=not show_progress, leave=False) as bar:
+
+            def judge(points: list[Point]) -> list[float]:
+                bar.update(len(points))
+                return self._judge(valid_data, rows, points)
+
+            return coordinate_search(self.ranker.grid, judge)
 
     @torch.no_grad()
     def _judge(self, valid_data: Any, rows: np.ndarray, points: list[Point]) -> list[float]:
+        """Mean of the metric over some rows with each of the points."""
         dataset = valid_data._dataset
-        seen = self._seen_before(dataset, [self._train_dataset])
-        ties = tie_order(dataset.item_num, self.config["seed"])
+        seen, ties = self._seen_before(dataset, [self._train_dataset]), tie_order(dataset.item_num, self.config["seed"])
         values: list[list[np.ndarray]] = [[] for _ in points]
         for part in np.array_split(rows, -(-len(rows) // self.config["eval_batch_size"])):
             interaction, _, _, targets = valid_data.collate_fn(part)
-            pairs = tuple(torch.from_numpy(places).to(self.device) for places in seen.pairs(part))
             histories, targets = interaction[self.model.ITEM_SEQ].to(self.device), targets.to(self.device)
-            for index, scores in enumerate(self.model.scores_at(histories, points)):
-                ranks = rank_targets(scores, targets, (pairs[0], pairs[1]), ties)["masked"]
-                values[index].append(per_row(ranks.cpu().numpy(), METRIC, CUT_OFF))
+            for found, scores in zip(values, self.ranker.scores_at(histories, points), strict=True):
+                ranks = rank_targets(scores, targets, self._pairs(seen, part), ties)["masked"]
+                found.append(per_row(ranks.cpu().numpy(), METRIC, CUT_OFF))
         return [float(np.concatenate(found).mean()) for found in values]
 
 
-def coordinate_search(grid: dict[str, list[float]], judge: Callable[[list[Point]], list[float]]) -> Point:
+def coordinate_search(grid: Mapping[str, list[float]], judge: Callable[[list[Point]], list[float]]) -> Point:
     """Choose one value for every key, one key after the other, until a round changes nothing (at most `ROUNDS`).
 
     Parameters
@@ -126,17 +119,14 @@ def coordinate_search(grid: dict[str, list[float]], judge: Callable[[list[Point]
     grid : values by key; the first of each is where the search begins, and stays where others are as good.
     judge : the value of each of several points that differ in one key; larger is better.
     """
-    best = {key: values[0] for key, values in grid.items()}
+    best: Point = {key: values[0] for key, values in grid.items()}
     known: dict[tuple[float, ...], float] = {}
     for _ in range(ROUNDS):
         before = best
-        for key, values in grid.items():
-            points = [best, *({**best, key: value} for value in values if value != best[key])]
-            if len(points) == 1:
-                continue
+        for key in (key for key, values in grid.items() if len(values) > 1):
+            points: list[Point] = [best, *({**best, key: value} for value in grid[key] if value != best[key])]
             new = [point for point in points if tuple(point.values()) not in known]
-            if new:
-                known.update(zip((tuple(point.values()) for point in new), judge(new), strict=True))
+            known |= zip((tuple(point.values()) for point in new), judge(new) if new else (), strict=True)
             best = max(points, key=lambda point: known[tuple(point.values())])
         if best == before:
             break

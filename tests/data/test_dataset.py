@@ -28,7 +28,7 @@ def by_user(rows):
 
 def test_features_stand_at_the_row_of_their_item(tiny):
     _, dataset, _ = built(tiny)
-    features, tokens = dataset.item_features, dataset.item_tokens
+    features, tokens = dataset.catalogue.features, dataset.catalogue.tokens
     assert tokens[0] == "[PAD]" and features.tokens == tokens and list(features.matrices) == ["text"]
     matrix, present = features.matrices["text"], features.present["text"]
     assert matrix.dtype == torch.float32 and len(matrix) == dataset.item_num
@@ -43,11 +43,11 @@ def test_features_and_codes_belong_to_tokens_whatever_is_filtered_and_in_whateve
     write_dataset(tmp_path, rows=shuffled)
     _, one, _ = built(tiny)
     _, other, _ = built(tmp_path)
-    assert one.item_tokens != other.item_tokens, "RecBole numbers items in the order in which it meets them"
-    place = [other.item_tokens.index(token) for token in one.item_tokens]
-    assert torch.equal(one.item_features.matrices["text"], other.item_features.matrices["text"][place])
-    assert torch.equal(one.semantic_ids.codes, other.semantic_ids.codes[place])
-    assert torch.equal(one.semantic_ids.vectors, other.semantic_ids.vectors[:, place])
+    assert one.catalogue.tokens != other.catalogue.tokens, "RecBole numbers items in the order in which it meets them"
+    place = [other.catalogue.tokens.index(token) for token in one.catalogue.tokens]
+    assert torch.equal(one.catalogue.features.matrices["text"], other.catalogue.features.matrices["text"][place])
+    assert torch.equal(one.catalogue.semantic_ids.codes, other.catalogue.semantic_ids.codes[place])
+    assert torch.equal(one.catalogue.semantic_ids.vectors, other.catalogue.semantic_ids.vectors[:, place])
 
 
 def test_features_belong_to_tokens_when_items_are_filtered_out(tiny, tmp_path):
@@ -57,16 +57,16 @@ def test_features_belong_to_tokens_when_items_are_filtered_out(tiny, tmp_path):
         tiny, item_inter_num_interval="[13,inf)", text_encoder=str(tmp_path / "v.safetensors"), text_fields=""
     )
     assert 1 < dataset.item_num < N_ITEMS + 1
-    wanted = torch.stack([vectors[int(token[1:])] for token in dataset.item_tokens[1:]])
-    assert torch.equal(dataset.item_features.matrices["text"][1:], wanted)
-    assert len(dataset.semantic_ids.codes) == dataset.item_num
+    wanted = torch.stack([vectors[int(token[1:])] for token in dataset.catalogue.tokens[1:]])
+    assert torch.equal(dataset.catalogue.features.matrices["text"][1:], wanted)
+    assert len(dataset.catalogue.semantic_ids.codes) == dataset.item_num
 
 
 def test_codes_are_an_item_feature_of_every_split(tiny):
     _, dataset, loaders = built(tiny)
     for part in (dataset, *(loader._dataset for loader in loaders)):
         ids = part.get_item_feature()[SEMANTIC_ID]
-        assert ids.shape == (dataset.item_num, dataset.semantic_ids.codes.shape[1]) and not ids[0].any()
+        assert ids.shape == (dataset.item_num, dataset.catalogue.semantic_ids.codes.shape[1]) and not ids[0].any()
         assert len({tuple(row) for row in ids.tolist()}) == dataset.item_num, "no two items share an ID"
         assert ids.max() < part.num(SEMANTIC_ID)
     row = loaders[1]._dataset[torch.arange(3)]
@@ -88,7 +88,7 @@ def test_training_sequences_are_the_training_part_of_each_user(tiny):
     users = by_user(tiny_interactions())
     assert len(sequences) == N_USERS
     for index, user in enumerate(sorted(users)):
-        assert [dataset.item_tokens[item] for item in sequences[index]] == users[user][:-2]
+        assert [dataset.catalogue.tokens[item] for item in sequences[index]] == users[user][:-2]
 
 
 def test_seen_items_come_from_the_split_and_not_from_the_truncated_list(tiny):
@@ -101,7 +101,7 @@ def test_seen_items_come_from_the_split_and_not_from_the_truncated_list(tiny):
         for row, user in enumerate(part.inter_feat["user_id"].tolist()):
             _, items = seen.pairs(np.array([row]))
             token = dataset.field2id_token["user_id"][user]
-            assert sorted(dataset.item_tokens[item] for item in items) == sorted(users[token][:-dropped])
+            assert sorted(dataset.catalogue.tokens[item] for item in items) == sorted(users[token][:-dropped])
 
 
 def test_a_target_met_before_stays_in_the_ranking(tmp_path):
@@ -151,7 +151,7 @@ def test_ties_in_time_are_shuffled_by_their_own_seed(tmp_path):
     def order(**changes):
         _, dataset, (train, _, _) = built(tmp_path, "SASRec", **changes)
         sequences = training_sequences(train._dataset)
-        return [[dataset.item_tokens[item] for item in sequences[user]] for user in range(3)]
+        return [[dataset.catalogue.tokens[item] for item in sequences[user]] for user in range(3)]
 
     file_order = by_user(rows)
     assert order() == [file_order[user][:-2] for user in sorted(file_order)[:3]]
@@ -166,7 +166,7 @@ def test_unix_times_keep_their_order(tmp_path):
     _, dataset, (train, _, _) = built(write_dataset(tmp_path, rows=reverse), "SASRec")
     users = by_user(rows)
     sequences = training_sequences(train._dataset)
-    assert [dataset.item_tokens[item] for item in sequences[0]] == users["u00"][:-2]
+    assert [dataset.catalogue.tokens[item] for item in sequences[0]] == users["u00"][:-2]
 
 
 def test_nothing_is_pickled(tiny, tmp_path):
@@ -185,9 +185,9 @@ def test_blank_cells_of_feature_columns(tiny):
     """pandas 3 fills nothing in place: blank sequences and tokens are ours to meet."""
     columns = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "title", "brand"]}
     _, dataset, _ = built(tiny, "SASRec", load_col=columns)
-    row = dataset.item_tokens.index("i03")
+    row = dataset.catalogue.tokens.index("i03")
     feature = dataset.get_item_feature()
-    assert not feature["title"][row].any() and feature["brand"][dataset.item_tokens.index("i02")] == 0
+    assert not feature["title"][row].any() and feature["brand"][dataset.catalogue.tokens.index("i02")] == 0
     assert feature["title"].min() >= 0
 
 
@@ -217,7 +217,7 @@ def test_held_out_interactions_reach_neither_codes_nor_edges_nor_statistics(tiny
 
 def _learned(made):
     config, dataset, (train, _, _) = made
-    tokens = dataset.item_tokens
+    tokens = dataset.catalogue.tokens
     order = torch.tensor(sorted(range(len(tokens)), key=lambda index: (index > 0, tokens[index])))
     model = registry.get_model("BBQRec")(config, train._dataset)
     candidates = build_candidates(config, train._dataset)
@@ -225,11 +225,11 @@ def _learned(made):
     lists = {f"{name} neighbours": _by_token(signal, order) for name, signal in candidates.signals.items()}
     return {
         **lists,
-        "codes": dataset.semantic_ids.codes[order],
-        "vectors": dataset.semantic_ids.vectors[:, order],
+        "codes": dataset.catalogue.semantic_ids.codes[order],
+        "vectors": dataset.catalogue.semantic_ids.vectors[:, order],
         "edges": model.similarity.edges,
-        "features": dataset.item_features.matrices["text"][order],
-        "mean": model.item_table.get_buffer("mean_text"),
+        "features": dataset.catalogue.features.matrices["text"][order],
+        "centred": model.item_table.get_buffer("features_text")[order],
     }
 
 

@@ -17,7 +17,7 @@ def ids_of(folder, **changes):
 
 @pytest.fixture(scope="module")
 def learned(tiny):
-    return ids_of(tiny).semantic_ids
+    return ids_of(tiny).catalogue.semantic_ids
 
 
 def rows_of(codes):
@@ -25,7 +25,7 @@ def rows_of(codes):
 
 
 def test_shuffled_codes_are_the_learned_ones_on_other_items_with_their_vectors(tiny, learned):
-    shuffled = ids_of(tiny, codes="shuffled").semantic_ids
+    shuffled = ids_of(tiny, codes="shuffled").catalogue.semantic_ids
     assert rows_of(shuffled.codes) == rows_of(learned.codes)
     assert (shuffled.codes != learned.codes).any(1).float().mean() > 0.8
     owner = {tuple(row): item for item, row in enumerate(learned.codes.tolist())}
@@ -36,7 +36,7 @@ def test_shuffled_codes_are_the_learned_ones_on_other_items_with_their_vectors(t
 
 
 def test_random_codes_are_unique_and_stand_for_random_vectors(tiny, learned):
-    random = ids_of(tiny, codes="random").semantic_ids
+    random = ids_of(tiny, codes="random").catalogue.semantic_ids
     assert random.codes.shape == learned.codes.shape and random.vectors.shape == learned.vectors.shape
     assert len(torch.unique(random.codes[1:], dim=0)) == len(random.codes) - 1
     assert ((random.codes[1:] >= 0) & (random.codes[1:] < random.codebook_size)).all()
@@ -48,13 +48,13 @@ def test_random_codes_are_unique_and_stand_for_random_vectors(tiny, learned):
 
 
 def test_controls_depend_on_the_seed_and_on_nothing_else(tiny):
-    one, again, other = (ids_of(tiny, codes="random", seed=seed).semantic_ids for seed in (1, 1, 2))
+    one, again, other = (ids_of(tiny, codes="random", seed=seed).catalogue.semantic_ids for seed in (1, 1, 2))
     assert torch.equal(one.codes, again.codes) and not torch.equal(one.codes, other.codes)
 
 
 def test_without_codes_no_tokenizer_is_learned(tiny, tmp_path):
     dataset = ids_of(tiny, codes="none", cache_dir=str(tmp_path))
-    assert dataset.semantic_ids is None and dataset.item_features is not None
+    assert dataset.catalogue.semantic_ids is None and dataset.catalogue.features is not None
     assert not list(tmp_path.rglob("tokenizer-*"))
 
 
@@ -64,7 +64,7 @@ def test_without_codes_no_tokenizer_is_learned(tiny, tmp_path):
 def test_the_tokenizer_is_a_setting(tiny, tmp_path, name, kind):
     dataset = ids_of(tiny, tokenizer=name, cache_dir=str(tmp_path))
     assert load(dataset.tokenizer_file).name == kind
-    assert len(torch.unique(dataset.semantic_ids.codes[1:], dim=0)) == dataset.item_num - 1
+    assert len(torch.unique(dataset.catalogue.semantic_ids.codes[1:], dim=0)) == dataset.item_num - 1
 
 
 def test_new_codes_come_with_a_report_card(tiny, tmp_path, caplog):

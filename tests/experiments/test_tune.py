@@ -545,7 +545,7 @@ from recbole_bbqrec import quick_start
 def execute(arguments=(), config_dict=None, after_epoch=None):
     def then_killed(trainer):
         after_epoch(trainer)
-        if trainer.state["epochs_done"] == 2:
+        if trainer.state.epochs_done == 2:
             os.kill(os.getpid(), 9)
     return quick_start.execute(arguments, config_dict, after_epoch=then_killed)
 tune.tune("SASRecPlus", "tiny", 5.0, sys.argv[2:], tune.Path(sys.argv[1]), execute=execute)

@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_bbqrec.data.features import ItemFeatures
-from recbole_bbqrec.data.semantic_ids import SemanticIds
 from recbole_bbqrec.data.sequences import Sequences
 from recbole_bbqrec.model.candidates import HALVES, CandidateSimilarity, Signal, build_candidates
+from recbole_bbqrec.model.catalogue import Catalogue, ItemFeatures, SemanticIds
 from recbole_bbqrec.training import candidate_fit
 from recbole_bbqrec.training.candidate_fit import fit_candidates
 
@@ -22,7 +21,7 @@ SETTINGS = {
 }
 
 
-def catalogue(codes: bool = True) -> SimpleNamespace:
+def dataset(codes: bool = True) -> SimpleNamespace:
     """Items 1 .. 29 in a ring; users walk along it; texts know the ring too."""
     angle = torch.arange(N_ITEMS) * (2 * torch.pi / (N_ITEMS - 1))
     vectors = torch.stack([angle.cos(), angle.sin()], dim=1)
@@ -37,33 +36,36 @@ def catalogue(codes: bool = True) -> SimpleNamespace:
         codebook_size=4,
     )
     return SimpleNamespace(
-        item_tokens=[str(1000 - item) for item in range(N_ITEMS)],
         train_sequences=Sequences(np.arange(N_ITEMS) * 4, np.concatenate(walks)),
-        semantic_ids=ids if codes else None,
-        item_features=ItemFeatures([str(i) for i in range(N_ITEMS)], {"text": vectors + 3}, {"text": present}),
+        catalogue=Catalogue(
+            [str(1000 - item) for item in range(N_ITEMS)],
+            ItemFeatures([str(i) for i in range(N_ITEMS)], {"text": vectors + 3}, {"text": present}),
+            ids if codes else None,
+        ),
     )
 
 
 @pytest.fixture
 def candidates() -> CandidateSimilarity:
-    built = build_candidates(SETTINGS, catalogue())
+    built = build_candidates(SETTINGS, dataset())
     assert built is not None
     return built
 
 
 def test_signals_follow_the_settings(candidates):
     assert list(candidates.signals) == ["transition", "cooccurrence", "walk", "text", "id"]
-    only = build_candidates({**SETTINGS, "candidate_similarity": ["text"]}, catalogue())
+    only = build_candidates({**SETTINGS, "candidate_similarity": ["text"]}, dataset())
     assert only is not None and list(only.signals) == ["text"]
-    without = build_candidates(SETTINGS, catalogue(codes=False))
+    without = build_candidates(SETTINGS, dataset(codes=False))
     assert without is not None and list(without.signals) == ["transition", "cooccurrence", "walk", "text"]
-    assert build_candidates({**SETTINGS, "candidate_similarity": []}, catalogue()) is None
-    assert build_candidates({**SETTINGS, "scoring": "generate"}, catalogue()) is None
+    assert build_candidates({**SETTINGS, "candidate_similarity": []}, dataset()) is None
+    assert build_candidates({**SETTINGS, "scoring": "generate"}, dataset()) is None
 
 
 def test_content_is_compared_by_raw_features_and_behaviour_by_the_quantised_id(candidates):
-    other = catalogue()
-    other.semantic_ids = replace(other.semantic_ids, vectors=torch.randn(2, N_ITEMS, 2))
+    other = dataset()
+    ids = replace(other.catalogue.semantic_ids, vectors=torch.randn(2, N_ITEMS, 2))
+    other.catalogue = replace(other.catalogue, semantic_ids=ids)
     changed = build_candidates(SETTINGS, other)
     assert changed is not None
     assert torch.equal(changed.signals["text"].items, candidates.signals["text"].items)
@@ -112,10 +114,11 @@ def test_save_and_load_round_trip(candidates, tmp_path):
     assert torch.equal(candidates(scores.clone(), histories), again(scores.clone(), histories))
 
 
-def test_extended_items_are_scored_without_weights(candidates):
+def test_new_items_are_scored_without_weights(candidates, tmp_path):
     candidates.weights = torch.randn(candidates.weights.shape)
     before = candidates(torch.zeros(1, N_ITEMS), torch.tensor([[3, 4]]))
-    candidates.extend(2)
+    candidates.save(tmp_path / "c.safetensors")
+    candidates = CandidateSimilarity.load(tmp_path / "c.safetensors", N_ITEMS + 2)
     after = candidates(torch.zeros(1, N_ITEMS + 2), torch.tensor([[3, 4]]))
     assert torch.equal(after[:, :N_ITEMS], before) and not after[:, N_ITEMS:].any()
     assert torch.isfinite(candidates(torch.zeros(1, N_ITEMS + 2), torch.tensor([[3, N_ITEMS]]))).all()
@@ -184,8 +187,8 @@ def test_a_signal_without_any_pair_is_no_obstacle():
 
 
 def test_signals_that_are_not_there_leave_nothing():
-    without = catalogue()
-    without.semantic_ids = without.item_features = None
+    without = dataset()
+    without.catalogue = Catalogue(without.catalogue.tokens)
     assert build_candidates({**SETTINGS, "candidate_similarity": ["text"]}, without) is None
 
 
@@ -193,10 +196,11 @@ def test_equal_vectors_share_a_bucket_whatever_rounding_does():
     """Coarse codes: most cosines are equal, and edges fall on them."""
     random = torch.Generator().manual_seed(0)
     vectors = torch.nn.functional.normalize(torch.randn(6, 16, generator=random), dim=-1)
-    coarse = catalogue()
+    coarse = dataset()
     kind = torch.arange(N_ITEMS) % 6
     scaled = vectors[kind].expand(2, -1, -1) * (0.1 + torch.rand(1, N_ITEMS, 1, generator=random))
-    coarse.semantic_ids = replace(coarse.semantic_ids, vectors=scaled)
+    ids = replace(coarse.catalogue.semantic_ids, vectors=scaled)
+    coarse.catalogue = replace(coarse.catalogue, semantic_ids=ids)
     built = build_candidates({**SETTINGS, "candidate_similarity": ["behavior"]}, coarse)
     assert built is not None
     signal = built.signals["id"]
@@ -220,3 +224,11 @@ def test_random_candidates_stand_for_those_without_a_weight(candidates, monkeypa
     fit_candidates(candidates, score, histories, targets, halves, seed=0)
     assert not torch.equal(candidates.weights, every)
     assert (candidates.weights - every).abs().max() < 0.25 * every.abs().max()
+
+
+def test_users_of_one_half_alone_leave_that_half_as_it_is(candidates):
+    histories, targets, _ = walkers(40, 0)
+    before = candidates.weights[0].clone()
+    score = lambda rows: torch.zeros(len(rows), N_ITEMS)  # noqa: E731
+    fit_candidates(candidates, score, histories, targets, np.zeros(40, int), seed=0)
+    assert torch.equal(candidates.weights[0], before) and not torch.equal(candidates.weights[1], before)

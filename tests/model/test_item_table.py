@@ -2,16 +2,25 @@ import pytest
 import torch
 
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.model.catalogue import Catalogue, ItemFeatures, SemanticIds
 from recbole_bbqrec.model.item_table import ItemTable
+from recbole_bbqrec.tokenizer.fit import Encoded
 
 
-def table(**changes):
+def catalogue():
+    generator = torch.Generator().manual_seed(0)
+    present = torch.tensor([False, True, True, False, True, True])
+    tokens = [f"i{item}" for item in range(6)]
+    features = ItemFeatures(tokens, {"text": torch.randn(6, 3, generator=generator)}, {"text": present})
+    codes = torch.tensor([[-1, -1], [0, 0], [1, 1], [2, -1], [0, 1], [1, 0]])
+    ids = SemanticIds(codes, torch.randn(1, 6, 2), present.unsqueeze(0), ["text"], 4)
+    return Catalogue(tokens, features, ids)
+
+
+def table(items=None, **changes):
     torch.manual_seed(0)
-    features = {"text": torch.randn(6, 3)}
-    present = {"text": torch.tensor([False, True, True, False, True, True])}
-    code_ids = torch.tensor([[0, 0], [1, 5], [2, 6], [3, 0], [1, 6], [2, 5]])
-    given = {"code_ids": code_ids, "n_code_ids": 9, "features": features, "present": present, **changes}
-    return ItemTable(6, 4, **given)
+    config = {"hidden_size": 4, "use_item_id": True, "use_code_embedding": True, "use_features": True}
+    return ItemTable({**config, "id_dropout_prob": 0.0, **changes}, items or catalogue())
 
 
 def test_rows_are_the_sum_of_their_parts():
@@ -28,7 +37,7 @@ def test_rows_are_the_sum_of_their_parts():
 
 
 def test_padding_is_zero_and_a_missing_modality_has_a_learned_vector():
-    module = table(code_ids=None, use_id=False).eval()
+    module = table(use_code_embedding=False, use_item_id=False).eval()
     with torch.no_grad():
         module.missing["text"].fill_(7.0)
     rows = module(torch.tensor([0, 3]))
@@ -38,38 +47,39 @@ def test_padding_is_zero_and_a_missing_modality_has_a_learned_vector():
 
 @pytest.mark.parametrize("part", ["id", "codes", "features"])
 def test_each_part_can_stand_alone_and_a_table_needs_one(part):
-    module = table(use_id=part == "id", **({} if part == "codes" else {"code_ids": None}),
-                   **({} if part == "features" else {"features": None}))  # fmt: skip
+    keys = {"id": "use_item_id", "codes": "use_code_embedding", "features": "use_features"}
+    module = table(**{key: name == part for name, key in keys.items()})
     assert module(torch.arange(6)).abs().sum() > 0
     with pytest.raises(InputError, match="items have no representation: set one of --use_item_id"):
-        table(use_id=False, code_ids=None, features=None)
+        table(use_item_id=False, use_code_embedding=False, use_features=False)
 
 
 def test_id_dropout_is_for_training_alone():
-    module = table(id_dropout=0.999, code_ids=None, features=None)
+    module = table(id_dropout_prob=0.999, use_code_embedding=False, use_features=False)
     items = torch.arange(1, 6)
     assert module.train()(items).abs().sum() == 0
     assert module.eval()(items).abs().sum() > 0
 
 
-def test_appended_rows_have_no_id_part_and_leave_the_others_alone():
+def test_rows_of_new_items_have_no_id_part_and_leave_the_others_alone():
     module = table().eval()
-    before = module(torch.arange(6))
-    new = torch.randn(2, 3)
-    ids = module.append(2, torch.tensor([[4, 7], [1, 8]]), {"text": new}, {"text": torch.tensor([True, False])})
-    assert ids.tolist() == [6, 7] and module.n_items == 8
-    assert torch.equal(module(torch.arange(6)), before)
-    centred = torch.nn.functional.normalize(new[:1] - module.get_buffer("mean_text"), dim=-1)
+    before, known, new = module(torch.arange(6)), catalogue(), torch.randn(2, 3)
+    present = torch.tensor([True, False])
+    encoded = Encoded(torch.tensor([[3, 2], [0, 3]]), torch.zeros(1, 2, 2), present.unsqueeze(0))
+    grown = table(known.grown(ItemFeatures(["a", "b"], {"text": new}, {"text": present}), encoded)).eval()
+    grown.load_state_dict(module.state_dict())
+    assert grown.n_items == 8 and torch.equal(grown(torch.arange(6)), before)
+    matrix, has = known.features.matrices["text"], known.features.present["text"]
+    centred = torch.nn.functional.normalize(new[:1] - matrix[has].mean(0), dim=-1)
     expected = module.code_embedding(torch.tensor([[4, 7]])).sum(1) + module.projections["text"](centred)
-    torch.testing.assert_close(module(ids[:1]), expected)
+    torch.testing.assert_close(grown(torch.tensor([6])), expected)
     without = module.code_embedding(torch.tensor([[1, 8]])).sum(1) + module.missing["text"]
-    torch.testing.assert_close(module(ids[1:]), without)
+    torch.testing.assert_close(grown(torch.tensor([7])), without)
 
 
 def test_code_and_feature_tables_are_not_in_the_checkpoint():
     names = set(table().state_dict())
-    assert not {"code_ids", "features_text", "present_text"} & names
-    assert "mean_text" in names
+    assert names and not {"code_ids", "features_text", "present_text"} & names
 
 
 def test_kept_rows_are_those_of_the_table_and_are_forgotten_after_the_block():

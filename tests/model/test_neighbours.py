@@ -60,10 +60,9 @@ def test_walk_takes_two_steps_and_keeps_the_largest():
 @given(st.integers(1, 12), st.integers(1, 20), st.integers(0, 1000))
 def test_nearest_lists_the_largest_cosines_of_items_that_have_the_signal(n_items, size, seed):
     random = torch.Generator().manual_seed(seed)
-    vectors = torch.randn(n_items, 3, generator=random)
+    unit = torch.nn.functional.normalize(torch.randn(n_items, 3, generator=random), dim=-1)
     present = torch.rand(n_items, generator=random) < 0.7
-    lists = nearest(vectors, present, size)
-    unit = torch.nn.functional.normalize(vectors, dim=-1)
+    lists = nearest(unit, present, size)
     cosine = (unit @ unit.T).numpy()
     n_known = int(present.sum())
     for item in range(n_items):

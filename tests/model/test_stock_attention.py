@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from recbole_bbqrec import registry
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.dataloader import split_loaders
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.model.catalogue import Catalogue
 from recbole_bbqrec.model.padding import LENGTH_INDEPENDENT, group_by_length
 from recbole_bbqrec.model.stock_attention import ENCODER_OWNERS, ReweightedSoftmax, add_similarity
 from recbole_bbqrec.training import checkpoint
@@ -211,7 +213,7 @@ def test_weights_come_back_from_their_file(name, mode, load, tmp_path):
     model = make(data, mode, weights=1)
     checkpoint.save_weights(tmp_path / "weights.safetensors", model, {})
     known = data.train._dataset
-    bundle = SimpleNamespace(semantic_ids=known.semantic_ids, item_features=None, train_sequences=None)
+    bundle = SimpleNamespace(catalogue=replace(known.catalogue, features=None), train_sequences=None)
     fresh = make(data, mode, dataset=bundle)
     checkpoint.load_weights(tmp_path / "weights.safetensors", fresh)
     assert torch.equal(scores(fresh, data.rows), scores(model, data.rows))
@@ -230,14 +232,14 @@ def test_the_protocols_trainer_trains_and_restores_it(load, tmp_path, monkeypatc
     with torch.no_grad():
         model.similarity.weight.zero_()
     trainer.load_best()
-    assert trainer.state["best_epoch"] in (0, 1) and model.similarity.weight.any()
+    assert trainer.state.best_epoch in (0, 1) and model.similarity.weight.any()
 
 
 def test_raw_features_take_the_place_of_codes(load):
     data = load("SASRec")
     model = make(data, "additive", weights=1, codes="none", similarity_signals=["text"])
     assert similarity_of(model).items.signals == ["text"]
-    assert similarity_of(model).items.vectors[0].shape == data.train._dataset.item_features.matrices["text"].shape
+    assert similarity_of(model).items.vectors[0].shape == data.train._dataset.catalogue.features.matrices["text"].shape
     assert torch.isfinite(scores(model, data.rows)).all()
 
 
@@ -275,6 +277,6 @@ def test_core_without_its_transformer_is_refused(load):
 @pytest.mark.parametrize(("codes", "key"), [("learned", "attach_semantic_ids=True"), ("none", "text_encoder=tfidf")])
 def test_nothing_to_compare_is_an_error(codes, key, load):
     data = load("SASRec")
-    empty = SimpleNamespace(semantic_ids=None, item_features=None, train_sequences=None)
+    empty = SimpleNamespace(catalogue=Catalogue([]), train_sequences=None)
     with pytest.raises(InputError, match=f"no signal to compare items by; add --{key}"):
         make(data, "additive", dataset=empty, codes=codes)

@@ -3,8 +3,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import epoch_losses, settings
+from conftest import settings
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import recbole_bbqrec
@@ -109,7 +110,7 @@ def test_an_item_reads_all_of_its_own_codes(data):
     model, _, _ = lively(data)
     with torch.no_grad():
         before = model(torch.tensor([[5]]))
-        model.item_table.code_ids[5, -1] = 25 + (model.item_table.code_ids[5, -1] - 24) % 8  # another last code
+        model.code_ids[5, -1] = 25 + (model.code_ids[5, -1] - 24) % 8  # another last code
         after = model(torch.tensor([[5]]))
     assert ((before - after).abs().amax(-1) > 1e-4).all()
 
@@ -136,7 +137,7 @@ def test_training_sees_what_scoring_sees(data, causal):
 def test_scores_are_a_distribution_over_the_items(data, causal):
     model, _, _ = lively(data, causal_encoder=causal, beam_size=0)
     scores = model.score(histories(model)).detach()
-    assert not model.finds_some and (scores[:, 0] == -torch.inf).all()
+    assert not model.is_beam_search and (scores[:, 0] == -torch.inf).all()
     torch.testing.assert_close(scores.exp().sum(1), torch.ones(6))
     assert scores[:, 1:].std(1).min() > 0.1 and scores[:, 1:].std(0).max() > 0.1, "items and histories differ"
 
@@ -158,7 +159,7 @@ def test_a_beam_finds_items_and_nothing_else(data):
     rows = histories(model)
     found, expected = model.score(rows), exact.score(rows)
     inside = found > -torch.inf
-    assert model.finds_some and (inside.sum(1) == 5).all() and not inside[:, 0].any()
+    assert model.is_beam_search and (inside.sum(1) == 5).all() and not inside[:, 0].any()
     torch.testing.assert_close(found[inside], expected[inside], rtol=1e-4, atol=1e-4)
 
 
@@ -168,39 +169,6 @@ def test_excluded_items_leave_the_beam_to_others(data):
     seen = rows.nonzero()[:, 0], rows[rows > 0]
     found = model.score(rows, excluded=seen)
     assert (found[seen] == -torch.inf).all() and ((found > -torch.inf).sum(1) == 5).all()
-
-
-@FORMS
-def test_padding_neighbours_and_other_candidates_change_nothing(data, causal):
-    model, _, _ = lively(data, causal_encoder=causal, beam_size=0)
-    rows = histories(model)
-    scores = model.score(rows)
-    order = torch.tensor([4, 0, 3, 1, 5, 2])
-    torch.testing.assert_close(model.score(rows[order]), scores[order], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(model.score(rows[1:2]), scores[1:2], rtol=1e-4, atol=1e-4)
-    wanted = torch.tensor([7, 3])
-    torch.testing.assert_close(model.score(rows, wanted), scores[:, wanted])
-    interaction = {model.ITEM_SEQ: rows, model.ITEM_ID: torch.arange(1, 7)}
-    torch.testing.assert_close(model.predict(interaction), scores[torch.arange(6), torch.arange(1, 7)])
-    assert torch.equal(model.full_sort_predict(interaction), model.score(rows))
-
-
-# Training
-
-
-@FORMS
-def test_every_parameter_gets_a_gradient(data, causal):
-    model, batches, _ = make(data, causal_encoder=causal)
-    torch.stack([model.calculate_loss(batch) for batch in batches]).sum().backward()
-    silent = [name for name, value in model.named_parameters() if value.grad is None or not value.grad.any()]
-    assert silent == []
-
-
-@FORMS
-def test_training_lowers_the_loss(data, causal):
-    model, batches, _ = make(data, causal_encoder=causal, **WITHOUT_DROPOUT)
-    means = epoch_losses(model, batches, epochs=8, learning_rate=5e-3)
-    assert means[-1] < 0.8 * means[0]
 
 
 # Codes
@@ -214,6 +182,7 @@ def ids(draw, size=6):
     return torch.tensor([(-1, -1, -1), *rows]), ["[PAD]", *tokens]
 
 
+@hypothesis_settings(deadline=None)
 @given(ids())
 def test_counting_tells_items_of_equal_earlier_codes_apart(drawn):
     codes, tokens = drawn
@@ -235,11 +204,11 @@ def test_too_many_items_of_equal_codes_are_refused():
 def test_counted_codes_are_those_of_the_trie_and_of_the_encoder(data):
     plain, _, _ = make(data)
     model, _, _ = make(data, count_collisions=True)
-    codes = data[1][0]._dataset.semantic_ids.codes
+    codes = data[1][0]._dataset.catalogue.semantic_ids.codes
     assert torch.equal(plain.decoder.trie.item_symbols[1:], codes[1:])
     symbols = model.decoder.trie.item_symbols[1:]
     assert torch.equal(symbols[:, :3], codes[1:, :3]) and not torch.equal(symbols, codes[1:])
-    assert torch.equal(model.item_table.code_ids[1:], symbols + 1 + torch.arange(4) * 8)
+    assert torch.equal(model.code_ids[1:], symbols + 1 + torch.arange(4) * 8)
 
 
 # Settings and runs

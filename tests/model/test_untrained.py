@@ -8,8 +8,8 @@ from conftest import settings, tiny_interactions
 
 import recbole_bbqrec
 from recbole_bbqrec import quick_start
-from recbole_bbqrec.data.features import ItemFeatures
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.model.catalogue import Catalogue, ItemFeatures
 from recbole_bbqrec.model.untrained import Pop, TransitionGraph
 from recbole_bbqrec.training.untrained_trainer import CHOSEN, coordinate_search
 
@@ -34,7 +34,8 @@ SEQUENCES = [[1, 2, 3], [5, 1, 2, 2, 4], [7], [7], [6]]
 
 
 def made(kind, features=None, n_items=9, **changes):
-    dataset = SimpleNamespace(num=lambda field: n_items, item_features=features)
+    catalogue = Catalogue([f"i{i}" for i in range(n_items)], features)
+    dataset = SimpleNamespace(num=lambda field: n_items, catalogue=catalogue)
     model = kind({**CONFIG, **FIXED, **changes}, dataset)
     model.count(np.cumsum([0, *map(len, SEQUENCES)]), np.concatenate(SEQUENCES))
     return model
@@ -167,10 +168,10 @@ def test_a_run_counts_chooses_and_recommends_again(tiny, tmp_path, model):
     _, net, dataset, _, _, _ = quick_start.load_data_and_model(record["run_dir"])
     histories = torch.tensor([[5, 6, 7]])
     assert torch.equal(bundle.model.score(histories), net.score(histories)) and net.chosen == chosen
-    items = bundle.recommend([dataset.item_tokens[5:8]], k=3)[0].items
+    items = bundle.recommend([dataset.catalogue.tokens[5:8]], k=3)[0].items
     scores = net.score(histories)[0]
     scores[[0, 5, 6, 7]] = -torch.inf
-    assert items[0] == dataset.item_tokens[int(scores.argmax())]
+    assert items[0] == dataset.catalogue.tokens[int(scores.argmax())]
 
 
 def test_the_graph_beats_popularity_and_fixed_settings_stay(tiny, tmp_path):
@@ -194,5 +195,5 @@ def test_held_out_interactions_are_not_counted(tiny, tmp_path):
         users.setdefault(user, []).append(item)
     expected = Counter(item for items in users.values() for item in items[:-2])
     assert {
-        token: int(count) for token, count in zip(dataset.item_tokens, net.counts, strict=True) if count
+        token: int(count) for token, count in zip(dataset.catalogue.tokens, net.counts, strict=True) if count
     } == expected

@@ -1,13 +1,16 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
-from conftest import settings, tiny_interactions
+from conftest import QUICK, settings, tiny_interactions
 
 import recbole_bbqrec
 from recbole_bbqrec import quick_start
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.model.catalogue import ItemFeatures
+from recbole_bbqrec.tokenizer.fit import Encoded
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +94,36 @@ def test_loading_a_bundle_draws_no_global_randomness_into_scores(runs):
     one = recbole_bbqrec.load_bundle(runs["BBQRec"]["run_dir"]).recommend([["i01", "i05"]])
     torch.manual_seed(2)
     assert recbole_bbqrec.load_bundle(runs["BBQRec"]["run_dir"]).recommend([["i01", "i05"]]) == one
+
+
+def test_new_items_are_ranked_and_read(bundle):
+    ids, width = bundle.catalogue.semantic_ids, bundle.catalogue.features.matrices["text"].shape[1]
+    torch.nn.init.normal_(bundle.model.similarity.weight)  # of the loaded model alone; the grown one reads the file
+    vectors = torch.randn(len(ids.signals), 2, ids.vectors.shape[2], generator=torch.Generator().manual_seed(0))
+    encoded = Encoded(ids.codes[[1, 1]], vectors, torch.ones(len(ids.signals), 2, dtype=torch.bool))
+    text = ItemFeatures(["new", "newer"], {"text": torch.randn(2, width)}, {"text": torch.tensor([True, False])})
+    bundle, grown = recbole_bbqrec.load_bundle(bundle.folder), bundle.grown(text, encoded)
+    known = bundle.item_tokens[1:9]
+    before, after = (one.recommend([known], k=1000, exclude_seen=False)[0] for one in (bundle, grown))
+    assert set(after.items) == {*before.items, "new", "newer"}
+    scores = dict(zip(after.items, after.scores, strict=True))
+    assert [scores[item] for item in before.items] == pytest.approx(before.scores, abs=1e-5)
+    one, other = grown.recommend([[*known, "new"], [*known, "newer"]])
+    assert one.scores != other.scores and not one.unknown
+
+
+def test_new_items_need_codes_of_their_own_where_codes_are_decoded(tiny, tmp_path):
+    given = settings(tiny, "BBQRecGenerate", **{**QUICK, "epochs": 1}, checkpoint_dir=str(tmp_path), beam_size=0)
+    bundle = recbole_bbqrec.load_bundle(quick_start.run(config_dict=given)["run_dir"])
+    ids, new = bundle.catalogue.semantic_ids, ItemFeatures(["new"])
+    vectors, present = torch.ones(len(ids.signals), 1, ids.vectors.shape[2]), torch.ones(len(ids.signals), 1) > 0
+    with pytest.raises(InputError, match="share the ID of another one"):
+        bundle.grown(new, Encoded(ids.codes[[1]], vectors, present))
+    taken = set(map(tuple, ids.codes.tolist()))
+    free = next(code for code in np.ndindex(*[ids.codebook_size] * ids.codes.shape[1]) if code not in taken)
+    grown = bundle.grown(new, Encoded(torch.tensor([free]), vectors, present))
+    assert "new" in grown.recommend([bundle.item_tokens[1:4]], k=1000)[0].items
+    with pytest.raises(InputError, match="new items: found no codes"):
+        bundle.grown(
+            ItemFeatures(["new"], {"text": torch.ones(1, bundle.catalogue.features.matrices["text"].shape[1])})
+        )

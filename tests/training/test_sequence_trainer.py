@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import settings
+from conftest import settings, write_dataset
 
 import recbole_bbqrec
 from recbole_bbqrec import quick_start
@@ -121,3 +121,9 @@ def test_a_bundle_that_generates_leaves_seen_items_out_of_its_beam(given):
         assert len(items) == 6 and not set(items) & set(history) and scores == sorted(scores, reverse=True)
     seen = bundle.recommend(histories, k=6, exclude_seen=False)
     assert any(set(result.items) & set(history) for history, result in zip(histories, seen, strict=True))
+
+
+def test_a_single_user_is_enough_for_a_run(tmp_path):
+    write_dataset(tmp_path, rows=[("u", f"i{item:02d}", item) for item in range(12)])
+    record, ranks = quick_start.execute(config_dict=settings(tmp_path, final=True))
+    assert len(ranks["test"].masked) == 1 and record["users"] == {"valid": 1, "test": 1}

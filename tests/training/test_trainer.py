@@ -50,7 +50,7 @@ def test_training_stops_by_the_masked_score_and_keeps_the_best_weights(tiny, tmp
 
     monkeypatch.setattr(trainer, "rank", rank)
     best, result = trainer.fit(train, valid)
-    assert best == 0.3 and trainer.state["best_epoch"] == 1 and trainer.state["epochs_done"] == 4
+    assert best == 0.3 and trainer.state.best_epoch == 1 and trainer.state.epochs_done == 4
     assert result == {"masked_ndcg@10": 0.3, "ndcg@10": 0.5}
     trainer.load_best()
     assert all(torch.equal(value, weights[1][name]) for name, value in net.state_dict().items())

@@ -35,10 +35,10 @@ def run(tiny, tmp_path_factory):
 def test_each_control_is_made_of_what_its_name_says(run, name):
     features, codes, attention, signals = CONTROLS[name]
     record, _ = run(name)
-    _, model, dataset, _, _, _ = quick_start.load_data_and_model(record["run_dir"])
-    assert type(model).__name__ == name
-    assert (dataset.item_features is not None) == features == bool(model.item_table.modalities)
-    assert (dataset.semantic_ids is not None) == codes == (model.item_table.code_embedding is not None)
+    config, model, dataset, _, _, _ = quick_start.load_data_and_model(record["run_dir"])
+    assert config["model"] == record["model"] == name
+    assert (dataset.catalogue.features is not None) == features == bool(model.item_table.modalities)
+    assert (dataset.catalogue.semantic_ids is not None) == codes == (model.item_table.code_embedding is not None)
     assert (model.code_heads is not None) == (codes and name != "BBQRecGenerate")
     assert (model.decoder is not None) == (name == "BBQRecGenerate")
     assert (model.similarity is not None) == attention
@@ -74,8 +74,7 @@ def test_models_that_differ_after_training_alone_share_it(run, tmp_path, monkeyp
     assert second["run_dir"] != first["run_dir"] and second["seconds"]["train"] == first["seconds"]["train"]
     assert second["metrics"] == alone["metrics"]
     assert all((ranks[split].masked == alone_ranks[split].masked).all() for split in ("valid", "test"))
-    _, model, *_ = quick_start.load_data_and_model(second["run_dir"])
-    assert type(model).__name__ == name
+    assert quick_start.load_data_and_model(second["run_dir"])[0]["model"] == name
 
 
 def test_one_weight_for_seen_items_serves_the_unmasked_column_alone(run):

@@ -1,0 +1,127 @@
+"""What trainers, the ranker, bundles and measurements ask of a model.
+
+Models of this project are `RankingModel`s, which fills in what they have no use for. RecBole's own are adapted here, by
+`ranker_of`, and nowhere else.
+
+Shapes: B histories, T items of the longest, N items (row 0 = padding), R histories in all.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+
+from .candidates import CandidateSimilarity
+from .decoding import Pairs
+
+
+@runtime_checkable
+class Ranker(Protocol):
+    """A model that scores items after histories.
+
+    Attributes
+    ----------
+    candidates : candidate similarity, fitted after training; not part of what training learns.
+    is_beam_search : whether items may go without a score (minus infinity): those beyond the beam of a beam search.
+    """
+
+    candidates: CandidateSimilarity | None = None
+
+    @property
+    def is_beam_search(self) -> bool:
+        return False
+
+    def score(
+        self, histories: torch.Tensor, candidates: torch.Tensor | None = None, excluded: Pairs | None = None
+    ) -> torch.Tensor:
+        """Score items as the next one after histories [B, T] (0 pads on the right, none is empty).
+
+        Parameters
+        ----------
+        candidates : item ids [m]; none = all N, padding included.
+        excluded : (history, item) pairs that need no score; a beam search does not spend its places on them.
+
+        Returns
+        -------
+        [B, m] or [B, N]; minus infinity for what a beam search has not found.
+        """
+        ...
+
+    def cached_rows(self) -> contextlib.AbstractContextManager[None]:
+        """Compute what all histories share once for all scores within the block; nothing may change weights there."""
+        return contextlib.nullcontext()
+
+
+class RankingModel(SequentialRecommender, Ranker):
+    """A sequential model of this project: RecBole's calls are made from `score`."""
+
+    input_type = InputType.POINTWISE
+
+    def full_sort_predict(self, interaction: Any) -> torch.Tensor:
+        """Scores [B, N] of all items, as RecBole asks for them."""
+        return self.score(interaction[self.ITEM_SEQ])
+
+    def predict(self, interaction: Any) -> torch.Tensor:
+        """Scores [B] of one item per history, as RecBole asks for them."""
+        unique, place = torch.unique(interaction[self.ITEM_ID], return_inverse=True)
+        return self.score(interaction[self.ITEM_SEQ], unique).gather(1, place.unsqueeze(1)).squeeze(1)
+
+
+class Encoder(Ranker, Protocol):
+    """A ranker whose scores candidate similarity can be fitted on."""
+
+    def encoder_score(self, histories: torch.Tensor) -> torch.Tensor:
+        """As `score` of all items, without candidate similarity."""
+        ...
+
+
+class Counter(Ranker, Protocol):
+    """A ranker that counts instead of training, with a few settings chosen on validation.
+
+    Attributes
+    ----------
+    grid : setting -> values to choose from, the first where the search begins.
+    """
+
+    grid: dict[str, list[float]]
+
+    @property
+    def chosen(self) -> dict[str, float]:
+        """Setting -> value in use."""
+        ...
+
+    def choose(self, point: Mapping[str, float]) -> None:
+        """Use the values of `point` from now on."""
+
+    def count(self, offsets: np.ndarray, items: np.ndarray) -> None:
+        """Count training sequences, sequence `u` being `items[offsets[u] : offsets[u + 1]]`."""
+
+    def scores_at(self, histories: torch.Tensor, points: Sequence[Mapping[str, float]]) -> Iterator[torch.Tensor]:
+        """Yield the scores [B, N] of histories [B, T] with the values of each point."""
+        ...
+
+
+class RecBoleRanker(Ranker):
+    """One of RecBole's own models, scored as it was trained: histories padded to `MAX_ITEM_LIST_LENGTH`."""
+
+    def __init__(self, model: Any, config: Any) -> None:
+        self.model, self.length = model, config["MAX_ITEM_LIST_LENGTH"]
+
+    def score(
+        self, histories: torch.Tensor, candidates: torch.Tensor | None = None, excluded: Pairs | None = None
+    ) -> torch.Tensor:
+        """As `Ranker.score`; everything gets a score."""
+        padded = torch.nn.functional.pad(histories, (0, self.length - histories.shape[1]))
+        fields = {self.model.ITEM_SEQ: padded, self.model.ITEM_SEQ_LEN: (histories != 0).sum(1)}
+        scores = self.model.full_sort_predict(Interaction(fields)).view(len(histories), -1)
+        return scores if candidates is None else scores[:, candidates]
+
+
+def ranker_of(model: Any, config: Any) -> Ranker:
+    """Return a model as a `Ranker`: itself where it is one of ours."""
+    return model if isinstance(model, Ranker) else RecBoleRanker(model, config)
