@@ -104,7 +104,8 @@ def _jobs(pairs: Sequence[Planned], n_seeds: int, single: Sequence[str], results
     """All runs in their order, the data read once for each pair."""
     found = []
     for run in pairs:
-        config = quick_start.configured(run.files, dict(run.given))
+        quick_start.fetch_missing(run.files, dict(run.given))
+        config = run.config()
         found.append((run, config["seed"], records.Data.of(config), records.folder_of(results, config["dataset"])))
     return [
         Job(replace(run, given={**run.given, "seed": first + at}), data, folder)

@@ -93,7 +93,7 @@ def test_a_fresh_clone_needs_no_run_and_no_data_for_its_page(two, tmp_path, monk
     assert sorted(pages) == ["tiny.csv", "tiny.json", "tiny.md", "tiny.png", "tiny.tex"]
     for path in (tmp_path / "results").glob("tiny.*"):
         path.unlink()
-    monkeypatch.setattr(quick_start, "configured", None)
+    monkeypatch.setattr(quick_start, "fetch_missing", None)
     assert cli.main(["leaderboard", "--dataset=tiny", f"--results={tmp_path / 'results'}", "--final"]) == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "results").glob("tiny.*")} == pages
     assert "## Test, seen items masked" in capsys.readouterr().out
