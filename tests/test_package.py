@@ -34,9 +34,10 @@ def test_wheel_carries_all_properties(wheel: zipfile.ZipFile) -> None:
 
 
 def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "recbole_bbqrec").rglob("*.py")}
+    package = ROOT / "recbole_bbqrec"
+    files = {path.relative_to(ROOT).as_posix() for kind in ("*.py", "*.jinja") for path in package.rglob(kind)}
     names = wheel.namelist()
-    assert modules <= set(names)
+    assert files <= set(names)
     allowed = ("recbole_bbqrec/", f"recbole_bbqrec-{recbole_bbqrec.__version__}.dist-info/")
     assert [name for name in names if not name.startswith(allowed)] == []
     assert any(name.endswith("licenses/LICENSE") for name in names)

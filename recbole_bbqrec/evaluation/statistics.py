@@ -1,10 +1,11 @@
-"""Whether a difference is one: per-user values, paired sign-flip tests, Holm, bootstrap over users and seeds.
+"""Whether a difference is one: per-user values, paired sign-flip tests, bootstrap over users and seeds.
 
-Shapes: U users, C columns (a row of the table × seed × metric), S seeds, n resamples.
+Shapes: U users, C columns (a row of a table × seed), S seeds, n resamples.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,9 @@ RESAMPLES = 1_000
 
 _CHUNK = 1 << 22  # entries of one block of random numbers: 32 MiB as float64
 
+Estimate = dict[str, float]
+"""A figure with its 95 % interval: `mean`, `low` and `high`."""
+
 
 def per_user(users: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Average the values [R] of a user's rows: the users [U], ascending, and their means [U]."""
@@ -25,75 +29,70 @@ def per_user(users: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
     return unique, np.bincount(place, values) / np.bincount(place)
 
 
-def sign_flip_test(differences: np.ndarray, flips: int = FLIPS, seed: int = 0) -> float:
-    """Two-sided paired permutation test of a mean difference of zero.
+def sign_flip_test(differences: np.ndarray) -> float:
+    """Two-sided paired permutation test of a mean difference of zero; equal differences give an equal p-value.
 
     Under the null hypothesis each user's difference is as likely to have the other sign. The statistic is the absolute
     mean; a flip that reaches the observed one counts, and so does the observed assignment itself, which keeps the test
-    exact for any number of flips: p = (1 + count) / (1 + flips).
+    exact for any number of flips: p = (1 + count) / (1 + FLIPS).
 
     Parameters
     ----------
     differences : [U] differences per user, already averaged over seeds.
-    seed : of the flips; the same differences and seed give the same p-value.
     """
     moving = differences[differences != 0]  # the sign of a zero changes nothing
-    total = float(moving.sum())
     # Differences of recall are few distinct fractions, so flips often tie with the observed sum: rounding must not
     # decide whether they reach it.
-    reached = abs(total) - 1e-9 * float(np.abs(moving).sum())
+    reached = abs(float(moving.sum())) - 1e-9 * float(np.abs(moving).sum())
     # Signs are drawn eight users to a byte; each of its 256 values picks their sum, minus once for those it flips.
     # Their number is padded to fours, which random bytes come in, so that blocks do not change what is drawn.
     eight = np.zeros((-(-len(moving) // 32) * 4, 8))
     eight.flat[: len(moving)] = moving
-    signs = 1 - 2 * (np.arange(256)[:, None] >> np.arange(8) & 1)  # [256, 8]
-    sums_of = eight @ signs.T  # [U / 8, 256]
-    generator = np.random.default_rng(seed)
-    step = max(1, _CHUNK // max(1, len(eight)))
-    count = 0
-    for start in range(0, flips, step):
-        drawn = generator.integers(0, 256, (min(step, flips - start), len(eight)), dtype=np.uint8)
-        sums = sums_of[np.arange(len(eight)), drawn].sum(axis=1)
-        count += int(np.count_nonzero(np.abs(sums) >= reached))
-    return (1 + count) / (1 + flips)
+    sums_of = eight @ (1 - 2 * (np.arange(256)[:, None] >> np.arange(8) & 1)).T  # [U / 8, 256]
+    generator, count = np.random.default_rng(0), 0
+    for size in _blocks(FLIPS, len(eight)):
+        drawn = generator.integers(0, 256, (size, len(eight)), dtype=np.uint8)
+        count += int(np.count_nonzero(np.abs(sums_of[np.arange(len(eight)), drawn].sum(axis=1)) >= reached))
+    return (1 + count) / (1 + FLIPS)
 
 
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Adjust p-values [m] of one family of tests by Holm's step-down method, in their order."""
-    values = np.asarray(p_values, float)
-    order = np.argsort(values, kind="stable")
-    stepped = values[order] * np.arange(len(values), 0, -1)
-    adjusted = np.empty_like(values)
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(stepped))
-    return adjusted
+def _blocks(total: int, width: int) -> list[int]:
+    """Sizes of the blocks in which `total` rows of `width` random numbers are drawn."""
+    size = max(1, _CHUNK // max(1, width))
+    return [min(size, total - start) for start in range(0, total, size)]
 
 
-def bootstrap_users(values: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+def holm(entries: Iterable[dict[str, Any]]) -> None:
+    """Add `p_holm` to those that have a `p`: Holm's step-down correction, all of them being one family of tests."""
+    tested = sorted((entry for entry in entries if entry.get("p") is not None), key=lambda entry: entry["p"])
+    adjusted = 0.0
+    for at, entry in enumerate(tested):
+        adjusted = entry["p_holm"] = min(1.0, max(adjusted, entry["p"] * (len(tested) - at)))
+
+
+def bootstrap_users(values: np.ndarray) -> np.ndarray:
     """Means [n, C] of the columns of `values` [U, C] over users drawn with replacement.
 
     All columns see the same draws, so that differences between them stay paired.
     """
-    n_users = len(values)
-    generator = np.random.default_rng(seed)
-    step = max(1, _CHUNK // max(1, n_users))
-    means = []
-    for start in range(0, resamples, step):
-        drawn = generator.integers(0, n_users, (min(step, resamples - start), n_users), dtype=np.int32)
+    n_users, generator, means = len(values), np.random.default_rng(0), []
+    for size in _blocks(RESAMPLES, n_users):
+        drawn = generator.integers(0, n_users, (size, n_users), dtype=np.int32)
         counts = np.stack([np.bincount(row, minlength=n_users) for row in drawn])
         means.append(counts.astype(np.float64) @ values / n_users)
     return np.concatenate(means)
 
 
-def draw_seeds(n_seeds: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Weights [n, S] of seeds drawn with replacement; each row sums to one. They depend on the arguments alone."""
-    drawn = np.random.default_rng([seed, n_seeds]).integers(0, n_seeds, (resamples, n_seeds))
+def draw_seeds(n_seeds: int) -> np.ndarray:
+    """Weights [n, S] of seeds drawn with replacement; each row sums to one. They depend on the number alone."""
+    drawn = np.random.default_rng([0, n_seeds]).integers(0, n_seeds, (RESAMPLES, n_seeds))
     return np.stack([np.count_nonzero(drawn == index, axis=1) for index in range(n_seeds)], axis=1) / n_seeds
 
 
-def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of bootstrap samples [n]."""
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def estimate(mean: float, samples: np.ndarray) -> Estimate:
+    """Join a mean and the 95 % percentile interval of its bootstrap samples [n]."""
+    low, high = np.quantile(samples, [(1 - 0.95) / 2, (1 + 0.95) / 2])
+    return {"mean": float(mean), "low": float(low), "high": float(high)}
 
 
 class PairedValues:
@@ -102,59 +101,51 @@ class PairedValues:
     Parameters
     ----------
     values : row -> seed -> (users [R], values [R]).
-    resamples, seed : of the bootstrap.
+
+    Attributes
+    ----------
+    seeds : row -> its seeds, ascending.
+    n_users : users that all rows were judged on.
 
     Raises
     ------
     InputError : two runs were judged on different users.
     """
 
-    def __init__(
-        self,
-        values: Mapping[str, Mapping[int, tuple[np.ndarray, np.ndarray]]],
-        resamples: int = RESAMPLES,
-        seed: int = 0,
-    ) -> None:
-        columns: list[np.ndarray] = []
-        self._place: dict[tuple[str, int], int] = {}
-        first: np.ndarray | None = None
-        for row, by_seed in values.items():
-            for run_seed, (users, of_rows) in sorted(by_seed.items()):
-                unique, means = per_user(users, of_rows)
-                first = unique if first is None else first
-                if not np.array_equal(unique, first):
-                    raise InputError(
-                        f"{row}, seed {run_seed}: found {len(unique)} users, expected the {len(first)} of the other "
-                        "runs; settings that change the data cannot be compared user by user"
-                    )
-                self._place[row, run_seed] = len(columns)
-                columns.append(means)
-        self._values = np.stack(columns, axis=1)  # [U, C]
-        self._resamples, self._seed = resamples, seed
+    def __init__(self, values: Mapping[str, Mapping[int, tuple[np.ndarray, np.ndarray]]]) -> None:
+        self.seeds = {row: sorted(by_seed) for row, by_seed in values.items()}
+        runs = [(row, seed) for row, seeds in self.seeds.items() for seed in seeds]
+        found = [per_user(*values[row][seed]) for row, seed in runs]
+        first = found[0][0]
+        for (row, seed), (users, _) in zip(runs, found, strict=True):
+            if not np.array_equal(users, first):
+                raise InputError(
+                    f"{row}, seed {seed}: found {len(users)} users, expected the {len(first)} of {runs[0][0]}, seed "
+                    f"{runs[0][1]}; settings that change the data cannot be compared user by user: leave a row out "
+                    "with --models, or choose with --keys"
+                )
+        self.n_users = len(first)
+        self._column = {run: at for at, run in enumerate(runs)}
+        self._values = np.stack([means for _, means in found], axis=1)  # [U, C]
 
     @functools.cached_property
     def _means(self) -> np.ndarray:
-        return bootstrap_users(self._values, self._resamples, self._seed)  # [n, C]
-
-    @property
-    def rows(self) -> set[str]:
-        """Names of the rows."""
-        return {row for row, _ in self._place}
-
-    def seeds(self, row: str) -> list[int]:
-        """Seeds the row was run with, ascending."""
-        return sorted(seed for name, seed in self._place if name == row)
+        return bootstrap_users(self._values)  # [n, C]
 
     def mean(self, row: str) -> float:
         """Mean of the row over its seeds and users."""
-        return float(self._per_user(row, self.seeds(row)).mean())
+        return float(self._per_user(row).mean())
 
-    def interval(self, row: str) -> tuple[float, float]:
-        """95 % interval of `mean`."""
-        return interval(self._resampled(row, self.seeds(row)))
+    def estimate(self, row: str) -> Estimate:
+        """`mean` with its interval."""
+        return estimate(self.mean(row), self._resampled(row))
 
-    def change(self, row: str, reference: str) -> tuple[float, tuple[float, float]] | None:
-        """Relative difference of two rows in %, with its interval, over their common seeds; none without any.
+    def difference(self, row: str, reference: str) -> Estimate:
+        """Difference of two rows' means, each over all of its own seeds."""
+        return estimate(self.mean(row) - self.mean(reference), self._resampled(row) - self._resampled(reference))
+
+    def change(self, row: str, reference: str) -> Estimate | None:
+        """Relative difference of two rows in %, over their common seeds; none without any.
 
         None also where the reference is zero, so that there is nothing to be relative to.
         """
@@ -163,35 +154,22 @@ class PairedValues:
             return None
         with np.errstate(divide="ignore", invalid="ignore"):
             samples = 100 * (self._resampled(row, seeds) / self._resampled(reference, seeds) - 1)
-        return float(100 * (self._per_user(row, seeds).mean() / base - 1)), interval(samples[np.isfinite(samples)])
+        return estimate(100 * (self._per_user(row, seeds).mean() / base - 1), samples[np.isfinite(samples)])
 
-    def p_value(self, row: str, reference: str, flips: int = FLIPS) -> float | None:
-        """Sign-flip test of two rows over their common seeds, averaged per user first; none without any."""
-        seeds = self.common_seeds(row, reference)
-        if not seeds:
-            return None
-        return sign_flip_test(self._per_user(row, seeds) - self._per_user(reference, seeds), flips, self._seed)
-
-    def difference(self, row: str, reference: str) -> tuple[float, tuple[float, float]]:
-        """Difference of two rows' means with its interval, each over all of its own seeds."""
-        samples = self._resampled(row, self.seeds(row)) - self._resampled(reference, self.seeds(reference))
-        return self.mean(row) - self.mean(reference), interval(samples)
-
-    def p_of_difference(self, row: str, reference: str, flips: int = FLIPS) -> float:
-        """Sign-flip test of `difference`: a user's values are averaged over each row's own seeds first."""
-        differences = self._per_user(row, self.seeds(row)) - self._per_user(reference, self.seeds(reference))
-        return sign_flip_test(differences, flips, self._seed)
+    def p_value(self, row: str, reference: str, seeds: Sequence[int] | None = None) -> float:
+        """Sign-flip test of two rows, averaged per user first: over these seeds, or over all of each row's own."""
+        return sign_flip_test(self._per_user(row, seeds) - self._per_user(reference, seeds))
 
     def common_seeds(self, row: str, reference: str) -> list[int]:
         """Seeds that both rows were run with."""
-        return sorted(set(self.seeds(row)) & set(self.seeds(reference)))
+        return [seed for seed in self.seeds[row] if seed in self.seeds[reference]]
 
-    def _columns(self, row: str, seeds: Sequence[int]) -> list[int]:
-        return [self._place[row, seed] for seed in seeds]
+    def _per_user(self, row: str, seeds: Sequence[int] | None = None) -> np.ndarray:
+        return self._values[:, self._columns(row, seeds)].mean(axis=1)  # [U]
 
-    def _per_user(self, row: str, seeds: Sequence[int]) -> np.ndarray:
-        return self._values[:, self._columns(row, seeds)].mean(axis=1)
+    def _resampled(self, row: str, seeds: Sequence[int] | None = None) -> np.ndarray:
+        columns = self._columns(row, seeds)
+        return (self._means[:, columns] * draw_seeds(len(columns))).sum(axis=1)  # [n]
 
-    def _resampled(self, row: str, seeds: Sequence[int]) -> np.ndarray:
-        weights = draw_seeds(len(seeds), self._resamples, self._seed)
-        return (self._means[:, self._columns(row, seeds)] * weights).sum(axis=1)
+    def _columns(self, row: str, seeds: Sequence[int] | None) -> list[int]:
+        return [self._column[row, seed] for seed in (self.seeds[row] if seeds is None else seeds)]

@@ -1,65 +1,45 @@
-"""From the records of whole models to a leaderboard: which runs are shown, their statistics, and the files."""
+"""From the records of whole models to a leaderboard: which runs are shown, and what they reached and cost."""
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import yaml
 
-from .. import storage
 from ..errors import InputError
-from ..evaluation import report
-from ..evaluation.statistics import PairedValues
-from . import leaderboard_files, leaderboard_page, records
+from ..evaluation.statistics import PairedValues, holm
+from ..settings import property_files
+from . import ablation, leaderboard_page, records, tables
 from .records import Run
-from .selection import Record, choose, failed_of, others_of, recorded, ties_of, usual_ties
-from .study import METRICS, correct, paired_values, values_of, version_of
+from .tables import FULL, TESTED, Row, Runs, Values
 
-SHOWN = [(metric, k) for k in (5, 10, 20) for metric in ("recall", "ndcg")]
-"""Metrics of the tables, in both columns; `study.METRICS` of the masked one are tested."""
+SHOWN = [f"{metric}@{k}" for k in (5, 10, 20) for metric in ("recall", "ndcg")]
+"""Metrics of the tables, in both columns; `TESTED` of the masked one are tested."""
 
 RANKED_BY = "ndcg@10"
 LEVEL = 0.01
 """A difference whose corrected p-value is not below this is none."""
 
-CODES = ("BBQRec", "SASRecPlusFT")
-"""The model with semantic IDs, and the one with everything but them."""
-
-Runs = Mapping[str, Mapping[int, Run]]
+CODES = ("SASRecPlusFT", "BBQRec")
+"""The model with everything but semantic IDs, and the one that has them too."""
 
 
-def write(
-    dataset: str,
-    results: Path = Path("results"),
-    final: bool = False,
-    models: Sequence[str] = (),
-    keys: Sequence[str] = (),
-    against: str | None = None,
-    planned: Mapping[str, str] | None = None,
-) -> str:
+def write(dataset: str, results: Path = Path("results"), *shown: Any, **more: Any) -> str:
     """Write `<dataset>.md`, `.tex`, `.csv`, `.png` and `.json` from the records alone; return the page.
 
     Parameters
     ----------
     results : folder of the files, and of the records in `runs/<dataset>/`.
-    final : show the test split instead of validation.
-    models : rows to show; none means all that have a record.
-    keys : run keys (or how they begin) to show instead of their models' latest ones.
-    against : row that all others are compared with, instead of the best one.
-    planned : model -> run key of runs that are on their way; until there is one of them the model has no row.
-
-    Raises
-    ------
-    InputError : there is no record to show, no such row or key, or rows were judged on different users.
+    shown, more : what to show, see `content`.
     """
-    found = content(dataset, records.folder_of(results, dataset), final, models, keys, against, planned)
-    page = leaderboard_page.markdown(found)
-    report.write_file(results / f"{dataset}.png", leaderboard_files.figure(found))
-    report.write_file(results / f"{dataset}.tex", leaderboard_files.tex(found))
-    report.write_file(results / f"{dataset}.csv", leaderboard_files.csv_text(found))
-    report.write_file(results / f"{dataset}.md", page)
-    storage.write_json(results / f"{dataset}.json", found)
+    found = content(dataset, records.folder_of(results, dataset), *shown, **more)
+    page, tex = leaderboard_page.pages(found)
+    files = {"png": leaderboard_page.figure(found), "tex": tex, "csv": leaderboard_page.csv_text(found), "md": page}
+    tables.write(results, dataset, found, files)
     return page
 
 
@@ -72,124 +52,180 @@ def content(
     against: str | None = None,
     planned: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Everything that the page shows, as plain data; equal records give equal content. See `write`."""
+    """Everything that the page shows, as plain data; equal records give equal content.
+
+    Parameters
+    ----------
+    folder : of the records.
+    final : show the test split instead of validation.
+    models : rows to show; none means all that have a record.
+    keys : run keys (or how they begin) to show instead of their models' latest ones.
+    against : row that all others are compared with, instead of the best one.
+    planned : model -> run key of runs that are on their way; until there is one of them the model has no row.
+
+    Raises
+    ------
+    InputError : there is no record to show, no such row or key, or rows were judged on different users.
+    """
     split = "test" if final else "valid"
-    found = recorded(folder, split)
-    usual = usual_ties(dataset, found)
+    judged = [run for run in records.runs_in(folder) if split in run.splits]
+    # Whole models, an ablation's `full` among them, the latest first and those without a date last.
+    found = [run for run in judged if run.record["name"] in (run.model, FULL)]
+    found.sort(key=lambda run: (run.record.get("finished", ""), run.key), reverse=True)
+    # What the runs do about ties in time: the default, or where no record has it what the latest did.
+    ties = [*map(ties_of, found), default_ties(dataset)]
+    usual = ties[-1] if ties[-1] in ties[:-1] else ties[0]
     chosen = choose(found, usual, models, keys, planned or {})
     if not chosen:
         raise InputError(
             f"{folder}: found no record of {dataset} to show that was judged on {split}; "
             f"run first: python run_recbole_bbqrec.py --model=... --dataset={dataset} --seeds=3{' --final' * final}"
         )
-    runs = {model: _runs(folder, record["run_key"], split) for model, record in chosen.items()}
-    n_users = _same_users(runs, split)
-    values = paired_values(runs, split, SHOWN)
-    reference = _reference(values["masked", "ndcg", 10], against)
-    version = version_of(runs)
-    rows = [_row(model, of_model, values, reference, version) for model, of_model in runs.items()]
+    runs = {model: _of_key(judged, run.key) for model, run in chosen.items()}
+    values = tables.paired_values(runs, split, SHOWN)
+    ranked = values["masked", RANKED_BY]
+    if against not in (None, *runs):
+        raise InputError(f"--against: found {against!r}, expected one of {', '.join(sorted(runs))}")
+    reference = against or min(runs, key=lambda model: (-ranked.mean(model), model))
+    rows = [_row(model, runs, values, reference) for model in runs]
     if final:
         for row in rows:
-            means = _means(runs[row["model"]], "valid", SHOWN)
-            row["valid_masked"] = {name: {"mean": mean} for name, mean in means.items()}
-    correct(entry for row in rows for entry in row["masked"].values())
+            row["valid_masked"] = {k: {"mean": mean} for k, mean in _means(runs[row["model"]], "valid", SHOWN).items()}
+    holm(entry for row in rows for entry in row["masked"].values())
     rows.sort(key=lambda row: (-row["masked"][RANKED_BY]["mean"], row["model"]))
+    # A family of tests of its own, chosen before any run.
+    worth = {metric: _compared(*CODES, values["masked", metric]) for metric in TESTED if {*CODES} <= {*runs}}
+    holm(worth.values())
+    data = [chosen[row["model"]].record["data"] for row in rows]
+    modalities = list(dict.fromkeys(name for of_row in data for name in of_row["modalities"]))
     return {
         "dataset": dataset,
         "split": split,
-        "users": n_users,
-        "data": _statistics(rows, chosen),
+        "users": ranked.n_users,
+        "data": functools.reduce(dict.__or__, [*data, {"modalities": modalities}]),
         "reference": reference,
         "against": against,
-        "standing": _standing(rows, reference),
-        "worth_of_codes": _worth(values) if set(CODES) <= set(runs) else None,
+        "standing": {metric: _standing(rows, reference, metric) for metric in TESTED},
+        "worth_of_codes": worth or None,
         "rows": rows,
         "total_seconds": _total_seconds(rows, runs),
-        "other_ties": _other_ties(found, chosen, folder, split),
+        "other_ties": _other_ties(found, judged, chosen, split),
         "others": others_of(found, usual, chosen, models),
-        "failed": failed_of(folder, chosen, models),
-        "settings": {row["model"]: chosen[row["model"]]["settings"] for row in rows},
+        "failed": [
+            text
+            for (name, _, key), text in records.failures_in(folder).items()
+            if (chosen[name].key == key if name in chosen else not models and name not in ablation.rows())
+        ],
+        "settings": {row["model"]: chosen[row["model"]].record["settings"] for row in rows},
     }
 
 
-def _runs(folder: Path, key: str, split: str) -> dict[int, Run]:
-    return {seed: run for seed, run in records.runs_of(folder, key).items() if split in run.ranks}
+def _of_key(runs: Sequence[Run], key: str) -> dict[int, Run]:
+    return records.by_seed(run for run in runs if run.key == key)
 
 
-def _same_users(runs: Runs, split: str) -> int:
-    """Number of users that all rows were judged on."""
-    users = {
-        f"{model}, seed {seed}": np.unique(run.ranks[split].users)
-        for model, of_model in runs.items()
-        for seed, run in of_model.items()
-    }
-    first_title, first = next(iter(users.items()))
-    for title, found in users.items():
-        if not np.array_equal(found, first):
+def choose(
+    found: Sequence[Run], usual: int | None, models: Sequence[str], keys: Sequence[str], planned: Mapping[str, str]
+) -> dict[str, Run]:
+    """Model -> a run of the settings to show: those of a key that is named, else the latest on the same data.
+
+    Runs that do something else about ties than `usual` are shown only where their key is named. See `content` for what
+    is given.
+
+    Raises
+    ------
+    InputError : a model has no record, or a key none or several; two keys are of one model.
+    """
+    chosen: dict[str, Run] = {}
+    for start in keys:
+        meant = {run.key: run for run in found if run.key.startswith(start)}
+        if len(meant) != 1:
             raise InputError(
-                f"{title}: found {len(found)} users, expected the {len(first)} of {first_title}; settings that "
-                "change the data cannot be compared user by user: leave a row out with --models, or choose with --keys"
+                f"--keys: found {len(meant)} keys that begin with {start!r}, expected one; the page lists them"
             )
-    return len(first)
+        (run,) = meant.values()
+        if chosen.setdefault(run.model, run).key != run.key:
+            raise InputError(f"--keys: found two keys of {run.model}, expected one a model; keep one")
+    for run in found:
+        if planned.get(run.model) == run.key:
+            chosen.setdefault(run.model, run)
+    plain = [run for run in found if ties_of(run) == usual and run.model not in planned]
+    data = {run.data for run in [*chosen.values()] or plain[:1]}
+    for run in plain:
+        if run.data in data:
+            chosen.setdefault(run.model, run)
+    for model in models:
+        if model not in chosen:
+            raise InputError(f"--models: found {model!r}, expected some of {', '.join(sorted(chosen)) or 'none'}")
+    return {model: run for model, run in chosen.items() if not models or model in models}
 
 
-def _reference(values: PairedValues, against: str | None) -> str:
-    if against is None:
-        return min(values.rows, key=lambda row: (-values.mean(row), row))
-    if against not in values.rows:
-        raise InputError(f"--against: found {against!r}, expected one of {', '.join(sorted(values.rows))}")
-    return against
+def ties_of(run: Run) -> int | None:
+    """Seed by which a run shuffled interactions of equal times; none where it did not."""
+    return run.record["settings"].get("shuffle_ties")
 
 
-def _row(
-    model: str,
-    runs: Mapping[int, Run],
-    values: Mapping[tuple[str, str, int], PairedValues],
-    reference: str,
-    version: str,
-) -> dict[str, Any]:
-    found = [run.record for _, run in sorted(runs.items())]
-    row: dict[str, Any] = {
+def default_ties(dataset: str) -> int | None:
+    """What runs on a data set do about ties unless told otherwise: a seed to shuffle them by, or none."""
+    files = [yaml.safe_load(path.read_text(encoding="utf-8")) or {} for path in property_files("BBQRec", dataset)]
+    return functools.reduce(lambda known, content: content.get("shuffle_ties", known), files, None)
+
+
+def others_of(
+    found: Sequence[Run], usual: int | None, chosen: Mapping[str, Run], models: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Settings that have records but are not shown, with what they change; other ties have a place of their own."""
+    others: dict[str, dict[str, Any]] = {}
+    data = {run.data for run in chosen.values()}
+    for run in found:
+        shown = chosen.get(run.model)
+        if ties_of(run) != usual or (shown.key == run.key if shown else models):
+            continue
+        here, there = (shown or run).record["settings"], run.record["settings"]
+        others[run.key] = {
+            "model": run.model,
+            "run_key": run.key,
+            "seeds": sorted({run.seed, *others.get(run.key, {}).get("seeds", ())}),
+            "changes": {key: there.get(key) for key in sorted({*here, *there}) if here.get(key) != there.get(key)},
+            "other_data": run.data not in data,
+        }
+    return sorted(others.values(), key=lambda entry: (entry["model"], entry["run_key"]))
+
+
+def _row(model: str, runs: Runs, values: Values, reference: str) -> Row:
+    found = [run.record for run in runs[model].values()]
+    return {
         "model": model,
         "run_key": found[0]["run_key"],
-        "seeds": sorted(runs),
+        "seeds": list(runs[model]),
         "untrained": all(record["epochs"]["done"] == 0 for record in found),
-        "hit_cap": sum(record["epochs"]["hit_cap"] for record in found if record["epochs"]["done"]),
-        "other_code": sum(record["source"] != version for record in found),
-        "times_tested": max(record["times_tested"] for record in found),
+        **tables.cautions(runs, model),
         "leakage_checks": [record.get("leakage_check", "not recorded") for record in found],
         "chosen": {str(record["seed"]): record["chosen"] for record in found if record.get("chosen")},
         **_costs(found),
-        "masked": {},
-        "unmasked": {},
+        **tables.metrics_of(model, values, functools.partial(_compared, reference)),
     }
-    for (column, metric, k), of_metric in values.items():
-        row[column][f"{metric}@{k}"] = {"mean": of_metric.mean(model)}
-        if column == "masked" and (metric, k) in METRICS:
-            row[column][f"{metric}@{k}"] |= _claims(model, reference, of_metric)
-    return row
 
 
-def _costs(found: Sequence[Record]) -> dict[str, float | None]:
+def _costs(found: Sequence[Row]) -> dict[str, float | None]:
     """What a run takes: means over the seeds; of what a cache or another run may have spared, the largest."""
+    frame = pd.DataFrame(
+        {
+            "parameters": record.get("parameters"),
+            "train_seconds": record["seconds"]["train"] + record["seconds"].get("candidates", 0.0),
+            "epoch_seconds": record["seconds"].get("epoch"),
+            "evaluate_seconds": record["seconds"].get("evaluate"),
+            "feature_seconds": record["seconds"].get("features", 0.0) + record["seconds"].get("tokenizer", 0.0),
+            "peak_memory_mib": record.get("peak_memory_mib"),
+            "epochs": record["epochs"]["done"],
+        }
+        for record in found
+    ).astype(float)
+    largest = frame[["parameters", "feature_seconds", "peak_memory_mib"]].max()
+    return {key: None if np.isnan(value) else float(value) for key, value in {**frame.mean(), **largest}.items()}
 
-    def over(values: Sequence[float | None], how: Any) -> float | None:
-        known = [value for value in values if value is not None]
-        return float(how(known)) if known else None
 
-    seconds = [record["seconds"] for record in found]
-    return {
-        "parameters": over([record.get("parameters") for record in found], max),
-        "train_seconds": over([one["train"] + one.get("candidates", 0.0) for one in seconds], np.mean),
-        "epoch_seconds": over([one.get("epoch") for one in seconds], np.mean),
-        "evaluate_seconds": over([one.get("evaluate") for one in seconds], np.mean),
-        "feature_seconds": over([one.get("features", 0.0) + one.get("tokenizer", 0.0) for one in seconds], max),
-        "peak_memory_mib": over([record.get("peak_memory_mib") for record in found], max),
-        "epochs": over([record["epochs"]["done"] for record in found], np.mean),
-    }
-
-
-def _total_seconds(rows: Sequence[Mapping[str, Any]], runs: Runs) -> float:
+def _total_seconds(rows: Sequence[Row], runs: Runs) -> float:
     """What all runs take together, a training that rows share once; no cache spares features or tokenizer."""
     trainings: dict[str, float] = {}
     fitted = 0.0
@@ -204,66 +240,43 @@ def _total_seconds(rows: Sequence[Mapping[str, Any]], runs: Runs) -> float:
     return fitted + sum(trainings.values())
 
 
-def _claims(model: str, reference: str, values: PairedValues) -> dict[str, Any]:
-    """Interval of a row's mean, and its comparison with the reference."""
-    low, high = values.interval(model)
-    compared = {} if model == reference else _difference(values, model, reference)
-    return {"low": low, "high": high, "difference": compared.pop("difference", None), "p": compared.pop("p", None)}
+def _compared(reference: str, row: str, values: PairedValues) -> Row:
+    """Comparison of a row with the reference, which has none with itself."""
+    if row == reference:
+        return {"difference": None, "p": None}
+    return {"difference": values.difference(row, reference), "p": values.p_value(row, reference)}
 
 
-def _difference(values: PairedValues, row: str, reference: str) -> dict[str, Any]:
-    mean, (low, high) = values.difference(row, reference)
-    return {"difference": {"mean": mean, "low": low, "high": high}, "p": values.p_of_difference(row, reference)}
-
-
-def _standing(rows: Sequence[dict[str, Any]], reference: str) -> dict[str, dict[str, list[str]]]:
-    """Metric -> rows that are significantly worse than the reference, level with it, and significantly better."""
-    standing: dict[str, dict[str, list[str]]] = {}
-    for metric, k in METRICS:
-        places = standing[f"{metric}@{k}"] = {"worse": [], "level": [], "better": []}
-        for row in rows:
-            entry = row["masked"][f"{metric}@{k}"]
-            if row["model"] != reference:
-                side = "better" if entry["difference"]["mean"] > 0 else "worse"
-                places[side if entry["p_holm"] < LEVEL else "level"].append(row["model"])
-    return standing
-
-
-def _worth(values: Mapping[tuple[str, str, int], PairedValues]) -> dict[str, Any]:
-    """Metric -> difference of the two `CODES` rows; a family of tests of its own, chosen before any run."""
-    worth = {f"{metric}@{k}": _difference(values["masked", metric, k], *CODES) for metric, k in METRICS}
-    correct(worth.values())
-    return worth
-
-
-def _statistics(rows: Sequence[dict[str, Any]], chosen: Mapping[str, Record]) -> dict[str, Any]:
-    """Statistics of the data, with the modalities that any row has."""
-    found = [chosen[row["model"]]["data"] for row in rows]
-    modalities = dict.fromkeys(name for data in found for name in data["modalities"])
-    merged = {key: value for data in found for key, value in data.items()}
-    return {**merged, "modalities": list(modalities)}
+def _standing(rows: Sequence[Row], reference: str, metric: str) -> dict[str, list[str]]:
+    """Rows that are significantly worse than the reference in a metric, level with it, and significantly better."""
+    places: dict[str, list[str]] = {"worse": [], "level": [], "better": []}
+    for row in rows:
+        entry = row["masked"][metric]
+        if row["model"] != reference:
+            side = "better" if entry["difference"]["mean"] > 0 else "worse"
+            places[side if entry["p_holm"] < LEVEL else "level"].append(row["model"])
+    return places
 
 
 def _other_ties(
-    found: Sequence[Record], chosen: Mapping[str, Record], folder: Path, split: str
+    found: Sequence[Run], judged: Sequence[Run], chosen: Mapping[str, Run], split: str
 ) -> list[dict[str, Any]]:
     """Rows whose settings are those of a row shown, but for what they do about ties in time."""
-    rows = []
-    for record in {one["run_key"]: one for one in found}.values():
-        shown = chosen.get(record["model"])
-        if shown is None or ties_of(shown) == ties_of(record):
+    rows = {}
+    for run in found:
+        shown = chosen.get(run.model)
+        if not shown or ties_of(shown) == ties_of(run):
             continue
-        if shown["settings"] != {**record["settings"], "shuffle_ties": ties_of(shown)}:
-            continue
-        runs = _runs(folder, record["run_key"], split)
-        means = _means(runs, split, METRICS)
-        rows.append({"model": record["model"], "shuffle_ties": ties_of(record), "seeds": sorted(runs), "masked": means})
-    return sorted(rows, key=lambda row: (row["model"], row["shuffle_ties"] is not None, row["shuffle_ties"]))
+        if shown.record["settings"] == {**run.record["settings"], "shuffle_ties": ties_of(shown)}:
+            runs = _of_key(judged, run.key)
+            means = _means(runs, split, TESTED)
+            rows[run.key] = {"model": run.model, "shuffle_ties": ties_of(run), "seeds": list(runs), "masked": means}
+    return sorted(rows.values(), key=lambda row: (row["model"], row["shuffle_ties"] is not None, row["shuffle_ties"]))
 
 
-def _means(runs: Mapping[int, Run], split: str, metrics: Sequence[tuple[str, int]]) -> dict[str, float]:
+def _means(runs: Mapping[int, Run], split: str, metrics: Sequence[str]) -> dict[str, float]:
     """Metric -> mean over users and seeds, seen items masked."""
     return {
-        f"{metric}@{k}": float(np.mean([values_of(run, split, "masked", metric, k)[1].mean() for run in runs.values()]))
-        for metric, k in metrics
+        metric: float(np.mean([tables.values_of(run, split, "masked", metric)[1].mean() for run in runs.values()]))
+        for metric in metrics
     }

@@ -1,8 +1,7 @@
 """Several models on several data sets over seeds, from one command line: the runs of leaderboards."""
 
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,88 +10,13 @@ from ..config import MissingDataSetError
 from ..errors import InputError
 from ..settings import public_source
 from . import leaderboard, records
-from .runner import QUIET, Data, Execute, Job, Planned, given_and_files, run_jobs
-from .selection import default_ties
-
-OPTIONS = ("model", "dataset", "seeds", "single", "results")
-"""What is read here; everything else is a setting of all runs."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a command line asks for.
-
-    Attributes
-    ----------
-    models, datasets : names; every pair is run.
-    single : models that get one seed.
-    n_seeds : runs of every other pair, from the base seed upwards.
-    results : folder of leaderboards and records.
-    given, files : settings of all runs, see `runner.Planned`.
-    """
-
-    models: list[str]
-    datasets: list[str]
-    single: list[str]
-    n_seeds: int
-    results: Path
-    given: dict[str, Any]
-    files: list[str]
-
-    @property
-    def final(self) -> bool:
-        """Whether test is judged too."""
-        return bool(self.given.get("final"))
-
-    def planned(self, model: str, dataset: str, **more: Any) -> Planned:
-        """One run, without a seed unless it is given."""
-        own = {"model": model, "dataset": dataset, "final": self.final}
-        return Planned(model, {**QUIET, **self.given, **own, **more}, self.files)
+from .runner import QUIET, Execute, Job, Planned, exit_code, given_and_files, run_jobs, say
 
 
 def asked_for(arguments: Sequence[str]) -> bool:
     """Whether a command line asks for many runs: it gives `--seeds`, or a list of models or data sets."""
     options = [argument.partition("=") for argument in arguments]
     return any(key == "--seeds" or (key in ("--model", "--dataset") and "," in text) for key, _, text in options)
-
-
-def parse(arguments: Sequence[str]) -> Asked:
-    """Read the command line.
-
-    Raises
-    ------
-    InputError : an option twice, no or repeated names, no number of seeds, `--single` of a model that is not run.
-    """
-    own: dict[str, str] = {}
-    rest: list[str] = []
-    for argument in arguments:
-        key, _, text = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or key not in OPTIONS:
-            rest.append(argument)
-        elif own.setdefault(key, text) != text:
-            raise InputError(f"--{key} is given twice, with {own[key]!r} and {text!r}; keep one")
-    given, files = given_and_files(rest)
-    if "result_file" in given:
-        raise InputError("--result_file: found it beside many runs, which would overwrite it; each has a record anyway")
-    models, datasets = _names(own, "model"), _names(own, "dataset")
-    single = _names(own, "single") if "single" in own else []
-    for name in single:
-        if name not in models:
-            raise InputError(f"--single: found {name!r}, expected some of {', '.join(models)}, which --model names")
-    seeds = own.get("seeds", "1")
-    if not seeds.isdecimal() or not int(seeds):
-        raise InputError(f"--seeds: found {seeds!r}, expected how many runs each model gets, at least 1")
-    return Asked(models, datasets, single, int(seeds), Path(own.get("results", "results")), given, files)
-
-
-def _names(own: dict[str, str], option: str) -> list[str]:
-    names = [name for name in own.get(option, "").split(",") if name]
-    if not names:
-        raise InputError(f"--{option}: found no name, expected some such as --model=Pop,BBQRec --dataset=Sports,Beauty")
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"--{option}: found {name!r} {names.count(name)} times, expected every name once")
-    return names
 
 
 def run_many(arguments: Sequence[str], execute: Execute | None = None) -> int:
@@ -103,64 +27,89 @@ def run_many(arguments: Sequence[str], execute: Execute | None = None) -> int:
 
     Parameters
     ----------
+    arguments : `--model`, `--dataset`, `--seeds`, `--single` and `--results`; everything else are settings of all runs.
     execute : stands in for `quick_start.execute`.
 
     Returns
     -------
     Exit code: 0, or 1 where a run failed or a leaderboard could not be written.
+
+    Raises
+    ------
+    InputError : an option twice, no or repeated names, no number of seeds, `--single` of a model that is not run.
     """
-    asked = parse(arguments)
-    _check(asked)
-    jobs = _jobs(asked)
-    planned: dict[str, dict[str, str]] = {name: {} for name in asked.datasets}
+    given, files = given_and_files(arguments)
+    models, datasets = (_names(option, given.pop(option, "")) for option in ("model", "dataset"))
+    single = _names("single", given.pop("single")) if "single" in given else []
+    n_seeds, results = given.pop("seeds", 1), Path(str(given.pop("results", "results")))
+    if "result_file" in given:
+        raise InputError("--result_file: found it beside many runs, which would overwrite it; each has a record anyway")
+    for name in single:
+        if name not in models:
+            raise InputError(f"--single: found {name!r}, expected some of {', '.join(models)}, which --model names")
+    if type(n_seeds) is not int or n_seeds < 1:
+        raise InputError(f"--seeds: found {str(n_seeds)!r}, expected how many runs each model gets, at least 1")
+
+    shared = {**QUIET, **given, "final": bool(given.get("final"))}
+    pairs = [
+        Planned(model, {**shared, "model": model, "dataset": dataset}, files)
+        for dataset in datasets
+        for model in models
+    ]
+    _check(pairs)
+    jobs = _jobs(pairs, n_seeds, single, results)
+    planned: dict[str, dict[str, str]] = {name: {} for name in datasets}
     for job in jobs:
-        dataset = job.run.given["dataset"]
-        if job.settings.get("shuffle_ties") == default_ties(
-            dataset
-        ):  # others stand beside the rows, not in their place
-            planned[dataset][job.run.name] = job.key
+        # Runs that do something else about ties stand beside the rows, not in their place.
+        if job.settings.get("shuffle_ties") == leaderboard.default_ties(job.dataset):
+            planned[job.dataset][job.name] = job.key
 
     def write(dataset: str) -> str | None:
         try:
-            return leaderboard.write(dataset, asked.results, asked.final, planned=planned[dataset])
+            return leaderboard.write(dataset, results, shared["final"], planned=planned[dataset])
         except InputError as error:  # the other runs are worth having
-            print(f"no leaderboard of {dataset}: {error}", file=sys.stderr)
+            say(f"no leaderboard of {dataset}: {error}")
             return None
 
-    splits = ("valid", "test") if asked.final else ("valid",)
-    failures = run_jobs(jobs, splits, lambda job: write(job.run.given["dataset"]), execute)
-    pages = [write(dataset) for dataset in asked.datasets]
+    failures = run_jobs(jobs, shared["final"], lambda job: write(job.dataset), execute)
+    pages = [write(dataset) for dataset in datasets]
     print("\n".join(page for page in pages if page))
-    for title, message in failures.items():
-        print(f"failed: {title}: {message}", file=sys.stderr)
-    return 1 if failures or None in pages else 0
+    return max(exit_code(failures), int(None in pages))
 
 
-def _check(asked: Asked) -> None:
+def _names(option: str, text: Any) -> list[str]:
+    listed = text if isinstance(text, tuple) else str(text).split(",")  # names of digits alone are read as numbers
+    names = [str(name) for name in listed if name != ""]
+    if not names:
+        raise InputError(f"--{option}: found no name, expected some such as --model=Pop,BBQRec --dataset=Sports,Beauty")
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"--{option}: found {name!r} {names.count(name)} times, expected every name once")
+    return names
+
+
+def _check(pairs: Sequence[Planned]) -> None:
     """Refuse what cannot run, before anything is fetched or run."""
-    for model in asked.models:
-        registry.get_model(model)
-    for dataset in asked.datasets:
-        for model in asked.models:
-            try:
-                asked.planned(model, dataset).config()
-            except MissingDataSetError as error:
-                if public_source(error.name) is None:
-                    raise
+    for run in pairs:
+        registry.get_model(run.name)
+    for run in pairs:
+        try:
+            run.config()
+        except MissingDataSetError as error:
+            if public_source(error.name) is None:
+                raise
 
 
-def _jobs(asked: Asked) -> list[Job]:
+def _jobs(pairs: Sequence[Planned], n_seeds: int, single: Sequence[str], results: Path) -> list[Job]:
     """All runs in their order, the data read once for each pair."""
-    folders = {dataset: records.folder_of(asked.results, dataset) for dataset in asked.datasets}
-    pairs = {}
-    for dataset in asked.datasets:
-        for model in asked.models:
-            run = asked.planned(model, dataset)
-            config = quick_start.configured(run.files, dict(run.given))
-            pairs[dataset, model] = (Data.of(config), config["seed"])
+    found = []
+    for run in pairs:
+        quick_start.fetch_missing(run.files, dict(run.given))
+        config = run.config()
+        found.append((run, config["seed"], records.Data.of(config), records.folder_of(results, config["dataset"])))
     return [
-        Job(asked.planned(model, dataset, seed=first + at), data, folders[dataset])
-        for at in range(asked.n_seeds)
-        for (dataset, model), (data, first) in pairs.items()
-        if at == 0 or model not in asked.single
+        Job(replace(run, given={**run.given, "seed": first + at}), data, folder)
+        for at in range(n_seeds)
+        for run, first, data, folder in found
+        if at == 0 or run.name not in single
     ]

@@ -4,12 +4,12 @@ A record is `results/runs/<Dataset>/<name>-<seed>-<key>.json`; `key` stands for 
 but for their seed: model, settings and data. The ranks are written first, so a record exists only when it is complete.
 """
 
+import functools
 import io
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -103,29 +103,31 @@ def folder_of(results: Path, dataset: str) -> Path:
     return results / "runs" / dataset
 
 
+class Data(NamedTuple):
+    """What a record says about the data: `data_fingerprint` and `data_statistics`."""
+
+    fingerprint: str
+    statistics: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: Any) -> "Data":
+        """Read the files of the configured data set."""
+        return cls(data_fingerprint(config), data_statistics(config))
+
+
 def write(folder: Path, name: str, record: Mapping[str, Any], ranks: Mapping[str, Ranks]) -> Path:
-    """Keep a finished run and return its record's path.
+    """Keep a finished run under its name in tables, and return its record's path.
 
     Parameters
     ----------
-    folder : from `folder_of`.
-    name : what the run is called in tables.
     record : plain data with `seed` and `run_key`.
     ranks : split -> ranks of its rows.
     """
     path = folder / f"{name}-{record['seed']}-{record['run_key']}.json"
     report.write_file(path.with_suffix(".npz"), pack_ranks(ranks))
     storage.write_json(path, {"name": name, **record})
-    _error_file(folder, name, record["seed"], record["run_key"]).unlink(missing_ok=True)
+    path.with_suffix(_ERROR).unlink(missing_ok=True)
     return path
-
-
-def find(folder: Path, seed: int, key: str, splits: tuple[str, ...] = ()) -> Path | None:
-    """Path of the record with this seed and key that was judged on `splits`; none where there is none."""
-    for path in sorted(folder.glob(f"*-{seed}-{key}.json")):
-        if set(splits) <= set(read(path)["metrics"]):
-            return path
-    return None
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -141,45 +143,59 @@ def read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a readable record ({error}); delete it and run again") from error
 
 
-@dataclass(frozen=True)
 class Run:
-    """A finished run: its record and the ranks of its rows by split, see `Ranks`."""
+    """A finished run: its record, what it is found by, and its ranks, which are read when they are asked for.
 
-    record: dict[str, Any]
-    ranks: dict[str, Ranks]
-
-
-def load(path: Path) -> Run:
-    """Read a record with its ranks.
+    Attributes
+    ----------
+    model, seed, key, data : what the record says; `key` of its settings and data, `data` the fingerprint of the latter.
+    splits : names of the splits it was judged on.
 
     Raises
     ------
     InputError : one of the two files is missing or damaged.
     """
-    ranks = path.with_suffix(".npz")
-    try:
-        return Run(read(path), unpack_ranks(ranks.read_bytes()))
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{ranks}: not readable ({error}); delete {path} and run again") from error
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.record = path, read(path)
+        self.model, self.seed = self.record["model"], self.record["seed"]
+        self.key, self.data = self.record["run_key"], self.record["data_fingerprint"]
+        self.splits = set(self.record["metrics"])
+
+    @functools.cached_property
+    def ranks(self) -> dict[str, Ranks]:
+        """Ranks by split."""
+        path = self.path.with_suffix(".npz")
+        try:
+            return unpack_ranks(path.read_bytes())
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{path}: not readable ({error}); delete {self.path} and run again") from error
 
 
-def runs_of(folder: Path, key: str) -> dict[int, Run]:
-    """All finished runs of one key by seed; of several files of one seed, the one judged on more splits."""
+def runs_in(folder: Path, pattern: str = "*") -> list[Run]:
+    """All finished runs of a folder whose names match, by name."""
+    return [Run(path) for path in sorted(folder.glob(f"{pattern}.json"))]
+
+
+def find(folder: Path, seed: int, key: str, splits: Iterable[str] = ()) -> Run | None:
+    """Return the run with this seed and key that was judged on `splits`; none where there is none."""
+    return next((run for run in runs_in(folder, f"*-{seed}-{key}") if run.splits.issuperset(splits)), None)
+
+
+def by_seed(runs: Iterable[Run]) -> dict[int, Run]:
+    """Runs of one key by seed, ascending; of several of one seed, the first of those judged on most splits."""
     found: dict[int, Run] = {}
-    for path in sorted(folder.glob(f"*-{key}.json")):
-        run = load(path)
-        seed = run.record["seed"]
-        if seed not in found or len(run.ranks) > len(found[seed].ranks):
-            found[seed] = run
-    return found
+    for run in runs:
+        if run.seed not in found or len(run.splits) > len(found[run.seed].splits):
+            found[run.seed] = run
+    return dict(sorted(found.items()))
 
 
 def pack_ranks(ranks: Mapping[str, Ranks]) -> bytes:
     """Write ranks as a compressed .npz, rows by user: about 1 byte a user and split.
 
-    Ranks from `MAX_RANK` on are kept as one bit.
+    Ranks from `MAX_RANK` on are kept as one bit. The others are below 2^16: their low and their high bytes [2, n]
+    compress better apart.
     """
     arrays: dict[str, np.ndarray] = {}
     for split, split_ranks in ranks.items():
@@ -189,7 +205,7 @@ def pack_ranks(ranks: Mapping[str, Ranks]) -> bytes:
             values = getattr(split_ranks, column)[order]
             inside = values < MAX_RANK
             arrays[f"{split}/{column}/inside"] = np.packbits(inside)
-            arrays[f"{split}/{column}/ranks"] = _bytes_apart(values[inside])
+            arrays[f"{split}/{column}/ranks"] = np.stack([values[inside] & 255, values[inside] >> 8]).astype(np.uint8)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
     return buffer.getvalue()
@@ -203,40 +219,24 @@ def unpack_ranks(content: bytes) -> dict[str, Ranks]:
             users = np.cumsum(arrays[f"{split}/gaps"], dtype=np.int64)
             columns = {}
             for column in COLUMNS:
+                low, high = arrays[f"{split}/{column}/ranks"].astype(np.int64)
                 inside = np.unpackbits(arrays[f"{split}/{column}/inside"], count=len(users)).astype(bool)
-                columns[column] = np.full(len(users), MAX_RANK, np.int64)
-                columns[column][inside] = _bytes_together(arrays[f"{split}/{column}/ranks"])
+                columns[column] = np.full(len(users), MAX_RANK)
+                columns[column][inside] = low + 256 * high
             found[split] = Ranks(users, **columns)
     return found
 
 
-def _bytes_apart(values: np.ndarray) -> np.ndarray:
-    """Numbers [n] below 2^16 as their low and their high bytes [2, n], which compress better apart."""
-    return np.stack([values & 255, values >> 8]).astype(np.uint8)
-
-
-def _bytes_together(parts: np.ndarray) -> np.ndarray:
-    return parts[0] + 256 * parts[1].astype(np.int64)
-
-
 def keep_error(folder: Path, name: str, seed: int, key: str, text: str) -> None:
     """Keep why a run failed; the file goes once the run has succeeded."""
-    report.write_file(_error_file(folder, name, seed, key), text.encode())
+    report.write_file(folder / f"{name}-{seed}-{key}{_ERROR}", text)
 
 
-def all_errors(folder: Path) -> dict[tuple[str, int, str], str]:
-    """Name, seed and key -> kept error of all runs that failed and have not succeeded since."""
+def failures_in(folder: Path) -> dict[tuple[str, str, str], str]:
+    """Runs that failed and have not succeeded since: name, seed and key -> "name, seed n: last line of the error"."""
     found = {}
     for path in sorted(folder.glob(f"*{_ERROR}")):
-        name, seed, key = path.name[: -len(_ERROR)].rsplit("-", 2)
-        found[name, int(seed), key] = path.read_text(encoding="utf-8")
+        name, seed, key = path.name.removesuffix(_ERROR).rsplit("-", 2)
+        last = path.read_text(encoding="utf-8").strip().splitlines()[-1]
+        found[name, seed, key] = f"{name}, seed {seed}: {last}"
     return found
-
-
-def errors_of(folder: Path, name: str, key: str) -> dict[int, str]:
-    """Seed -> kept error of the runs of this name and key that failed and have not succeeded since."""
-    return {seed: text for (named, seed, of), text in all_errors(folder).items() if (named, of) == (name, key)}
-
-
-def _error_file(folder: Path, name: str, seed: int, key: str) -> Path:
-    return folder / f"{name}-{seed}-{key}{_ERROR}"

@@ -58,62 +58,30 @@ class Planned:
     given: Mapping[str, Any]
     files: Sequence[str] = ()
 
-    @property
-    def seed(self) -> int:
-        """The run's seed."""
-        return self.given["seed"]
-
     def config(self) -> Config:
         """Settings of the run, checked."""
         return Config(arguments=self.files, config_dict=dict(self.given))
 
 
-@dataclass(frozen=True)
-class Data:
-    """What a record says about the data: `records.data_fingerprint` and `records.data_statistics`."""
-
-    fingerprint: str
-    statistics: dict[str, Any]
-
-    @classmethod
-    def of(cls, config: Any) -> "Data":
-        """Read the files of the configured data set."""
-        return cls(records.data_fingerprint(config), records.data_statistics(config))
-
-
-@dataclass(frozen=True, eq=False)
 class Job:
-    """A planned run, the data it reads, and the folder its record goes to."""
+    """A planned run, the data it reads, and the folder its record goes to.
 
-    run: Planned
-    data: Data
-    folder: Path
+    Attributes
+    ----------
+    name, dataset, seed : of the run.
+    settings : `records.comparable_settings` of the run.
+    key : `records.run_key` of the run, the same for all its seeds.
+    """
 
-    @functools.cached_property
-    def settings(self) -> dict[str, Any]:
-        """`records.comparable_settings` of the run."""
-        return records.comparable_settings(self.run.config())
-
-    @functools.cached_property
-    def key(self) -> str:
-        """`records.run_key` of the run, the same for all its seeds."""
-        return records.run_key(self.settings, self.data.fingerprint)
-
-
-def run_all(
-    planned: Sequence[Planned],
-    data: Data,
-    folder: Path,
-    splits: tuple[str, ...],
-    after: Callable[[], None],
-    execute: Execute | None = None,
-) -> dict[str, str]:
-    """Run what has no record yet on one data set, see `run_jobs`; `after` is called after every run."""
-    return run_jobs([Job(run, data, folder) for run in planned], splits, lambda _: after(), execute)
+    def __init__(self, run: Planned, data: records.Data, folder: Path) -> None:
+        self.run, self.data, self.folder = run, data, folder
+        self.name, self.dataset, self.seed = run.name, run.given["dataset"], run.given["seed"]
+        self.settings = records.comparable_settings(run.config())
+        self.key = records.run_key(self.settings, data.fingerprint)
 
 
 def run_jobs(
-    jobs: Sequence[Job], splits: tuple[str, ...], after: Callable[[Job], object], execute: Execute | None = None
+    jobs: Sequence[Job], final: bool, after: Callable[[Job], object], execute: Execute | None = None
 ) -> dict[str, str]:
     """Run what has no record yet, in the given order, and keep a record of each.
 
@@ -121,7 +89,7 @@ def run_jobs(
 
     Parameters
     ----------
-    splits : what a record has to be judged on to count.
+    final : whether a record has to be judged on test to count.
     after : called after every run.
     execute : stands in for `quick_start.execute` with its check for leakage.
 
@@ -131,41 +99,45 @@ def run_jobs(
     """
     execute = execute or functools.partial(quick_start.execute, inspect=check_leakage)
     source = records.code_fingerprint()  # of the code that is running, whatever is edited meanwhile
-    found = {job: records.find(job.folder, job.run.seed, job.key, splits) for job in jobs}
-    untrained = {job.key for job, path in found.items() if path is not None and _is_untrained(records.read(path))}
+    splits = ("valid", "test") if final else ("valid",)
+    found = {job: records.find(job.folder, job.seed, job.key, splits) for job in jobs}
+    untrained = {run.key for run in found.values() if run and run.record["epochs"]["done"] == 0}
     missing = [job for job in jobs if found[job] is None and job.key not in untrained]
     say(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them finished before")
     several = len({job.folder for job in jobs}) > 1
     started, done, failures = time.monotonic(), 0, {}
     while missing:
         job, total = missing[0], done + len(missing)
-        name = f"{job.run.name} on {job.run.given['dataset']}" if several else job.run.name
-        title = f"{name}, seed {job.run.seed}"
+        title = job.name + f" on {job.dataset}" * several + f", seed {job.seed}"
         say(f"[{done + 1}/{total}] {title}{_estimate(started, done, total)}")
         try:
             record, ranks = execute(arguments=job.run.files, config_dict=dict(job.run.given))
         except Exception as error:  # whatever it is, the other runs are worth having
             failures[title] = " ".join(f"{type(error).__name__}: {error}".split())
-            records.keep_error(job.folder, job.run.name, job.run.seed, job.key, traceback.format_exc())
+            records.keep_error(job.folder, job.name, job.seed, job.key, traceback.format_exc())
             say(f"  failed: {failures[title]}")
         else:
-            records.write(job.folder, job.run.name, _kept(record, job, source), ranks)
-            if _is_untrained(record):
+            records.write(job.folder, job.name, _kept(record, job, source), ranks)
+            if record["epochs"]["done"] == 0:
                 untrained.add(job.key)
         after(job)
         missing, done = [left for left in missing[1:] if left.key not in untrained], done + 1
-    say(f"{done} runs in {_clock(time.monotonic() - started)}" if done else "nothing left to run")
+    say(f"{done} runs in {timedelta(seconds=round(time.monotonic() - started))}" if done else "nothing left to run")
     return failures
 
 
-def _is_untrained(record: Mapping[str, Any]) -> bool:
-    return record["epochs"]["done"] == 0
+def exit_code(failures: Mapping[str, str]) -> int:
+    """Name the runs that failed; return 0, or 1 where there are any."""
+    for title, message in failures.items():
+        say(f"failed: {title}: {message}")
+    return 1 if failures else 0
 
 
 def _kept(record: Mapping[str, Any], job: Job, source: str) -> dict[str, Any]:
     """What is kept of a finished run: its record, and what the table that asked for it knows."""
     return {
-        **_without_paths(record),
+        **record,
+        "run_dir": Path(record["run_dir"]).name,  # not this machine's folders
         "data": job.data.statistics,
         "data_fingerprint": job.data.fingerprint,
         "source": source,
@@ -175,20 +147,12 @@ def _kept(record: Mapping[str, Any], job: Job, source: str) -> dict[str, Any]:
     }
 
 
-def _without_paths(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record without this machine's folders; the run's own keeps its name."""
-    return {**record, "run_dir": Path(record["run_dir"]).name}
-
-
 def _estimate(started: float, done: int, total: int) -> str:
     if not done:
         return ""
     elapsed = time.monotonic() - started
-    return f" (elapsed {_clock(elapsed)}, about {_clock(elapsed / done * (total - done))} left)"
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+    passed, left = (str(timedelta(seconds=round(seconds))) for seconds in (elapsed, elapsed / done * (total - done)))
+    return f" (elapsed {passed}, about {left} left)"
 
 
 def say(text: str) -> None:

@@ -8,8 +8,11 @@ from experiments.fakes import FakeExecute
 
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.evaluation import report
 from recbole_bbqrec.experiments import ablation, records
-from recbole_bbqrec.experiments.ablation import ROWS, ablate, applicable, changes_of, chosen_rows, remake
+from recbole_bbqrec.experiments.ablation import ablate, applicable, changes_of, chosen_rows, remake
+
+ROWS = ablation.rows()
 
 IMAGE = ["candidate-image", "text-only", "image-only", "neither"]
 BOTH = {"image_fields": "image_codes", "image_encoder": "codes"}
@@ -23,7 +26,7 @@ def real_figures():
 @pytest.fixture(autouse=True)
 def _figures(request, monkeypatch):
     if "real_figures" not in request.fixturenames:
-        monkeypatch.setattr(ablation.report, "bar_figure", lambda *given: json.dumps(given).encode())
+        monkeypatch.setattr(report, "bar_figure", lambda *given: json.dumps(given).encode())
 
 
 def full(folder, **changes):
@@ -37,12 +40,12 @@ def run(folder, tmp_path, rows=("no-codes", "random-codes"), seeds=2, execute=No
 
 
 def test_rows_that_apply(tiny):
-    found, left_out = applicable(list(ROWS), full(tiny))
+    found, left_out = applicable(ROWS, full(tiny))
     assert list(found) == [name for name in ROWS if name not in IMAGE]
     assert list(left_out) == IMAGE
-    found, left_out = applicable(list(ROWS), full(tiny, **BOTH))
-    assert list(found) == list(ROWS) and not left_out
-    _, left_out = applicable(list(ROWS), full(tiny, text_encoder=None))
+    found, left_out = applicable(ROWS, full(tiny, **BOTH))
+    assert list(found) == ROWS and not left_out
+    _, left_out = applicable(ROWS, full(tiny, text_encoder=None))
     assert "needs 1 modalities, found 0" in left_out["no-codes"] and "club" in left_out
 
 
@@ -80,13 +83,13 @@ def test_codes_that_cannot_be_shared_evenly_leave_the_row_out(tiny):
 
 
 def test_a_row_that_changes_nothing_is_left_out(tiny):
-    found, left_out = applicable(list(ROWS), full(tiny, candidate_similarity=[], codes="random"))
+    found, left_out = applicable(ROWS, full(tiny, candidate_similarity=[], codes="random"))
     assert not {"candidate-text", "candidate-behavior", "candidate-similarity", "random-codes"} & set(found)
     assert left_out["candidate-similarity"] == "it changes nothing under these settings"
 
 
 def test_chosen_rows():
-    assert chosen_rows([]) == list(ROWS)
+    assert chosen_rows([]) == ROWS
     assert chosen_rows(["no-codes", "club"]) == ["full", "club", "no-codes"]
     with pytest.raises(InputError, match=r"--rows: found 'no-code', .* did you mean no-codes\?"):
         chosen_rows(["no-code"])

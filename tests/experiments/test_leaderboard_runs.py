@@ -6,9 +6,10 @@ from experiments.fakes import FakeExecute
 
 from recbole_bbqrec import cli, quick_start
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.evaluation import report
 from recbole_bbqrec.evaluation.ranking import Ranks
-from recbole_bbqrec.experiments import ablation, leaderboard_files, many, records, runner
-from recbole_bbqrec.experiments.many import asked_for, parse, run_many
+from recbole_bbqrec.experiments import ablation, many, records, runner
+from recbole_bbqrec.experiments.many import asked_for, run_many
 
 MODELS = ["GRU4Rec", "SASRec", "BBQRec"]
 
@@ -16,7 +17,7 @@ MODELS = ["GRU4Rec", "SASRec", "BBQRec"]
 @pytest.fixture(autouse=True)
 def _no_figures(request, monkeypatch):
     if "real" not in request.node.name:
-        monkeypatch.setattr(leaderboard_files.report, "bar_figure", lambda *given: b"figure")
+        monkeypatch.setattr(report, "bar_figure", lambda *given: b"figure")
 
 
 class Fake(FakeExecute):
@@ -60,6 +61,8 @@ def test_first_seeds_of_all_pairs_come_first_and_untrained_models_have_no_second
         *first,
         *[("BBQRec", dataset, seed) for seed in (6, 7) for dataset in ("tiny", "other")],
     ]
+    assert {**runner.QUIET, "text_encoder": "tfidf", "final": False}.items() <= execute.calls[0].items()
+    assert not {"seeds", "single", "results"} & set(execute.calls[0])
     shown = capsys.readouterr()
     assert "[1/14] GRU4Rec on tiny, seed 5" in shown.err and "[10/10] BBQRec on other, seed 7 (elapsed" in shown.err
     for dataset in ("tiny", "other"):
@@ -90,7 +93,7 @@ def test_a_fresh_clone_needs_no_run_and_no_data_for_its_page(two, tmp_path, monk
     assert sorted(pages) == ["tiny.csv", "tiny.json", "tiny.md", "tiny.png", "tiny.tex"]
     for path in (tmp_path / "results").glob("tiny.*"):
         path.unlink()
-    monkeypatch.setattr(quick_start, "configured", None)
+    monkeypatch.setattr(quick_start, "fetch_missing", None)
     assert cli.main(["leaderboard", "--dataset=tiny", f"--results={tmp_path / 'results'}", "--final"]) == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "results").glob("tiny.*")} == pages
     assert "## Test, seen items masked" in capsys.readouterr().out
@@ -163,6 +166,7 @@ def test_an_ablation_takes_the_run_of_the_leaderboard_for_its_full_row(two, tmp_
         (["--model=SASRec,BBQRek", "--dataset=tiny"], "--model=BBQRek: no sequential model of this name; did you mean"),
         (["--model=SASRec", "--dataset=tiny,nowhere"], "--dataset=nowhere: no file"),
         (["--model=SASRec,SASRec", "--dataset=tiny"], "--model: found 'SASRec' 2 times"),
+        (["--model=SASRec", "--dataset=1,2"], "--dataset=1: no file"),
         (["--model=SASRec", "--dataset=tiny,tiny"], "--dataset: found 'tiny' 2 times"),
         (["--model=SASRec", "--dataset=tiny", "--seeds=0"], "--seeds: found '0', expected how many"),
         (["--model=SASRec", "--dataset=tiny", "--seeds=few"], "--seeds: found 'few'"),
@@ -213,25 +217,12 @@ def test_one_model_and_one_data_set_are_a_single_run(monkeypatch):
     assert not asked_for(["--model=A", "--text_fields=a,b"]) and asked_for(["--dataset=a,b"])
 
 
-def test_what_is_asked():
-    asked = parse(["--model=A,B", "--dataset=X", "--seeds=3", "--single=A", "--epochs=3", "--final"])
-    assert (asked.models, asked.datasets, asked.single, asked.n_seeds) == (["A", "B"], ["X"], ["A"], 3)
-    assert asked.given == {"epochs": 3, "final": True} and asked.final
-    assert asked.planned("A", "X", seed=4).given == {
-        **runner.QUIET,
-        **asked.given,
-        "model": "A",
-        "dataset": "X",
-        "seed": 4,
-    }
-
-
 def test_real_runs_of_two_models_from_the_command_line(tiny, tmp_path, capsys):
     given = arguments(tiny, model="SASRec", checkpoint_dir=str(tmp_path / "saved"), epochs=1)
     given += ["--model=SASRec,GRU4Rec", "--dataset=tiny", "--seeds=2", "--single=GRU4Rec", "--final"]
     assert cli.run([*given, f"--results={tmp_path / 'results'}"]) == 0
     folder = tmp_path / "results/runs/tiny"
-    kept = [records.load(path) for path in sorted(folder.glob("*.json"))]
+    kept = records.runs_in(folder)
     assert [(run.record["name"], run.record["seed"]) for run in kept] == [
         ("GRU4Rec", 2020),
         ("SASRec", 2020),

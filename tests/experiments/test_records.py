@@ -16,7 +16,8 @@ RANKS = {"valid": Ranks(np.array([3, 1, 2]), np.array([5, 999, 4000]), np.array(
 
 
 def record(seed=1, key="a" * 16, **more):
-    return {"seed": seed, "run_key": key, "metrics": {"valid": {}}, **more}
+    about = {"model": "BBQRec", "seed": seed, "run_key": key, "data_fingerprint": "d" * 16}
+    return {**about, "metrics": {"valid": {}}, **more}
 
 
 def config(folder, **changes):
@@ -26,7 +27,7 @@ def config(folder, **changes):
 def test_a_record_comes_back_with_its_ranks(tmp_path):
     path = records.write(tmp_path / "runs", "full", record(note=[1, None]), RANKS)
     assert path.name == f"full-1-{'a' * 16}.json"
-    run = records.load(path)
+    run = records.Run(path)
     assert run.record == {"name": "full", **record(note=[1, None])}
     ranks = run.ranks["valid"]
     assert ranks.users.tolist() == [1, 2, 3]
@@ -75,36 +76,46 @@ def test_a_record_exists_only_once_it_is_complete(tmp_path, monkeypatch):
     monkeypatch.setattr(records.storage, "write_json", fail)
     with pytest.raises(OSError, match="disk full"):
         records.write(tmp_path, "full", record(), RANKS)
-    assert records.find(tmp_path, 1, "a" * 16) is None and records.runs_of(tmp_path, "a" * 16) == {}
+    assert records.find(tmp_path, 1, "a" * 16) is None and records.runs_in(tmp_path) == []
 
 
 def test_finding_goes_by_seed_key_and_splits_not_by_name(tmp_path):
     path = records.write(tmp_path, "full", record(seed=20), RANKS)
-    assert records.find(tmp_path, 20, "a" * 16) == path
-    assert records.find(tmp_path, 0, "a" * 16) is None and records.find(tmp_path, 20, "b" * 16) is None
-    assert records.find(tmp_path, 20, "a" * 16, ("valid", "test")) is None
+
+    def found(*given):
+        run = records.find(tmp_path, *given)
+        return run and run.path
+
+    assert found(20, "a" * 16) == path
+    assert found(0, "a" * 16) is None and found(20, "b" * 16) is None
+    assert found(20, "a" * 16, ("valid", "test")) is None
     both = record(seed=20, metrics={"valid": {}, "test": {}})
     other = records.write(tmp_path, "later-name", both, {**RANKS, "test": RANKS["valid"]})
-    assert records.find(tmp_path, 20, "a" * 16, ("valid", "test")) == other
-    assert set(records.runs_of(tmp_path, "a" * 16)[20].ranks) == {"valid", "test"}
+    assert found(20, "a" * 16, ("valid", "test")) == other
+    records.write(tmp_path, "full", record(seed=3), RANKS)
+    runs = records.by_seed(records.runs_in(tmp_path))
+    assert list(runs) == [3, 20] and set(runs[20].ranks) == runs[20].splits == {"valid", "test"}
 
 
 def test_damaged_records_are_named(tmp_path):
     path = records.write(tmp_path, "full", record(), RANKS)
     path.with_suffix(".npz").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"full-1-a+\.npz: not readable .*delete .*\.json and run again"):
-        records.load(path)
+        _ = records.Run(path).ranks
     path.write_text("{")
     with pytest.raises(InputError, match=r"full-1-a+\.json: not a readable record"):
-        records.read(path)
+        records.Run(path)
 
 
 def test_an_error_is_kept_until_the_run_succeeds(tmp_path):
     records.keep_error(tmp_path, "full", 1, "a" * 16, "Traceback\nValueError: x\n")
-    assert records.errors_of(tmp_path, "full", "a" * 16) == {1: "Traceback\nValueError: x\n"}
-    assert records.errors_of(tmp_path, "full", "b" * 16) == {}
+    (path,) = tmp_path.iterdir()
+    assert path.read_text() == "Traceback\nValueError: x\n"
+    assert records.failures_in(tmp_path) == {("full", "1", "a" * 16): "full, seed 1: ValueError: x"}
+    records.write(tmp_path, "full", record(seed=2), RANKS)
+    assert len(records.failures_in(tmp_path)) == 1
     records.write(tmp_path, "full", record(), RANKS)
-    assert records.errors_of(tmp_path, "full", "a" * 16) == {}
+    assert records.failures_in(tmp_path) == {}
 
 
 def test_what_makes_runs_the_same(tiny, tmp_path):

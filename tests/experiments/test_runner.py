@@ -4,8 +4,9 @@ import pytest
 from conftest import settings
 from experiments.fakes import FakeExecute
 
-from recbole_bbqrec.experiments import records, runner
-from recbole_bbqrec.experiments.runner import Data, Planned, run_all
+from recbole_bbqrec.experiments import ablation, leaderboard, leaderboard_page, records, runner
+from recbole_bbqrec.experiments.records import Data
+from recbole_bbqrec.experiments.runner import Job, Planned, run_jobs
 
 DATA = Data("d" * 16, {"users": 1})
 
@@ -15,24 +16,28 @@ def plan(folder, *rows, **changes):
     return [Planned(name, {**base, **change, "seed": seed}) for seed in (1, 2) for name, change in rows]
 
 
+def run_all(planned, folder, execute=None, data=DATA, final=False, after=lambda _: None):
+    return run_jobs([Job(run, data, folder) for run in planned], final, after, execute)
+
+
 ROWS = (("full", {}), ("narrow", {"hidden_size": 8}))
 
 
 def test_every_run_gets_a_record_and_is_not_run_again(tiny, tmp_path, capsys):
     execute, written = FakeExecute(), []
     planned = plan(tiny, *ROWS)
-    assert run_all(planned, DATA, tmp_path, ("valid",), lambda: written.append(1), execute) == {}
+    assert run_all(planned, tmp_path, execute, after=written.append) == {}
     assert [(call["hidden_size"], call["seed"]) for call in execute.calls] == [(16, 1), (8, 1), (16, 2), (8, 2)]
     assert len(written) == 4 and len(list(tmp_path.glob("*.json"))) == len(list(tmp_path.glob("*.npz"))) == 4
     shown = capsys.readouterr().err
     assert "[1/4] full, seed 1" in shown and "[4/4] narrow, seed 2 (elapsed 0:00:00, about 0:00:00 left)" in shown
-    assert run_all(planned, DATA, tmp_path, ("valid",), lambda: written.append(1), execute) == {}
+    assert run_all(planned, tmp_path, execute, after=written.append) == {}
     assert len(execute.calls) == len(written) == 4
     assert "4 runs, 4 of them finished before" in capsys.readouterr().err
 
 
 def test_what_a_record_says(tiny, tmp_path):
-    run_all(plan(tiny, ROWS[0])[:1], DATA, tmp_path, ("valid",), lambda: None, FakeExecute())
+    run_all(plan(tiny, ROWS[0])[:1], tmp_path, FakeExecute())
     (path,) = tmp_path.glob("*.json")
     record = json.loads(path.read_text())
     assert record["name"] == "full" and record["seed"] == 1 and record["data"] == {"users": 1}
@@ -44,34 +49,34 @@ def test_what_a_record_says(tiny, tmp_path):
 
 def test_other_data_and_test_ask_for_runs_of_their_own(tiny, tmp_path):
     execute = FakeExecute()
-    run_all(plan(tiny, ROWS[0])[:1], DATA, tmp_path, ("valid",), lambda: None, execute)
-    run_all(plan(tiny, ROWS[0])[:1], Data("e" * 16, {}), tmp_path, ("valid",), lambda: None, execute)
+    run_all(plan(tiny, ROWS[0])[:1], tmp_path, execute)
+    run_all(plan(tiny, ROWS[0])[:1], tmp_path, execute, Data("e" * 16, {}))
     assert len(execute.calls) == 2
     final = plan(tiny, ROWS[0], final=True)[:1]
-    run_all(final, DATA, tmp_path, ("valid", "test"), lambda: None, execute)
+    run_all(final, tmp_path, execute, final=True)
     assert len(execute.calls) == 3
-    run_all(final, DATA, tmp_path, ("valid", "test"), lambda: None, execute)
-    run_all(plan(tiny, ROWS[0])[:1], DATA, tmp_path, ("valid",), lambda: None, execute)
+    run_all(final, tmp_path, execute, final=True)
+    run_all(plan(tiny, ROWS[0])[:1], tmp_path, execute)
     assert len(execute.calls) == 3, "a record with test serves where validation alone is asked for"
 
 
 def test_a_failing_run_does_not_end_the_others(tiny, tmp_path, capsys):
     planned = plan(tiny, ("full", {}), ("random-codes", {"codes": "random"}))
-    failures = run_all(planned, DATA, tmp_path, ("valid",), lambda: None, FakeExecute(fails={"random"}))
+    failures = run_all(planned, tmp_path, FakeExecute(fails={"random"}))
     assert failures == {f"random-codes, seed {seed}": "RuntimeError: out of memory" for seed in (1, 2)}
     assert len(list(tmp_path.glob("*.json"))) == 2
     kept = sorted(tmp_path.glob("random-codes-1-*.error.txt"))
     assert len(kept) == 1 and "Traceback" in kept[0].read_text()
     execute = FakeExecute()
-    assert run_all(planned, DATA, tmp_path, ("valid",), lambda: None, execute) == {}
+    assert run_all(planned, tmp_path, execute) == {}
     assert len(execute.calls) == 2 and not list(tmp_path.glob("*.error.txt")), "a failed run is tried again"
 
 
 def test_an_interrupt_keeps_what_is_finished(tiny, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run_all(plan(tiny, *ROWS), DATA, tmp_path, ("valid",), lambda: None, FakeExecute(interrupted_at=3))
+        run_all(plan(tiny, *ROWS), tmp_path, FakeExecute(interrupted_at=3))
     execute = FakeExecute()
-    run_all(plan(tiny, *ROWS), DATA, tmp_path, ("valid",), lambda: None, execute)
+    run_all(plan(tiny, *ROWS), tmp_path, execute)
     assert [(call["hidden_size"], call["seed"]) for call in execute.calls] == [(8, 2)]
 
 
@@ -81,14 +86,36 @@ def test_estimate_counts_down(monkeypatch):
     assert runner._estimate(0.0, 3, 4) == " (elapsed 0:05:00, about 0:01:40 left)"
 
 
-def test_a_real_run_and_its_record_agree(tiny, tmp_path):
-    given = {**settings(tiny, checkpoint_dir=str(tmp_path / "saved")), "final": True, "seed": 3}
-    run = Planned("full", given)
-    assert run_all([run], Data.of(run.config()), tmp_path / "runs", ("valid", "test"), lambda: None) == {}
-    (path,) = (tmp_path / "runs").glob("full-3-*.json")
-    kept = records.load(path)
+@pytest.fixture(scope="module")
+def real(tiny, tmp_path_factory):
+    """Folder of results with the record of one real run."""
+    place = tmp_path_factory.mktemp("real")
+    run = Planned("BBQRec", {**settings(tiny, checkpoint_dir=str(place / "saved")), "final": True, "seed": 3})
+    folder = records.folder_of(place, "tiny")
+    assert run_all([run], folder, data=Data.of(run.config()), final=True) == {}
+    return place
+
+
+def test_a_real_run_and_its_record_agree(real):
+    (kept,) = records.runs_in(records.folder_of(real, "tiny"))
     for split in ("valid", "test"):
         for column, values in kept.ranks[split].metrics(["Recall", "NDCG"], [5, 10, 20]).items():
             for name, value in values.items():
                 assert value == pytest.approx(kept.record["metrics"][split][column][name], abs=1e-12)
     assert kept.record["data"]["users"] == kept.record["users"]["valid"]
+
+
+def test_a_real_record_has_what_pages_read_and_what_invented_ones_say(real, capsys):
+    folder = records.folder_of(real, "tiny")
+    (record,) = [run.record for run in records.runs_in(folder)]
+    invented, _ = FakeExecute()(config_dict={"model": "BBQRec", "dataset": "tiny", "seed": 3, "final": True})
+    assert set(invented) <= set(record) and set(invented["metrics"]) == set(record["metrics"])
+    assert all(set(invented[key]) <= set(record[key]) for key in ("epochs", "seconds"))
+    found = leaderboard.content("tiny", folder, final=True)
+    (row,) = found["rows"]
+    assert all(row[key] is not None for key in leaderboard_page.COSTS), "nothing that a real run has not measured"
+    assert row["leakage_checks"] == ["passed"] and row["times_tested"] >= 1 and not row["untrained"]
+    assert record["finished"] and 0 <= found["data"]["tied_times"] <= 1 and found["total_seconds"] > 0
+    assert "| BBQRec" in leaderboard.write("tiny", real, True)
+    ablation.remake("tiny", True, real)
+    assert "| full" in capsys.readouterr().out

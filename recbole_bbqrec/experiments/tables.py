@@ -1,0 +1,143 @@
+"""The one builder of leaderboards and ablations: from runs to the rows of a table, and from these to a page.
+
+A row is plain data: its name (`model` or `row`), `seeds`, what the marks beside the name say, and for each of
+`ranking.COLUMNS` metric -> `mean`; tested metrics have an interval, a comparison, `p` and `p_holm` too.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import yaml
+
+from .. import storage
+from ..evaluation import report
+from ..evaluation.ranking import COLUMNS, per_row
+from ..evaluation.statistics import FLIPS, PairedValues
+from .records import Run
+
+FULL = "full"
+"""The row of an ablation that all others are compared with."""
+
+TESTED = ("recall@10", "ndcg@10")
+"""Metrics that claims are made on, seen items masked."""
+
+SPLITS = {"valid": "Validation", "test": "Test"}
+
+Row = dict[str, Any]
+Runs = Mapping[str, Mapping[int, Run]]
+Values = Mapping[tuple[str, str], PairedValues]
+
+
+def values_of(run: Run, split: str, column: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Users and values [R] of one metric of a run, such as `ndcg@10`, as `PairedValues` takes them."""
+    name, _, k = metric.partition("@")
+    ranks = run.ranks[split]
+    return ranks.users, per_row(getattr(ranks, column), name, int(k))
+
+
+def paired_values(runs: Runs, split: str, metrics: Iterable[str]) -> Values:
+    """Values per user of all rows, by column and metric."""
+
+    def of(column: str, metric: str) -> PairedValues:
+        return PairedValues(
+            {row: {seed: values_of(run, split, column, metric) for seed, run in runs[row].items()} for row in runs}
+        )
+
+    return {(column, metric): of(column, metric) for column in COLUMNS for metric in metrics}
+
+
+def metrics_of(row: str, values: Values, compared: Callable[[str, PairedValues], Row]) -> Row:
+    """Column -> metric -> what a row reached; `compared` gives its comparison in a tested metric."""
+    found: Row = {column: {} for column in COLUMNS}
+    for (column, metric), of_metric in values.items():
+        is_tested = column == "masked" and metric in TESTED
+        claims = {**of_metric.estimate(row), **compared(row, of_metric)} if is_tested else {}
+        found[column][metric] = {"mean": of_metric.mean(row), **claims}
+    return found
+
+
+def cautions(runs: Runs, row: str) -> Row:
+    """What a row must not be taken for: runs at the cap on epochs or of other code, and how often test was judged.
+
+    The version of the code that a table is about is that of most runs of `full`, or where it has none of all rows.
+    """
+    compared = [runs[FULL]] if FULL in runs else runs.values()
+    ((version, _),) = Counter(run.record["source"] for of in compared for run in of.values()).most_common(1)
+    found = [run.record for run in runs[row].values()]
+    return {
+        "hit_cap": sum(record["epochs"]["hit_cap"] for record in found if record["epochs"]["done"]),
+        "other_code": sum(record["source"] != version for record in found),
+        "times_tested": max(record["times_tested"] for record in found),
+    }
+
+
+def keys_of(paths: Iterable[Path]) -> dict[str, None]:
+    """Keys of the YAML files that there are, each once, in their order."""
+    found = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+    return dict.fromkeys(key for content in found for key in content or ())
+
+
+def write(results: Path, name: str, content: Mapping[str, Any], files: Mapping[str, str | bytes]) -> None:
+    """Write the files of a page by suffix, and its content as JSON."""
+    for suffix, text in files.items():
+        report.write_file(results / f"{name}.{suffix}", text)
+    storage.write_json(results / f"{name}.json", content)
+
+
+def page(template: str, **shown: Any) -> str:
+    """Fill one of the templates beside this module; paragraphs that come to nothing leave no gap."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"table": _table, "form": _form, "interval": _interval, "p": _p_value}
+    environment.filters |= {"short": short, "marks": marks}
+    names = {"SPLITS": SPLITS, "TESTED": TESTED, "FLIPS": FLIPS}
+    text = environment.get_template(template).render(names, **shown)
+    return "\n\n".join(filter(None, (part.strip("\n") for part in text.split("\n\n")))) + "\n"
+
+
+def _table(text: str) -> str:
+    """Align a Markdown table of lines such as `model | seeds`, its header first."""
+    header, *rows = ([cell.strip() for cell in line.split("|")] for line in text.splitlines() if line)
+    return report.markdown_table(header, rows) + "\n"
+
+
+def _form(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _interval(entry: Row, form: str = ".4f") -> str:
+    return f"[{entry['low']:{form}}, {entry['high']:{form}}]"
+
+
+def _p_value(value: Any) -> str:
+    """A p-value as tables show it; nothing for none."""
+    return "" if isinstance(value, jinja2.Undefined) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def short(metric: str) -> str:
+    """`ndcg@10` -> `N@10`."""
+    name, _, k = metric.partition("@")
+    return f"{name[0].upper()}@{k}"
+
+
+def marks(row: Row) -> str:
+    """Marks of what a row must not be taken for; the template `legend` says what they mean."""
+    one_seed = len(row["seeds"]) == 1 and not row.get("untrained")
+    return "\\*" * bool(row["hit_cap"]) + "†" * one_seed + "‡" * bool(row["other_code"])
+
+
+def figure(title: str, panels: Mapping[str, Mapping[str, Row | None]], reference: str) -> bytes:
+    """Draw panel -> row -> entry as bars with intervals; what has no entry is left out. Returns a PNG."""
+    drawn = {
+        panel: {row: report.Bar(one["mean"], one["low"], one["high"]) for row, one in entries.items() if one}
+        for panel, entries in panels.items()
+    }
+    return report.bar_figure(title, {panel: bars for panel, bars in drawn.items() if bars}, reference)
