@@ -127,12 +127,13 @@ def _tune_arguments(parser: argparse.ArgumentParser) -> None:
     _experiment_arguments(parser)
     parser.add_argument("--minutes", type=float, default=60.0, help="CPU time of all trials together (default 60)")
     parser.add_argument("--space", type=Path, metavar="FILE", help="keys and their values (default: the model's own)")
+    parser.add_argument("--storage", metavar="URL", help="database of the trials, for many processes (default: a file)")
 
 
 def _tune(given: argparse.Namespace, settings: list[str]) -> int:
     from .experiments.tune import tune
 
-    return tune(given.model, given.dataset, given.minutes, settings, given.space, given.results)
+    return tune(given.model, given.dataset, given.minutes, settings, given.space, given.results, given.storage)
 
 
 def _place_arguments(parser: argparse.ArgumentParser) -> None:
