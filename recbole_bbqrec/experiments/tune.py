@@ -41,11 +41,6 @@ class BudgetSpent(BaseException):
     """The CPU time is used up. No `Exception`: what is running must not take it for a failure of its own."""
 
 
-def cpu_seconds() -> float:
-    """CPU seconds that this process has used so far, those of all its threads together."""
-    return time.process_time()
-
-
 def tune(
     model: str,
     dataset: str,
@@ -113,22 +108,21 @@ def _head(config: Config, run: Planned, space: dict[str, list[Any]]) -> dict[str
 
 def _go_on(search: Search, run: Planned, config: Config) -> int:
     """Run trials until the budget is used up, and print all of them."""
-    source = records.code_fingerprint()
+    source, ended = records.code_fingerprint(), "the budget is used up; --minutes raises it"
     if not search.is_spent:
         _share_features(config, search.place / "cache")
     while not search.is_spent:
         taken = search.take(source)
         if taken is None:
             elsewhere = any(trial.state == RUNNING for trial in search.trials)
-            say("every setting of the space has been tried" + ", or runs in another process" * elsewhere)
+            ended = "every setting of the space has been tried" + ", or runs in another process" * elsewhere
             break
         _run(search, *taken, run)
         search.keep_best()
         _stop_where_all_fail(search)
-    else:
-        say("the budget is used up; --minutes raises it")
     best = search.keep_best()
     print(search.page())
+    say(ended)
     if best is None:
         return 1
     files = " ".join([*(argument.partition("=")[2] for argument in run.files), str(best)])
@@ -140,16 +134,17 @@ def _go_on(search: Search, run: Planned, config: Config) -> int:
 
 def _run(search: Search, trial: optuna.Trial, lock: FileLock, run: Planned) -> None:
     """Run a trial to its end or to that of the budget, its time kept all along."""
-    number, settings = trial.number, trial.user_attrs["settings"]
-    what = ", ".join(f"{key} {value}" for key, value in settings.items())
+    number, settings, before = (trial.number, *(trial.user_attrs[key] for key in ("settings", "cpu_seconds")))
+    best, folder = search.score(search.ordered[0]), search.folder(number)
+    so_far = f", best so far {search.head['metric']} {best:.4f}" if best > 0 else ""
     name = f"trial {number}" + " (the defaults)" * (number == 0)
-    say(f"[{search.used / 60:.1f} of {search.minutes:g} CPU minutes{_best_so_far(search)}] {name}: {what}")
-    last = started = cpu_seconds()
-    before = trial.user_attrs.get("cpu_seconds", 0.0)
+    what = ", ".join(f"{key} {value}" for key, value in settings.items())
+    say(f"[{search.used / 60:.1f} of {search.minutes:g} CPU minutes{so_far}] {name}: {what}")
+    last = started = time.process_time()
 
     def keep_time(least: float = 0.0) -> None:
         nonlocal last
-        if (now := cpu_seconds()) >= last + least:
+        if (now := time.process_time()) >= last + least:
             last = now
             search.keep(trial, cpu_seconds=before + now - started)
             if search.is_spent:
@@ -158,16 +153,16 @@ def _run(search: Search, trial: optuna.Trial, lock: FileLock, run: Planned) -> N
     def after_epoch(trainer: Any) -> None:
         found, state, mark = trainer.best_valid_result, trainer.state, "masked_"
         metrics = {name.removeprefix(mark): value for name, value in found.items() if name.startswith(mark)}
+        trial.report(metrics[search.head["metric"]], state["epochs_done"])
         search.keep(trial, metrics=metrics, epochs={"best": state["best_epoch"] + 1, "done": state["epochs_done"]})
         keep_time()
 
-    own = {"checkpoint_dir": str(search.folder(number)), "cache_dir": str(search.place / "cache")}
+    given = {**run.given, **settings, "checkpoint_dir": str(folder), "cache_dir": str(search.place / "cache")}
     state, known = RUNNING, {}
     steps = register_optimizer_step_post_hook(lambda *_: keep_time(KEEP_EVERY))
     try:
         # A run prints its own table and that --final judges test; a trial has a row among the others instead.
         with contextlib.redirect_stdout(io.StringIO()):
-            given = {**run.given, **settings, **own}
             record, _ = quick_start.execute(run.files, given, inspect=check_leakage, after_epoch=after_epoch)
         state, known = DONE, {"metrics": record["metrics"]["valid"]["masked"], "epochs": record["epochs"]}
     except BudgetSpent:
@@ -176,11 +171,12 @@ def _run(search: Search, trial: optuna.Trial, lock: FileLock, run: Planned) -> N
         state, known = FAILED, {"metrics": {}, "error": " ".join(f"{type(error).__name__}: {error}".split())}
     finally:
         steps.remove()
-        search.keep(trial, state, cpu_seconds=before + cpu_seconds() - started, **known)
+        seconds = before + time.process_time() - started
+        search.keep(trial, state, cpu_seconds=seconds, **known)
         lock.release()
     if state != CUT:
-        shutil.rmtree(search.folder(number), ignore_errors=True)
-    say(f"  {search.summary(search.trials[number])}, {trial.user_attrs['cpu_seconds']:.0f} CPU seconds")
+        shutil.rmtree(folder, ignore_errors=True)
+    say(f"  {search.summary(search.study.trials[number])}, {seconds:.0f} CPU seconds")
 
 
 def _share_features(config: Config, cache: Path) -> None:
@@ -204,8 +200,3 @@ def _stop_where_all_fail(search: Search) -> None:
             f"{FAILURES} trials in a row failed, the last one with {last[-1].user_attrs['error']}; mend that and "
             f"delete {search.where} to begin again, or give the same command, which tries the next"
         )
-
-
-def _best_so_far(search: Search) -> str:
-    score = search.score(search.ordered[0])
-    return f", best so far {search.head['metric']} {score:.4f}" if score > 0 else ""

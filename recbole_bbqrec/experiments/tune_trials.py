@@ -3,6 +3,7 @@
 A trial's number stands for its settings, so a new trial is one atomic step of the storage and no settings run twice.
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -35,7 +36,7 @@ class Search:
     minutes : CPU time that it may use in all.
     results : folder below which it is kept, as `tune/<Dataset>/<Model>-<key>`.
     place : folder of its processes on this disk.
-    url : database to keep the trials in; where none is given, a journal beside the best settings does.
+    url : database to keep the trials in; without one, a journal beside the best settings.
 
     Raises
     ------
@@ -45,6 +46,7 @@ class Search:
     def __init__(self, head: dict[str, Any], minutes: float, results: Path, place: Path, url: str | None = None):
         self.head, self.minutes, self.place, self.url = head, minutes, place, url
         name = f"{head['dataset']}/{head['model']}-{head['key']}"
+        self.title = f"{head['model']} on {head['dataset']}, search {head['key']}, seed {head['seed']}"
         self.path = results / "tune" / f"{name}.jsonl"
         self.where = f"study {name} in --storage" if url else str(self.path)
         for folder in (place, self.path.parent):
@@ -72,22 +74,21 @@ class Search:
                 self.study.set_user_attr(key, value)
         path = self.path.with_suffix(".json")
         earlier = records.read(path)["trials"] if path.is_file() else []
-        for trial in earlier[len(self.trials) :]:
+        for trial in earlier[len(self.study.trials) :]:
             state = {"done": DONE, "failed": FAILED}.get(trial["state"], CUT)
             value = trial["metrics"][self.head["metric"]] if state == DONE else None
-            kept = {key: known for key, known in trial.items() if key not in ("number", "state")}
-            kept |= {"metrics": {}} if state == FAILED else {}
+            kept = {**trial, "metrics": {} if state == FAILED else trial["metrics"]}
             self.study.add_trial(optuna.create_trial(state=state, value=value, user_attrs=kept))
 
     @property
     def trials(self) -> list[FrozenTrial]:
-        """All trials by number, as the storage has them now."""
-        return self.study.get_trials(deepcopy=False)
+        """All trials that have begun, by number, as the storage has them now."""
+        return [trial for trial in self.study.get_trials(deepcopy=False) if "cpu_seconds" in trial.user_attrs]
 
     @property
     def used(self) -> float:
         """CPU seconds of all trials, those of other and of killed processes included."""
-        return sum(trial.user_attrs.get("cpu_seconds", 0.0) for trial in self.trials)
+        return sum(trial.user_attrs["cpu_seconds"] for trial in self.trials)
 
     @property
     def is_spent(self) -> bool:
@@ -100,24 +101,28 @@ class Search:
         What it has reached with other code than `source` does not count, its time does. None where nothing is left.
         """
         with FileLock(self.place / ".lock"):  # others here wait until the trial is locked
-            for one in self.trials:
-                # In a database it may run on another machine: then its folder is not here.
-                here = one.state == RUNNING and (not self.url or self.folder(one.number).is_dir())
-                if here and (lock := self._locked(one.number)):
-                    trial = Trial(self.study, one._trial_id)
-                    break
-            else:
-                if not any(one.state == CUT for one in self.trials) and self._settings(len(self.trials)) is None:
+            if (taken := self._killed()) is None:
+                known = self.study.get_trials(deepcopy=False)
+                if all(trial.state != CUT for trial in known) and self._settings(len(known)) is None:
                     return None
                 trial = self.study.ask()
-                lock = self._locked(trial.number)
-        settings = self._settings(trial.number)
-        if settings is None or lock is None:
-            self.keep(trial, FAILED, error="another machine took the last settings at the same moment")
+                taken = trial, self._locked(trial.number)
+        trial, reached = taken[0], taken[0].user_attrs
+        if (settings := self._settings(trial.number)) is None:  # another machine was faster to take the last ones
+            self.keep(trial, FAILED)
             return None
-        if trial.user_attrs.get("source") != source:
-            self.keep(trial, settings=settings, source=source, metrics={}, epochs={"best": 0, "done": 0})
-        return trial, lock
+        if reached.get("source") != source:
+            fresh = {"source": source, "metrics": {}, "epochs": {"best": 0, "done": 0}}
+            self.keep(trial, settings=settings, **fresh, cpu_seconds=reached.get("cpu_seconds", 0.0))
+        return taken
+
+    def _killed(self) -> tuple[Trial, FileLock] | None:
+        """The first trial whose process is gone; in a database, of those that ran here: others may run elsewhere."""
+        for trial in self.study.get_trials(deepcopy=False, states=(RUNNING,)):
+            if not self.url or self.folder(trial.number).is_dir():
+                with contextlib.suppress(Timeout):
+                    return Trial(self.study, trial._trial_id), self._locked(trial.number)
+        return None
 
     def _settings(self, number: int) -> dict[str, Any] | None:
         """The settings of a trial, which follow from its number; none where the space has no more."""
@@ -128,14 +133,11 @@ class Search:
         """Folder of what a trial writes while it runs."""
         return self.place / f"trial-{number}"
 
-    def _locked(self, number: int) -> FileLock | None:
-        """The lock of a trial; none where another process has it."""
+    def _locked(self, number: int) -> FileLock:
+        """The lock of a trial; a `Timeout` where another process has it."""
         self.folder(number).mkdir(exist_ok=True)
-        lock = FileLock(self.folder(number) / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            return None
+        lock = FileLock(self.folder(number) / ".lock")
+        lock.acquire(timeout=0)
         return lock
 
     def keep(self, trial: Trial, state: TrialState = RUNNING, **known: Any) -> None:
@@ -148,7 +150,7 @@ class Search:
 
     def score(self, trial: FrozenTrial) -> float:
         """Value by which trials are compared; below all others where validation has not judged it."""
-        return trial.user_attrs.get("metrics", {}).get(self.head["metric"], -math.inf)
+        return trial.user_attrs["metrics"].get(self.head["metric"], -math.inf)
 
     @property
     def ordered(self) -> list[FrozenTrial]:
@@ -161,57 +163,43 @@ class Search:
         if self.score(best) == -math.inf:
             return None
         spent = f"{len(self.trials)} trials after {self.used / 60:.1f} CPU minutes"
-        about = f"# {self._title}\n# Best of {spent}, on validation: {self.summary(best)}.\n"
+        about = f"# {self.title}\n# Best of {spent}, on validation: {self.summary(best)}.\n"
         settings = json.loads(json.dumps({**self.head["given"], **best.user_attrs["settings"]}))  # no tuples
         report.write_file(path, about + yaml.safe_dump(settings, sort_keys=False))
         return path
 
-    def page(self) -> str:
-        """All trials as a table, the best first."""
-        source, rows = records.code_fingerprint(), []
-        for trial in self.ordered:
-            known, judged = trial.user_attrs, self.score(trial) > -math.inf
-            state = NAMES[trial.state] + "‡" * (known.get("source") != source)
-            rows.append([
-                str(trial.number),
-                *(_short(known.get("settings", {}).get(key, "-")) for key in self.head["space"]),
-                *(f"{known['metrics'][name]:.4f}" if judged else "-" for name in self._metrics),
-                f"{known['epochs']['best']} of {known['epochs']['done']}" if judged else "-",
-                f"{known.get('cpu_seconds', 0):.0f}",
-                state,
-            ])  # fmt: skip
-        header = ["trial", *self.head["space"], *self._metrics, "epochs", "CPU s", "state"]
-        spent = f"{len(rows)} trials, {self.used / 60:.1f} of {self.minutes:g} CPU minutes used; trial 0: the defaults"
-        lines = [self._title, "", report.markdown_table(header, rows), "", spent]
-        if any(trial.state == CUT for trial in self.trials):
-            lines += ["cut: stopped where the budget ended; its best epoch counts, nothing is fitted after training"]
-        failed = [trial for trial in self.trials if trial.state == FAILED]
-        lines += [f"failed: trial {trial.number}: {trial.user_attrs['error']}" for trial in failed]
-        if any("‡" in row[-1] for row in rows):
-            lines += ["‡ made by another version of the code"]
-        return "\n".join(lines)
-
     def summary(self, trial: FrozenTrial) -> str:
         """What a trial has reached, in a few words."""
-        if trial.state == FAILED:
-            return f"failed: {trial.user_attrs['error']}"
+        known = trial.user_attrs
         if self.score(trial) == -math.inf:
-            return NAMES[trial.state]
-        values = ", ".join(f"{name} {trial.user_attrs['metrics'][name]:.4f}" for name in self._metrics)
-        cut = ", cut by the budget" * (trial.state == CUT)
-        return f"{values} (masked), {trial.user_attrs['epochs']['done']} epochs{cut}"
-
-    @property
-    def _title(self) -> str:
-        return "{model} on {dataset}, search {key}, seed {seed}".format(**self.head)
+            return NAMES[trial.state] + (f": {known['error']}" if trial.state == FAILED else "")
+        values = ", ".join(f"{name} {known['metrics'][name]:.4f}" for name in self._metrics)
+        return f"{values} (masked), {known['epochs']['done']} epochs" + ", cut by the budget" * (trial.state == CUT)
 
     @property
     def _metrics(self) -> list[str]:
         """The metric of the search, and NDCG@10 and recall@10 where they were measured."""
-        measured = next((metrics for trial in self.trials if (metrics := trial.user_attrs.get("metrics"))), None)
+        measured = next((trial.user_attrs["metrics"] for trial in self.ordered), {})
         names = dict.fromkeys([self.head["metric"], "ndcg@10", "recall@10"])
-        return [name for name in names if measured is None or name in measured]
+        return [name for name in names if not measured or name in measured]
 
-
-def _short(value: Any) -> str:
-    return ", ".join(map(_short, value)) if isinstance(value, (list, tuple)) else str(value)
+    def page(self) -> str:
+        """All trials as a table, the best first."""
+        source, rows, notes = records.code_fingerprint(), [], []
+        for trial in self.ordered:
+            known, judged = trial.user_attrs, self.score(trial) > -math.inf
+            settings = [str(known["settings"][key]).strip("[]") for key in self.head["space"]]
+            values = [f"{known['metrics'][name]:.4f}" if judged else "-" for name in self._metrics]
+            epochs = f"{known['epochs']['best']} of {known['epochs']['done']}" if judged else "-"
+            state = NAMES[trial.state] + "‡" * (known["source"] != source)
+            rows.append([str(trial.number), *settings, *values, epochs, f"{known['cpu_seconds']:.0f}", state])
+        header = ["trial", *self.head["space"], *self._metrics, "epochs", "CPU s", "state"]
+        spent = f"{self.used / 60:.1f} of {self.minutes:g} CPU minutes used"
+        if any(trial.state == CUT for trial in self.trials):
+            notes += ["cut: stopped where the budget ended; its best epoch counts, nothing is fitted after training"]
+        failed = [trial for trial in self.trials if trial.state == FAILED]
+        notes += [f"failed: trial {trial.number}: {trial.user_attrs['error']}" for trial in failed]
+        if any(trial.user_attrs["source"] != source for trial in self.trials):
+            notes += ["‡ made by another version of the code"]
+        about = f"{len(rows)} trials, {spent}; trial 0: the defaults"
+        return "\n".join([self.title, "", report.markdown_table(header, rows), "", about, *notes])

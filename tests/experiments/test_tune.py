@@ -34,7 +34,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = 1000.0
-        monkeypatch.setattr(module, "cpu_seconds", lambda: self.now)
+        monkeypatch.setattr(module.time, "process_time", lambda: self.now)
 
 
 class Run:
