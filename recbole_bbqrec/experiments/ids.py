@@ -26,8 +26,10 @@ AS_SET, NO_CLUB = "as set", "without CLUB"
 Cards = dict[str, list[dict[str, Any]]]
 """Report cards by row, a card a seed."""
 
-CODES = {"lowest utilisation": ".3f", "lowest perplexity": ".1f", "sharing": ",.0f", "moved": ",.0f"}
-TIMES = {"fit s": ".0f", "encode s": ".2f"}
+CODES = {
+    **{"lowest utilisation": ".3f", "lowest perplexity": ".1f", "sharing": ",.0f", "moved": ",.0f"},
+    **{"fit s": ".0f", "encode s": ".2f"},
+}
 PARTS = {"r2": "probe R2", "club": "CLUB", "reconstruction": "reconstruction", "dimensions": "dimensions of z_S"}
 """Columns of the two tables: of the first with their format, of the second by their name in a card."""
 
@@ -96,7 +98,7 @@ def markdown(measured: dict[str, Any]) -> str:
     cards: Cards = measured["rows"]
     first, settings = cards[AS_SET], measured["settings"]
     seeds = [str(card["seed"]) for card in first]
-    of_codes = {row: [{**_of_codes(card), **_of_time(card)} for card in of] for row, of in cards.items()}
+    of_codes = {row: [_of_codes(card) for card in of] for row, of in cards.items()}
     compared = [_of_codes(card["rqvae"]) for card in first if "skipped" not in card["rqvae"]]
     if compared:
         of_codes["RQ-VAE"] = compared
@@ -109,8 +111,8 @@ def markdown(measured: dict[str, Any]) -> str:
         "Where seeds differ: mean [least, most].",
         "## Before collisions are resolved",
         report.markdown_table(
-            ["tokenizer", "seeds", *CODES, *TIMES],
-            [[row, str(len(of)), *_over(of, {**CODES, **TIMES})] for row, of in of_codes.items()],
+            ["tokenizer", "seeds", *CODES],
+            [[row, str(len(of)), *_over(of, CODES)] for row, of in of_codes.items()],
         ),
         "utilisation: share of a codebook's codes in use; perplexity: how many codes an even use would need; both at "
         "the position where they are lowest. sharing: items whose ID another item has too. moved: items that got "
@@ -136,13 +138,15 @@ def markdown(measured: dict[str, Any]) -> str:
     return "\n\n".join([*parts, "## Warnings", "\n".join(warnings) or "None."]) + "\n"
 
 
-def _of_codes(card: Mapping[str, Any]) -> dict[str, float]:
-    lowest = {f"lowest {key}": min(code[key] for code in card["codes"]) for key in ("utilisation", "perplexity")}
-    return {**lowest, "sharing": card["collisions"]["before"]["sharing"], "moved": card["collisions"]["moved"]}
-
-
-def _of_time(card: Mapping[str, Any]) -> dict[str, float | None]:
-    return {"fit s": card["cost"]["seconds"], "encode s": card["encode_seconds"]}
+def _of_codes(card: Mapping[str, Any]) -> dict[str, float | None]:
+    """What the first table shows of one fit; nothing of the times of a comparison."""
+    return {
+        **{f"lowest {key}": min(code[key] for code in card["codes"]) for key in ("utilisation", "perplexity")},
+        "sharing": card["collisions"]["before"]["sharing"],
+        "moved": card["collisions"]["moved"],
+        "fit s": card.get("cost", {}).get("seconds"),
+        "encode s": card.get("encode_seconds"),
+    }
 
 
 def _over(found: Sequence[Mapping[str, Any]], formats: Mapping[str, str]) -> list[str]:

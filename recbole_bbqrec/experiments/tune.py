@@ -34,8 +34,6 @@ KEEP_EVERY = 2.0
 FAILURES = 5
 """So many failed trials in a row end the search: it is not their settings then."""
 
-FINAL = "final: settings are chosen on validation alone; drop it, and judge the chosen ones on test"
-
 
 class BudgetSpent(BaseException):
     """The CPU time is used up. No `Exception`: what is running must not take it for a failure of its own."""
@@ -74,14 +72,11 @@ def tune(
     if not 0 < minutes < float("inf"):
         raise InputError(f"--minutes: found {minutes:g}, expected CPU minutes above 0")
     given, files = given_and_files(arguments, "tuning")
-    if given.get("final"):
-        raise InputError(FINAL)
     run = Planned(model, {**QUIET, **given, "model": model, "dataset": dataset}, files)
     registry.get_model(model)
     path = space_file(model, space)
-    config = quick_start.configured(run.files, dict(run.given))
-    if config["final"]:
-        raise InputError(FINAL)
+    if given.get("final") or (config := quick_start.configured(run.files, dict(run.given)))["final"]:
+        raise InputError("final: settings are chosen on validation alone; drop it, and judge the chosen ones on test")
     if config["worker"]:
         raise InputError(f"worker: found {config['worker']}, expected 0: the time of further processes is not counted")
     head = _head(config, run, checked_space(path, read_space(path, config.yaml_loader), run))
@@ -153,8 +148,7 @@ def _run(search: Search, trial: optuna.Trial, lock: FileLock, run: Planned) -> N
     def after_epoch(trainer: Any) -> None:
         found, state, mark = trainer.best_valid_result, trainer.state, "masked_"
         metrics = {name.removeprefix(mark): value for name, value in found.items() if name.startswith(mark)}
-        trial.report(metrics[search.head["metric"]], state["epochs_done"])
-        search.keep(trial, metrics=metrics, epochs={"best": state["best_epoch"] + 1, "done": state["epochs_done"]})
+        search.judged(trial, metrics, {"best": state["best_epoch"] + 1, "done": state["epochs_done"]})
         keep_time()
 
     given = {**run.given, **settings, "checkpoint_dir": str(folder), "cache_dir": str(search.place / "cache")}

@@ -47,29 +47,25 @@ def read_space(path: Path, loader: Any = yaml.SafeLoader) -> Space:
     ------
     InputError : the file cannot be read, or something in it is no list of different values.
     """
-    contents = {path: _content(path, loader)}
-    while (base := contents[path].pop(EXTENDS, None)) is not None:
-        below = SPACES / f"{base}.yaml"
-        if not below.is_file() or below in contents:
-            raise InputError(f"{path}: {EXTENDS} {base!r}, expected another model that has a file in {SPACES}")
-        contents[path := below] = _content(below, loader)
-    return {key: values for content in reversed(contents.values()) for key, values in content.items()}
-
-
-def _content(path: Path, loader: Any) -> dict[str, Any]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: not a readable YAML file ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict) or not content:
-        raise InputError(f"{path}: found no keys, expected lines of the form key: [value, value]")
-    for key, values in content.items():
-        is_list = isinstance(values, list) and values and all(values.count(value) == 1 for value in values)
-        if key != EXTENDS and not is_list:
-            raise InputError(
-                f"{path}: {key}: found {values!r}, expected a list of different values, such as [0.1, 0.3]"
-            )
-    return content
+    space, files = {}, [path]
+    for file in files:
+        try:
+            content = yaml.load(file.read_text(encoding="utf-8"), Loader=loader)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"{file}: not a readable YAML file ({' '.join(str(error).split())})") from error
+        if not isinstance(content, dict) or not content:
+            raise InputError(f"{file}: found no keys, expected lines of the form key: [value, value]")
+        if (base := content.pop(EXTENDS, None)) is not None:
+            below = SPACES / f"{base}.yaml"
+            if not below.is_file() or below in files:
+                raise InputError(f"{file}: {EXTENDS} {base!r}, expected another model that has a file in {SPACES}")
+            files.append(below)
+        for key, values in content.items():
+            if not isinstance(values, list) or not values or any(values.count(value) > 1 for value in values):
+                wanted = "a list of different values, such as [0.1, 0.3]"
+                raise InputError(f"{file}: {key}: found {values!r}, expected {wanted}")
+        space = {**content, **space}
+    return space
 
 
 def checked_space(path: Path, space: Space, run: Planned) -> Space:
@@ -92,16 +88,16 @@ def checked_space(path: Path, space: Space, run: Planned) -> Space:
     if fixed:
         say(f"not searched, for the command fixes it: {fixed}")
     deciding = comparable_settings(run.config())
-    for key, value in [(key, value) for key, values in space.items() if key in checked for value in values]:
+    for key, found in checked.items():
         if key in PROTOCOL:
             raise InputError(f"{path}: {key}: all trials share it; take it out of the space")
-        try:
-            config = Planned(run.name, {**run.given, str(key): value}, run.files).config()
-        except InputError as error:
-            raise InputError(f"{path}: {key}: {error}") from error
+        for value in space[key]:
+            try:
+                found.append(Planned(run.name, {**run.given, str(key): value}, run.files).config()[key])
+            except InputError as error:
+                raise InputError(f"{path}: {key}: {error}") from error
         if key not in deciding:
             raise InputError(f"{path}: {key}: no result depends on it; take it out of the space")
-        checked[key].append(config[key])
     return checked
 
 

@@ -148,6 +148,12 @@ class Search:
             values = [known["metrics"][self.head["metric"]]] if state == DONE else None
             self.storage.set_trial_state_values(trial._trial_id, state, values)
 
+    def judged(self, trial: Trial, metrics: dict[str, float], epochs: dict[str, int]) -> None:
+        """Keep what a trial has reached by its last evaluation; a trial trained anew says it again."""
+        self.keep(trial, metrics=metrics, epochs=epochs)
+        score = metrics[self.head["metric"]]
+        self.storage.set_trial_intermediate_value(trial._trial_id, epochs["done"], score)
+
     def score(self, trial: FrozenTrial) -> float:
         """Value by which trials are compared; below all others where validation has not judged it."""
         return trial.user_attrs["metrics"].get(self.head["metric"], -math.inf)
