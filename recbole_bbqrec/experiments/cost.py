@@ -1,18 +1,15 @@
 """What scoring costs: time per user and peak memory of every way of scoring, with and without the additional code.
 
-Weights are untrained: the work does not depend on their values. Called as a program of its own, the module measures the
-memory of one bundle.
+Weights are untrained: the work does not depend on their values.
 """
 
-import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +18,6 @@ import psutil
 import torch
 from recbole.utils import init_seed
 from tqdm import tqdm
-
-import recbole_bbqrec
 
 from .. import registry, storage
 from ..config import Config
@@ -146,21 +141,22 @@ def _time(models: Sequence[Any], histories: np.ndarray, batch: int, rounds: int)
 
 def _memory(config: Config, model: Any, dataset: Any, histories: np.ndarray, batch: int) -> float:
     """Peak growth in MiB while a process that has just loaded the model as a bundle scores the histories."""
-    with tempfile.TemporaryDirectory() as folder:
+    threads = torch.get_num_threads()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (threads,)) as other,
+    ):
         header = {"model": config["model"], "settings": plain_settings(config)}
         checkpoint.save_weights(Path(folder, WEIGHTS), model, header)
         if model.candidates is not None:
             model.candidates.save(Path(folder, CANDIDATES))
         write_bundle(Path(folder), config, dataset)
-        np.save(Path(folder, "histories.npy"), histories, allow_pickle=False)
-        package = str(Path(str(recbole_bbqrec.__file__)).parent.parent)  # another Python finds this very one
-        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-        command = [sys.executable, "-m", "recbole_bbqrec.experiments.cost", folder, str(batch)]
-        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise RuntimeError(f"the process that measures memory failed:\n{done.stderr}")
-    return float(done.stdout.splitlines()[-1])
+        return other.submit(_growth_of, folder, histories, batch).result()
+
+
+def _growth_of(bundle: str, histories: np.ndarray, batch: int) -> float:
+    model = load_bundle(bundle).model
+    return peak_growth(lambda: score_all(model, histories, batch))
 
 
 def peak_growth(work: Callable[[], object]) -> float:
@@ -228,9 +224,3 @@ def figure(measured: Mapping[str, Any]) -> bytes:
     sizes = {label: report.Bar(*[entry["peak_growth_mib"]] * 3) for label, entry in entries.items()}
     title = f"Inference cost of BBQRec on {measured['dataset']}, with and without the additional code"
     return report.bar_figure(title, {"ms per user": times, "peak memory, MiB": sizes})
-
-
-if __name__ == "__main__":
-    bundle, batch = sys.argv[1:]
-    model, histories = load_bundle(bundle).model, np.load(Path(bundle, "histories.npy"), allow_pickle=False)
-    print(peak_growth(lambda: score_all(model, histories, int(batch))))
