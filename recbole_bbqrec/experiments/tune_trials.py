@@ -83,7 +83,7 @@ class Search:
     @property
     def trials(self) -> list[FrozenTrial]:
         """All trials that have begun, by number, as the storage has them now."""
-        return [trial for trial in self.study.get_trials(deepcopy=False) if "cpu_seconds" in trial.user_attrs]
+        return [trial for trial in self.study.get_trials(deepcopy=False) if "source" in trial.user_attrs]
 
     @property
     def used(self) -> float:
@@ -112,8 +112,8 @@ class Search:
             self.keep(trial, FAILED)
             return None
         if reached.get("source") != source:
-            fresh = {"source": source, "metrics": {}, "epochs": {"best": 0, "done": 0}}
-            self.keep(trial, settings=settings, **fresh, cpu_seconds=reached.get("cpu_seconds", 0.0))
+            begun = {"settings": settings, "metrics": {}, "epochs": {"best": 0, "done": 0}}
+            self.keep(trial, **begun, cpu_seconds=reached.get("cpu_seconds", 0.0), source=source)  # the source last
         return taken
 
     def _killed(self) -> tuple[Trial, FileLock] | None:

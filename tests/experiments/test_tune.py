@@ -505,6 +505,21 @@ def test_a_database_that_cannot_be_used_is_named(tiny, tmp_path, url):
         search(tiny, tmp_path, None, storage=url)
 
 
+HEAD = {"model": "SASRec", "dataset": "tiny", "key": "k", "seed": 1, "metric": "ndcg@10", "given": {}}
+
+
+def test_a_process_killed_between_two_steps_leaves_nothing_in_the_way(tmp_path):
+    head = {**HEAD, "space": {"n_layers": [1, 2]}, "defaults": {"n_layers": 1}}
+    found = Search(head, 1.0, tmp_path / "results", tmp_path / "saved")
+    found.study.ask()  # and killed: the trial exists, nothing is known of it
+    held = [found.take("code"), found.take("code")]
+    assert [trial.number for trial, _ in held] == [0, 1]
+    assert [trial.user_attrs["settings"] for trial, _ in held] == [{"n_layers": 1}, {"n_layers": 2}]
+    found.study.ask()  # as another machine might that saw settings left at the same moment
+    assert found.take("code") is None and found.take("code") is None
+    assert [trial.number for trial in found.trials] == [0, 1] and "2 trials" in found.page()
+
+
 RESULTS = Path(__file__).parents[2] / "results/tune"
 
 
