@@ -6,6 +6,7 @@ Weights are untrained: the work does not depend on their values.
 import platform
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -164,15 +165,20 @@ def peak_growth(work: Callable[[], object]) -> float:
 
     Looked at in short intervals rather than read from the system's high-water mark, which loading has raised already.
     """
-    process = psutil.Process()
-    before = highest = process.memory_info().rss
+    process, done = psutil.Process(), threading.Event()
+    seen = [process.memory_info().rss]
+
+    def watch() -> None:
+        while not done.wait(INTERVAL):
+            seen.append(process.memory_info().rss)
+
     with ThreadPoolExecutor(1) as pool:
-        working = pool.submit(work)
-        while not working.done():
-            time.sleep(INTERVAL)
-            highest = max(highest, process.memory_info().rss)
-    working.result()
-    return (highest - before) / 2**20
+        pool.submit(watch)
+        try:
+            work()
+        finally:
+            done.set()
+    return (max(*seen, process.memory_info().rss) - seen[0]) / 2**20
 
 
 def _size(model: Any) -> float:
