@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import math
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,12 @@ class Search:
     """
 
     def __init__(self, head: dict[str, Any], minutes: float, results: Path, place: Path, url: str | None = None):
-        self.head, self.minutes, self.place, self.url = head, minutes, place, url
+        self.head, self.minutes, self.place = head, minutes, place
         name = f"{head['dataset']}/{head['model']}-{head['key']}"
         self.title = f"{head['model']} on {head['dataset']}, search {head['key']}, seed {head['seed']}"
         self.path = results / "tune" / f"{name}.jsonl"
+        # Where its trials run. A journal belongs to one machine, so there an unknown place is this one.
+        self.here = (f"{platform.node()}:{place.resolve()}",) if url else (str(place), None)
         self.where = f"study {name} in --storage" if url else str(self.path)
         for folder in (place, self.path.parent):
             folder.mkdir(parents=True, exist_ok=True)
@@ -114,14 +117,18 @@ class Search:
         if reached.get("source") != source:
             begun = {"settings": settings, "metrics": {}, "epochs": {"best": 0, "done": 0}}
             self.keep(trial, **begun, cpu_seconds=reached.get("cpu_seconds", 0.0), source=source)  # the source last
+        self.keep(trial, place=self.here[0])
         return taken
 
     def _killed(self) -> tuple[Trial, FileLock] | None:
-        """The first trial whose process is gone; in a database, of those that ran here: others may run elsewhere."""
+        """The first trial that ran here and whose process is gone; one of another machine may be running."""
         for trial in self.study.get_trials(deepcopy=False, states=(RUNNING,)):
-            if not self.url or self.folder(trial.number).is_dir():
+            if trial.user_attrs.get("place") in self.here:
                 with contextlib.suppress(Timeout):
-                    return Trial(self.study, trial._trial_id), self._locked(trial.number)
+                    lock = self._locked(trial.number)
+                    if self.storage.get_trial(trial._trial_id).state == RUNNING:  # it may just have ended
+                        return Trial(self.study, trial._trial_id), lock
+                    lock.release()
         return None
 
     def _settings(self, number: int) -> dict[str, Any] | None:
@@ -141,7 +148,9 @@ class Search:
         return lock
 
     def keep(self, trial: Trial, state: TrialState = RUNNING, **known: Any) -> None:
-        """Keep what is known of a trial, and how it has ended; done and failed are for good."""
+        """Keep what is known of a trial, and how it has ended; done and failed are for good, a cut one has no place."""
+        if state == CUT:
+            known["place"] = None
         for key, value in known.items():
             trial.set_user_attr(key, value)
         if state != RUNNING:

@@ -23,7 +23,7 @@ from recbole_bbqrec.experiments import tune_space
 from recbole_bbqrec.experiments.runner import Planned
 from recbole_bbqrec.experiments.tune import tune
 from recbole_bbqrec.experiments.tune_space import checked_space, drawn, read_space, space_file
-from recbole_bbqrec.experiments.tune_trials import NAMES, Search
+from recbole_bbqrec.experiments.tune_trials import CUT, NAMES, Search
 
 SPACE = {"learning_rate": [0.001, 0.01], "hidden_dropout_prob": [0.1, 0.3, 0.5], "n_layers": [1, 2]}
 EPOCHS, EPOCH = 4, 5.0
@@ -518,6 +518,26 @@ def test_a_process_killed_between_two_steps_leaves_nothing_in_the_way(tmp_path):
     found.study.ask()  # as another machine might that saw settings left at the same moment
     assert found.take("code") is None and found.take("code") is None
     assert [trial.number for trial in found.trials] == [0, 1] and "2 trials" in found.page()
+
+
+def test_a_trial_of_another_machine_is_left_alone_and_a_cut_one_goes_anywhere(tmp_path, monkeypatch):
+    head = {**HEAD, "space": {"n_layers": [1, 2]}, "defaults": {"n_layers": 1}}
+
+    def machine(name):
+        monkeypatch.setattr("platform.node", lambda: name)
+        return Search(head, 1.0, tmp_path / "results", tmp_path / name, f"sqlite:///{tmp_path / 'search.db'}")
+
+    one, other = machine("one"), machine("other")
+    held = [one.take("code"), other.take("code")]
+    assert [trial.number for trial, _ in held] == [0, 1]
+    held[0][1].release()  # as by a kill
+    assert other.take("code") is None
+    trial, lock = one.take("code")
+    assert trial.number == 0
+    one.keep(trial, CUT)
+    lock.release()
+    again = other.take("code")
+    assert again[0].number == 0 and one.take("code") is None, "it runs on the other machine now"
 
 
 RESULTS = Path(__file__).parents[2] / "results/tune"
