@@ -167,12 +167,13 @@ def _ablate(given: argparse.Namespace, settings: list[str]) -> int | None:
     RESULTS,
     _option("--minutes", type=float, default=60.0, help="CPU time of all trials together (default 60)"),
     _option("--space", type=Path, metavar="FILE", help="keys and their values (default: the model's own)"),
+    _option("--storage", metavar="URL", help="database of the trials, for many processes (default: a file)"),
     settings=True,
 )
 def _tune(given: argparse.Namespace, settings: list[str]) -> int:
     from .experiments.tune import tune
 
-    return tune(given.model, given.dataset, given.minutes, settings, given.space, given.results)
+    return tune(given.model, given.dataset, given.minutes, settings, given.space, given.results, given.storage)
 
 
 @_command(

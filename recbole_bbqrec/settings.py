@@ -179,8 +179,10 @@ def checked(key: str, value: Any, default: Any) -> Any:
     if value is None and (known.may_be_empty or default is None or expected in (str, dict, list)):
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        whole = expected is int and float(value).is_integer()
-        value = expected(value) if whole or expected in (float, str) else value
+        if expected is int:
+            value = int(value) if float(value).is_integer() else value
+        elif expected in (float, str):
+            value = expected(value)
     if expected is list and isinstance(value, (str, int, float, tuple)):
         value = list(value) if isinstance(value, tuple) else [value]
     wrong_bool = isinstance(value, bool) and expected in (int, float)

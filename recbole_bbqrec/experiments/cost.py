@@ -3,24 +3,22 @@
 Weights are untrained: the work does not depend on their values.
 """
 
-import json
-import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from recbole.utils import init_seed
 from tqdm import tqdm
-
-import recbole_bbqrec
 
 from .. import registry, storage
 from ..config import Config
@@ -28,45 +26,26 @@ from ..data.dataloader import split_loaders
 from ..errors import InputError
 from ..evaluation import report
 from ..model.candidates import CANDIDATES, build_candidates
-from ..serving.bundle import WEIGHTS, write_bundle
+from ..serving.bundle import WEIGHTS, load_bundle, write_bundle
 from ..settings import plain_settings
 from ..training import checkpoint
-from . import memory, records
+from . import records
 from .runner import QUIET, given_and_files
-
-SCORINGS = ("dense", "codes", "joint", "generate")
 
 PLAIN = {"similarity_attention": "off", "use_code_embedding": False, "candidate_similarity": []}
 """Settings without the additional code: what is left of it is what the scoring itself needs."""
 
 CODES = {"with": {}, "without": PLAIN}
 
+VARIANTS = [(scoring, code) for scoring in ("dense", "codes", "joint", "generate") for code in CODES]
+"""Ways of scoring, each `with` and `without` the additional code."""
 
-class Variant(NamedTuple):
-    """One way of scoring, `with` or `without` the additional code, and the settings that make it."""
-
-    scoring: str
-    code: str
-    changes: dict[str, Any]
-
-
-VARIANTS = tuple(Variant(way, code, {"scoring": way, **CODES[code]}) for way in SCORINGS for code in CODES)
-
-
-class Prepared(NamedTuple):
-    """A model ready to score, with the settings it was built from."""
-
-    config: Config
-    model: Any
+INTERVAL = 0.001
+"""Seconds between two looks at the resident memory."""
 
 
 def cost(
-    dataset: str,
-    n_users: int = 1000,
-    rounds: int = 5,
-    arguments: Sequence[str] = (),
-    results: Path = Path("results"),
-    variants: Sequence[Variant] = VARIANTS,
+    dataset: str, n_users: int = 1000, rounds: int = 5, arguments: Sequence[str] = (), results: Path = Path("results")
 ) -> dict[str, Any]:
     """Measure all variants, write table, JSON and figure, print the table and return what was measured.
 
@@ -81,50 +60,68 @@ def cost(
             raise InputError(f"--{name}: found {value}, expected at least 1")
     given, files = given_and_files(arguments, "the measurement")
     given = {**QUIET, **given, "model": "BBQRec", "dataset": dataset}
-    all_given = [given, *({**given, **variant.changes} for variant in variants)]
-    config, *configs = [Config(arguments=files, config_dict=one) for one in all_given]  # all checked before any work
+    changes = [{}, *({"scoring": scoring, **CODES[code]} for scoring, code in VARIANTS)]
+    config, *configs = [Config(arguments=files, config_dict={**given, **one}) for one in changes]  # all checked first
     init_seed(config["seed"], config["reproducibility"])
     data = registry.get_dataset(config["model"])(config)
     train, valid, _ = split_loaders(config, data)
-    prepared = [_prepared(one, train._dataset) for one in configs]
-    histories = _histories(valid._dataset, n_users, config["seed"])
-    seconds = _time([one.model for one in prepared], histories, config["eval_batch_size"], rounds)
-    growth = [_memory(one, data, histories, config["eval_batch_size"]) for one in tqdm(prepared, "Memory", ncols=100)]
+    models = [_model(one, train._dataset) for one in configs]
+    histories, batch = _histories(valid._dataset, n_users, config["seed"]), config["eval_batch_size"]
+    seconds = _time(models, histories, batch, rounds)
     measured = {
         "dataset": dataset,
         "users": len(histories),
         "mean_length": float((histories != 0).sum(1).mean()),
         "items": data.item_num - 1,
-        "batch": config["eval_batch_size"],
+        "batch": batch,
         "rounds": rounds,
         "threads": torch.get_num_threads(),
         "machine": f"{platform.system()} {platform.machine()}",
         "versions": report.versions(),
         "settings": records.comparable_settings(config),
         "variants": [
-            _described(variant, one.model, times, mib)
-            for variant, one, times, mib in zip(variants, prepared, seconds, growth, strict=True)
+            {
+                "scoring": scoring,
+                "code": code,
+                "seconds_per_user": seconds[at],
+                "peak_growth_mib": _memory(configs[at], models[at], data, histories, batch),
+                "model_mib": _size(models[at]),
+            }
+            for at, (scoring, code) in enumerate(tqdm(VARIANTS, "Memory", ncols=100))
         ],
     }
-    write(measured, results)
-    print(markdown(measured))
+    stem, page = results / f"inference-cost-{dataset}", markdown(measured)
+    report.write_file(stem.with_suffix(".png"), figure(measured))
+    report.write_file(stem.with_suffix(".md"), page)
+    storage.write_json(stem.with_suffix(".json"), measured)
+    print(page)
     return measured
 
 
-def _prepared(config: Config, dataset: Any) -> Prepared:
+def _model(config: Config, dataset: Any) -> Any:
     """Build a model as a run does, candidate similarity included, without fitting anything."""
     model = registry.build_model(config, dataset).to(config["device"])
     candidates = build_candidates(config, dataset)
     model.candidates = candidates.to(config["device"]) if candidates is not None else None
-    return Prepared(config, model.eval())
+    return model.eval()
 
 
 def _histories(dataset: Any, n_users: int, seed: int) -> np.ndarray:
     """Histories [U, T] of users drawn from a split, longest last, as they are ranked in evaluation."""
     rows = dataset.inter_feat[dataset.iid_field + dataset.config["LIST_SUFFIX"]].numpy()
-    chosen = np.random.default_rng(seed).permutation(len(rows))[:n_users]
-    rows = rows[chosen]
+    rows = rows[np.random.default_rng(seed).permutation(len(rows))[:n_users]]
     return rows[np.argsort((rows != 0).sum(1), kind="stable")]
+
+
+@torch.no_grad()
+def score_all(model: Any, histories: np.ndarray, batch: int) -> None:
+    """Score all items after each history [U, T] and drop the scores; what all histories share is computed once."""
+    device = next(model.parameters()).device
+    with model.cached_rows():
+        for rows in torch.from_numpy(histories).split(batch):
+            model.score(rows.to(device))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _time(models: Sequence[Any], histories: np.ndarray, batch: int, rounds: int) -> list[list[float]]:
@@ -132,78 +129,83 @@ def _time(models: Sequence[Any], histories: np.ndarray, batch: int, rounds: int)
 
     What slows the machine meanwhile slows all of them.
     """
-    seconds: list[list[float]] = [[] for _ in models]
     for model in models:
-        memory.score_all(model, histories[-batch:], batch)
+        score_all(model, histories[-batch:], batch)
+    seconds: list[list[float]] = [[] for _ in models]
     turns = [(index, turn) for turn in range(rounds) for index in range(len(models))[:: 1 - 2 * (turn % 2)]]
     for index, _ in tqdm(turns, "Time", ncols=100):
         started = time.perf_counter()
-        memory.score_all(models[index], histories, batch)
+        score_all(models[index], histories, batch)
         seconds[index].append((time.perf_counter() - started) / len(histories))
     return seconds
 
 
-def _memory(one: Prepared, dataset: Any, histories: np.ndarray, batch: int) -> float:
+def _memory(config: Config, model: Any, dataset: Any, histories: np.ndarray, batch: int) -> float:
     """Peak growth in MiB while a process that has just loaded the model as a bundle scores the histories."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        header = {"model": one.config["model"], "settings": plain_settings(one.config)}
-        checkpoint.save_weights(folder / WEIGHTS, one.model, header)
-        if one.model.candidates is not None:
-            one.model.candidates.save(folder / CANDIDATES)
-        write_bundle(folder, one.config, dataset)
-        np.save(folder / "histories.npy", histories, allow_pickle=False)
-        given = [name, str(folder / "histories.npy"), str(batch), str(torch.get_num_threads())]
-        done = subprocess.run(
-            [sys.executable, "-m", memory.__name__, *given], capture_output=True, text=True, env=_environment()
-        )
-    if done.returncode:
-        raise RuntimeError(f"the process that measures memory failed:\n{done.stderr}")
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    threads = torch.get_num_threads()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (threads,)) as other,
+    ):
+        header = {"model": config["model"], "settings": plain_settings(config)}
+        checkpoint.save_weights(Path(folder, WEIGHTS), model, header)
+        if model.candidates is not None:
+            model.candidates.save(Path(folder, CANDIDATES))
+        write_bundle(Path(folder), config, dataset)
+        return other.submit(_growth_of, folder, histories, batch).result()
 
 
-def _environment() -> dict[str, str]:
-    """Environment in which another Python finds this very package."""
-    here = str(Path(str(recbole_bbqrec.__file__)).parent.parent)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])}
+def _growth_of(bundle: str, histories: np.ndarray, batch: int) -> float:
+    model = load_bundle(bundle).model
+    return peak_growth(lambda: score_all(model, histories, batch))
 
 
-def _described(variant: Variant, model: Any, seconds: list[float], mib: float) -> dict[str, Any]:
+def peak_growth(work: Callable[[], object]) -> float:
+    """Largest growth of this process's resident memory while `work` runs, in MiB.
+
+    Looked at in short intervals rather than read from the system's high-water mark, which loading has raised already.
+    """
+    process, done = psutil.Process(), threading.Event()
+    seen = [process.memory_info().rss]
+
+    def watch() -> None:
+        while not done.wait(INTERVAL):
+            seen.append(process.memory_info().rss)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(watch)
+        try:
+            work()
+        finally:
+            done.set()
+    return (max(*seen, process.memory_info().rss) - seen[0]) / 2**20
+
+
+def _size(model: Any) -> float:
+    """MiB of weights, tables and lists of neighbours."""
     lists = [] if model.candidates is None else model.candidates.signals.values()
     tensors = [*model.parameters(), *model.buffers(), *(part for signal in lists for part in signal[:3])]
-    return {
-        "scoring": variant.scoring,
-        "code": variant.code,
-        "seconds_per_user": seconds,
-        "peak_growth_mib": mib,
-        "model_mib": sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**20,
-    }
-
-
-def write(measured: Mapping[str, Any], results: Path) -> None:
-    """Write `inference-cost-<Dataset>` as Markdown, JSON and figure."""
-    stem = results / f"inference-cost-{measured['dataset']}"
-    report.write_file(stem.with_suffix(".png"), figure(measured))
-    report.write_file(stem.with_suffix(".md"), markdown(measured))
-    storage.write_json(stem.with_suffix(".json"), measured)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**20
 
 
 def markdown(measured: Mapping[str, Any]) -> str:
     """Return the page of a measurement."""
-    header = ["scoring", "ms/user with", "ms/user without", "ratio", *("peak MiB with", "peak MiB without")]
-    header += ["model MiB with", "model MiB without"]
-    by_scoring: dict[str, dict[str, Any]] = {}
-    for entry in measured["variants"]:
-        by_scoring.setdefault(entry["scoring"], {})[entry["code"]] = entry
-    table = report.markdown_table(header, [_cells(name, pair) for name, pair in by_scoring.items()])
+    header = ["scoring", *(f"{name} {code}" for name in ("ms/user", "peak MiB", "model MiB") for code in CODES)]
+    header.insert(3, "ratio")
+    entries, rows = measured["variants"], []
+    for pair in zip(entries[::2], entries[1::2], strict=True):  # with and without
+        times = [_milliseconds(entry) for entry in pair]
+        cells = [f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]" for one in times]
+        sizes = [f"{entry[key]:.0f}" for key in ("peak_growth_mib", "model_mib") for entry in pair]
+        rows.append([pair[0]["scoring"], *cells, f"{times[0].value / times[1].value:.2f}", *sizes])
     plain = ", ".join(f"{key}: {value}" for key, value in PLAIN.items())
-    torch_version, threads = measured["versions"].get("torch"), measured["threads"]
+    threads = measured["threads"]
     parts = [
         f"# Inference cost of BBQRec on {measured['dataset']}",
         f"{measured['users']} histories (mean length {measured['mean_length']:.1f}) against all {measured['items']} "
-        f"items, in batches of {measured['batch']}; {threads} thread{'s' * (threads > 1)}, torch {torch_version}, "
-        f"{measured['machine']}.",
-        table,
+        f"items, in batches of {measured['batch']}; {threads} thread{'s' * (threads > 1)}, torch "
+        f"{measured['versions'].get('torch')}, {measured['machine']}.",
+        report.markdown_table(header, rows),
         f"*with* and *without* the additional code; without: `{plain}`.",
         f"ms/user: median [least, most] of {measured['rounds']} rounds, all variants side by side in one process, in "
         "alternating order; what all histories share, as the rows of the items, is computed once a round; ratio: with "
@@ -215,21 +217,16 @@ def markdown(measured: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _cells(name: str, pair: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    milliseconds = {code: [1000 * value for value in entry["seconds_per_user"]] for code, entry in pair.items()}
-    medians = {code: statistics.median(values) for code, values in milliseconds.items()}
-    times = [f"{medians[code]:.3f} [{min(values):.3f}, {max(values):.3f}]" for code, values in milliseconds.items()]
-    sizes = [f"{pair[code][key]:.0f}" for key in ("peak_growth_mib", "model_mib") for code in CODES]
-    return [name, *times, f"{medians['with'] / medians['without']:.2f}", *sizes]
+def _milliseconds(entry: Mapping[str, Any]) -> report.Bar:
+    """Milliseconds per user: median, least and most of the rounds."""
+    values = [1000 * value for value in entry["seconds_per_user"]]
+    return report.Bar(statistics.median(values), min(values), max(values))
 
 
 def figure(measured: Mapping[str, Any]) -> bytes:
     """Draw time per user and peak memory of all variants; returns a PNG."""
-    times, sizes = {}, {}
-    for entry in measured["variants"]:
-        label = f"{entry['scoring']}, {entry['code']}"
-        values = [1000 * value for value in entry["seconds_per_user"]]
-        times[label] = report.Bar(statistics.median(values), min(values), max(values))
-        sizes[label] = report.Bar(*[entry["peak_growth_mib"]] * 3)
+    entries = {f"{entry['scoring']}, {entry['code']}": entry for entry in measured["variants"]}
+    times = {label: _milliseconds(entry) for label, entry in entries.items()}
+    sizes = {label: report.Bar(*[entry["peak_growth_mib"]] * 3) for label, entry in entries.items()}
     title = f"Inference cost of BBQRec on {measured['dataset']}, with and without the additional code"
     return report.bar_figure(title, {"ms per user": times, "peak memory, MiB": sizes})

@@ -30,7 +30,7 @@ def feature_report(config: Any) -> str:
     without = {"attach_item_features": False, "attach_semantic_ids": False, "similarity_attention": "off"}
     plain.final_config_dict = config.final_config_dict | without
     dataset = MultiModalSequentialDataset(plain)  # its items are those that a run sees
-    tokens, folder = sorted(dataset.item_tokens[1:]), dataset.cache_dir
+    tokens, folder = sorted(dataset.catalogue.tokens[1:]), dataset.cache_dir
     unused = set(folder.glob("features-*")) if modalities(config) else set()
     rows: list[list[str]] = []
     lines: list[str] = []

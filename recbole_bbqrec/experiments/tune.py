@@ -6,15 +6,17 @@ nothing that another run has left behind is had for free. Item features are: the
 """
 
 import contextlib
-import functools
 import io
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+import optuna
+from filelock import FileLock
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .. import quick_start, registry
 from ..config import Config
@@ -22,16 +24,19 @@ from ..data.feature_sources import modalities
 from ..errors import InputError
 from ..evaluation.leakage import check_leakage
 from . import records
-from .runner import QUIET, Execute, Planned, given_and_files, say
-from .tune_budget import BudgetSpent, cpu_seconds, looking_every
-from .tune_space import Space, checked_space, drawn, read_space, space_file
-from .tune_trials import CUT, DONE, FAILED, RUNNING, Search, Trial, new_trial
+from .runner import QUIET, Planned, given_and_files, say
+from .tune_space import checked_space, read_space, space_file
+from .tune_trials import CUT, DONE, FAILED, RUNNING, Search
 
-LOOK_EVERY = 2.0
-"""CPU seconds between two looks at the budget, at each of which the time of the running trial is kept."""
+KEEP_EVERY = 2.0
+"""CPU seconds of training after which a trial's time is kept and compared with the budget."""
 
 FAILURES = 5
 """So many failed trials in a row end the search: it is not their settings then."""
+
+
+class BudgetSpent(BaseException):
+    """The CPU time is used up. No `Exception`: what is running must not take it for a failure of its own."""
 
 
 def tune(
@@ -41,19 +46,20 @@ def tune(
     arguments: Sequence[str] = (),
     space: Path | None = None,
     results: Path = Path("results"),
-    execute: Execute | None = None,
+    storage: str | None = None,
 ) -> int:
     """Search a model's space until the budget is used up or nothing is left to try, and print all trials.
 
-    The same command goes on where it stopped, and so does one with more minutes, a trial that was cut included.
+    The same command goes on where it stopped, and so does one with more minutes, a trial that was cut included. Given
+    while another process runs it, both share trials and budget.
 
     Parameters
     ----------
-    minutes : CPU time of this and all earlier calls, over all trials: training, evaluation and item tokenizer.
+    minutes : CPU time of this and all other calls, over all trials: training, evaluation and item tokenizer.
     arguments : `--key=value` settings of all trials; a key that the space has too is not searched.
     space : file of the space, in place of the one that comes with the program.
-    results : folder that holds `tune/<Dataset>/<Model>-<key>.json` and `.yaml`.
-    execute : stands in for `quick_start.execute` with its check for leakage.
+    results : folder that holds `tune/<Dataset>/<Model>-<key>.jsonl` and `.yaml`.
+    storage : URL of a database that keeps the trials instead of the `.jsonl` file, for processes on many machines.
 
     Returns
     -------
@@ -61,57 +67,27 @@ def tune(
 
     Raises
     ------
-    InputError : the test split is asked for, a setting or the space is wrong, another process runs this search.
+    InputError : the test split is asked for; a setting, the space or the storage is wrong.
     """
     if not 0 < minutes < float("inf"):
         raise InputError(f"--minutes: found {minutes:g}, expected CPU minutes above 0")
-    run = _planned(model, dataset, arguments)
+    given, files = given_and_files(arguments, "tuning")
+    run = Planned(model, {**QUIET, **given, "model": model, "dataset": dataset}, files)
     registry.get_model(model)
     path = space_file(model, space)
-    config = quick_start.configured(run.files, dict(run.given))
-    _check(config)
-    searched = checked_space(path, _free(read_space(path, config.yaml_loader), run, path), run)
-    head = _head(config, run, searched)
-    place = Path(config["checkpoint_dir"]) / "tune" / f"{model}-{dataset}-{head['key']}"
-    place.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(place / ".lock", timeout=0):
-            return _go_on(Search.load(results / "tune" / dataset, head, minutes), run, config, place, execute)
-    except Timeout as error:
-        raise InputError(f"{place}: another process runs this search; wait for it, or end it") from error
-
-
-def _planned(model: str, dataset: str, arguments: Sequence[str]) -> Planned:
-    """The settings that all trials share."""
-    given, files = given_and_files(arguments, "tuning")
-    if given.get("final"):
-        _refuse_final()
-    return Planned(model, {**QUIET, **given, "model": model, "dataset": dataset}, files)
-
-
-def _refuse_final() -> None:
-    raise InputError("final: settings are chosen on validation alone; drop it, and judge the chosen ones on test")
-
-
-def _check(config: Config) -> None:
-    """Refuse what would make the budget or the choice mean something else."""
+    quick_start.fetch_missing(run.files, dict(run.given))
+    config = run.config()
     if config["final"]:
-        _refuse_final()
+        raise InputError("final: settings are chosen on validation alone; drop it, and judge the chosen ones on test")
     if config["worker"]:
         raise InputError(f"worker: found {config['worker']}, expected 0: the time of further processes is not counted")
+    head = _head(config, run, checked_space(path, read_space(path, config.yaml_loader), run))
+    place = Path(config["checkpoint_dir"]) / "tune" / f"{model}-{dataset}-{head['key']}"
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return _go_on(Search(head, minutes, results, place, storage), run, config)
 
 
-def _free(space: Space, run: Planned, path: Path) -> Space:
-    """The keys of a space that the command has not fixed."""
-    fixed = [key for key in space if key in run.given]
-    if fixed:
-        say(f"not searched, for the command fixes it: {', '.join(fixed)}")
-    if len(fixed) == len(space):
-        raise InputError(f"{path}: the command fixes all of its keys ({', '.join(fixed)}); nothing is left to search")
-    return {key: values for key, values in space.items() if key not in fixed}
-
-
-def _head(config: Config, run: Planned, space: Space) -> dict[str, Any]:
+def _head(config: Config, run: Planned, space: dict[str, list[Any]]) -> dict[str, Any]:
     """What a search is; its `key` stands for all that its trials depend on."""
     base = records.comparable_settings(config)
     what = {"settings": base, "space": space, "seed": config["seed"]}
@@ -127,23 +103,23 @@ def _head(config: Config, run: Planned, space: Space) -> dict[str, Any]:
     }
 
 
-def _go_on(search: Search, run: Planned, config: Config, place: Path, execute: Execute | None) -> int:
+def _go_on(search: Search, run: Planned, config: Config) -> int:
     """Run trials until the budget is used up, and print all of them."""
-    execute = execute or functools.partial(quick_start.execute, inspect=check_leakage)
-    source = records.code_fingerprint()
-    trial = _next(search, source)
-    if search.left > 0 and trial is not None:
-        _share_features(config, place / "cache")
-    while search.left > 0 and trial is not None:
-        say(_line(search, trial))
-        _run(search, trial, run, place, execute)
-        say(f"  {search.summary(trial)}, {trial['cpu_seconds']:.0f} CPU seconds")
+    source, ended = records.code_fingerprint(), "the budget is used up; --minutes raises it"
+    if not search.is_spent:
+        _share_features(config, search.place / "cache")
+    while not search.is_spent:
+        taken = search.take(source)
+        if taken is None:
+            elsewhere = any(trial.state == RUNNING for trial in search.trials)
+            ended = "every setting of the space has been tried" + ", or runs in another process" * elsewhere
+            break
+        _run(search, *taken, run)
         search.keep_best()
         _stop_where_all_fail(search)
-        trial = _next(search, source)
     best = search.keep_best()
     print(search.page())
-    say("every setting of the space has been tried" if trial is None else "the budget is used up; --minutes raises it")
+    say(ended)
     if best is None:
         return 1
     files = " ".join([*(argument.partition("=")[2] for argument in run.files), str(best)])
@@ -153,64 +129,50 @@ def _go_on(search: Search, run: Planned, config: Config, place: Path, execute: E
     return 0
 
 
-def _next(search: Search, source: str) -> Trial | None:
-    """The trial to go on with, or a new one; none where everything has been tried."""
-    if search.trials and search.trials[-1]["state"] in (RUNNING, CUT):
-        return _again(search.trials[-1], source)
-    tried = [trial["settings"] for trial in search.trials]
-    for settings in drawn(search.head["space"], search.head["defaults"], search.head["seed"]):
-        if settings not in tried:
-            return new_trial(len(tried), settings, source)
-    return None
-
-
-def _again(trial: Trial, source: str) -> Trial:
-    """A trial to go on with; other code begins it anew, and its time is counted all the same."""
-    if trial["source"] == source:
-        return {**trial, "state": RUNNING}
-    return {**new_trial(trial["number"], trial["settings"], source), "cpu_seconds": trial["cpu_seconds"]}
-
-
-def _run(search: Search, trial: Trial, run: Planned, place: Path, execute: Execute) -> None:
+def _run(search: Search, trial: optuna.Trial, lock: FileLock, run: Planned) -> None:
     """Run a trial to its end or to that of the budget, its time kept all along."""
-    search.trials[trial["number"] :] = [trial]
-    before, started = trial["cpu_seconds"], cpu_seconds()
+    number, settings, before = (trial.number, *(trial.user_attrs[key] for key in ("settings", "cpu_seconds")))
+    best, folder = search.score(search.ordered[0]), search.folder(number)
+    so_far = f", best so far {search.head['metric']} {best:.4f}" if best > 0 else ""
+    name = f"trial {number}" + " (the defaults)" * (number == 0)
+    what = ", ".join(f"{key} {value}" for key, value in settings.items())
+    say(f"[{search.used / 60:.1f} of {search.minutes:g} CPU minutes{so_far}] {name}: {what}")
+    last = started = time.process_time()
 
-    def look() -> None:
-        trial["cpu_seconds"] = before + cpu_seconds() - started
-        search.keep()
-        if search.left <= 0:
-            raise BudgetSpent
+    def keep_time(least: float = 0.0) -> None:
+        nonlocal last
+        if (now := time.process_time()) >= last + least:
+            last = now
+            search.keep(trial, cpu_seconds=before + now - started)
+            if search.is_spent:
+                raise BudgetSpent
 
     def after_epoch(trainer: Any) -> None:
-        trial.update(_so_far(trainer))
-        look()
+        found, state, mark = trainer.best_valid_result, trainer.state, "masked_"
+        metrics = {name.removeprefix(mark): value for name, value in found.items() if name.startswith(mark)}
+        search.judged(trial, metrics, {"best": state.best_epoch + 1, "done": state.epochs_done})
+        keep_time()
 
-    own = {"checkpoint_dir": str(place / "trial"), "cache_dir": str(place / "cache")}
-    given = {**run.given, **trial["settings"], **own}
+    given = {**run.given, **settings, "checkpoint_dir": str(folder), "cache_dir": str(search.place / "cache")}
+    state, known = RUNNING, {}
+    steps = register_optimizer_step_post_hook(lambda *_: keep_time(KEEP_EVERY))
     try:
         # A run prints its own table and that --final judges test; a trial has a row among the others instead.
-        with looking_every(LOOK_EVERY, look), contextlib.redirect_stdout(io.StringIO()):
-            record, _ = execute(arguments=run.files, config_dict=given, after_epoch=after_epoch)
-        trial.update(state=DONE, metrics=record["metrics"]["valid"]["masked"], epochs=record["epochs"])
+        with contextlib.redirect_stdout(io.StringIO()):
+            record, _ = quick_start.execute(run.files, given, inspect=check_leakage, after_epoch=after_epoch)
+        state, known = DONE, {"metrics": record["metrics"]["valid"]["masked"], "epochs": record["epochs"]}
     except BudgetSpent:
-        trial["state"] = CUT
+        state = CUT
     except Exception as error:  # whatever it is, other settings may be better
-        trial.update(state=FAILED, error=" ".join(f"{type(error).__name__}: {error}".split()))
+        state, known = FAILED, {"metrics": {}, "error": " ".join(f"{type(error).__name__}: {error}".split())}
     finally:
-        trial["cpu_seconds"] = before + cpu_seconds() - started
-        search.keep()
-    if trial["state"] != CUT:
-        shutil.rmtree(place / "trial", ignore_errors=True)
-
-
-def _so_far(trainer: Any) -> dict[str, Any]:
-    """What a training has reached, as a finished run's record would say it."""
-    masked, state = "masked_", trainer.state
-    found = {
-        name.removeprefix(masked): value for name, value in trainer.best_valid_result.items() if name.startswith(masked)
-    }
-    return {"metrics": found, "epochs": {"best": state.best_epoch + 1, "done": state.epochs_done}}
+        steps.remove()
+        seconds = before + time.process_time() - started
+        search.keep(trial, state, cpu_seconds=seconds, **known)
+        lock.release()
+    if state != CUT:
+        shutil.rmtree(folder, ignore_errors=True)
+    say(f"  {search.summary(search.study.trials[number])}, {seconds:.0f} CPU seconds")
 
 
 def _share_features(config: Config, cache: Path) -> None:
@@ -218,33 +180,19 @@ def _share_features(config: Config, cache: Path) -> None:
     if not modalities(config):
         return
     folder = registry.get_dataset(config["model"])(config).cache_dir
-    own = cache / folder.name
-    own.mkdir(parents=True, exist_ok=True)
+    (cache / folder.name).mkdir(parents=True, exist_ok=True)
     for path in folder.glob("features-*.safetensors"):
-        if not (own / path.name).exists():
-            _link(path, own / path.name)
-
-
-def _link(path: Path, target: Path) -> None:
-    try:
-        os.link(path, target)
-    except OSError:  # another disk, or one without links
-        shutil.copyfile(path, target)
-
-
-def _line(search: Search, trial: Trial) -> str:
-    """What is about to run, and how far the search is."""
-    best = search.best
-    reached = "" if best is None else f", best so far {search.head['metric']} {search.score(best):.4f}"
-    what = ", ".join(f"{key} {value}" for key, value in trial["settings"].items())
-    name = f"trial {trial['number']}" + (" (the defaults)" if not trial["number"] else "")
-    return f"[{search.used / 60:.1f} of {search.minutes:g} CPU minutes{reached}] {name}: {what}"
+        if not (own := cache / folder.name / path.name).exists():
+            try:
+                os.link(path, own)
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(path, own)
 
 
 def _stop_where_all_fail(search: Search) -> None:
-    last = search.trials[-FAILURES:]
-    if len(last) == FAILURES and all(trial["state"] == FAILED for trial in last):
+    last = [trial for trial in search.trials if trial.state in (DONE, FAILED)][-FAILURES:]
+    if [trial.state for trial in last] == [FAILED] * FAILURES:
         raise InputError(
-            f"{FAILURES} trials in a row failed, the last one with {last[-1]['error']}; mend that and delete "
-            f"{search.path} to begin again, or give the same command, which tries the next"
+            f"{FAILURES} trials in a row failed, the last one with {last[-1].user_attrs['error']}; mend that and "
+            f"delete {search.where} to begin again, or give the same command, which tries the next"
         )

@@ -1,4 +1,4 @@
-"""What a search chooses from: files of keys with their values, checked, and settings drawn from them."""
+"""What a search chooses from: keys with their values, from a YAML file, and the order in which settings are drawn."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ import yaml
 from ..errors import InputError
 from ..settings import EXTENDS, PROPERTIES
 from .records import comparable_settings
-from .runner import Planned
+from .runner import Planned, say
 
 SPACES = PROPERTIES / "tune"
 """Folder of the spaces that come with the program, `<Model>.yaml`."""
@@ -34,14 +34,10 @@ def space_file(model: str, given: Path | None = None) -> Path:
     InputError : there is none; it says where to put one.
     """
     path = given or SPACES / f"{model}.yaml"
-    if path.is_file():
-        return path
-    if given:
-        raise InputError(f"--space={given}: no such file; give the path of a YAML file with lines key: [value, value]")
-    raise InputError(
-        f"--model={model}: found no space to search; write lines key: [value, value] into a file for --space=FILE, "
-        f"or into {path}"
-    )
+    if not path.is_file():
+        where = f"--space={given}: no such file" if given else f"--model={model}: found no space to search"
+        raise InputError(f"{where}; write lines key: [value, value] into a file for --space=FILE, or into {path}")
+    return path
 
 
 def read_space(path: Path, loader: Any = yaml.SafeLoader) -> Space:
@@ -51,32 +47,29 @@ def read_space(path: Path, loader: Any = yaml.SafeLoader) -> Space:
     ------
     InputError : the file cannot be read, or something in it is no list of different values.
     """
-    return _read(path, loader, ())
-
-
-def _read(path: Path, loader: Any, readers: tuple[Path, ...]) -> Space:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: not a readable YAML file ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict) or not content:
-        raise InputError(f"{path}: found no keys, expected lines of the form key: [value, value]")
-    base, space = content.pop(EXTENDS, None), {}
-    if base is not None:
-        below = SPACES / f"{base}.yaml"
-        if not below.is_file() or below in (path, *readers):
-            raise InputError(f"{path}: {EXTENDS} {base!r}, expected another model that has a file in {SPACES}")
-        space = _read(below, loader, (path, *readers))
-    for key, values in content.items():
-        if not isinstance(values, list) or not values:
-            raise InputError(f"{path}: {key}: found {values!r}, expected a list of values, such as [0.1, 0.3]")
-        if any(value in values[:at] for at, value in enumerate(values)):
-            raise InputError(f"{path}: {key}: found a value twice in {values!r}, expected different ones")
-    return {**space, **content}
+    space, files = {}, [path]
+    for file in files:
+        try:
+            content = yaml.load(file.read_text(encoding="utf-8"), Loader=loader)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"{file}: not a readable YAML file ({' '.join(str(error).split())})") from error
+        if not isinstance(content, dict) or not content:
+            raise InputError(f"{file}: found no keys, expected lines of the form key: [value, value]")
+        if (base := content.pop(EXTENDS, None)) is not None:
+            below = SPACES / f"{base}.yaml"
+            if not below.is_file() or below in files:
+                raise InputError(f"{file}: {EXTENDS} {base!r}, expected another model that has a file in {SPACES}")
+            files.append(below)
+        for key, values in content.items():
+            if not isinstance(values, list) or not values or any(values.count(value) > 1 for value in values):
+                wanted = "a list of different values, such as [0.1, 0.3]"
+                raise InputError(f"{file}: {key}: found {values!r}, expected {wanted}")
+        space = {**content, **space}
+    return space
 
 
 def checked_space(path: Path, space: Space, run: Planned) -> Space:
-    """Return a space with every value in the type of its key.
+    """Return the keys of a space that the command leaves open, every value in the type of its key.
 
     Parameters
     ----------
@@ -85,23 +78,26 @@ def checked_space(path: Path, space: Space, run: Planned) -> Space:
 
     Raises
     ------
-    InputError : a key that the model does not know, that decides no result or that belongs to the protocol, or a value
-        that the key does not take.
+    InputError : a key that the model does not know, that no result depends on or that belongs to the protocol, a value
+        that the key does not take, or nothing is left to search.
     """
-    base = comparable_settings(run.config())
-    checked: Space = {}
-    for key, values in space.items():
+    fixed = ", ".join(key for key in space if key in run.given)
+    checked: Space = {key: [] for key in space if key not in run.given}
+    if not checked:
+        raise InputError(f"{path}: the command fixes all of its keys ({fixed}); nothing is left to search")
+    if fixed:
+        say(f"not searched, for the command fixes it: {fixed}")
+    deciding = comparable_settings(run.config())
+    for key, found in checked.items():
         if key in PROTOCOL:
             raise InputError(f"{path}: {key}: all trials share it; take it out of the space")
-        checked[key] = []
-        for value in values:
+        for value in space[key]:
             try:
-                config = Planned(run.name, {**run.given, str(key): value}, run.files).config()
+                found.append(Planned(run.name, {**run.given, str(key): value}, run.files).config()[key])
             except InputError as error:
                 raise InputError(f"{path}: {key}: {error}") from error
-            if key not in base:
-                raise InputError(f"{path}: {key}: no result depends on it; take it out of the space")
-            checked[key].append(config[key])
+        if key not in deciding:
+            raise InputError(f"{path}: {key}: no result depends on it; take it out of the space")
     return checked
 
 
@@ -120,9 +116,7 @@ def drawn(space: Mapping[str, list[Any]], defaults: Mapping[str, Any], seed: int
     size, known = math.prod(len(space[key]) for key in keys), set[tuple[int, ...]]()
     while len(known) < size:
         places = tuple(int(generator.integers(len(space[key]))) for key in keys)
-        if places in known:
-            continue
-        known.add(places)
         settings = {key: space[key][place] for key, place in zip(keys, places, strict=True)}
-        if any(settings[key] != defaults[key] for key in keys):
+        if places not in known and any(settings[key] != defaults[key] for key in keys):
             yield settings
+        known.add(places)

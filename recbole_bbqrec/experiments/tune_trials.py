@@ -1,141 +1,220 @@
-"""The trials of a search: kept in one file, shown as a table, the best of them as settings to use."""
+"""A search as Optuna keeps it: which trial is next, what each has reached in how much time, their table, the best one.
 
+A trial's number stands for its settings, so a new trial is one atomic step of the storage and no settings run twice.
+"""
+
+import contextlib
+import itertools
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+import platform
 from pathlib import Path
 from typing import Any
 
+import optuna
 import yaml
+from filelock import FileLock, Timeout
+from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
 
-from .. import storage
+from ..errors import InputError
 from ..evaluation import report
 from . import records
+from .tune_space import drawn
 
-DONE, CUT, FAILED, RUNNING = "done", "cut", "failed", "running"
-"""States of a trial. A running or cut one is gone on with before another begins."""
+RUNNING, CUT, DONE, FAILED = TrialState.RUNNING, TrialState.WAITING, TrialState.COMPLETE, TrialState.FAIL
+NAMES = {RUNNING: "running", CUT: "cut", DONE: "done", FAILED: "failed"}
+"""States of a trial. A cut one waits to be gone on with; so does a running one whose process was killed."""
 
-Trial = dict[str, Any]
 
-
-@dataclass
 class Search:
-    """A search as its file holds it.
+    """The trials of a search, in a storage that all its processes share.
 
-    Attributes
+    Parameters
     ----------
-    path : its file; the best settings stand beside it, as YAML.
-    head : what the search is, the same in every call of its command: model, data set, key, seed, metric, space, given.
-    trials : in their order, each with number, settings, state, metrics (masked, validation), epochs, CPU seconds, error
-        of a failed one, and the source code's fingerprint.
-    minutes : CPU time it may use in all.
+    head : what the search is, the same in every call: model, dataset, key, seed, metric, space, defaults, given.
+    minutes : CPU time that it may use in all.
+    results : folder below which it is kept, as `tune/<Dataset>/<Model>-<key>`.
+    place : folder of its processes on this disk.
+    url : database to keep the trials in; without one, a journal beside the best settings.
+
+    Raises
+    ------
+    InputError : the journal is damaged, or the database cannot be used.
     """
 
-    path: Path
-    head: dict[str, Any]
-    trials: list[Trial]
-    minutes: float
+    def __init__(self, head: dict[str, Any], minutes: float, results: Path, place: Path, url: str | None = None):
+        self.head, self.minutes, self.place = head, minutes, place
+        name = f"{head['dataset']}/{head['model']}-{head['key']}"
+        self.title = f"{head['model']} on {head['dataset']}, search {head['key']}, seed {head['seed']}"
+        self.path = results / "tune" / f"{name}.jsonl"
+        # Where its trials run. A journal belongs to one machine, so there an unknown place is this one.
+        self.here = (f"{platform.node()}:{place.resolve()}",) if url else (str(place), None)
+        self.where = f"study {name} in --storage" if url else str(self.path)
+        for folder in (place, self.path.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        # Optuna's own lock on a journal outlives a kill by half a minute; the system's does not.
+        lock: Any = FileLock(place / ".journal.lock")
+        try:
+            with FileLock(place / ".lock"):
+                self.storage = RDBStorage(url) if url else JournalStorage(JournalFileBackend(str(self.path), lock))
+                self.study = optuna.create_study(
+                    study_name=name, storage=self.storage, direction="maximize", load_if_exists=True
+                )
+                self._begin()
+        except InputError:
+            raise
+        except Exception as error:  # every database has errors of its own
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            mend = "give a URL such as sqlite:///search.db" if url else "delete it to begin again"
+            raise InputError(f"{self.where}: not readable ({text}); {mend}") from error
 
-    @classmethod
-    def load(cls, folder: Path, head: Mapping[str, Any], minutes: float) -> "Search":
-        """Read a search, or begin it; the name of its file stands for all that it depends on.
+    def _begin(self) -> None:
+        """Say what the search is, and take over the trials of one that was kept as JSON, before there were journals."""
+        for key, value in {**self.head, "minutes": self.minutes}.items():
+            if self.study.user_attrs.get(key) != value:
+                self.study.set_user_attr(key, value)
+        path = self.path.with_suffix(".json")
+        earlier = records.read(path)["trials"] if path.is_file() else []
+        for trial in earlier[len(self.study.trials) :]:
+            state = {"done": DONE, "failed": FAILED}.get(trial["state"], CUT)
+            value = trial["metrics"][self.head["metric"]] if state == DONE else None
+            kept = {**trial, "metrics": {} if state == FAILED else trial["metrics"]}
+            self.study.add_trial(optuna.create_trial(state=state, value=value, user_attrs=kept))
 
-        Raises
-        ------
-        InputError : the file is damaged.
-        """
-        path = folder / f"{head['model']}-{head['key']}.json"
-        return cls(path, dict(head), records.read(path)["trials"] if path.is_file() else [], minutes)
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """All trials that have begun, by number, as the storage has them now."""
+        return [trial for trial in self.study.get_trials(deepcopy=False) if "source" in trial.user_attrs]
 
     @property
     def used(self) -> float:
-        """CPU seconds of all trials, those of killed calls included."""
-        return sum(trial["cpu_seconds"] for trial in self.trials)
+        """CPU seconds of all trials, those of other and of killed processes included."""
+        return sum(trial.user_attrs["cpu_seconds"] for trial in self.trials)
 
     @property
-    def left(self) -> float:
-        """CPU seconds that may still be used; not above 0 where there are none."""
-        return 60 * self.minutes - self.used
+    def is_spent(self) -> bool:
+        """Whether the budget is used up."""
+        return self.used >= 60 * self.minutes
 
-    def score(self, trial: Trial) -> float | None:
-        """Value by which trials are compared; none where validation has not judged it."""
-        return None if trial["state"] == FAILED else trial["metrics"].get(self.head["metric"])
+    def take(self, source: str) -> tuple[Trial, FileLock] | None:
+        """Take a trial that was killed, or else cut, or else a new one, with the lock that makes it this process's.
+
+        What it has reached with other code than `source` does not count, its time does. None where nothing is left.
+        """
+        with FileLock(self.place / ".lock"):  # others here wait until the trial is locked
+            if (taken := self._killed()) is None:
+                known = self.study.get_trials(deepcopy=False)
+                if all(trial.state != CUT for trial in known) and self._settings(len(known)) is None:
+                    return None
+                trial = self.study.ask()
+                taken = trial, self._locked(trial.number)
+        trial, reached = taken[0], taken[0].user_attrs
+        if (settings := self._settings(trial.number)) is None:  # another machine was faster to take the last ones
+            self.keep(trial, FAILED)
+            return None
+        if reached.get("source") != source:
+            begun = {"settings": settings, "metrics": {}, "epochs": {"best": 0, "done": 0}}
+            self.keep(trial, **begun, cpu_seconds=reached.get("cpu_seconds", 0.0), source=source)  # the source last
+        self.keep(trial, place=self.here[0])
+        return taken
+
+    def _killed(self) -> tuple[Trial, FileLock] | None:
+        """The first trial that ran here and whose process is gone; one of another machine may be running."""
+        for trial in self.study.get_trials(deepcopy=False, states=(RUNNING,)):
+            if trial.user_attrs.get("place") in self.here:
+                with contextlib.suppress(Timeout):
+                    lock = self._locked(trial.number)
+                    if self.storage.get_trial(trial._trial_id).state == RUNNING:  # it may just have ended
+                        return Trial(self.study, trial._trial_id), lock
+                    lock.release()
+        return None
+
+    def _settings(self, number: int) -> dict[str, Any] | None:
+        """The settings of a trial, which follow from its number; none where the space has no more."""
+        order = drawn(self.head["space"], self.head["defaults"], self.head["seed"])
+        return next(itertools.islice(order, number, None), None)
+
+    def folder(self, number: int) -> Path:
+        """Folder of what a trial writes while it runs."""
+        return self.place / f"trial-{number}"
+
+    def _locked(self, number: int) -> FileLock:
+        """The lock of a trial; a `Timeout` where another process has it."""
+        self.folder(number).mkdir(exist_ok=True)
+        lock = FileLock(self.folder(number) / ".lock")
+        lock.acquire(timeout=0)
+        return lock
+
+    def keep(self, trial: Trial, state: TrialState = RUNNING, **known: Any) -> None:
+        """Keep what is known of a trial, and how it has ended; done and failed are for good, a cut one has no place."""
+        if state == CUT:
+            known["place"] = None
+        for key, value in known.items():
+            trial.set_user_attr(key, value)
+        if state != RUNNING:
+            values = [known["metrics"][self.head["metric"]]] if state == DONE else None
+            self.storage.set_trial_state_values(trial._trial_id, state, values)
+
+    def judged(self, trial: Trial, metrics: dict[str, float], epochs: dict[str, int]) -> None:
+        """Keep what a trial has reached by its last evaluation; a trial trained anew says it again."""
+        self.keep(trial, metrics=metrics, epochs=epochs)
+        score = metrics[self.head["metric"]]
+        self.storage.set_trial_intermediate_value(trial._trial_id, epochs["done"], score)
+
+    def score(self, trial: FrozenTrial) -> float:
+        """Value by which trials are compared; below all others where validation has not judged it."""
+        return trial.user_attrs["metrics"].get(self.head["metric"], -math.inf)
 
     @property
-    def ordered(self) -> list[Trial]:
+    def ordered(self) -> list[FrozenTrial]:
         """All trials, the best first; those that were not judged last."""
-        scores = [(self.score(trial), trial) for trial in self.trials]
-        judged = [(score, trial) for score, trial in scores if score is not None]
-        best_first = [trial for _, trial in sorted(judged, key=lambda pair: -pair[0])]
-        return [*best_first, *(trial for score, trial in scores if score is None)]
-
-    @property
-    def best(self) -> Trial | None:
-        """The best trial; none where none was judged."""
-        first = self.ordered[:1]
-        return first[0] if first and self.score(first[0]) is not None else None
-
-    def keep(self) -> None:
-        """Write the file."""
-        storage.write_json(self.path, {**self.head, "minutes": self.minutes, "trials": self.trials})
+        return sorted(self.trials, key=self.score, reverse=True)
 
     def keep_best(self) -> Path | None:
-        """Write the best settings as a file for `--config_files`; return its path, or none where there is no best."""
-        if self.best is None:
+        """Write the best settings as a file for `--config_files`; return its path, or none where none was judged."""
+        best, path = self.ordered[0], self.path.with_suffix(".yaml")
+        if self.score(best) == -math.inf:
             return None
         spent = f"{len(self.trials)} trials after {self.used / 60:.1f} CPU minutes"
-        about = f"# {self._title}\n# Best of {spent}, on validation: {self.summary(self.best)}.\n"
-        settings = json.loads(json.dumps({**self.head["given"], **self.best["settings"]}))  # no tuples
-        path = self.path.with_suffix(".yaml")
+        about = f"# {self.title}\n# Best of {spent}, on validation: {self.summary(best)}.\n"
+        settings = json.loads(json.dumps({**self.head["given"], **best.user_attrs["settings"]}))  # no tuples
         report.write_file(path, about + yaml.safe_dump(settings, sort_keys=False))
         return path
 
-    def page(self) -> str:
-        """All trials as a table, the best first."""
-        keys, names = list(self.head["space"]), self._metrics
-        rows = []
-        for trial in self.ordered:
-            judged = self.score(trial) is not None
-            values = [f"{trial['metrics'][name]:.4f}" if judged else "-" for name in names]
-            epochs = f"{trial['epochs']['best']} of {trial['epochs']['done']}" if judged else "-"
-            state = trial["state"] + ("" if trial["source"] == records.code_fingerprint() else "‡")
-            settings = [_short(trial["settings"][key]) for key in keys]
-            rows.append([str(trial["number"]), *settings, *values, epochs, f"{trial['cpu_seconds']:.0f}", state])
-        table = report.markdown_table(["trial", *keys, *names, "epochs", "CPU s", "state"], rows)
-        spent = f"{self.used / 60:.1f} of {self.minutes:g} CPU minutes used"
-        lines = [self._title, "", table, "", f"{len(rows)} trials, {spent}; trial 0: the defaults"]
-        if any(trial["state"] == CUT for trial in self.trials):
-            lines += ["cut: stopped where the budget ended; its best epoch counts, nothing is fitted after training"]
-        lines += [f"failed: trial {trial['number']}: {trial['error']}" for trial in self.trials if trial["error"]]
-        if any(trial["source"] != records.code_fingerprint() for trial in self.trials):
-            lines += ["‡ made by another version of the code"]
-        return "\n".join(lines)
-
-    def summary(self, trial: Trial) -> str:
+    def summary(self, trial: FrozenTrial) -> str:
         """What a trial has reached, in a few words."""
-        if self.score(trial) is None:
-            return trial["state"] if trial["error"] is None else f"{trial['state']}: {trial['error']}"
-        values = ", ".join(f"{name} {trial['metrics'][name]:.4f}" for name in self._metrics)
-        cut = ", cut by the budget" if trial["state"] == CUT else ""
-        return f"{values} (masked), {trial['epochs']['done']} epochs{cut}"
-
-    @property
-    def _title(self) -> str:
-        return f"{self.head['model']} on {self.head['dataset']}, search {self.head['key']}, seed {self.head['seed']}"
+        known = trial.user_attrs
+        if self.score(trial) == -math.inf:
+            return NAMES[trial.state] + (f": {known['error']}" if trial.state == FAILED else "")
+        values = ", ".join(f"{name} {known['metrics'][name]:.4f}" for name in self._metrics)
+        return f"{values} (masked), {known['epochs']['done']} epochs" + ", cut by the budget" * (trial.state == CUT)
 
     @property
     def _metrics(self) -> list[str]:
         """The metric of the search, and NDCG@10 and recall@10 where they were measured."""
-        measured = [trial["metrics"] for trial in self.trials if trial["metrics"]]
+        measured = next((trial.user_attrs["metrics"] for trial in self.ordered), {})
         names = dict.fromkeys([self.head["metric"], "ndcg@10", "recall@10"])
-        return [name for name in names if not measured or name in measured[0]]
+        return [name for name in names if not measured or name in measured]
 
-
-def new_trial(number: int, settings: Mapping[str, Any], source: str) -> Trial:
-    """A trial that is about to begin."""
-    fresh = {"state": RUNNING, "metrics": {}, "epochs": {"best": 0, "done": 0}, "cpu_seconds": 0.0, "error": None}
-    return {"number": number, "settings": dict(settings), **fresh, "source": source}
-
-
-def _short(value: Any) -> str:
-    return ", ".join(map(_short, value)) if isinstance(value, list) else str(value)
+    def page(self) -> str:
+        """All trials as a table, the best first."""
+        source, rows, notes = records.code_fingerprint(), [], []
+        for trial in self.ordered:
+            known, judged = trial.user_attrs, self.score(trial) > -math.inf
+            settings = [str(known["settings"][key]).strip("[]") for key in self.head["space"]]
+            values = [f"{known['metrics'][name]:.4f}" if judged else "-" for name in self._metrics]
+            epochs = f"{known['epochs']['best']} of {known['epochs']['done']}" if judged else "-"
+            state = NAMES[trial.state] + "‡" * (known["source"] != source)
+            rows.append([str(trial.number), *settings, *values, epochs, f"{known['cpu_seconds']:.0f}", state])
+        header = ["trial", *self.head["space"], *self._metrics, "epochs", "CPU s", "state"]
+        spent = f"{self.used / 60:.1f} of {self.minutes:g} CPU minutes used"
+        if any(trial.state == CUT for trial in self.trials):
+            notes += ["cut: stopped where the budget ended; its best epoch counts, nothing is fitted after training"]
+        failed = [trial for trial in self.trials if trial.state == FAILED]
+        notes += [f"failed: trial {trial.number}: {trial.user_attrs['error']}" for trial in failed]
+        if any(trial.user_attrs["source"] != source for trial in self.trials):
+            notes += ["‡ made by another version of the code"]
+        about = f"{len(rows)} trials, {spent}; trial 0: the defaults"
+        return "\n".join([self.title, "", report.markdown_table(header, rows), "", about, *notes])

@@ -1,30 +1,28 @@
+import contextlib
 import json
-import subprocess
 
 import numpy as np
 import pytest
+import torch
 from conftest import arguments
 
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.experiments import cost, memory
-from recbole_bbqrec.experiments.cost import CODES, SCORINGS, VARIANTS, Variant
-
-PAIR = [variant for variant in VARIANTS if variant.scoring == "dense"]
+from recbole_bbqrec.experiments import cost
 
 
 def test_all_ways_of_scoring_with_and_without_the_additional_code():
-    assert [(one.scoring, one.code) for one in VARIANTS] == [(way, code) for way in SCORINGS for code in CODES]
-    assert all(one.changes["scoring"] == one.scoring for one in VARIANTS)
-    without = [one.changes for one in VARIANTS if one.code == "without"]
-    assert all(changes["similarity_attention"] == "off" and not changes["use_code_embedding"] for changes in without)
-    assert all(changes["candidate_similarity"] == [] for changes in without)
+    ways = ["dense", "codes", "joint", "generate"]
+    assert [(way, code) for way in ways for code in ("with", "without")] == cost.VARIANTS
+    without = {"similarity_attention": "off", "use_code_embedding": False, "candidate_similarity": []}
+    assert {"with": {}, "without": without} == cost.CODES
 
 
-def test_the_whole_measurement(tiny, tmp_path, capsys):
+def test_the_whole_measurement(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cost, "VARIANTS", cost.VARIANTS[:2])
     file = tmp_path / "more.yaml"
     file.write_text("layer_norm_eps: 0.001\n")
     given = [*arguments(tiny, checkpoint_dir=str(tmp_path / "saved")), f"--config_files={file}"]
-    measured = cost.cost("tiny", 50, 3, given, tmp_path / "results", PAIR)
+    measured = cost.cost("tiny", 50, 3, given, tmp_path / "results")
     assert measured["settings"]["layer_norm_eps"] == 0.001
     assert measured["users"] == 50 and measured["items"] == 40 and measured["rounds"] == 3
     additional, plain = measured["variants"]
@@ -62,18 +60,24 @@ def test_page_and_figure_follow_from_the_measurement_alone():
 
 def test_variants_take_turns_in_alternating_order(monkeypatch):
     calls = []
-    monkeypatch.setattr(cost.memory, "score_all", lambda model, histories, batch: calls.append((model, len(histories))))
+    monkeypatch.setattr(cost, "score_all", lambda model, histories, batch: calls.append((model, len(histories))))
     seconds = cost._time(["a", "b"], np.ones((10, 2)), 4, 3)
     assert calls[:2] == [("a", 4), ("b", 4)], "one batch each before the clock runs"
     assert [model for model, _ in calls[2:]] == ["a", "b", "b", "a", "a", "b"]
     assert all(n == 10 for _, n in calls[2:]) and [len(times) for times in seconds] == [3, 3]
 
 
-def test_batches_hold_every_history_once():
+def test_every_history_is_scored_once_in_batches():
+    class Model(torch.nn.Linear):
+        kept, parts = contextlib.nullcontext, []
+
+        def score(self, rows):
+            self.parts.append(rows.numpy())
+
     histories = np.arange(14).reshape(7, 2)
-    parts = list(memory.batches(histories, 3))
-    assert [len(part) for part in parts] == [3, 3, 1]
-    np.testing.assert_array_equal(np.concatenate(parts), histories)
+    cost.score_all(model := Model(1, 1), histories, 3)
+    assert [len(part) for part in model.parts] == [3, 3, 1]
+    np.testing.assert_array_equal(np.concatenate(model.parts), histories)
 
 
 def test_growth_of_memory_is_seen_although_it_is_given_back():
@@ -83,23 +87,24 @@ def test_growth_of_memory_is_seen_although_it_is_given_back():
             block += 1
             del block
 
-    assert 55 < memory.peak_growth(work) < 90
-    assert memory.peak_growth(lambda: None) < 5
+    assert 55 < cost.peak_growth(work) < 90
+    assert cost.peak_growth(lambda: None) < 5
 
 
-def test_a_failing_measurement_shows_the_other_process(tiny, tmp_path, monkeypatch):
-    failed = subprocess.CompletedProcess([], 1, stdout="", stderr="Killed for memory")
-    monkeypatch.setattr(cost.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(RuntimeError, match=r"measures memory failed:\nKilled for memory"):
-        cost.cost("tiny", 5, 1, arguments(tiny, checkpoint_dir=str(tmp_path / "saved")), tmp_path, PAIR[1:])
+def test_a_failing_measurement_says_what_failed_in_the_other_process(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(cost, "write_bundle", lambda *_: None)
+    monkeypatch.setattr(cost, "VARIANTS", cost.VARIANTS[1:2])
+    with pytest.raises(InputError, match=r"bundle\.json"):
+        cost.cost("tiny", 5, 1, arguments(tiny, checkpoint_dir=str(tmp_path / "saved")), tmp_path)
 
 
-def test_mistakes_are_said_before_any_work(tiny, tmp_path):
+def test_mistakes_are_said_before_any_work(tiny, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="--users: found 0"):
         cost.cost("tiny", 0, 1, arguments(tiny), tmp_path)
     with pytest.raises(InputError, match="--rounds: found 0"):
         cost.cost("tiny", 1, 0, arguments(tiny), tmp_path)
     with pytest.raises(InputError, match="--model: the measurement sets it"):
         cost.cost("tiny", 1, 1, [*arguments(tiny), "--model=SASRec"], tmp_path)
+    monkeypatch.setattr(cost, "CODES", {"with": {}, "without": {"similarity_attention": "nowhere"}})
     with pytest.raises(InputError, match="found 'nowhere'"):
-        cost.cost("tiny", 1, 1, arguments(tiny), tmp_path, [Variant("x", "with", {"similarity_attention": "nowhere"})])
+        cost.cost("tiny", 1, 1, arguments(tiny), tmp_path)

@@ -42,9 +42,9 @@ def test_a_tokenizer_without_club_stands_alone(tiny, tmp_path):
 
 def test_cells_show_the_mean_and_where_seeds_differ_the_reach():
     cards = [{"x": 1.0}, {"x": 3.0}, {"x": None}]
-    assert ids._over(cards, lambda card: card["x"], "{:.1f}") == "2.0 [1.0, 3.0]"
-    assert ids._over(cards[:1], lambda card: card["x"], "{:.1f}") == "1.0"
-    assert ids._over(cards[2:], lambda card: card["x"], "{:.1f}") == ""
+    assert ids._over(cards, {"x": ".1f"}) == ["2.0 [1.0, 3.0]"]
+    assert ids._over(cards[:1], {"x": ".1f"}) == ["1.0"]
+    assert ids._over(cards[2:], {"x": ".1f", "y": ".2f"}) == ["", ""]
 
 
 def test_mistakes_are_said_before_any_work(tiny, tmp_path):

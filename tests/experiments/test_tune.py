@@ -1,13 +1,14 @@
 import json
 import re
-import signal
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import optuna
 import pytest
+import torch
 import yaml
 from conftest import arguments, settings
 from hypothesis import given as given_by
@@ -21,8 +22,8 @@ from recbole_bbqrec.experiments import tune as module
 from recbole_bbqrec.experiments import tune_space
 from recbole_bbqrec.experiments.runner import Planned
 from recbole_bbqrec.experiments.tune import tune
-from recbole_bbqrec.experiments.tune_budget import BudgetSpent, cpu_seconds, looking_every
 from recbole_bbqrec.experiments.tune_space import checked_space, drawn, read_space, space_file
+from recbole_bbqrec.experiments.tune_trials import CUT, NAMES, Search
 
 SPACE = {"learning_rate": [0.001, 0.01], "hidden_dropout_prob": [0.1, 0.3, 0.5], "n_layers": [1, 2]}
 EPOCHS, EPOCH = 4, 5.0
@@ -33,7 +34,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = 1000.0
-        monkeypatch.setattr(module, "cpu_seconds", lambda: self.now)
+        monkeypatch.setattr(module.time, "process_time", lambda: self.now)
 
 
 class Run:
@@ -46,7 +47,7 @@ class Run:
         self.clock, self.fails, self.killed_at = clock, fails, killed_at
         self.calls, self.epochs, self.snapshot = [], 0, None
 
-    def __call__(self, arguments=(), config_dict=None, after_epoch=None):
+    def __call__(self, arguments, config_dict, inspect, after_epoch):
         self.calls.append({key: config_dict[key] for key in sorted(SPACE)})
         assert not config_dict.get("final") and config_dict["state"] == "WARNING"
         self.clock.now += 1
@@ -86,12 +87,27 @@ def write_space(folder, content=SPACE):
     return path
 
 
-def search(tiny, tmp_path, execute, minutes=1.0, model="SASRecPlus", space=SPACE, **changes):
-    """Run the command; return its exit code and the content of the one file it wrote."""
+def kept(results, storage=None):
+    """What the one search in a folder or database holds, read with Optuna alone."""
+    if storage is None:
+        (path,) = results.rglob("*.jsonl")
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+    (name,) = optuna.study.get_all_study_names(storage)
+    study = optuna.load_study(study_name=name, storage=storage)
+    trials = [
+        {"number": one.number, "state": NAMES[one.state], "error": None, **one.user_attrs} for one in study.trials
+    ]
+    return {**study.user_attrs, "trials": trials}
+
+
+def search(tiny, tmp_path, execute, minutes=1.0, model="SASRecPlus", space=SPACE, storage=None, **changes):
+    """Run the command, with `execute` in place of a run; return its exit code and what it has kept."""
     given = arguments(tiny, model=model, checkpoint_dir=str(tmp_path / "saved"), **changes)
-    code = tune(model, "tiny", minutes, given, write_space(tmp_path, space), tmp_path / "results", execute)
-    (path,) = (tmp_path / "results/tune/tiny").glob("*.json")
-    return code, json.loads(path.read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        if execute is not None:
+            patch.setattr(module.quick_start, "execute", execute)
+        code = tune(model, "tiny", minutes, given, write_space(tmp_path, space), tmp_path / "results", storage)
+    return code, kept(tmp_path / "results", storage)
 
 
 # What is searched
@@ -132,8 +148,9 @@ def test_all_spaces_that_come_with_the_program_fit_their_models(tiny):
     checked = []
     for path in files:
         registry.get_model(path.stem)
-        run = Planned(path.stem, {**settings(tiny, path.stem), "final": False, "train_batch_size": 512})
         space = read_space(path)
+        given = {**settings(tiny, path.stem), "final": False, "train_batch_size": 512}
+        run = Planned(path.stem, {key: value for key, value in given.items() if key not in space})
         assert len(space) >= 5 and all(len(values) > 1 for values in space.values()), path
         if space in checked:  # of a model that shares it: its keys are known there as well
             space = {key: values[:1] for key, values in space.items()}
@@ -159,9 +176,9 @@ def test_a_space_may_extend_that_of_another_model(tmp_path):
         ("- 1", "found no keys"),
         ("a: [1", "not a readable YAML file"),
         ("extends: Nobody", "extends 'Nobody', expected another model"),
-        ("n_layers: 3", "n_layers: found 3, expected a list of values"),
-        ("n_layers: []", r"n_layers: found \[\], expected a list of values"),
-        ("n_layers: [1, 2, 1]", "n_layers: found a value twice"),
+        ("n_layers: 3", "n_layers: found 3, expected a list of different values"),
+        ("n_layers: []", r"n_layers: found \[\], expected a list of different values"),
+        ("n_layers: [1, 2, 1]", r"n_layers: found \[1, 2, 1\], expected a list of different values"),
         ("n_layer: [1]", "n_layer: unknown key 'n_layer' for model SASRecPlus; did you mean n_layers"),
         ("n_layers: [1, two]", r"n_layers: n_layers: found 'two' \(str\), expected int"),
         ("hidden_dropout_prob: [0.5, 1.5]", r"hidden_dropout_prob: .*expected a probability"),
@@ -266,10 +283,9 @@ def test_a_kill_gains_no_time_and_changes_no_trial(tiny, tmp_path, clock, killed
     began = clock.now
     with pytest.raises(KeyboardInterrupt):
         search(tiny, killed, Run(clock, killed_at=killed_at), minutes=90 / 60)
-    (path,) = (killed / "results").rglob("*.json")
-    kept = json.loads(path.read_text())["trials"]
-    assert kept[-1]["state"] == "running" and kept[-1]["metrics"]["ndcg@10"] > 0
-    assert sum(trial["cpu_seconds"] for trial in kept) == clock.now - began
+    left = kept(killed / "results")["trials"]
+    assert left[-1]["state"] == "running" and left[-1]["metrics"]["ndcg@10"] > 0
+    assert sum(trial["cpu_seconds"] for trial in left) == clock.now - began
     _, found = search(tiny, killed, Run(clock), minutes=90 / 60)
     assert sum(trial["cpu_seconds"] for trial in found["trials"]) == clock.now - began >= 90
     assert clock.now - began < 90 + EPOCH
@@ -288,8 +304,7 @@ def test_what_a_kill_leaves_on_the_disk_counts_the_running_epoch_s_trial(tiny, t
             try:
                 return super().__call__(*given, **more)
             except KeyboardInterrupt:
-                (path,) = (tmp_path / "results").rglob("*.json")
-                left["trials"] = json.loads(path.read_text())["trials"]
+                left.update(kept(tmp_path / "results"))
                 raise
 
     with pytest.raises(KeyboardInterrupt):
@@ -303,7 +318,7 @@ def test_other_code_trains_a_killed_trial_anew_and_its_time_counts(tiny, tmp_pat
         search(tiny, tmp_path, Run(clock, killed_at=5), minutes=1.0)
     monkeypatch.setattr(module.records, "code_fingerprint", lambda: "other")
 
-    def nothing_yet(arguments=(), config_dict=None, after_epoch=None):
+    def nothing_yet(arguments, config_dict, inspect, after_epoch):
         clock.now += 100
         after_epoch(Run.trainer({**config_dict, "learning_rate": 0.0}, 1))
 
@@ -312,48 +327,27 @@ def test_other_code_trains_a_killed_trial_anew_and_its_time_counts(tiny, tmp_pat
     assert "done‡" in capsys.readouterr().out
 
 
-def test_cpu_time_is_looked_at_while_something_runs():
-    looks = []
-    with looking_every(0.05, lambda: looks.append(cpu_seconds())):
-        until = cpu_seconds() + 0.4
-        while cpu_seconds() < until:
-            pass
-    assert 3 <= len(looks) <= 9 and looks == sorted(looks)
-    n = len(looks)
-    until = cpu_seconds() + 0.2
-    while cpu_seconds() < until:
-        pass
-    assert len(looks) == n, "nobody looks any more"
-    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
-
-
-def test_a_look_may_end_what_runs_and_no_failure_handler_takes_it():
-    def enough():
-        raise BudgetSpent
-
-    started = time.perf_counter()
-    with pytest.raises(BudgetSpent), looking_every(0.05, enough):
-        while time.perf_counter() < started + 60:
-            try:
-                sum(range(1000))
-            except Exception:
-                pytest.fail("taken for a failure")
-    assert time.perf_counter() < started + 30 and signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
-
-
-def test_a_trial_that_never_ends_an_epoch_is_stopped_too(tiny, tmp_path, monkeypatch, capsys):
+def test_a_trial_that_never_ends_an_epoch_is_stopped_too(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_share_features", lambda *_: None)
-    monkeypatch.setattr(module, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(module, "KEEP_EVERY", 0.05)
+    optimizer, seen = torch.optim.AdamW([torch.zeros(1, requires_grad=True)]), []
+    optimizer.step()  # the first one takes its time
 
-    def forever(**_):
+    def forever(*_, **__):
         while True:
-            pass
+            try:
+                optimizer.step()
+            except Exception:
+                pytest.fail("the end of the budget taken for a failure")
+            seen.append(kept(tmp_path / "results")["trials"][0].get("cpu_seconds", 0.0))
 
-    code, found = search(tiny, tmp_path, forever, minutes=0.3 / 60)
+    code, found = search(tiny, tmp_path, forever, minutes=0.5 / 60)
     (trial,) = found["trials"]
     assert code == 1 and trial["state"] == "cut" and trial["metrics"] == {}
-    assert 0.3 <= trial["cpu_seconds"] < 0.6
-    assert "no trial" not in capsys.readouterr().out and not list((tmp_path / "results").rglob("*.yaml"))
+    assert 0.5 <= trial["cpu_seconds"] < 1.0
+    assert len(set(seen)) >= 3 and seen == sorted(seen), "time is kept while the trial runs"
+    assert not list((tmp_path / "results").rglob("*.yaml"))
+    optimizer.step()  # nobody looks any more
 
 
 # Trials and their table
@@ -442,22 +436,141 @@ def test_a_file_of_settings_moves_the_defaults(tiny, tmp_path, clock):
     assert {call["learning_rate"] for call in execute.calls[1:]} <= {0.001, 0.01}
 
 
-def test_two_processes_do_not_run_one_search(tiny, tmp_path, clock):
-    def another(**_):
-        with pytest.raises(InputError, match="another process runs this search"):
-            search(tiny, tmp_path, Run(clock))
-        clock.now += 100
+def test_a_running_trial_is_not_taken_by_another_call(tiny, tmp_path, clock):
+    def another(*_, **__):
+        execute = Run(clock)
+        search(tiny, tmp_path, execute, minutes=40 / 60)
+        assert len(execute.calls) == 2, "the next trials, until the budget that both share is used up"
         raise RuntimeError("enough")
 
-    _, found = search(tiny, tmp_path, another)
-    assert [trial["error"] for trial in found["trials"]] == ["RuntimeError: enough"]
+    _, found = search(tiny, tmp_path, another, minutes=40 / 60)
+    assert [(trial["state"], trial["cpu_seconds"]) for trial in found["trials"]] == [
+        ("failed", 42), ("done", 21), ("cut", 21)
+    ]  # fmt: skip
+
+
+WORKER = """
+import json, os, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from recbole_bbqrec.experiments import tune
+log, url, space, killed_at = Path(sys.argv[1]), *sys.argv[2:5]
+done = 0
+def execute(arguments, config_dict, inspect, after_epoch):
+    global done
+    kept = Path(config_dict["checkpoint_dir"]) / "done"
+    for epoch in range(len(kept.read_text()) if kept.is_file() else 0, 3):
+        until = time.process_time() + 0.05
+        while time.process_time() < until: pass
+        kept.write_text("x" * (epoch + 1))
+        with log.open("a") as file:
+            print(os.getpid(), config_dict["hidden_dropout_prob"], config_dict["learning_rate"], epoch, file=file)
+        result = {"masked_ndcg@10": config_dict["learning_rate"]}
+        after_epoch(SimpleNamespace(best_valid_result=result, state={"best_epoch": epoch, "epochs_done": epoch + 1}))
+        done += 1
+        if done == int(killed_at):
+            os.kill(os.getpid(), 9)
+    metrics = {"valid": {"masked": {"ndcg@10": config_dict["learning_rate"]}}}
+    return {"metrics": metrics, "epochs": {"best": 3, "done": 3}}, {}
+tune._share_features = lambda *_: None
+tune.quick_start.execute = execute
+tune.tune("SASRecPlus", "tiny", 5.0, sys.argv[5:], Path(space), storage=url)
+"""
+
+
+def test_two_processes_share_a_search_and_one_of_them_is_killed(tiny, tmp_path):
+    url, log = f"sqlite:///{tmp_path / 'search.db'}", tmp_path / "log"
+    space = write_space(tmp_path, {"learning_rate": [i / 1000 for i in range(1, 6)], "hidden_dropout_prob": [0.1, 0.2]})
+    given = arguments(tiny, model="SASRecPlus", checkpoint_dir=str(tmp_path / "saved"))
+    workers = [
+        subprocess.Popen([sys.executable, "-c", WORKER, str(log), url, str(space), killed_at, *given], cwd=tmp_path)
+        for killed_at in ("2", "-1")
+    ]
+    assert [worker.wait(120) for worker in workers] == [-9, 0]
+    found = kept(tmp_path, optuna.storages.RDBStorage(url))
+    assert len(found["trials"]) == 11, "the defaults and ten others"
+    assert {trial["state"] for trial in found["trials"]} == {"done"}, "the killed one's trial went on in the other"
+    rows = [line.split() for line in log.read_text().splitlines()]
+    assert len(rows) == len({tuple(row[1:]) for row in rows}) == 11 * 3, "nobody ran an epoch twice"
+    assert {row[0] for row in rows} == {str(worker.pid) for worker in workers}
+    assert sum(trial["cpu_seconds"] for trial in found["trials"]) >= 11 * 3 * 0.05
+    (path,) = (tmp_path / "results").rglob("*.yaml")
+    assert yaml.safe_load(path.read_text())["learning_rate"] == 0.005
+    assert not list((tmp_path / "results").rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize("url", ["nothing", "sqlite:////no/such/folder/search.db"])
+def test_a_database_that_cannot_be_used_is_named(tiny, tmp_path, url):
+    with pytest.raises(InputError, match=r"study tiny/SASRecPlus-\w+ in --storage: not readable .*sqlite:///search.db"):
+        search(tiny, tmp_path, None, storage=url)
+
+
+HEAD = {"model": "SASRec", "dataset": "tiny", "key": "k", "seed": 1, "metric": "ndcg@10", "given": {}}
+
+
+def test_a_process_killed_between_two_steps_leaves_nothing_in_the_way(tmp_path):
+    head = {**HEAD, "space": {"n_layers": [1, 2]}, "defaults": {"n_layers": 1}}
+    found = Search(head, 1.0, tmp_path / "results", tmp_path / "saved")
+    found.study.ask()  # and killed: the trial exists, nothing is known of it
+    held = [found.take("code"), found.take("code")]
+    assert [trial.number for trial, _ in held] == [0, 1]
+    assert [trial.user_attrs["settings"] for trial, _ in held] == [{"n_layers": 1}, {"n_layers": 2}]
+    found.study.ask()  # as another machine might that saw settings left at the same moment
+    assert found.take("code") is None and found.take("code") is None
+    assert [trial.number for trial in found.trials] == [0, 1] and "2 trials" in found.page()
+
+
+def test_a_trial_of_another_machine_is_left_alone_and_a_cut_one_goes_anywhere(tmp_path, monkeypatch):
+    head = {**HEAD, "space": {"n_layers": [1, 2]}, "defaults": {"n_layers": 1}}
+
+    def machine(name):
+        monkeypatch.setattr("platform.node", lambda: name)
+        return Search(head, 1.0, tmp_path / "results", tmp_path / name, f"sqlite:///{tmp_path / 'search.db'}")
+
+    one, other = machine("one"), machine("other")
+    held = [one.take("code"), other.take("code")]
+    assert [trial.number for trial, _ in held] == [0, 1]
+    held[0][1].release()  # as by a kill
+    assert other.take("code") is None
+    trial, lock = one.take("code")
+    assert trial.number == 0
+    one.keep(trial, CUT)
+    lock.release()
+    again = other.take("code")
+    assert again[0].number == 0 and one.take("code") is None, "it runs on the other machine now"
+
+
+RESULTS = Path(__file__).parents[2] / "results/tune"
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.json")), ids=lambda path: path.stem)
+def test_searches_that_were_kept_as_json_are_shown_and_go_on(path, tmp_path):
+    folder = tmp_path / "results/tune" / path.parent.name
+    folder.mkdir(parents=True)
+    shutil.copy(path, folder)
+    old = json.loads(path.read_text())
+    head = {key: value for key, value in old.items() if key not in ("minutes", "trials")}
+    for minutes in (60.0, 61.0):  # read again, it is not taken over twice
+        found = Search(head, minutes, tmp_path / "results", tmp_path / "saved")
+    trials = kept(tmp_path / "results")["trials"]
+    assert [{key: trial.get(key) for key in old["trials"][0]} for trial in trials] == old["trials"]
+    assert found.keep_best().read_text() == path.with_suffix(".yaml").read_text()
+    assert f"{len(trials)} trials, {found.used / 60:.1f} of 61 CPU minutes used" in found.page()
+    trial, _ = found.take("other code")
+    assert trial.number == len(trials) - 1, "the one that was cut"
+    assert trial.user_attrs["settings"] == old["trials"][-1]["settings"]
+    assert trial.user_attrs["metrics"] == {} and trial.user_attrs["cpu_seconds"] == old["trials"][-1]["cpu_seconds"]
+    trial, _ = found.take("other code")
+    assert trial.number == len(trials) and trial.user_attrs["settings"] not in [
+        one["settings"] for one in old["trials"]
+    ]
 
 
 def test_a_damaged_file_is_named(tiny, tmp_path, clock):
     search(tiny, tmp_path, Run(clock))
-    (path,) = (tmp_path / "results").rglob("*.json")
-    path.write_text("{")
-    with pytest.raises(InputError, match=f"{path.name}: not a readable record"):
+    (path,) = (tmp_path / "results").rglob("*.jsonl")
+    path.write_text("{\n{\n")
+    with pytest.raises(InputError, match=f"{path.name}: not readable .*delete it to begin again"):
         search(tiny, tmp_path, Run(clock))
 
 
@@ -465,11 +578,11 @@ def test_the_command_line(monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(module, "tune", lambda *given: calls.append(given) or 0)
     assert cli.main(["tune", "--model=BBQRec", "--dataset=Beauty"]) == 0
-    given = ["--minutes=2.5", "--space=own.yaml", "--results=out", "--n_layers=1"]
+    given = ["--minutes=2.5", "--space=own.yaml", "--results=out", "--storage=sqlite:///x.db", "--n_layers=1"]
     assert cli.main(["tune", "--model=TIGER", "--dataset=Beauty", *given]) == 0
     assert calls == [
-        ("BBQRec", "Beauty", 60.0, [], None, Path("results")),
-        ("TIGER", "Beauty", 2.5, ["--n_layers=1"], Path("own.yaml"), Path("out")),
+        ("BBQRec", "Beauty", 60.0, [], None, Path("results"), None),
+        ("TIGER", "Beauty", 2.5, ["--n_layers=1"], Path("own.yaml"), Path("out"), "sqlite:///x.db"),
     ]
     monkeypatch.undo()
     assert cli.main(["tune", "--model=BBQRec", "--dataset=Beauty", "--final"]) == 2
@@ -540,15 +653,17 @@ def test_other_models_are_searched_alike(tiny, tmp_path, model):
 
 KILLED = """
 import os, sys
+from pathlib import Path
 from recbole_bbqrec.experiments import tune
-from recbole_bbqrec import quick_start
-def execute(arguments=(), config_dict=None, after_epoch=None):
+execute = tune.quick_start.execute
+def killed(arguments, given, inspect, after_epoch):
     def then_killed(trainer):
         after_epoch(trainer)
         if trainer.state.epochs_done == 2:
             os.kill(os.getpid(), 9)
-    return quick_start.execute(arguments, config_dict, after_epoch=then_killed)
-tune.tune("SASRecPlus", "tiny", 5.0, sys.argv[2:], tune.Path(sys.argv[1]), execute=execute)
+    return execute(arguments, given, inspect, after_epoch=then_killed)
+tune.quick_start.execute = killed
+tune.tune("SASRecPlus", "tiny", 5.0, sys.argv[2:], Path(sys.argv[1]))
 """
 
 
@@ -557,8 +672,7 @@ def test_a_killed_search_ends_at_the_numbers_of_an_undisturbed_one(tiny, tmp_pat
     space = write_space(tmp_path, {"learning_rate": [0.001, 0.01]})
     done = subprocess.run([sys.executable, "-c", KILLED, str(space), *given], cwd=tmp_path, capture_output=True)
     assert done.returncode == -9, done.stderr.decode()
-    (path,) = (tmp_path / "results").rglob("*.json")
-    (trial,) = json.loads(path.read_text())["trials"]
+    (trial,) = kept(tmp_path / "results")["trials"]
     assert trial["state"] == "running" and trial["epochs"]["done"] == 2 and trial["cpu_seconds"] > 0
     _, found = search(tiny, tmp_path, None, minutes=5, space={"learning_rate": [0.001, 0.01]}, epochs=3)
     assert found["trials"][0]["cpu_seconds"] > trial["cpu_seconds"] and len(found["trials"]) == 2
