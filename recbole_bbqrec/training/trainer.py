@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from recbole.trainer import Trainer
 from recbole.utils import set_color
+from scipy.sparse import csr_array
 from tqdm import tqdm
 
-from ..data.sequences import Seen, seen_before
+from ..data.sequences import seen_before
 from ..errors import InputError
 from ..evaluation.ranking import Ranks, rank_targets, tie_order
 from ..model.padding import LENGTH_INDEPENDENT, group_by_length
@@ -64,7 +65,7 @@ class ProtocolTrainer(Trainer):
         self.state = TrainingState()
         self._folder: RunFolder | None = None
         self._train_dataset: Any = None
-        self._seen: dict[tuple[Any, ...], Seen] = {}
+        self._seen: dict[tuple[Any, ...], csr_array] = {}
 
     @property
     def folder(self) -> RunFolder:
@@ -266,17 +267,17 @@ class ProtocolTrainer(Trainer):
             ranks[column] = rank_targets(scores, targets, seen, ties, finds_some=True)[column]
         return ranks
 
-    def _seen_before(self, dataset: Any, earlier: list[Any]) -> Seen:
+    def _seen_before(self, dataset: Any, earlier: list[Any]) -> csr_array:
         """Seen items of a split, collected once."""
         datasets = (dataset, *earlier)
         if datasets not in self._seen:
             self._seen[datasets] = seen_before(dataset, earlier)
         return self._seen[datasets]
 
-    def _pairs(self, seen: Seen, rows: np.ndarray) -> Pairs:
+    def _pairs(self, seen: csr_array, rows: np.ndarray) -> Pairs:
         """Everything seen by the given rows, as (index into rows, item) pairs."""
-        index, items = seen.pairs(rows)
-        return torch.from_numpy(index).to(self.device), torch.from_numpy(items).to(self.device)
+        index, items = (torch.from_numpy(part).long().to(self.device) for part in seen[rows].nonzero())
+        return index, items
 
     def timings(self) -> dict[str, float]:
         """Seconds of `train` (all epochs with their validation), of a median `epoch` and of a median `evaluate`."""

@@ -11,7 +11,6 @@ import torch
 from tqdm import tqdm
 
 from .. import storage
-from ..data.sequences import training_sequences
 from ..evaluation.ranking import Ranks, per_row, rank_targets, tie_order
 from ..model.protocol import Counter
 from .trainer import ProtocolTrainer
@@ -58,7 +57,7 @@ class UntrainedTrainer(ProtocolTrainer):
         else:
             shutil.rmtree(path.parent, ignore_errors=True)
             started = time.perf_counter()
-            sequences = self._train_dataset.train_sequences or training_sequences(self._train_dataset)
+            sequences = self._train_dataset.train_sequences
             self.ranker.count(sequences.offsets, sequences.items)
             self.ranker.choose(self._best_point(valid_data, show_progress))
             self._fit_seconds = time.perf_counter() - started
