@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .errors import InputError
 from .preparation.raw import COLUMN_FLAGS
@@ -14,187 +14,85 @@ from .training.allocation import keep_freed_memory
 
 # The parts behind a command are imported when it is called: `bbqrec --help` needs neither torch nor RecBole.
 
-SETTINGS = "Further --key=value arguments are settings, as for run_recbole_bbqrec.py; properties/ explains them."
+SETTINGS = "Further --key=value arguments are settings, as for run_recbole_bbqrec.py; docs/settings.md has them all."
+Work = Callable[[argparse.Namespace, list[str]], int | None]
 
 
 class Command(NamedTuple):
-    """A sub-command: its help, what it reads, and what it does with that and the settings that follow."""
+    """A sub-command: its help, its options, whether settings may follow, and what it does with both."""
 
     help: str
-    arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace, list[str]], int]
+    options: tuple[tuple[tuple[str, ...], dict[str, Any]], ...]
+    takes_settings: bool
+    run: Work
+    note: str
 
 
-def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", required=True, help="name of the data set")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder for tables and records")
-    parser.epilog = SETTINGS
+COMMANDS: dict[str, Command] = {}
+"""All sub-commands by name, in the order in which people work: data, studies, use."""
 
 
-def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
-    _experiment_arguments(parser)
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each row (default 3; 1 screens)")
-    parser.add_argument("--rows", default="", help="names of rows, separated by commas (default: all that apply)")
-    parser.add_argument("--final", action="store_true", help="also judge the test split")
-    parser.add_argument("--table-only", action="store_true", help="make table and figure again from the records")
+def _option(*flags: str, **how: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """One option or argument, as `add_argument` takes it."""
+    return flags, how
 
 
-def _ablate(given: argparse.Namespace, settings: list[str]) -> int:
-    from .experiments import ablation
+def _command(name: str, help: str, *options: Any, settings: bool = False, note: str = "") -> Callable[[Work], Work]:
+    def enter(work: Work) -> Work:
+        COMMANDS[name] = Command(help, options, settings, work, note or SETTINGS * settings)
+        return work
 
-    if given.table_only:
-        if settings or given.rows:
-            raise InputError("--table-only reads records alone: give --dataset, --results and --final, nothing else")
-        ablation.remake(given.dataset, given.final, given.results)
-        return 0
-    rows = [name for name in given.rows.split(",") if name]
-    return ablation.ablate(given.dataset, rows, given.seeds, settings, given.final, given.results)
+    return enter
 
 
-def _cost_arguments(parser: argparse.ArgumentParser) -> None:
-    _experiment_arguments(parser)
-    parser.add_argument("--users", type=int, default=1000, help="histories that are scored (default 1000)")
-    parser.add_argument("--rounds", type=int, default=5, help="times each way of scoring is timed (default 5)")
+NAME = _option("name", help="name of the data set")
+DATASET = _option("--dataset", required=True, help="name of the data set")
+RESULTS = _option("--results", type=Path, default=Path("results"), help="folder of pages and records")
+DATA_PATH = _option("--data_path", type=Path, default=Path("dataset"), help="folder of data sets (default dataset)")
+
+# Data
 
 
-def _cost(given: argparse.Namespace, settings: list[str]) -> int:
-    from .experiments.cost import cost
-
-    cost(given.dataset, given.users, given.rounds, settings, given.results)
-    return 0
-
-
-def _ids_arguments(parser: argparse.ArgumentParser) -> None:
-    _experiment_arguments(parser)
-    parser.add_argument("--seeds", type=int, default=5, help="fits of each tokenizer (default 5)")
-
-
-def _ids(given: argparse.Namespace, settings: list[str]) -> int:
-    from .experiments.ids import study
-
-    study(given.dataset, given.seeds, settings, given.results)
-    return 0
-
-
-def _leaderboard_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", required=True, help="name of the data set")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder for the files and of the records")
-    parser.add_argument("--final", action="store_true", help="show the test split instead of validation")
-    parser.add_argument("--models", default="", help="rows, separated by commas (default: all that have a record)")
-    parser.add_argument("--keys", default="", help="run keys to show instead of the latest of their models")
-    parser.add_argument("--against", metavar="MODEL", help="compare with this row (default: the best one)")
-    parser.epilog = "Records are made by run_recbole_bbqrec.py --model=A,B --dataset=X,Y --seeds=3, see there."
-
-
-def _leaderboard(given: argparse.Namespace, settings: list[str]) -> int:
-    from .experiments import leaderboard
-
-    _no_settings("leaderboard", settings)
-    models, keys = ([name for name in text.split(",") if name] for text in (given.models, given.keys))
-    print(leaderboard.write(given.dataset, given.results, given.final, models, keys, given.against))
-    return 0
-
-
-def _recommend_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", help="folder of a finished run, such as saved/BBQRec-ml-100k-2020-...")
-    parser.add_argument(
-        "--history",
-        required=True,
-        action="append",
-        metavar="TOKEN,TOKEN",
-        help="item tokens in time order, separated by commas; may be given several times",
-    )
-    parser.add_argument("-k", type=int, default=10, help="number of items (default 10)")
-
-
-def _recommend(given: argparse.Namespace, settings: list[str]) -> int:
-    from .evaluation import report
-    from .serving.bundle import load_bundle
-
-    if settings:
-        raise InputError(f"argument {settings[0]!r}: recommend takes no settings, the run has its own")
-    histories = [[token for token in text.split(",") if token] for text in given.history]
-    found = load_bundle(given.folder).recommend(histories, given.k)
-    for text, (items, scores, unknown) in zip(given.history, found, strict=True):
-        print(f"after {text}" + (f" (unknown, ignored: {', '.join(unknown)})" if unknown else ""))
-        rows = [[str(at), item, f"{score:.4f}"] for at, (item, score) in enumerate(zip(items, scores, strict=True), 1)]
-        print(report.markdown_table(["rank", "item", "score"], rows) if rows else "no known item in it")
-    return 0
-
-
-def _tune_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="name of the model")
-    _experiment_arguments(parser)
-    parser.add_argument("--minutes", type=float, default=60.0, help="CPU time of all trials together (default 60)")
-    parser.add_argument("--space", type=Path, metavar="FILE", help="keys and their values (default: the model's own)")
-
-
-def _tune(given: argparse.Namespace, settings: list[str]) -> int:
-    from .experiments.tune import tune
-
-    return tune(given.model, given.dataset, given.minutes, settings, given.space, given.results)
-
-
-def _place_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="name of the data set")
-    parser.add_argument("--data_path", type=Path, default=Path("dataset"), help="folder of data sets (default dataset)")
-
-
-def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
-    _place_arguments(parser)
-    parser.epilog = "Without --from the name is that of a public data set, such as Sports or Amazon2023-Video_Games."
-    parser.add_argument("--user-core", type=int, help="fewest interactions of a user (default 5, or as published)")
-    parser.add_argument("--item-core", type=int, help="fewest interactions of an item (default 5, or as published)")
-    parser.add_argument("--shuffle-ties", type=int, metavar="SEED", help="shuffle equal times by this seed")
-    public = parser.add_argument_group("a public data set")
-    public.add_argument("--raw_dir", type=Path, metavar="FOLDER", help="raw files, fetched by hand or to be fetched")
-    public.add_argument("--as", dest="written", metavar="NAME", help="name of the data set to write")
-    own = parser.add_argument_group("your own data")
-    own.add_argument("--from", dest="interactions", type=Path, metavar="FILE", help="table of interactions")
-    own.add_argument("--items", type=Path, metavar="FILE", help="table of items")
-    own.add_argument("--images", type=Path, metavar="FOLDER", help="folder with <item id>.jpg, .png or .webp")
-    for field, flag in COLUMN_FLAGS.items():
-        what = "the item, in the table of items" if field == "token" else field.replace("_", " ")
-        own.add_argument(flag, dest=field, metavar="NAME", help=f"column of {what}, where it is not found by itself")
-    own.add_argument("--on-bad", choices=("skip", "error"), help="bad rows: list them, or stop (default skip)")
-
-
-def _no_settings(command: str, settings: list[str]) -> None:
-    if settings:
-        raise InputError(
-            f"argument {settings[0]!r}: {command} takes no settings; bbqrec {command} --help lists its options"
-        )
-
-
-def _prepare(given: argparse.Namespace, settings: list[str]) -> int:
-    _no_settings("prepare", settings)
+@_command(
+    "prepare",
+    "a data set from public files or your own tables",
+    _option("name", help="name of a public data set, or with --from the name of a new one"),
+    DATA_PATH,
+    _option("--user-core", type=int, help="fewest interactions of a user (default 5, or as published)"),
+    _option("--item-core", type=int, help="fewest interactions of an item (default 5, or as published)"),
+    _option("--shuffle-ties", type=int, metavar="SEED", help="shuffle equal times by this seed"),
+    _option("--raw_dir", type=Path, metavar="FOLDER", help="public: raw files, fetched by hand or to be fetched"),
+    _option("--as", dest="written", metavar="NAME", help="public: name of the data set to write"),
+    _option("--from", dest="interactions", type=Path, metavar="FILE", help="own: table of interactions"),
+    _option("--items", type=Path, metavar="FILE", help="own: table of items"),
+    _option("--images", type=Path, metavar="FOLDER", help="own: folder with <item id>.jpg, .png or .webp"),
+    *(
+        _option(flag, dest=field, metavar="NAME", help=f"own: this column, where it is not found by itself ({field})")
+        for field, flag in COLUMN_FLAGS.items()
+    ),
+    _option("--on-bad", choices=("skip", "error"), help="own: list bad rows, or stop at one (default skip)"),
+    note="Without --from the name is that of a public data set, such as Sports or Amazon2023-Video_Games.",
+)
+def _prepare(given: argparse.Namespace, settings: list[str]) -> None:
     both = {key: getattr(given, key) for key in ("user_core", "item_core", "shuffle_ties")}
     both = {key: value for key, value in both.items() if value is not None}
+    columns = {field: getattr(given, field) for field in COLUMN_FLAGS if getattr(given, field) is not None}
     if given.interactions is None:
-        wrong = {"--items": given.items, "--images": given.images, "--on-bad": given.on_bad}
-        wrong |= {flag: getattr(given, field) for field, flag in COLUMN_FLAGS.items()}
-        _refuse(wrong, "without --from, which names your table of interactions")
         from .preparation.obtain import advice, obtain
         from .preparation.public import describe
 
+        wrong = {"--items": given.items, "--images": given.images, "--on-bad": given.on_bad}
+        wrong |= {COLUMN_FLAGS[field]: column for field, column in columns.items()}
+        _refuse(wrong, "without --from, which names your table of interactions")
         report = obtain(given.name, given.data_path, written=given.written, raw_dir=given.raw_dir, **both)
         print(f"{describe(report)}\n{advice(given.name, report)}")
-        return 0
-    _refuse({"--raw_dir": given.raw_dir, "--as": given.written}, "with --from, but it is for public data sets; drop it")
-    from .preparation.own_data import describe, prepare_own
+    else:
+        from .preparation.own_data import describe, prepare_own
 
-    report = prepare_own(
-        given.name,
-        given.interactions,
-        given.items,
-        given.data_path,
-        images=given.images,
-        columns={field: getattr(given, field) for field in COLUMN_FLAGS if getattr(given, field) is not None},
-        on_bad=given.on_bad or "skip",
-        **both,
-    )
-    print(describe(report))
-    return 0
+        public = {"--raw_dir": given.raw_dir, "--as": given.written}
+        _refuse(public, "with --from, but it is for public data sets; drop it")
+        more = {"images": given.images, "columns": columns, "on_bad": given.on_bad or "skip", **both}
+        print(describe(prepare_own(given.name, given.interactions, given.items, given.data_path, **more)))
 
 
 def _refuse(flags: Mapping[str, object], why: str) -> None:
@@ -203,58 +101,167 @@ def _refuse(flags: Mapping[str, object], why: str) -> None:
             raise InputError(f"{flag}: found {str(value)!r} {why}")
 
 
-def _images(given: argparse.Namespace, settings: list[str]) -> int:
-    _no_settings("images", settings)
+@_command("images", "fetch the items' images from their addresses", NAME, DATA_PATH)
+def _images(given: argparse.Namespace, settings: list[str]) -> None:
     from .preparation.obtain import describe_images, obtain_images
 
     print(describe_images(obtain_images(given.data_path / given.name)))
-    return 0
 
 
-def _features_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="name of the data set")
-    parser.epilog = SETTINGS
-
-
-def _features(given: argparse.Namespace, settings: list[str]) -> int:
+@_command("features", "which item features there are, missing or stale", NAME, settings=True)
+def _features(given: argparse.Namespace, settings: list[str]) -> None:
     from .config import Config
     from .experiments.feature_report import describe, feature_report
 
     print(describe(feature_report(Config("BBQRec", given.name, arguments=settings))))
-    return 0
 
 
-COMMANDS = {
-    "ablate": Command("BBQRec with one part changed at a time, over seeds", _ablate_arguments, _ablate),
-    "cost": Command("time and memory of scoring, with and without the codes", _cost_arguments, _cost),
-    "features": Command("which item features there are, missing or stale", _features_arguments, _features),
-    "ids": Command("the item tokenizer's report cards over seeds, with and without CLUB", _ids_arguments, _ids),
-    "leaderboard": Command("models side by side, from their records", _leaderboard_arguments, _leaderboard),
-    "prepare": Command("a data set from public files or your own tables", _prepare_arguments, _prepare),
-    "images": Command("fetch the items' images from their addresses", _place_arguments, _images),
-    "recommend": Command("recommend items after a history, from a run's folder", _recommend_arguments, _recommend),
-    "tune": Command("choose a model's settings on validation, within a budget of CPU time", _tune_arguments, _tune),
-}
-"""All sub-commands by name."""
+# Studies
+
+
+@_command(
+    "leaderboard",
+    "models side by side, from their records",
+    DATASET,
+    RESULTS,
+    _option("--final", action="store_true", help="show the test split instead of validation"),
+    _option("--models", default="", help="rows, separated by commas (default: all that have a record)"),
+    _option("--keys", default="", help="run keys to show instead of the latest of their models"),
+    _option("--against", metavar="MODEL", help="compare with this row (default: the best one)"),
+    note="Records are made by run_recbole_bbqrec.py --model=A,B --dataset=X,Y --seeds=3, see there.",
+)
+def _leaderboard(given: argparse.Namespace, settings: list[str]) -> None:
+    from .experiments import leaderboard
+
+    models, keys = _names(given.models), _names(given.keys)
+    print(leaderboard.write(given.dataset, given.results, given.final, models, keys, given.against))
+
+
+@_command(
+    "ablate",
+    "BBQRec with one part changed at a time, over seeds",
+    DATASET,
+    RESULTS,
+    _option("--seeds", type=int, default=3, help="runs of each row (default 3; 1 screens)"),
+    _option("--rows", default="", help="names of rows, separated by commas (default: all that apply)"),
+    _option("--final", action="store_true", help="also evaluate the test split"),
+    _option("--table-only", action="store_true", help="make page and figure again from the records"),
+    settings=True,
+)
+def _ablate(given: argparse.Namespace, settings: list[str]) -> int | None:
+    from .experiments import ablation
+
+    if not given.table_only:
+        rows = _names(given.rows)
+        return ablation.ablate(given.dataset, rows, given.seeds, settings, given.final, given.results)
+    if settings or given.rows:
+        raise InputError("--table-only reads records alone: give --dataset, --results and --final, nothing else")
+    return ablation.remake(given.dataset, given.final, given.results)
+
+
+@_command(
+    "tune",
+    "choose a model's settings on validation, within a budget of CPU time",
+    _option("--model", required=True, help="name of the model"),
+    DATASET,
+    RESULTS,
+    _option("--minutes", type=float, default=60.0, help="CPU time of all trials together (default 60)"),
+    _option("--space", type=Path, metavar="FILE", help="keys and their values (default: the model's own)"),
+    settings=True,
+)
+def _tune(given: argparse.Namespace, settings: list[str]) -> int:
+    from .experiments.tune import tune
+
+    return tune(given.model, given.dataset, given.minutes, settings, given.space, given.results)
+
+
+@_command(
+    "cost",
+    "time and memory of scoring, with and without the codes",
+    DATASET,
+    RESULTS,
+    _option("--users", type=int, default=1000, help="histories that are scored (default 1000)"),
+    _option("--rounds", type=int, default=5, help="times each way of scoring is timed (default 5)"),
+    settings=True,
+)
+def _cost(given: argparse.Namespace, settings: list[str]) -> None:
+    from .experiments.cost import cost
+
+    cost(given.dataset, given.users, given.rounds, settings, given.results)
+
+
+@_command(
+    "ids",
+    "the item tokenizer's report cards over seeds, with and without CLUB",
+    DATASET,
+    RESULTS,
+    _option("--seeds", type=int, default=5, help="fits of each tokenizer (default 5)"),
+    settings=True,
+)
+def _ids(given: argparse.Namespace, settings: list[str]) -> None:
+    from .experiments.ids import study
+
+    study(given.dataset, given.seeds, settings, given.results)
+
+
+# Use
+
+
+@_command(
+    "recommend",
+    "recommend items after a history, from a run's folder",
+    _option("folder", help="folder of a finished run, such as saved/BBQRec-ml-100k-2020-..."),
+    _option(
+        "--history",
+        required=True,
+        action="append",
+        metavar="TOKEN,TOKEN",
+        help="item tokens in time order, separated by commas; may be given several times",
+    ),
+    _option("-k", type=int, default=10, help="number of items (default 10)"),
+)
+def _recommend(given: argparse.Namespace, settings: list[str]) -> None:
+    from .evaluation.report import markdown_table
+    from .serving.bundle import load_bundle
+
+    found = load_bundle(given.folder).recommend([_names(text) for text in given.history], given.k)
+    for text, (items, scores, unknown) in zip(given.history, found, strict=True):
+        print(f"after {text}" + (f" (unknown, ignored: {', '.join(unknown)})" if unknown else ""))
+        rows = [[str(at), item, f"{score:.4f}"] for at, (item, score) in enumerate(zip(items, scores, strict=True), 1)]
+        print(markdown_table(["rank", "item", "score"], rows) if rows else "no known item in it")
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
 
 
 def _parser() -> argparse.ArgumentParser:
     # No abbreviations: --row would be taken for --rows, and a mistyped setting for an option.
-    description = "Experiments on top of single runs, data sets, and recommendations from a finished run."
+    description = "Data sets, experiments on top of single runs, and recommendations from a finished run."
     parser = argparse.ArgumentParser("bbqrec", description=description, allow_abbrev=False)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name, command in COMMANDS.items():
-        own = commands.add_parser(name, help=command.help, description=command.help, allow_abbrev=False)
+    for name, (help, options, _, _, note) in COMMANDS.items():
+        own = commands.add_parser(name, help=help, description=help, epilog=note, allow_abbrev=False)
         own.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        command.arguments(own)
+        for flags, how in options:
+            own.add_argument(*flags, **how)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code: 0, 1 where a run failed, 2 where the user has something to mend."""
     given, settings = _parser().parse_known_args(arguments)
-    return _answer(lambda: COMMANDS[given.command].run(given, settings), given.debug)
+    name, command = given.command, COMMANDS[given.command]
+
+    def work() -> int | None:
+        if settings and not command.takes_settings:
+            raise InputError(
+                f"argument {settings[0]!r}: {name} takes no settings; bbqrec {name} --help lists its options"
+            )
+        return command.run(given, settings)
+
+    return _answer(work, given.debug)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -269,22 +276,22 @@ def run(arguments: Sequence[str]) -> int:
     debug = any(argument in ("--debug", "--debug=True") for argument in arguments)
     arguments = [argument for argument in arguments if argument.partition("=")[0] != "--debug"]
 
-    def started() -> int:
+    def work() -> int | None:
         if many.asked_for(arguments):
             return many.run_many(arguments)
         quick_start.run(arguments)
-        return 0
+        return None
 
-    return _answer(started, debug)
+    return _answer(work, debug)
 
 
-def _answer(work: Callable[[], int], debug: bool) -> int:
+def _answer(work: Callable[[], int | None], debug: bool) -> int:
     """Exit code of `work`, errors told in one line."""
     keep_freed_memory()
     try:
         code = work()
         sys.stdout.flush()
-        return code
+        return code or 0
     except InputError as error:
         if debug:
             traceback.print_exc()

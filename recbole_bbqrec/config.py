@@ -13,64 +13,12 @@ from recbole.evaluator.register import metric_types
 from . import compat, registry
 from .data.selected_features import load_selected_features
 from .errors import InputError
-from .settings import NO_SETTINGS, property_files, public_source
+from .settings import NO_SETTINGS, checked, property_files, public_source
 
 METRICS = ("recall", "ndcg", "mrr", "hit", "precision")
 
 # Keys that RecBole reads from its config although none of its YAML files names them.
 READ_BY_RECBOLE = ("encoding", "reg_weight", "selected_features", "log_wandb", "wandb_project", "alias_of_user_id")
-
-# Types of our keys whose default is empty.
-EMPTY_DEFAULTS = {
-    "shuffle_ties": int,
-    "text_encoder": str,
-    "image_folder": str,
-    "image_encoder": str,
-    "cache_dir": str,
-    "result_file": str,
-    "similarity_signals": list,
-}
-
-CHOICES = {
-    "similarity_attention": ("additive", "multiplicative", "undiscretised", "off"),
-    "codes": ("learned", "random", "shuffled", "none"),
-    "tokenizer": ("behavior_bind", "rqvae", "kmeans"),
-    "sid_mode": ("chained", "concat", "fused"),
-    "sid_codebook_update": ("gradient", "ema"),
-    "scoring": ("joint", "dense", "codes", "generate"),
-    "score_function": ("cosine", "dot"),
-}
-
-# Lists; a modality that the items lack is passed over.
-SOME_OF = {"candidate_similarity": ("behavior", "text", "image", "seen")}
-
-NOT_NEGATIVE = {"n_negatives", "beam_size", "code_weight", "shuffle_ties", "stopping_step", "seed"}
-
-POSITIVE = {
-    "train_batch_size",
-    "eval_batch_size",
-    "MAX_ITEM_LIST_LENGTH",
-    "n_layers",
-    "n_heads",
-    "hidden_size",
-    "inner_size",
-    "n_similarity_bins",
-    "n_candidate_neighbours",
-    "n_candidate_bins",
-    "n_candidate_last",
-    "n_decoder_layers",
-    "n_experts",
-    "feature_dim",
-    "encode_batch_size",
-    "max_text_tokens",
-    "learning_rate",
-    "temperature",
-    "sid_levels",
-    "sid_codebook_size",
-    "sid_code_dim",
-    "epochs",
-    "eval_step",
-}
 
 
 class MissingDataSetError(InputError):
@@ -207,46 +155,10 @@ class Config(RecBoleConfig):
                 near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
                 hint = f"did you mean {near[0]}?" if near else "properties/ lists the keys"
                 raise InputError(f"unknown key {key!r} for model {self.model}; {hint}")
-            self.external_config_dict[key] = _checked(key, value, self.internal_config_dict.get(key))
+            self.external_config_dict[key] = checked(key, value, self.internal_config_dict.get(key))
         final = super()._get_final_config_dict()
         _check_protocol(final)
         return final
-
-
-def _checked(key: str, value: Any, default: Any) -> Any:
-    """Return `value` in the type of the key's default, or raise `InputError`."""
-    expected = EMPTY_DEFAULTS.get(key) if default is None else type(default)
-    if key in SOME_OF and value in (None, False, "off", "none"):
-        value = []
-    if value is None and "none" in CHOICES.get(key, ()):
-        value = "none"  # the command line takes the word for no value
-    if value is None and (default is None or key in EMPTY_DEFAULTS or expected in (str, dict, list)):
-        return value
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if expected is int and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if expected is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(value)
-    if expected is list and isinstance(value, (str, int, float, tuple)):
-        value = list(value) if isinstance(value, tuple) else [value]
-    if key in CHOICES and value is False and "off" in CHOICES[key]:
-        value = "off"  # what YAML reads where the quotes are forgotten
-    wrong_bool = isinstance(value, bool) and expected in (int, float)
-    if expected in (bool, int, float, str, list, dict) and (wrong_bool or not isinstance(value, expected)):
-        raise InputError(f"{key}: found {value!r} ({type(value).__name__}), expected {expected.__name__}")
-    if key in CHOICES and value not in CHOICES[key]:
-        raise InputError(f"{key}: found {value!r}, expected one of {', '.join(CHOICES[key])}")
-    wrong = [name for name in value if name not in SOME_OF[key]] if key in SOME_OF and isinstance(value, list) else []
-    if wrong:
-        raise InputError(f"{key}: found {wrong[0]!r}, expected some of {', '.join(SOME_OF[key])}, or [] for none")
-    if key in POSITIVE and isinstance(value, (int, float)) and value <= 0:
-        raise InputError(f"{key}: found {value!r}, expected a number above 0")
-    if key in NOT_NEGATIVE and isinstance(value, (int, float)) and value < 0:
-        raise InputError(f"{key}: found {value!r}, expected 0 or more")
-    if key.endswith("dropout_prob") and isinstance(value, float) and not 0 <= value < 1:
-        raise InputError(f"{key}: found {value!r}, expected a probability in [0, 1)")
-    return value
 
 
 def _check_protocol(final: dict[str, Any]) -> None:

@@ -1,7 +1,9 @@
 """The recipe of a run, read top to bottom: settings, data, features and codes, model, training, judgement."""
 
 import contextlib
+import errno
 import json
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -74,7 +76,8 @@ def execute(
     ------
     InputError : settings, data or files are not as they should be.
     """
-    config = configured(arguments, config_dict)
+    fetch_missing(arguments, config_dict)
+    config = Config(arguments=arguments, config_dict=config_dict)
     _check_result_file(config["result_file"])
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
@@ -111,8 +114,13 @@ def execute(
     return record, ranks
 
 
-def configured(arguments: Sequence[str], config_dict: dict[str, Any] | None) -> Config:
-    """Read the settings; a public data set that is not there yet is fetched and built, and so are images it needs."""
+def fetch_missing(arguments: Sequence[str], config_dict: dict[str, Any] | None) -> None:
+    """Fetch and build a public data set that is not there yet, and the images that a run reads and does not find.
+
+    Raises
+    ------
+    InputError : settings are not as they should be, the data set is none of the public ones, or it does not come.
+    """
 
     def read() -> Config:
         return Config(arguments=arguments, config_dict=config_dict)
@@ -134,7 +142,6 @@ def configured(arguments: Sequence[str], config_dict: dict[str, Any] | None) -> 
     if place is not None and not place.is_dir() and addresses_of(folder / f"{folder.name}.item"):
         print(f"{place} is not there yet: the items' images are fetched first", flush=True)
         print(obtain.describe_images(obtain.obtain_images(folder, place, config["show_progress"], partial=False)))
-    return config
 
 
 def _check_result_file(path: str | None) -> None:
@@ -142,6 +149,8 @@ def _check_result_file(path: str | None) -> None:
     if path is None:
         return
     try:
+        if Path(path).is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         Path(path).resolve().parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"result_file: {path} cannot be written ({error.strerror}); name another file") from error

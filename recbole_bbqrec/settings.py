@@ -1,5 +1,11 @@
-"""Where settings come from, and settings as plain data for records and fingerprints."""
+"""Our settings: what each key is and may be, where values come from, and settings as plain data.
 
+`KEYS` is the one place that knows the type, the meaning and the bounds of a key; `properties/` has the defaults, and
+docs/settings.md is made from both.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +16,225 @@ from .errors import InputError
 _INSTALLED = Path(__file__).parent / "properties"
 PROPERTIES = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parent.parent / "properties"
 """Our YAML files: inside the installed package, or at the top of a source checkout."""
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What the values of a key may be, in words and as a check; of a list, what its elements may be."""
+
+    words: str
+    holds: Callable[[Any], bool]
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of a run: the type of its values, what it means, what it may be, and whether it may be empty (`~`)."""
+
+    type: type
+    meaning: str
+    allowed: Allowed | None = None
+    may_be_empty: bool = False
+
+
+POSITIVE = Allowed("a number above 0", lambda value: value > 0)
+NOT_NEGATIVE = Allowed("0 or more", lambda value: value >= 0)
+PROBABILITY = Allowed("a probability in [0, 1)", lambda value: 0 <= value < 1)
+SEED = Allowed("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32)
+FACTOR = Allowed("numbers above 0 and at most 1", lambda value: 0 < value <= 1)
+
+
+def _one_of(*names: str) -> Allowed:
+    return Allowed(f"one of {', '.join(names)}", lambda value: value in names, names)
+
+
+def _some_of(*names: str) -> Allowed:
+    return Allowed(f"some of {', '.join(names)}, or [] for none", lambda value: value in names, names)
+
+
+def _whole(least: int, most: int) -> Allowed:
+    return Allowed(f"whole numbers from {least} to {most}", lambda value: value in range(least, most + 1))
+
+
+# fmt: off
+KEYS: dict[str, Key] = {
+    # Protocol
+    "eval_args": Key(dict, "split, order and mode of the evaluation; leave-one-out, and all items are ranked"),
+    "repeatable": Key(bool, "RecBole's flag for sequential models; seen items are masked by our ranker"),
+    "metrics": Key(list, "of Recall, NDCG, MRR, Hit, Precision"),
+    "topk": Key(list, "cut-offs of the metrics"),
+    "valid_metric": Key(str, "metric that stops training, in the masked column"),
+    "eval_batch_size": Key(int, "histories scored at once; more is slower on a CPU: the scores leave the cache", POSITIVE),
+    "load_col": Key(dict, "columns RecBole loads; item texts are read by the item features alone"),
+    "final": Key(bool, "also evaluate the test split; leave it off while developing"),
+    "seed": Key(int, "every source of randomness starts here", SEED),
+    "shuffle_ties": Key(int, "seed that shuffles a user's interactions of equal time; empty keeps the file's order", NOT_NEGATIVE, True),
+    "MAX_ITEM_LIST_LENGTH": Key(int, "last items of the history that are read", POSITIVE),
+    # Training
+    "epochs": Key(int, "cap; a run that reaches it is marked", POSITIVE),
+    "eval_step": Key(int, "epochs from one evaluation to the next", POSITIVE),
+    "stopping_step": Key(int, "evaluations in a row that may bring no improvement; the next such one ends training", NOT_NEGATIVE),
+    "train_batch_size": Key(int, "training targets a step", POSITIVE),
+    "learning_rate": Key(float, "of the optimiser", POSITIVE),
+    "weight_decay": Key(float, "of the optimiser", NOT_NEGATIVE),
+    "average_weights": Key(bool, "evaluate and keep an average over the last steps of training, not the last step"),
+    "length_groups": Key(bool, "run RecBole's own models on length groups where they do not depend on padding"),
+    "resume": Key(bool, "go on with an interrupted run of the same settings; evaluate a finished one"),
+    # Item features
+    "attach_item_features": Key(bool, "build the item features and attach them to the data set"),
+    "attach_semantic_ids": Key(bool, "learn semantic IDs on the training split and attach them as item feature `semantic_id`"),
+    "text_fields": Key(str, "columns of the .item file joined to one text, `title brand`, or a template, `{title}[ by {brand}]`"),
+    "text_encoder": Key(str, "`tfidf`, `codes`, a file of vectors (.npy, .safetensors) or a `transformers` model; empty: no texts", None, True),
+    "image_fields": Key(str, "code columns of the .item file, for image_encoder `codes`"),
+    "image_folder": Key(str, "folder with <item token>.jpg or .png; relative paths start at the data set", None, True),
+    "image_encoder": Key(str, "`codes`, a file of vectors or a `transformers` vision model; empty: no images", None, True),
+    "feature_dim": Key(int, "width of `tfidf` and `codes` features", POSITIVE),
+    "encode_batch_size": Key(int, "texts or images that a `transformers` model encodes at once", POSITIVE),
+    "max_text_tokens": Key(int, "tokens of a text that a `transformers` model reads", POSITIVE),
+    # Semantic IDs
+    "codes": Key(str, "`learned`; `random` and `shuffled` are controls; `none`: raw features in every place of quantised vectors", _one_of("learned", "random", "shuffled", "none")),
+    "tokenizer": Key(str, "`behavior_bind`, `rqvae` (TIGER's, features alone) or `kmeans` (residual k-means)", _one_of("behavior_bind", "rqvae", "kmeans")),
+    "report_card": Key(bool, "measure new codes and write the ID report card beside the tokenizer's file"),
+    "sid_mode": Key(str, "how the signals share an ID", _one_of("chained", "concat", "fused")),
+    "sid_levels": Key(int, "codes per signal", POSITIVE),
+    "sid_codebook_size": Key(int, "codes per codebook", POSITIVE),
+    "sid_code_dim": Key(int, "width of the codebook vectors", POSITIVE),
+    "sid_epochs": Key(int, "passes over the training sequences", POSITIVE),
+    "sid_min_steps": Key(int, "at least this many steps, for small data", NOT_NEGATIVE),
+    "sid_warmup": Key(float, "share of the training before the codebooks start", PROBABILITY),
+    "sid_steps": Key(int, "batches an RQ-VAE is trained on", POSITIVE),
+    "sid_batch_size": Key(int, "targets a step, and random items beside them", POSITIVE),
+    "sid_learning_rate": Key(float, "of the tokenizer's AdamW", POSITIVE),
+    "sid_reconstruction_weight": Key(float, "weight of the reconstruction of the features", NOT_NEGATIVE),
+    "sid_club_weight": Key(float, "weight of the CLUB bound between specific and behaviour parts", NOT_NEGATIVE),
+    "sid_sequence_contrast_weight": Key(float, "weight of the contrast of histories with their next item", NOT_NEGATIVE),
+    "sid_cross_contrast_weight": Key(float, "weight of the contrast between the signals of an item", NOT_NEGATIVE),
+    "sid_commitment_weight": Key(float, "weight of the codebook and commitment terms", NOT_NEGATIVE),
+    "sid_temperature": Key(float, "of both contrasts", POSITIVE),
+    "sid_shared_codebook": Key(bool, "one set of codebooks for all signals"),
+    "sid_codebook_update": Key(str, "how codebooks learn", _one_of("gradient", "ema")),
+    "sid_kmeans_start": Key(bool, "start the codebooks from k-means centres"),
+    "sid_restart_dead": Key(bool, "move codes that no item uses"),
+    "sid_use_id": Key(bool, "the learned item representation z_ID is a signal of its own"),
+    "sid_sinkhorn": Key(bool, "spread items evenly over the codes of the last level"),
+    "sid_max_length": Key(int, "longest history the tokenizer's sequence encoder reads", POSITIVE),
+    "count_collisions": Key(bool, "last code: a number among the items of equal earlier codes, as in TIGER's paper; else one more level of the RQ-VAE"),
+    # Attention
+    "similarity_attention": Key(str, "how the similarity of items enters attention; also for RecBole's SASRec, SASRecF, BERT4Rec and CORE", _one_of("additive", "multiplicative", "undiscretised", "off")),
+    "n_similarity_bins": Key(int, "quantile buckets of the cosine of two items", POSITIVE),
+    "similarity_signals": Key(list, "signals that attention compares, such as [text, id]; empty: all", None, True),
+    "similarity_shared_layers": Key(bool, "one set of weights for all layers"),
+    # Network
+    "n_layers": Key(int, "transformer layers", POSITIVE),
+    "n_heads": Key(int, "attention heads", POSITIVE),
+    "heads": Key(int, "attention heads of TIGER, each `head_size` wide", POSITIVE),
+    "head_size": Key(int, "width of an attention head of TIGER", POSITIVE),
+    "hidden_size": Key(int, "width of items and hidden states", POSITIVE),
+    "inner_size": Key(int, "width of the feed-forward layers", POSITIVE),
+    "hidden_dropout_prob": Key(float, "dropout of embeddings and layer outputs", PROBABILITY),
+    "attn_dropout_prob": Key(float, "dropout of attention weights", PROBABILITY),
+    "layer_norm_eps": Key(float, "added to the variance in layer norms", POSITIVE),
+    "initializer_range": Key(float, "standard deviation of the initial weights", POSITIVE),
+    "causal_encoder": Key(bool, "codes read no later items, so that one pass trains all targets of a sequence; False: TIGER's paper, a pass for every target"),
+    "n_experts": Key(int, "whitening experts of UniSRec's adaptor", POSITIVE),
+    "adaptor_dropout_prob": Key(float, "dropout of the experts' input", PROBABILITY),
+    # Item representation
+    "use_item_id": Key(bool, "ID embedding in the item representation"),
+    "use_code_embedding": Key(bool, "embeddings of the item's codes in the item representation"),
+    "use_features": Key(bool, "projected item features in the item representation"),
+    "id_dropout_prob": Key(float, "how often an item goes without its ID part in training, as new items will", PROBABILITY),
+    # Scoring and loss
+    "scoring": Key(str, "`joint`: dense + code_weight * codes; `generate`: decode the ID code by code", _one_of("joint", "dense", "codes", "generate")),
+    "code_weight": Key(float, "weight of the code heads in loss and score of `joint`", NOT_NEGATIVE),
+    "beam_size": Key(int, "prefixes kept in decoding; 0: exact likelihood of every item, for small catalogues", NOT_NEGATIVE),
+    "n_decoder_layers": Key(int, "layers of the decoder of IDs", POSITIVE),
+    "score_function": Key(str, "how a hidden state meets an item", _one_of("cosine", "dot")),
+    "temperature": Key(float, "divides the cosine", POSITIVE),
+    "n_negatives": Key(int, "uniform negatives a step, shared by its targets; 0: all items", NOT_NEGATIVE),
+    # Candidate similarity
+    "candidate_similarity": Key(list, "signals that compare candidates with the last items; [seen]: one weight for seen items alone", _some_of("behavior", "text", "image", "seen")),
+    "n_candidate_last": Key(int, "last items of the history that candidates are compared with", POSITIVE),
+    "n_candidate_neighbours": Key(int, "nearest neighbours kept per item and signal", POSITIVE),
+    "n_candidate_bins": Key(int, "buckets of the neighbours' similarity", POSITIVE),
+    # Transition graph: validation chooses among the values of a list; one value fixes it
+    "graph_hops": Key(list, "longest path; a step back in the history counts as a hop", _whole(1, 3)),
+    "graph_last_items": Key(list, "last items of the history that paths start from", _whole(1, 50)),
+    "graph_hop_decay": Key(list, "factor for every further hop", FACTOR),
+    "graph_position_decay": Key(list, "factor for every step back from the last item", FACTOR),
+    "graph_cosine_weight": Key(list, "weight of the features' cosine", Allowed("numbers of at least 0", lambda value: 0 <= value < float("inf"))),
+    # Files
+    "cache_dir": Key(str, "item features and tokenizers, kept by fingerprint; empty: <checkpoint_dir>/cache", None, True),
+    "result_file": Key(str, "write the run's record as JSON to this file", None, True),
+}
+# fmt: on
+"""All keys of `properties/`: types, meanings and bounds. Of RecBole's own, those that we bound or give a default."""
+
+
+def checked(key: str, value: Any, default: Any) -> Any:
+    """Return `value` in the type of its key, or raise `InputError`.
+
+    Parameters
+    ----------
+    default : value the key has without it; its type counts where `KEYS` does not know the key.
+    """
+    known = KEYS.get(key) or Key(type(None) if default is None else type(default), "", None, default is None)
+    expected, names = known.type, known.allowed.names if known.allowed else ()
+    # What YAML and the command line make of the words none and off.
+    if expected is list and names and value in (None, False, "off", "none"):
+        value = []
+    elif value is None and "none" in names:
+        value = "none"
+    elif value is False and "off" in names:
+        value = "off"
+    if value is None and (known.may_be_empty or default is None or expected in (str, dict, list)):
+        return value
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if expected is float and number:
+        value = float(value)
+    elif expected is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    elif expected is str and number:
+        value = str(value)
+    elif expected is list and isinstance(value, (str, int, float, tuple)):
+        value = list(value) if isinstance(value, tuple) else [value]
+    wrong_bool = isinstance(value, bool) and expected in (int, float)
+    if expected in (bool, int, float, str, list, dict) and (wrong_bool or not isinstance(value, expected)):
+        raise InputError(f"{key}: found {value!r} ({type(value).__name__}), expected {expected.__name__}")
+    if known.allowed is not None:
+        for part in value if isinstance(value, list) else [value]:
+            if not _holds(known.allowed, part):
+                raise InputError(f"{key}: found {part!r}, expected {known.allowed.words}")
+    return value
+
+
+def _holds(allowed: Allowed, value: Any) -> bool:
+    if not allowed.names and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        return False
+    return allowed.holds(value)
+
+
+def reference() -> str:
+    """Return docs/settings.md: every key with its default in each of our YAML files, its meaning and its bounds."""
+    lines = [
+        "# Settings",
+        "",
+        "Every key of `properties/`, made by `python -m recbole_bbqrec.settings`. RecBole's other keys keep RecBole's",
+        "defaults. The command line (`--key=value`) wins over `--config_files`, those over `properties/dataset/`, then",
+        "`properties/model/`, `properties/overall.yaml`, RecBole.",
+    ]
+    for path in [PROPERTIES / "overall.yaml", *sorted((PROPERTIES / "model").glob("*.yaml"))]:
+        content = _content(path)
+        base = content.pop(EXTENDS, None)
+        above = f": `{base}` with" if base else ""
+        title = "Every model" if path.stem == "overall" else f"{path.stem}{above}"
+        lines += ["", f"## {title}", "", "| key | default | type | meaning |", "| --- | --- | --- | --- |"]
+        for name, value in content.items():
+            key = KEYS.get(name) or Key(type(value), "see RecBole")
+            bounds = f"; {key.allowed.words}" if key.allowed else ""
+            shown = "~" if value is None else value
+            lines.append(f"| `{name}` | `{shown}` | {key.type.__name__} | {key.meaning}{bounds} |")
+    return "\n".join(lines) + "\n"
+
 
 # Keys that change where a run writes or what it prints, never what it learns.
 NOT_LEARNED_FROM = {
@@ -127,3 +352,7 @@ def settings_to_load(plain: dict[str, Any]) -> dict[str, Any]:
         given["train_neg_sample_args"] = None
     given["data_path"] = str(Path(given["data_path"]).parent)
     return given
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

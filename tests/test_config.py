@@ -5,7 +5,15 @@ from conftest import settings, write_dataset
 
 from recbole_bbqrec.config import Config, parse_command_line
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.settings import PROPERTIES, learning_settings, plain_settings, settings_to_load
+from recbole_bbqrec.settings import (
+    KEYS,
+    PROPERTIES,
+    checked,
+    learning_settings,
+    plain_settings,
+    reference,
+    settings_to_load,
+)
 from recbole_bbqrec.tokenizer.fit import BehaviorBindTokenizer
 
 
@@ -69,6 +77,11 @@ BAD = {
     "pickled data set": (["--save_dataset=True"], "save_dataset: RecBole's pickled data cache is not used"),
     "pickled loaders": (["--save_dataloaders=True"], "save_dataloaders: RecBole's pickled data cache"),
     "tie seed": (["--shuffle_ties=yes"], "shuffle_ties: found 'yes' .str., expected int"),
+    "seed": (["--seed=99999999999999999999"], "seed: found 9{20}, expected a whole number from 0 to 4294967295"),
+    "negative seed": (["--seed=-1"], "seed: found -1, expected a whole number from 0"),
+    "list of choices": (["--candidate_similarity=[text,colour]"], "candidate_similarity: found '.text,colour.'"),
+    "list of names": (["--candidate_similarity=['text','colour']"], "found 'colour', expected some of behavior, text"),
+    "number beside words": (["--candidate_similarity=[3]"], "found 3, expected some of behavior, text, image, seen"),
     "negatives": (["--n_negatives=-5"], "n_negatives: found -5, expected 0 or more"),
     "config file": (["--config_files=nowhere.yaml"], "config file nowhere.yaml: No such file"),
     "model": (["--model=BBQRek"], "--model=BBQRek: no sequential model.*did you mean BBQRec"),
@@ -106,14 +119,21 @@ def test_missing_model_says_how_to_name_one():
         Config(arguments=["--dataset=ml-100k"])
 
 
-def test_every_key_of_our_files_is_commented_with_its_type():
-    for path in [PROPERTIES / "overall.yaml", PROPERTIES / "model" / "BBQRec.yaml"]:
-        for line in path.read_text().splitlines():
-            if line and not line.startswith((" ", "#")) and not line.endswith(":"):
-                key = line.partition(":")[0]
-                plain = {"repeatable", "train_neg_sample_args", "learner", "learning_rate", "weight_decay"}
-                attached = {"attach_item_features", "attach_semantic_ids"}
-                assert "# (" in line or key in plain | attached, f"{path.name}: {key} has no comment with its type"
+def test_every_key_of_our_files_is_known_and_its_default_allowed():
+    recboles = {"train_neg_sample_args", "learner", "extends"}
+    for path in [PROPERTIES / "overall.yaml", *(PROPERTIES / "model").glob("*.yaml")]:
+        for key, value in yaml.safe_load(path.read_text()).items():
+            if key not in recboles:
+                assert key in KEYS, f"{path.name}: {key} has no entry in KEYS"
+                value = float(value) if KEYS[key].type is float else value  # 1e-12 is a text to plain YAML
+                assert checked(key, value, None) == value
+    used = {key for path in PROPERTIES.rglob("*.yaml") for key in yaml.safe_load(path.read_text()) or {}}
+    assert not set(KEYS) - used - {"MAX_ITEM_LIST_LENGTH"}, "keys that no file has a default for"
+
+
+def test_the_reference_of_keys_is_up_to_date():
+    written = (PROPERTIES.parent / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert written == reference(), "make it again: python -m recbole_bbqrec.settings > docs/settings.md"
 
 
 def test_settings_survive_the_way_to_a_file_and_back(tiny):

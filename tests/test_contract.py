@@ -121,8 +121,8 @@ def test_items_have_one_score_however_it_is_asked_for(made, name):
     model, some, targets = case.model, torch.tensor([5, 2, 9]), case.rows[case.model.ITEM_ID].unsqueeze(1)
     assert isinstance(model, Ranker) and ranker_of(model, case.config) is model
     assert case.scores.shape == (len(case.histories), model.n_items)
-    assert case.scores[:, 1:].isfinite().all() or model.finds_some
-    with torch.no_grad(), model.kept():
+    assert case.scores[:, 1:].isfinite().all() or model.is_beam_search
+    with torch.no_grad(), model.cached_rows():
         torch.testing.assert_close(model.score(case.histories), case.scores)
         torch.testing.assert_close(model.score(case.histories, some), case.scores[:, some])
         torch.testing.assert_close(model.full_sort_predict(case.rows), case.scores)
@@ -144,7 +144,7 @@ def test_recboles_models_are_rankers_by_their_adapter(tiny, tmp_path):
     train, valid, _ = split_loaders(config, registry.get_dataset("SASRec")(config))
     model = registry.build_model(config, train._dataset).eval()
     rows, ranker = valid.collate_fn(range(5))[0], ranker_of(model, config)
-    assert isinstance(ranker, Ranker) and not ranker.finds_some and ranker.candidates is None
+    assert isinstance(ranker, Ranker) and not ranker.is_beam_search and ranker.candidates is None
     histories, some = rows[model.ITEM_SEQ], torch.tensor([4, 1])
     short = histories[:, : int((histories != 0).sum(1).max())]
     expected = model.full_sort_predict(rows)

@@ -175,6 +175,8 @@ def test_a_result_file_that_cannot_be_written_is_said_before_the_run(tiny, tmp_p
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"result_file: .* cannot be written"):
         quick_start.run(config_dict=settings(tiny, result_file=str(tmp_path / "file" / "x.json")))
+    with pytest.raises(InputError, match=r"result_file: .* cannot be written \(Is a directory\)"):
+        quick_start.run(config_dict=settings(tiny, result_file=str(tmp_path)))
 
 
 def test_faults_of_the_program_keep_their_traceback(tiny, tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ def batches(histories: np.ndarray, size: int) -> Iterator[torch.Tensor]:
 def score_all(model: Any, histories: np.ndarray, size: int) -> None:
     """Score all items after each history and drop the scores; what all histories share is computed once."""
     device = next(model.parameters()).device
-    with model.kept():
+    with model.cached_rows():
         for batch in batches(histories, size):
             model.score(batch.to(device))
     if device.type == "cuda":

@@ -1,18 +1,65 @@
-"""A causal transformer whose attention takes a similarity bias; the bias itself comes from `similarity`.
+"""Transformer layers: attention with an optional similarity bias, keys and values of earlier calls, and a memory.
 
-Shapes: B sequences, T items of the longest, A attention heads, H hidden width.
+Shapes: L positions that read, S positions that are read, A attention heads, D width of one (H / A unless set), H hidden
+width; `...` stands for sequences, or for sequences and their prefixes.
 """
 
 import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
-from .dropout import Dropout
+from .cpu_speed import Dropout
+
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values [..., A, S, D] of positions."""
 
 
-def reweight(scores: torch.Tensor, bias: torch.Tensor, mode: str) -> torch.Tensor:
-    """Let a bias [B, A, T, T] into attention scores QK'/sqrt(d), before their softmax.
+@dataclass(frozen=True)
+class LayerSettings:
+    """Sizes and dropouts of a transformer layer."""
+
+    hidden_size: int  # width H
+    inner_size: int  # width inside the feed-forward part
+    n_heads: int  # number A of attention heads
+    dropout: float  # of what the parts of a layer add
+    attn_dropout: float  # of attention weights
+    eps: float  # added to the variance in layer norms
+    head_size: int | None = None  # width D of a head; none = H / A
+    fused: bool = True  # whether self-attention makes query, key and value in one product; it rounds differently
+
+    @classmethod
+    def from_config(cls, config: Any) -> "LayerSettings":
+        """Read them from the settings, but for `head_size`."""
+        keys = "hidden_size", "inner_size", "n_heads", "hidden_dropout_prob", "attn_dropout_prob", "layer_norm_eps"
+        return cls(*(config[key] for key in keys))
+
+
+def initialise(module: nn.Module, deviation: float) -> None:
+    """Draw the weights of linear layers and embeddings from a normal distribution; biases and padding are zero."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=deviation)
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        nn.init.zeros_(module.weight[module.padding_idx])
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def causal_mask(n_items: int, device: torch.device, n_readers: int = 1, n_read: int = 1) -> Tensor:
+    """Return what each position may read, [n_items * n_readers, n_items * n_read]: the positions up to its own item.
+
+    Items may have several positions: `n_readers` that read, `n_read` that are read.
+    """
+    mask = torch.ones(n_items, n_items, dtype=torch.bool, device=device).tril()
+    return mask.repeat_interleave(n_readers, dim=0).repeat_interleave(n_read, dim=1)
+
+
+def reweight(scores: Tensor, bias: Tensor, mode: str) -> Tensor:
+    """Let a bias [..., A, L, S] into attention scores QK'/sqrt(d), before their softmax.
 
     Parameters
     ----------
@@ -21,67 +68,120 @@ def reweight(scores: torch.Tensor, bias: torch.Tensor, mode: str) -> torch.Tenso
     return scores * (1 + bias) if mode == "multiplicative" else scores + bias
 
 
-class CausalSelfAttention(nn.Module):
-    """Multi-head attention over earlier items, with an optional similarity bias.
+class Attention(nn.Module):
+    """Multi-head attention, of positions over each other or over a memory.
 
     Parameters
     ----------
-    mode : how the bias enters, see `reweight`.
+    mode : how a bias enters, see `reweight`.
     """
 
-    def __init__(self, hidden_size: int, n_heads: int, dropout: float, mode: str = "additive") -> None:
+    def __init__(self, settings: LayerSettings, mode: str = "additive") -> None:
         super().__init__()
-        self.n_heads = n_heads
-        self.mode = mode
-        self.query_key_value = nn.Linear(hidden_size, 3 * hidden_size)
-        self.output = nn.Linear(hidden_size, hidden_size)
-        self.dropout = Dropout(dropout)
+        self.n_heads, self.mode, self.fused = settings.n_heads, mode, settings.fused
+        width = settings.n_heads * settings.head_size if settings.head_size else settings.hidden_size
+        self.query_key_value = nn.Linear(settings.hidden_size, 3 * width)
+        self.output = nn.Linear(width, settings.hidden_size)
+        self.dropout = Dropout(settings.attn_dropout)
 
-    def forward(self, hidden: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """Map [B, T, H] to [B, T, H]; `bias` [B, A, T, T] or none."""
-        query, key, value = (
-            part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # [B, A, T, H / A]
-            for part in self.query_key_value(hidden).chunk(3, dim=-1)
-        )
+    def forward(
+        self, hidden: Tensor, visible: Tensor | None, bias: Tensor | None = None, past: KeysValues | None = None
+    ) -> tuple[Tensor, KeysValues]:
+        """Let positions read each other: map [..., L, H] to [..., L, H].
+
+        Parameters
+        ----------
+        visible : [..., L, S] which positions each may read; none = all.
+        bias : [..., A, L, S] similarity bias.
+        past : keys and values of the positions before these; returned with those of these behind them.
+        """
+        parts = [(0, 3)] if self.fused else [(0, 1), (1, 3)]
+        query, key, value = (part for bounds in parts for part in self._project(hidden, *bounds))
+        if past is not None:
+            key, value = torch.cat([past[0], key], dim=-2), torch.cat([past[1], value], dim=-2)
+        return self._attend(query, key, value, visible, bias), (key, value)
+
+    def read(self, hidden: Tensor, memory: KeysValues, visible: Tensor) -> Tensor:
+        """Let positions [..., L, H] read others, whose `keys_values` are `memory`; `visible` as in `forward`."""
+        (query,) = self._project(hidden, 0, 1)
+        return self._attend(query, *memory, visible)
+
+    def keys_values(self, hidden: Tensor) -> KeysValues:
+        """Return the keys and values of positions [..., S, H]."""
+        key, value = self._project(hidden, 1, 3)
+        return key, value
+
+    def _project(self, hidden: Tensor, first: int, end: int) -> list[Tensor]:
+        """Parts `first` to `end` of query, key and value, [..., A, L, D] each."""
+        weight, bias = self.query_key_value.weight, self.query_key_value.bias
+        rows = slice(first * len(bias) // 3, end * len(bias) // 3)
+        parts = functional.linear(hidden, weight[rows], bias[rows]).chunk(end - first, dim=-1)  # [..., L, A * D] each
+        return [part.unflatten(-1, (self.n_heads, -1)).transpose(-3, -2) for part in parts]
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, bias: Tensor | None = None
+    ) -> Tensor:
         # Written out instead of torch's fused attention: with and without a bias the same operations run, so a bias of
         # zero is the plain transformer to the last bit, and at these lengths the fused form is not faster.
-        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])  # [..., A, L, S]
         if bias is not None:
             scores = reweight(scores, bias, self.mode)
-        length = hidden.shape[1]
-        future = torch.ones(length, length, dtype=torch.bool, device=hidden.device).triu(1)
-        weights = self.dropout(scores.masked_fill(future, -torch.inf).softmax(dim=-1))
-        return self.output((weights @ value).transpose(1, 2).flatten(-2))
-
-
-def feed_forward(hidden_size: int, inner_size: int, dropout: float) -> nn.Sequential:
-    """Two linear layers with a GELU and dropout between them, [..., H] to [..., H]."""
-    return nn.Sequential(
-        nn.Linear(hidden_size, inner_size), nn.GELU(), Dropout(dropout), nn.Linear(inner_size, hidden_size)
-    )
+        if visible is not None:
+            scores = scores.masked_fill(~visible.unsqueeze(-3), -torch.inf)
+        mixed = self.dropout(scores.softmax(dim=-1)) @ value  # [..., A, L, D]
+        return self.output(mixed.transpose(-3, -2).flatten(-2))
 
 
 class TransformerLayer(nn.Module):
-    """Pre-norm transformer layer with GELU."""
+    """Pre-norm transformer layer with GELU.
 
-    def __init__(
-        self,
-        hidden_size: int,
-        inner_size: int,
-        n_heads: int,
-        dropout: float,
-        attn_dropout: float,
-        eps: float,
-        mode: str,
-    ) -> None:
+    Parameters
+    ----------
+    mode : how a bias enters, see `reweight`.
+    reads_memory : whether positions also read an encoder's states, as in a decoder.
+    """
+
+    def __init__(self, settings: LayerSettings, mode: str = "additive", reads_memory: bool = False) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(hidden_size, eps=eps)
-        self.attention = CausalSelfAttention(hidden_size, n_heads, attn_dropout, mode)
-        self.feed_forward_norm = nn.LayerNorm(hidden_size, eps=eps)
-        self.feed_forward = feed_forward(hidden_size, inner_size, dropout)
-        self.dropout = Dropout(dropout)
+        norm = partial(nn.LayerNorm, settings.hidden_size, eps=settings.eps)
+        self.attention_norm, self.attention = norm(), Attention(settings, mode)
+        if reads_memory:
+            self.memory_norm, self.memory_attention = norm(), Attention(settings)
+        self.feed_forward_norm = norm()
+        self.feed_forward = nn.Sequential(
+            nn.Linear(settings.hidden_size, settings.inner_size),
+            nn.GELU(),
+            Dropout(settings.dropout),
+            nn.Linear(settings.inner_size, settings.hidden_size),
+        )
+        self.dropout = Dropout(settings.dropout)
 
-    def forward(self, hidden: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """Map [B, T, H] to [B, T, H]."""
-        hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), bias))
+    def forward(self, hidden: Tensor, visible: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Map [B, L, H] to [B, L, H]; `visible` and `bias` as in `Attention.forward`."""
+        attended, _ = self.attention(self.attention_norm(hidden), visible, bias)
+        return self._feed_forward(hidden + self.dropout(attended))
+
+    def decode(
+        self,
+        hidden: Tensor,
+        visible: Tensor | None,
+        past: KeysValues | None,
+        memory: KeysValues,
+        visible_memory: Tensor,
+    ) -> tuple[Tensor, KeysValues]:
+        """Map L positions of W prefixes of each sequence, [B, W, L, H], to [B, W, L, H].
+
+        Parameters
+        ----------
+        visible, past : as in `Attention.forward`; keys and values are returned beside the result.
+        memory : keys and values [B, A, S, D] of the encoder's states, the same for all prefixes of a sequence.
+        visible_memory : [B, W * L, S] which of them each position may read; B and W * L may be 1.
+        """
+        attended, keys_values = self.attention(self.attention_norm(hidden), visible, past=past)
+        hidden = hidden + self.dropout(attended)
+        # The prefixes of a sequence stand side by side here: one product with its memory for all of them.
+        read = self.memory_attention.read(self.memory_norm(hidden).flatten(1, 2), memory, visible_memory)
+        return self._feed_forward(hidden + self.dropout(read.unflatten(1, hidden.shape[1:3]))), keys_values
+
+    def _feed_forward(self, hidden: Tensor) -> Tensor:
         return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))

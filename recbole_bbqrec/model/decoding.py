@@ -4,19 +4,17 @@ Shapes: N items (row 0 = padding), P positions of an ID, K codes per position, S
 code"), B histories, W prefixes of each, C most children of one of them.
 """
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError
 
-Pairs = tuple[torch.Tensor, torch.Tensor]
+Pairs = tuple[Tensor, Tensor]
 """(row, item) pairs, two tensors [n]."""
-
-Level = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Nodes of one depth: their first leaves, their symbols, and their parents' places in the depth above."""
 
 
 class Trie(nn.Module):
@@ -25,84 +23,67 @@ class Trie(nn.Module):
     A missing code (-1) is a symbol of its own, so that IDs of items that lack a signal have the same depth as others.
 
     Nodes are numbered breadth first, siblings by symbol: 0 is the root, the children of a node have consecutive
-    numbers, and the leaves, which come last, are the items in the order of their IDs. So a flat array or two answer
-    every question, and the items below a node are a range of leaves.
+    numbers, and the leaves, which come last, are the items in the order of their IDs. So the items below a node are a
+    range of leaves, and flat arrays hold everything.
 
     Parameters
     ----------
     codes : [N, P] ID of each item; row 0 is padding and no item. -1 = the item lacks this code.
     codebook_size : number K of codes per position.
 
-    Attributes
-    ----------
-    depth : P.
-    n_symbols : S.
-    symbols : [n_nodes] symbol a node adds to its prefix; 0 at the root.
-    tokens : [n_nodes] the same numbered over all positions, `1 + position * S + symbol`; 0 at the root.
-    parents : [n_nodes] node above; 0 at the root.
-    leaf_ranges : [n_nodes, 2] first leaf below a node, and the one after the last.
-    leaf_items : [N - 1] item id of each leaf.
-    widest : most prefixes of one length that leave more than one item open.
-    item_symbols : [N, P] symbols of each item; "no code" in row 0.
-
     Raises
     ------
     InputError : no items, codes outside the codebook, or two items with one ID.
     """
 
-    symbols: torch.Tensor
-    tokens: torch.Tensor
-    parents: torch.Tensor
-    leaf_ranges: torch.Tensor
-    leaf_items: torch.Tensor
-    item_symbols: torch.Tensor
-    first_children: torch.Tensor
-    edges: torch.Tensor
-    item_leaves: torch.Tensor
+    symbols: Tensor  # [n_nodes] what a node adds to its prefix; 0 at the root
+    tokens: Tensor  # [n_nodes] the same numbered over all positions, `1 + position * S + symbol`; 0 at the root
+    first_children: Tensor  # [n_nodes + 1] first node below each; those of node `i` end where those of `i + 1` begin
+    leaf_ranges: Tensor  # [n_nodes, 2] first leaf below a node, and the one after the last
+    leaf_items: Tensor  # [N - 1] item id of each leaf
+    item_leaves: Tensor  # [N] leaf of each item; -1 for padding
+    item_symbols: Tensor  # [N, P] symbols of each item; "no code" in row 0
+    widest: int  # most prefixes of one length that leave more than one item open
 
-    def __init__(self, codes: torch.Tensor, codebook_size: int) -> None:
+    def __init__(self, codes: Tensor, codebook_size: int) -> None:
         super().__init__()
         _check(codes, codebook_size)
         self.depth, self.n_symbols = codes.shape[1], codebook_size + 1
-        symbols = torch.where(codes < 0, codebook_size, codes).long().cpu().numpy()
-        symbols[0] = codebook_size  # whatever stands in the row of padding
-        order = 1 + np.lexsort(symbols[1:, ::-1].T)  # item ids in the order of their IDs
-        levels = _levels(symbols[order], order)
-        self._starts = np.cumsum([0, *(len(first) for first, _, _ in levels)]).tolist()  # first node of each depth
-        leaves = np.full(len(symbols), -1)
-        leaves[order] = np.arange(len(order))
-        tables = {"leaf_items": order, "item_leaves": leaves, "item_symbols": symbols, **self._node_tables(levels)}
+        item_symbols = torch.where(codes < 0, codebook_size, codes).long().cpu().numpy()
+        item_symbols[0] = codebook_size  # whatever stands in the row of padding
+        leaf_items = 1 + np.lexsort(item_symbols[1:, ::-1].T)  # item ids in the order of their IDs
+        item_leaves = np.full(len(codes), -1)
+        item_leaves[leaf_items] = np.arange(len(leaf_items))
+        ids, n_leaves = item_symbols[leaf_items], len(leaf_items)
+        new = np.ones(ids.shape, bool)  # where a prefix of each length differs from that of the leaf before
+        new[1:] = np.logical_or.accumulate(ids[1:] != ids[:-1], axis=1)
+        _check_unique(new[:, -1], leaf_items)
+        position, first = np.nonzero(new.T)  # the nodes below the root, breadth first, by their first leaves
+        depth, first = np.r_[0, position + 1], np.r_[0, first]
+        place = depth * n_leaves + first  # ascending; the first child of a node has the same first leaf, one deeper
+        end = np.where(np.diff(depth, append=self.depth + 1) > 0, n_leaves, np.roll(first, -1))
+        symbols = np.r_[0, ids[first[1:], position]]
+        tables = {
+            "symbols": symbols,
+            "tokens": np.r_[0, 1 + position * self.n_symbols + symbols[1:]],
+            "first_children": np.searchsorted(place, np.r_[place, place[-1] + 1] + n_leaves),
+            "leaf_ranges": np.stack([first, end], axis=1),
+            "leaf_items": leaf_items,
+            "item_leaves": item_leaves,
+            "item_symbols": item_symbols,
+        }
         # The IDs have files of their own; a checkpoint holds what training learned.
         for name, table in tables.items():
             self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(table)).to(codes.device), persistent=False)
-        several = tables["leaf_ranges"][:, 1] - tables["leaf_ranges"][:, 0] > 1
-        self.widest = max(1, *(int(several[self.level(depth)].sum()) for depth in range(self.depth)))
-
-    def _node_tables(self, levels: list[Level]) -> dict[str, np.ndarray]:
-        first, symbols, parents = (np.concatenate(column) for column in zip(*levels, strict=True))
-        n_leaves = len(levels[-1][0])
-        ends = np.concatenate([np.r_[level_first[1:], n_leaves] for level_first, _, _ in levels])
-        depth = np.repeat(np.arange(len(levels)), np.diff(self._starts))
-        parents = np.where(depth > 0, parents + np.asarray(self._starts)[depth - 1], 0)
-        return {
-            "symbols": symbols,
-            "tokens": np.where(depth > 0, 1 + (depth - 1) * self.n_symbols + symbols, 0),
-            "parents": parents,
-            "leaf_ranges": np.stack([first, ends], axis=1),
-            "first_children": 1 + np.searchsorted(parents[1:], np.arange(len(parents) + 1)),
-            "edges": np.r_[-1, parents[1:] * self.n_symbols + symbols[1:]],  # ascending
-        }
+        self._first_leaf = len(place) - n_leaves
+        self.widest = max(1, int(np.bincount(depth[end - first > 1], minlength=1).max()))
 
     @property
     def n_items(self) -> int:
         """Number N of rows, padding included."""
         return len(self.item_symbols)
 
-    def level(self, depth: int) -> slice:
-        """Return the nodes of one depth, 0 (the root) to P (the leaves)."""
-        return slice(self._starts[depth], self._starts[depth + 1])
-
-    def next_nodes(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def next_nodes(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """Return what may follow the prefixes `nodes` [...], none of them a leaf.
 
         Returns
@@ -115,29 +96,12 @@ class Trie(nn.Module):
         place = torch.arange(int(count.max()) if count.numel() else 1, device=nodes.device)
         return first + torch.minimum(place, count - 1), place < count
 
-    def child(self, nodes: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """Return the node [n] below `nodes` [n] over `codes` [n] (-1 = no code); 0 where there is none."""
-        symbols = torch.where(codes == -1, self.n_symbols - 1, codes)
-        wanted = nodes * self.n_symbols + symbols
-        found = torch.searchsorted(self.edges, wanted).clamp(max=len(self.edges) - 1)
-        possible = (codes >= -1) & (codes < self.n_symbols - 1)
-        return torch.where(possible & (self.edges[found] == wanted), found, 0)
-
-    def item(self, nodes: torch.Tensor) -> torch.Tensor:
+    def item(self, nodes: Tensor) -> Tensor:
         """Return the item ids [...] at leaves `nodes` [...]."""
-        return self.leaf_items[nodes - self._starts[self.depth]]
-
-    def contains(self, codes: torch.Tensor) -> torch.Tensor:
-        """Return the item ids [n] of IDs [n, P]; 0 where no item has that ID."""
-        nodes = codes.new_zeros(len(codes))
-        alive = torch.ones_like(nodes, dtype=torch.bool)
-        for column in codes.T:
-            nodes = self.child(nodes, column)
-            alive &= nodes > 0  # or the walk would begin again at the root
-        return torch.where(alive, self.item(nodes.clamp(min=self._starts[self.depth])), 0)
+        return self.leaf_items[nodes - self._first_leaf]
 
 
-def _check(codes: torch.Tensor, codebook_size: int) -> None:
+def _check(codes: Tensor, codebook_size: int) -> None:
     if codes.ndim != 2 or codes.dtype.is_floating_point or codes.shape[0] < 2 or codes.shape[1] < 1:
         raise InputError(
             f"semantic IDs: found {codes.dtype} codes of shape {list(codes.shape)}; expected integers [N, P], row 0 for"
@@ -150,16 +114,8 @@ def _check(codes: torch.Tensor, codebook_size: int) -> None:
         )
 
 
-def _levels(symbols: np.ndarray, items: np.ndarray) -> list[Level]:
-    """Each depth's nodes, the root first, from sorted IDs [N - 1, P] and their items."""
-    new = np.arange(len(symbols)) == 0  # where a prefix differs from that of the row before
-    root = np.zeros(1, np.int64)
-    levels: list[Level] = [(root, root, root)]
-    for column in symbols.T:
-        above = np.cumsum(new) - 1
-        new = new | np.r_[True, column[1:] != column[:-1]]
-        first = np.flatnonzero(new)
-        levels.append((first, column[first], above[first]))
+def _check_unique(new: np.ndarray, items: np.ndarray) -> None:
+    """Refuse IDs that are not `new`: [N - 1] whether they differ from those of the item before, in their order."""
     if not new.all():
         second = int(np.flatnonzero(~new)[0])
         raise InputError(
@@ -167,34 +123,24 @@ def _levels(symbols: np.ndarray, items: np.ndarray) -> list[Level]:
             f" {items[second - 1]} and {items[second]}; decoding needs an ID of its own for every item; raise"
             " sid_levels or sid_codebook_size, or use another scoring than generate"
         )
-    return levels
 
 
-class Advance(Protocol):
-    """A decoder that takes prefixes one position further.
+Advance = Callable[[Any, Tensor, Tensor], tuple[Tensor, Any]]
+"""A decoder that takes prefixes one position further: `logits, state = advance(state, parents, tokens)`.
 
-    Parameters
-    ----------
-    state : what the call before returned, about prefixes one position shorter; none at the start.
-    parents : [B, W] which of those each prefix continues. One row stands for all histories.
-    tokens : [B, W] the token it adds; 0 at the start.
-
-    Returns
-    -------
-    logits : [B, W, S] of the symbols that may come next.
-    state : for the next call.
-    """
-
-    def __call__(self, state: Any, parents: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, Any]: ...
+`state` is what the call before returned about prefixes one position shorter, none at the start; `parents` [B, W] says
+which of those each prefix continues, `tokens` [B, W] the token it adds, 0 at the start; in both, one row stands for all
+histories. `logits` [B, W, S] are those of the symbols that may come next.
+"""
 
 
-def exact_likelihood(trie: Trie, advance: Advance) -> torch.Tensor:
+def exact_likelihood(trie: Trie, advance: Advance) -> Tensor:
     """Log-probability [B, N] of every item; minus infinity for padding.
 
     The trie is walked level by level. A prefix is decoded once, however many items share it, and not at all where only
     one item is left below it: in the trie that item is certain.
     """
-    nodes = parents = trie.parents.new_zeros(1, 1)
+    nodes = parents = trie.symbols.new_zeros(1, 1)
     total, state, found = torch.zeros(1, 1, device=nodes.device), None, []
     while nodes.numel():
         logits, state = advance(state, parents, trie.tokens[nodes])  # [B, W, S]
@@ -211,9 +157,7 @@ def exact_likelihood(trie: Trie, advance: Advance) -> torch.Tensor:
     return scores
 
 
-def beam_search(
-    trie: Trie, advance: Advance, n_rows: int, beam_size: int, excluded: Pairs | None = None
-) -> torch.Tensor:
+def beam_search(trie: Trie, advance: Advance, n_rows: int, beam_size: int, excluded: Pairs | None = None) -> Tensor:
     """Log-probability of the items that a beam search finds.
 
     The search never leaves the trie. A prefix all of whose items are excluded for a row takes no place in its beam.
@@ -228,7 +172,7 @@ def beam_search(
     -------
     [B, N]; minus infinity for padding, for excluded items and for what is beyond the beam.
     """
-    parents = nodes = trie.parents.new_zeros(n_rows, 1)
+    parents = nodes = trie.symbols.new_zeros(n_rows, 1)
     scores, state = torch.zeros(n_rows, 1, device=nodes.device), None
     taken = _excluded_leaves(trie, excluded)
     for _ in range(trie.depth):
@@ -242,9 +186,7 @@ def beam_search(
     return found.scatter(1, trie.item(nodes).masked_fill(scores == -torch.inf, 0), scores)
 
 
-def _continuations(
-    trie: Trie, nodes: torch.Tensor, logits: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _continuations(trie: Trie, nodes: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return `next_nodes` of `nodes` [B, W], and the log-probability [B, W, C] of each among its siblings.
 
     It is minus infinity for filling.
@@ -254,16 +196,16 @@ def _continuations(
     return below, real, logits.gather(-1, symbols).masked_fill(~real, -torch.inf).log_softmax(dim=-1)
 
 
-def _excluded_leaves(trie: Trie, excluded: Pairs | None) -> torch.Tensor:
+def _excluded_leaves(trie: Trie, excluded: Pairs | None) -> Tensor:
     """Excluded leaves as ascending numbers `row * n_leaves + leaf`, each once; padding does not count."""
     if excluded is None:
-        return trie.parents.new_zeros(0)
+        return trie.symbols.new_zeros(0)
     rows, items = excluded
     leaves = trie.item_leaves[items]
     return torch.unique((rows * len(trie.leaf_items) + leaves)[leaves >= 0])
 
 
-def _exhausted(trie: Trie, taken: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
+def _exhausted(trie: Trie, taken: Tensor, nodes: Tensor) -> Tensor:
     """Whether all items below `nodes` [B, W, C] are excluded for their row.
 
     Items below a node are a range of leaves: counting them among the few excluded ones needs two binary searches and

@@ -5,7 +5,7 @@ random batch always holds one long history, so trimming the whole batch gains no
 through the model's `forward` in a few groups of similar length, each trimmed to its longest history, and come back in
 their order. BERT4Rec pads its masked places too, to a fifth of the columns: its loss is taken at the real ones.
 
-Shapes: B histories of the batch, L padded columns, M padded masked places, K distinct lengths, G groups.
+Shapes: B histories of the batch, L padded columns, M padded masked places, K distinct lengths.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -39,7 +39,7 @@ HISTORY_NAMES = ("item_seq", "seq_item")
 """What RecBole's models call the [B, L] histories among the arguments of `forward`."""
 
 
-def trim(item_seq: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+def trim(item_seq: Tensor, lengths: Tensor) -> Tensor:
     """Cut right-padded histories [B, L] to the longest of `lengths` [B]; at least one column stays."""
     longest = int(lengths.max()) if lengths.numel() else 1
     return item_seq[:, : max(longest, 1)]
@@ -58,7 +58,7 @@ def group_by_length(model: Model) -> Model:
     TypeError : `forward` has no argument for the histories.
     """
     names = list(inspect.signature(type(model).forward).parameters)
-    if not any(name in HISTORY_NAMES for name in names):
+    if not set(HISTORY_NAMES).intersection(names):
         raise TypeError(f"{type(model).__name__}.forward({', '.join(names[1:])}): no argument holds the histories")
     # A bound method, unlike a closure, follows the model through copy.deepcopy: RecBole copies models to count flops.
     model.forward = MethodType(_grouped_forward, model)
@@ -68,30 +68,33 @@ def group_by_length(model: Model) -> Model:
     return model
 
 
-def _grouped_forward(model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _grouped_forward(model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
     forward = type(model).forward
-    call = inspect.signature(forward).bind(model, *args, **kwargs)
-    history = next(name for name in call.arguments if name in HISTORY_NAMES)
-    item_seq: torch.Tensor = call.arguments[history]
-    rows = [name for name, value in call.arguments.items() if isinstance(value, torch.Tensor)]
-
-    lengths = history_lengths(item_seq).cpu().numpy()
+    given = inspect.signature(forward).bind(model, *args, **kwargs).arguments
+    history = next(name for name in given if name in HISTORY_NAMES)
+    width = given[history].size(1)
+    lengths = history_lengths(given[history]).cpu().numpy()
     order = np.argsort(lengths, kind="stable")
     ends = group_ends(lengths[order])
     if len(ends) <= 1:
-        call.arguments[history] = item_seq[:, : lengths.max(initial=1)]
-        return _widen(forward(*call.args, **call.kwargs), item_seq.size(1))
+        return _widen(forward(**{**given, history: given[history][:, : lengths.max(initial=1)]}), width)
 
-    on_device = torch.from_numpy(order).to(item_seq.device)
+    on_device = torch.from_numpy(order).to(given[history].device)
     outputs = []
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
-        group = {name: call.arguments[name][on_device[start:end]] for name in rows}
+        rows = on_device[start:end]
+        group = {name: value[rows] if isinstance(value, Tensor) else value for name, value in given.items()}
         group[history] = group[history][:, : lengths[order[end - 1]]]
-        outputs.append(_widen(forward(**{**call.arguments, **group}), item_seq.size(1)))
+        outputs.append(_widen(forward(**group), width))
     return torch.cat(outputs)[torch.argsort(on_device)]
 
 
-def _loss_at_masks(model: Any, interaction: Any) -> torch.Tensor:
+def _widen(output: Tensor, width: int) -> Tensor:
+    """Pad states per position, [rows, columns of the group, H], with zeros to `width` columns."""
+    return functional.pad(output, (0, 0, 0, width - output.size(1))) if output.dim() == 3 else output
+
+
+def _loss_at_masks(model: Any, interaction: Any) -> Tensor:
     """BERT4Rec's mean cross-entropy over all items, without scores at the padded ones of its [B, M] masked places.
 
     Nine places in ten are padding on sparse data, and RecBole scores the whole catalogue at each to multiply the loss
@@ -104,12 +107,7 @@ def _loss_at_masks(model: Any, interaction: Any) -> torch.Tensor:
     return functional.cross_entropy(scores, interaction[model.POS_ITEMS][rows, slots])
 
 
-def _widen(output: torch.Tensor, width: int) -> torch.Tensor:
-    """Pad states per position, [rows, columns of the group, H], with zeros to `width` columns."""
-    return functional.pad(output, (0, 0, 0, width - output.size(1))) if output.dim() == 3 else output
-
-
-def history_lengths(item_seq: torch.Tensor) -> torch.Tensor:
+def history_lengths(item_seq: Tensor) -> Tensor:
     """Length [B] of right-padded histories [B, L]: the last column that is not padding, and at least 1."""
     columns = torch.arange(1, item_seq.size(1) + 1, device=item_seq.device)
     return ((item_seq != 0) * columns).amax(dim=1).clamp(min=1)
@@ -119,28 +117,24 @@ def group_ends(lengths: np.ndarray) -> list[int]:
     """Cut ascending `lengths` [B] into at most `MAX_GROUPS` runs with the least padded positions in sum.
 
     A group costs rows x longest + `CALL_COST`. Its best borders lie between distinct lengths, so the exact optimum is a
-    small dynamic programme, G steps over a K x K table: below a millisecond beside the hundreds that a batch takes,
-    and without a rule such as halving that fits one distribution of lengths only.
+    small dynamic programme over a K x K table, below a millisecond.
 
     Returns
     -------
     The ends (exclusive row numbers) of the groups, ascending; the last one is B.
     """
-    if not len(lengths):
-        return []
     longest, counts = np.unique(lengths, return_counts=True)
-    borders = np.concatenate([[0], np.cumsum(counts)])  # [K + 1] rows before each distinct length
+    borders = np.r_[0, counts.cumsum()]  # [K + 1] rows before each distinct length
     rows = borders[None, 1:] - borders[:-1, None]  # [first, last] rows of a group from one length to another
     cost = np.where(rows > 0, rows * longest[None, :] + CALL_COST, np.inf)
-    best, cuts = cost[0], []  # best[j]: least cost of the lengths up to j; cuts: where its last group starts
+    # best[j]: least cost of the lengths before j; starts[j]: where the last group of them starts, by number of groups.
+    best, starts = np.r_[0.0, cost[:1].ravel()], [np.zeros(len(longest), int)]
     for _ in range(min(MAX_GROUPS, len(longest)) - 1):
-        total = np.concatenate([[0.0], best[:-1]])[:, None] + cost
-        cuts.append(total.argmin(axis=0))
-        best = total.min(axis=0)
-    ends, last = [], len(longest) - 1
-    for cut in [*reversed(cuts), np.zeros(len(longest), int)]:
-        ends.append(int(borders[last + 1]))
-        last = int(cut[last]) - 1
-        if last < 0:
-            break
+        total = best[:-1, None] + cost
+        starts.append(total.argmin(axis=0))
+        best = np.r_[0.0, total.min(axis=0)]
+    ends, end = [], len(longest)
+    while end:
+        ends.append(int(borders[end]))
+        end = int(starts.pop()[end - 1])
     return ends[::-1]

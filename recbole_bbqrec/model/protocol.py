@@ -1,6 +1,6 @@
 """What trainers, the ranker, bundles and measurements ask of a model.
 
-Models of this project inherit `Ranker`, which fills in what they have no use for. RecBole's own are adapted here, by
+Models of this project are `RankingModel`s, which fills in what they have no use for. RecBole's own are adapted here, by
 `ranker_of`, and nowhere else.
 
 Shapes: B histories, T items of the longest, N items (row 0 = padding), R histories in all.
@@ -13,11 +13,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
 
 from .candidates import CandidateSimilarity
-
-Pairs = tuple[torch.Tensor, torch.Tensor]
-"""(row, item) pairs, two tensors [n]."""
+from .decoding import Pairs
 
 
 @runtime_checkable
@@ -27,13 +27,13 @@ class Ranker(Protocol):
     Attributes
     ----------
     candidates : candidate similarity, fitted after training; not part of what training learns.
-    finds_some : whether items may go without a score (minus infinity): those beyond the beam of a beam search.
+    is_beam_search : whether items may go without a score (minus infinity): those beyond the beam of a beam search.
     """
 
     candidates: CandidateSimilarity | None = None
 
     @property
-    def finds_some(self) -> bool:
+    def is_beam_search(self) -> bool:
         return False
 
     def score(
@@ -52,9 +52,24 @@ class Ranker(Protocol):
         """
         ...
 
-    def kept(self) -> contextlib.AbstractContextManager[None]:
+    def cached_rows(self) -> contextlib.AbstractContextManager[None]:
         """Compute what all histories share once for all scores within the block; nothing may change weights there."""
         return contextlib.nullcontext()
+
+
+class RankingModel(SequentialRecommender, Ranker):
+    """A sequential model of this project: RecBole's calls are made from `score`."""
+
+    input_type = InputType.POINTWISE
+
+    def full_sort_predict(self, interaction: Any) -> torch.Tensor:
+        """Scores [B, N] of all items, as RecBole asks for them."""
+        return self.score(interaction[self.ITEM_SEQ])
+
+    def predict(self, interaction: Any) -> torch.Tensor:
+        """Scores [B] of one item per history, as RecBole asks for them."""
+        unique, place = torch.unique(interaction[self.ITEM_ID], return_inverse=True)
+        return self.score(interaction[self.ITEM_SEQ], unique).gather(1, place.unsqueeze(1)).squeeze(1)
 
 
 class Encoder(Ranker, Protocol):

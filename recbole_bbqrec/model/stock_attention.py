@@ -2,16 +2,13 @@
 
 The paper calls its attention non-invasive, and here it is taken at its word: the class of the model, its other weights
 and their names, its losses and its trainer stay RecBole's.
-
-Shapes: B histories, L padded columns, A attention heads.
 """
 
 from types import MethodType
 from typing import Any
 
-import torch
 from recbole.model.layers import TransformerEncoder
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError
 from .attention import reweight
@@ -35,11 +32,13 @@ class ReweightedSoftmax(nn.Softmax):
     def __init__(self, mode: str) -> None:
         super().__init__(dim=-1)
         self.mode = mode
-        self.bias: torch.Tensor | None = None
+        self.bias: Tensor | None = None
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map masked scores [B, A, L, L] to attention weights."""
-        return super().forward(input if self.bias is None else reweight(input, self.bias, self.mode))
+        # The bias is let go: it holds the batch's graph, which nobody can copy or save.
+        bias, self.bias = self.bias, None
+        return super().forward(input if bias is None else reweight(input, bias, self.mode))
 
 
 def add_similarity(model: nn.Module, config: Any, dataset: Any) -> nn.Module:
@@ -57,41 +56,34 @@ def add_similarity(model: nn.Module, config: Any, dataset: Any) -> nn.Module:
     ------
     InputError : the model has no such attention layers, or there is nothing to compare items by.
     """
-    if config["similarity_attention"] == "off":
+    mode, name = config["similarity_attention"], type(model).__name__
+    if mode == "off":
         return model
-    owner = _encoder_owner(model)
+    place = ENCODER_OWNERS.get(name)
+    owner: Any = getattr(model, place, None) if place else model
+    if place is None or not isinstance(getattr(owner, "trm_encoder", None), TransformerEncoder):
+        raise InputError(
+            f"similarity_attention: {name} has no transformer that it can be added to; "
+            f"choose one of BBQRec, {', '.join(sorted(ENCODER_OWNERS))}, or set --similarity_attention=off"
+        )
     layers = owner.trm_encoder.layer
     n_heads = layers[0].multi_head_attention.num_attention_heads
     similarity = SimilarityAttention.from_dataset(config, dataset, len(layers), n_heads, config["MAX_ITEM_LIST_LENGTH"])
     if similarity is None:
         needed = "text_encoder=tfidf" if config["codes"] == "none" else "attach_semantic_ids=True"
         raise InputError(
-            f"similarity_attention: found {config['similarity_attention']!r} for {type(model).__name__}, but there is "
+            f"similarity_attention: found {mode!r} for {name}, but there is "
             f"no signal to compare items by; add --{needed}, or set --similarity_attention=off"
         )
     owner.similarity = similarity.to(next(model.parameters()).device)
     for layer in layers:
-        layer.multi_head_attention.softmax = ReweightedSoftmax(similarity.mode)
-    # Bound methods and plain functions, unlike closures, follow the model through copy.deepcopy.
+        layer.multi_head_attention.softmax = ReweightedSoftmax(mode)
+    # A bound method, unlike a closure, follows the model through copy.deepcopy.
     owner.get_attention_mask = MethodType(_mask_and_biases, owner)
-    owner.trm_encoder.register_forward_hook(_forget_biases, always_call=True)
     return model
 
 
-def _encoder_owner(model: nn.Module) -> Any:
-    """Return the part of the model that holds `trm_encoder`."""
-    name = type(model).__name__
-    place = ENCODER_OWNERS.get(name)
-    owner = getattr(model, place, None) if place else model
-    if place is None or not isinstance(getattr(owner, "trm_encoder", None), TransformerEncoder):
-        raise InputError(
-            f"similarity_attention: {name} has no transformer that it can be added to; "
-            f"choose one of BBQRec, {', '.join(sorted(ENCODER_OWNERS))}, or set --similarity_attention=off"
-        )
-    return owner
-
-
-def _mask_and_biases(owner: Any, item_seq: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _mask_and_biases(owner: Any, item_seq: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Stand in for `get_attention_mask`: the one place where all these models show the history they attend over.
 
     It is called once before every call of the encoder, with the very columns that the encoder gets, trimmed or not.
@@ -103,9 +95,3 @@ def _mask_and_biases(owner: Any, item_seq: torch.Tensor, *args: Any, **kwargs: A
             bias = bias.masked_fill(mask != 0, 0.0)
         layer.multi_head_attention.softmax.bias = bias
     return mask
-
-
-def _forget_biases(encoder: Any, args: Any, output: Any) -> None:
-    """Let go of the biases once the encoder is done: they hold the batch's graph, which nobody can copy or save."""
-    for layer in encoder.layer:
-        layer.multi_head_attention.softmax.bias = None

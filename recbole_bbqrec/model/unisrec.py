@@ -1,12 +1,6 @@
 """UniSRec: item features through a mixture of whitening experts (Hou et al., KDD 2022), the form with item IDs.
 
-Differences from the paper:
-- no pre-training on other domains, and so none of its contrastive tasks: the transductive form trained on one data set;
-- trained as BBQRec is: windows with a loss at every position, the cosine's cross-entropy over sampled negatives (the
-  paper: over all items), AdamW with averaged weights; its encoder is BBQRec's with plain attention, normalised before
-  each part of a layer and not after;
-- an image matrix has an adaptor of its own, added to the text's; the features are those of the data set (TF-IDF unless
-  told otherwise, not BERT), centred and of unit length; an item without a modality has a learned vector in its place.
+Differences from the paper: docs/baselines.md.
 
 Shapes: n items, F width of features, H hidden width, G experts.
 """
@@ -16,24 +10,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import InputError
 from .bbqrec import BBQRec
-from .dropout import Dropout
+from .cpu_speed import Dropout
 
 NOISE = 1e-2
 """Least standard deviation of the noise on the gates."""
 
 
 class UniSRec(BBQRec):
-    """Item ID embedding plus adapted features, in a causal transformer; cosine over a temperature.
-
-    Parameters
-    ----------
-    config : settings, see properties/model/UniSRec.yaml.
-    dataset : as for `BBQRec`.
+    """Item ID embedding plus adapted features, in BBQRec's encoder; settings: properties/model/UniSRec.yaml.
 
     Raises
     ------
@@ -74,7 +63,7 @@ class MixtureOfExperts(nn.Module):
         self.noise = nn.Parameter(torch.zeros(width, n_experts))
         self.dropout = Dropout(dropout)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         """Turn features [n, F] into [n, H]."""
         gates = features @ self.gate  # [n, G]
         if self.training:

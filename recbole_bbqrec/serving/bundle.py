@@ -125,7 +125,7 @@ class Bundle:
         known = [[self._ids[token] for token in history if token in self._ids] for history in histories]
         results = [Recommendation([], [], tokens) for tokens in unknown]
         rows = [index for index, history in enumerate(known) if history]
-        with torch.no_grad(), self.ranker.kept():
+        with torch.no_grad(), self.ranker.cached_rows():
             for start in range(0, len(rows), BATCH):
                 batch = rows[start : start + BATCH]
                 found = self._top([known[index] for index in batch], k, exclude_seen)

@@ -86,7 +86,7 @@ class SequenceTrainer(ProtocolTrainer):
     def _fit_candidates(self, candidates: CandidateSimilarity, dataset: Any, show_progress: bool) -> None:
         model, rows = self.model.eval(), dataset.inter_feat
         histories, targets = rows[model.ITEM_SEQ].to(self.device), rows[model.ITEM_ID].to(self.device)
-        with model.kept():
+        with model.cached_rows():
             given = histories, targets, halves_of(dataset), self.config["seed"]
             fit_candidates(candidates, model.encoder_score, *given, show_progress)
         candidates.fitted_on = fingerprint_of(dataset)

@@ -239,7 +239,7 @@ class ProtocolTrainer(Trainer):
         seen, ties = self._seen_before(dataset, earlier), tie_order(dataset.item_num, self.config["seed"])
         ranks = {column: np.zeros(len(lengths), np.int64) for column in ("masked", "unmasked")}
         bar = tqdm(total=len(order), desc="Rank", ncols=100, disable=not show_progress)
-        with bar, self.ranker.kept():
+        with bar, self.ranker.cached_rows():
             for part in self._parts(dataset, order):
                 for rows in np.array_split(part, -(-len(part) // self.config["eval_batch_size"]) or 1):
                     if not len(rows):
@@ -256,7 +256,7 @@ class ProtocolTrainer(Trainer):
     def _rank_rows(self, eval_data: Any, rows: np.ndarray, seen: Pairs, ties: torch.Tensor) -> dict[str, torch.Tensor]:
         interaction, _, _, targets = eval_data.collate_fn(rows)
         targets = targets.to(self.device)
-        if not self.ranker.finds_some:
+        if not self.ranker.is_beam_search:
             scores = self._full_sort_batch_eval((interaction, None, None, None))[1]
             return rank_targets(scores, targets, seen, ties)
         # What a user has seen is masked before the beam is cut: two searches, one for each column.

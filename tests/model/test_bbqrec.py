@@ -162,7 +162,7 @@ def test_rows_that_are_kept_score_as_before_and_are_forgotten_after_the_block(da
     model.eval()
     histories, some = batches[0]["item_id_list"], torch.tensor([3, 1, 7])
     expected = model.score(histories)
-    with pytest.raises(RuntimeError, match="within"), model.kept():
+    with pytest.raises(RuntimeError, match="within"), model.cached_rows():
         torch.testing.assert_close(model.score(histories), expected)
         torch.testing.assert_close(model.score(histories, some), expected[:, some])
         raise RuntimeError("within")
@@ -183,7 +183,7 @@ def test_a_beam_finds_what_exact_scoring_ranks_first_and_leaves_out_the_excluded
     beam, _, _ = make(data, scoring="generate", beam_size=exact.n_items)
     exact.eval(), beam.eval()
     histories = batches[0]["item_id_list"]
-    assert beam.finds_some and not exact.finds_some
+    assert beam.is_beam_search and not exact.is_beam_search
     torch.testing.assert_close(beam.score(histories)[:, 1:], exact.score(histories)[:, 1:])
     rows = torch.arange(len(histories))
     excluded = rows, histories[:, 0]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import N_ITEMS, settings, write_interactions, write_items
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from recbole_bbqrec import registry
@@ -208,6 +209,7 @@ def padded_cost(lengths, ends):
     )
 
 
+@hypothesis_settings(deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.sampled_from([1, 7, 40]), st.integers(1, 4))
 def test_groups_are_the_cheapest_ones(lengths, call_cost, max_groups):
     with pytest.MonkeyPatch.context() as patch:

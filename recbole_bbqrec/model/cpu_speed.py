@@ -1,0 +1,83 @@
+"""Two operations of training, written for a CPU; times are those of one core, where a training step takes 150 ms."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+STEPS = 2**16
+"""A dropout probability is rounded to this part of one."""
+
+
+class Dropout(nn.Module):
+    """Dropout as torch has it; on a CPU one 64-bit draw decides over four entries.
+
+    torch draws one number per entry: forward and backward of attention weights [128, 2, 50, 50] take it 7.6 ms, this
+    2.1 ms.
+
+    Parameters
+    ----------
+    p : probability that an entry is zeroed, in steps of 1 / `STEPS`.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def extra_repr(self) -> str:
+        """Show the probability, as torch's does."""
+        return f"p={self.p}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zero entries at random and scale up the others in training; otherwise change nothing."""
+        threshold = round(self.p * STEPS)
+        if not self.training or not threshold:
+            return x
+        if x.device.type != "cpu":
+            return functional.dropout(x, self.p)
+        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
+        kept = draws.view(torch.int16)[: x.numel()] >= threshold - STEPS // 2
+        return x * kept.view(x.shape).to(x.dtype).mul_(STEPS / (STEPS - threshold))
+
+
+class SampledCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of n targets, each among itself and m negatives that all of them share.
+
+    One [n, m] buffer holds the scores, then the probabilities, then the gradient of the scores: forward and backward of
+    1,024 targets and negatives take 12.6 ms; torch's operations, which make a tensor each, 17.3 ms.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, negatives: Tensor, positive: Tensor, excluded: Tensor) -> Tensor:
+        """Return the mean loss.
+
+        Parameters
+        ----------
+        hidden : [n, H] states; their dot products with `negatives`, [m, H], are scores.
+        positive : [n] score of each state's own target.
+        excluded : [n, m] where a negative does not count for a target, as where it is that target.
+        """
+        scores = (hidden @ negatives.T).masked_fill_(excluded, -torch.inf)
+        top = torch.maximum(scores.amax(dim=1), positive)
+        shares = scores.sub_(top.unsqueeze(1)).exp_()
+        total = shares.sum(dim=1) + (positive - top).exp()
+        ctx.save_for_backward(hidden, negatives, shares, total)
+        loss = total.log() + top - positive
+        ctx.lost = -torch.expm1(-loss)  # what the softmax gives to the negatives of each target
+        return loss.mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of `hidden`, `negatives` and `positive`."""
+        hidden, negatives, shares, total = ctx.saved_tensors
+        each = gradients[0] / len(hidden)
+        slopes = shares * (each / total).unsqueeze(1)
+        return slopes @ negatives, slopes.T @ hidden, -each * ctx.lost, None
+
+
+sampled_cross_entropy = cast(Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], SampledCrossEntropy.apply)
+"""See `SampledCrossEntropy.forward`."""
