@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from .. import storage
 from ..evaluation.ranking import Ranks, per_row, rank_targets, tie_order
-from ..model.protocol import Counter
+from ..model.untrained import Pop
 from .trainer import ProtocolTrainer
 
 CHOSEN = "chosen.json"
@@ -31,7 +31,7 @@ class UntrainedTrainer(ProtocolTrainer):
     What was chosen stands in `state.chosen`, and in the run's folder in `chosen.json`.
     """
 
-    ranker: Counter
+    ranker: Pop
     _ranked: tuple[Any, list[Any], Ranks] | None = None
     _fit_seconds = 0.0
 
