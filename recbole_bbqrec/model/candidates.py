@@ -39,7 +39,7 @@ HALVES = 2
 
 
 class Signal(NamedTuple):
-    """One signal: bucket `buckets[e]` (int16) of listed pair `e`; see `Neighbours` for offsets and items."""
+    """One signal: item `i` lists `items[offsets[i] : offsets[i + 1]]`, pair `e` in bucket `buckets[e]` (int16)."""
 
     offsets: torch.Tensor
     items: torch.Tensor
@@ -126,23 +126,21 @@ class CandidateSimilarity:
         """Write everything to `path`."""
         tensors = {"weights": self.weights}
         for name, signal in self.signals.items():
-            parts = {"offsets": signal.offsets, "items": signal.items.int(), "buckets": signal.buckets}
-            tensors |= {f"{name}.{part}": value for part, value in parts.items()}
+            tensors |= {f"{name}.{part}": value for part, value in zip(Signal._fields, signal[:3], strict=False)}
         sizes = [[name, signal.n_buckets] for name, signal in self.signals.items()]
         header = {"signals": sizes, "n_last": self.n_last, "fitted_on": self.fitted_on}
         storage.save(path, "candidates", tensors, header)
 
     @classmethod
     def load(cls, path: str | os.PathLike, n_items: int = 0) -> "CandidateSimilarity":
-        """Read what `save` wrote; on the CPU. Items of a catalogue of `n_items` that it does not list have no
-        neighbours."""
+        """Read what `save` wrote; on the CPU. Of `n_items` items, those that are new have no neighbours."""
         tensors, header = storage.load(path, "candidates")
         signals = {}
         for name, n_buckets in header["signals"]:
             offsets, items, buckets = (tensors[f"{name}.{part}"] for part in ("offsets", "items", "buckets"))
             n_new = max(n_items + 1 - len(offsets), 0)
             offsets = torch.cat([offsets, offsets[-1:].expand(n_new)])
-            signals[name] = Signal(offsets, items.long(), buckets, n_buckets)
+            signals[name] = Signal(offsets, items, buckets, n_buckets)
         loaded = cls(signals, header["n_last"], tensors["weights"])
         loaded.fitted_on = header["fitted_on"]
         return loaded
@@ -224,7 +222,7 @@ def _signal(lists: csr_array, edges: np.ndarray, order: np.ndarray, place: np.nd
     """Discretise lists of neighbours and number their items by id: item `order[i]` stands at place `i` in the lists."""
     buckets = np.searchsorted(edges, lists.data, side="right").astype(np.int16)
     by_id = csr_array((buckets, lists.indices, lists.indptr), shape=lists.shape)[place]
-    offsets, items = torch.from_numpy(by_id.indptr).long(), torch.from_numpy(order[by_id.indices])
+    offsets, items = torch.from_numpy(by_id.indptr).long(), torch.from_numpy(order[by_id.indices]).int()
     return Signal(offsets, items, torch.from_numpy(by_id.data), len(edges) + 1)
 
 
