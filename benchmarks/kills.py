@@ -45,7 +45,7 @@ fetch_images(given["urls"], folder / "images", False, Politeness(workers=4, per_
 """
 ENCODING = """
 import shutil
-from recbole_bbqrec.data.features import FeatureSettings, build_item_features
+from recbole_bbqrec.data.features import build_item_features
 from recbole_bbqrec.preparation import encoding_parts
 import transformers, torch
 torch.set_num_threads(1)
@@ -53,9 +53,12 @@ encoding_parts.SECONDS_PER_PART = 0.2
 if not (folder / "Set").exists():
     shutil.copytree(given["set"], folder / "Set.new")
     (folder / "Set.new").rename(folder / "Set")
-settings = FeatureSettings(image_folder="images", image_encoder=given["model"], encode_batch_size=4)
+config = {
+    "data_path": folder / "Set", "dataset": "Set", "device": "cpu", "image_folder": "images",
+    "image_encoder": given["model"], "encode_batch_size": 4,
+}
 start()
-build_item_features(folder / "Set" / "Set.item", given["tokens"], settings, folder / "cache")
+build_item_features(config, given["tokens"], folder / "cache")
 """
 FRAME = """
 import json, sys

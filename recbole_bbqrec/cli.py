@@ -111,9 +111,9 @@ def _images(given: argparse.Namespace, settings: list[str]) -> None:
 @_command("features", "which item features there are, missing or stale", NAME, settings=True)
 def _features(given: argparse.Namespace, settings: list[str]) -> None:
     from .config import Config
-    from .experiments.feature_report import describe, feature_report
+    from .experiments.feature_report import feature_report
 
-    print(describe(feature_report(Config("BBQRec", given.name, arguments=settings))))
+    print(feature_report(Config("BBQRec", given.name, arguments=settings)))
 
 
 # Studies

@@ -188,14 +188,10 @@ def checked(key: str, value: Any, default: Any) -> Any:
         value = "off"
     if value is None and (known.may_be_empty or default is None or expected in (str, dict, list)):
         return value
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if expected is float and number:
-        value = float(value)
-    elif expected is int and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    elif expected is str and number:
-        value = str(value)
-    elif expected is list and isinstance(value, (str, int, float, tuple)):
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if expected in (float, str) or (expected is int and float(value).is_integer()):
+            value = expected(value)
+    if expected is list and isinstance(value, (str, int, float, tuple)):
         value = list(value) if isinstance(value, tuple) else [value]
     wrong_bool = isinstance(value, bool) and expected in (int, float)
     if expected in (bool, int, float, str, list, dict) and (wrong_bool or not isinstance(value, expected)):

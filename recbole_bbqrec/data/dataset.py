@@ -16,7 +16,7 @@ from .. import compat
 from ..errors import InputError
 from ..model.catalogue import Catalogue, SemanticIds
 from ..preparation.atomic import read_atomic
-from .features import FeatureSettings, build_item_features
+from .features import build_item_features
 from .semantic_ids import fit_semantic_ids
 from .sequences import Sequences, training_sequences
 
@@ -169,11 +169,8 @@ class MultiModalSequentialDataset(SequentialDataset):
     # What is attached.
 
     def _attach_features(self) -> None:
-        item_file = Path(self.dataset_path) / f"{self.dataset_name}.item"
-        settings, tokens = FeatureSettings.from_config(self.config), self.catalogue.tokens
-        features, seconds = build_item_features(
-            item_file, tokens[1:], settings, self.cache_dir, device=self.config["device"]
-        )
+        tokens = self.catalogue.tokens
+        features, seconds = build_item_features(self.config, tokens[1:], self.cache_dir)
         self.catalogue = Catalogue(tokens, features.reindex(tokens))
         self.seconds["features"] = seconds
 

@@ -1,17 +1,16 @@
 """Where the features of a modality come from, and everything they depend on.
 
-A modality is a name, a source (columns of the .item file, a folder of images, or a file of vectors) and an encoder;
-texts and images go the same way.
+A modality (`text`, `image`) has an encoder and a source: columns of the .item file, a folder of images, or a file of
+vectors, which stands in the encoder's place.
 """
 
 import functools
-import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import torch
@@ -20,295 +19,187 @@ from torch import Tensor
 from .. import storage
 from ..errors import InputError
 from ..preparation import atomic, encoders, images, templates, vectors
-from ..preparation.encoding_parts import Encoded, Parts
+
+COUNTED = {"tfidf": encoders.tfidf, "codes": encoders.codes}
+"""Encoders without a model; all others read vectors or are transformers models."""
 
 
-class Modality(NamedTuple):
-    """One modality as the configuration describes it; `fields` and `folder` are its two possible sources.
-
-    The fields are columns, or one template that names them (see `preparation.templates`).
-    """
-
-    name: str
-    encoder: str
-    fields: tuple[str, ...]
-    folder: str | None
-
-
-@dataclass(frozen=True)
-class FeatureSettings:
-    """What item features are made from; the names are those of the configuration keys, in lower case."""
-
-    text_fields: tuple[str, ...] = ()
-    text_encoder: str | None = None
-    image_fields: tuple[str, ...] = ()
-    image_folder: str | None = None
-    image_encoder: str | None = None
-    feature_dim: int = 256
-    encode_batch_size: int = 32
-    max_text_tokens: int = 128
-    item_id_field: str = "item_id"
-    field_separator: str = "\t"
-    seq_separator: str = " "
-    encoding: str = "utf-8"
-    seed: int = 2020
-
-    @classmethod
-    def from_config(cls, config: Any) -> "FeatureSettings":
-        """Read the settings from a configuration or a mapping; keys that are absent or `None` keep their default."""
-        found: dict[str, Any] = {}
-        for name, default in vars(cls()).items():
-            key = "ITEM_ID_FIELD" if name == "item_id_field" else name
-            value = config[key] if key in config else None  # noqa: SIM401 (RecBole's Config has no `get`)
-            if isinstance(default, tuple):
-                if isinstance(value, str):
-                    value = [value.strip()] if "{" in value else value.split()
-                found[name] = tuple(map(str, value or ()))
-            elif isinstance(default, int):
-                found[name] = default if value is None else _whole_number(key, value, least=0 if name == "seed" else 1)
-            elif name.endswith(("_encoder", "_folder")):
-                # `~` reaches us as it is where a shell's command line is not read as YAML.
-                found[name] = None if value in (None, "", "~") else str(value)
-            else:
-                found[name] = str(value) if value else default
-        return cls(**found)
-
-    def modalities(self) -> list[Modality]:
-        """Return the modalities that have an encoder."""
-        text = Modality("text", self.text_encoder or "", self.text_fields, None)
-        image = Modality("image", self.image_encoder or "", self.image_fields, self.image_folder)
-        return [modality for modality in (text, image) if modality.encoder]
-
-
-def _whole_number(key: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{key}: found {value!r}, expected a whole number of at least {least}; correct the setting")
-    return value
+def modalities(config: Any) -> dict[str, str]:
+    """Return the encoders by modality of a configuration or a mapping; modalities without one are left out."""
+    found = {name: _given(config, f"{name}_encoder") for name in ("text", "image")}
+    return {name: encoder for name, encoder in found.items() if encoder is not None}
 
 
 def image_folder(config: Any) -> Path | None:
     """Return the folder whose images a run reads; none where it reads no images, or has them as vectors or codes."""
-    if not config["attach_item_features"]:
-        return None
-    for modality in FeatureSettings.from_config(config).modalities():
-        ready = modality.encoder in ("tfidf", "codes") or Path(modality.encoder).suffix in vectors.SUFFIXES
-        if modality.folder is not None and not ready:
-            return Path(config["data_path"]) / Path(modality.folder).expanduser()
-    return None
+    reads = any(_kind(config, name) == "images" for name in modalities(config))
+    return _below(config, config["image_folder"]) if reads and config["attach_item_features"] else None
+
+
+def item_file(config: Any) -> Path:
+    """Return where the .item file is, whether it exists or not."""
+    return _below(config, f"{config['dataset']}.item")
+
+
+def _given(config: Any, key: str) -> Any:
+    value = config[key] if key in config else None  # noqa: SIM401 (RecBole's Config has no `get`)
+    return None if value in ("", "~") else value  # `~` comes as it is from settings that were not read as YAML
+
+
+def _below(config: Any, path: str) -> Path:
+    return Path(config["data_path"]) / Path(path).expanduser()
+
+
+def _kind(config: Any, name: str) -> str:
+    encoder = modalities(config)[name]
+    if Path(encoder).suffix in vectors.SUFFIXES:
+        return "vectors"
+    return "images" if encoder not in COUNTED and _given(config, f"{name}_folder") else "columns"
+
+
+def read_texts(config: Any, tokens: list[str], names: Iterable[str]) -> dict[str, list[str]]:
+    """Read the .item file, once for all modalities `names` that are made from its columns: name -> a text per token.
+
+    A text is "" where nothing is known of the item; of several rows of an item the first one counts.
+
+    Raises
+    ------
+    InputError : a modality has no fields or no proper template; the file or a column is missing or broken.
+    """
+    made = {name: template_of(config, name) for name in names if _kind(config, name) == "columns"}
+    if not made:
+        return {}
+    file, item, separator = item_file(config), config["ITEM_ID_FIELD"], config["seq_separator"]
+    for name, template in made.items():
+        if not template.columns:
+            source = f"{name}_fields" + (" or image_folder" if name == "image" else "")
+            raise InputError(f"{source}: found nothing for {name}_encoder; name columns of {file}")
+        if not file.is_file():
+            raise InputError(
+                f"{file}: no such file, but {name}_fields asks for its columns {' '.join(template.columns)}; add the "
+                f"file, or set {name}_encoder to ~"
+            )
+    columns = dict.fromkeys(column for template in made.values() for column in template.columns)
+    how = (config["field_separator"], config["encoding"] or "utf-8", separator)
+    table = atomic.read_atomic(file, [item, *columns], *how)[0].map(_as_text)
+    first = table.drop_duplicates(item).set_index(item, drop=False)
+    if repeated := len(table) - len(first):
+        logging.getLogger().warning(f"{file}: {repeated} rows repeat an item and are left out")
+    if unlisted := len(set(tokens) - set(first.index)):
+        logging.getLogger().warning(f"{file}: {unlisted} items have no row")
+    cells = first.reindex(tokens, fill_value="").map(lambda cell: cell.replace(separator, " ").strip())
+    # In category tokens `_` stands for a blank; in codes it is part of the name.
+    words = cells.map(lambda cell: cell.replace("_", " ").strip())
+    rows = {name: cells if modalities(config)[name] == "codes" else words for name in made}
+    return {name: [template.fill(row) for row in rows[name].to_dict("records")] for name, template in made.items()}
+
+
+def template_of(config: Any, name: str) -> templates.Template:
+    """Return what a modality's `<name>_fields` says; without columns where it is empty."""
+    return templates.parse(f"{name}_fields", _given(config, f"{name}_fields"))
+
+
+def _as_text(cell: Any) -> str:
+    return cell if isinstance(cell, str) else "" if pd.isna(cell) else f"{cell:.15g}"
 
 
 @dataclass(frozen=True)
 class Source:
-    """One modality of N items, ready to be encoded.
+    """One modality of N items, ready to be encoded."""
 
-    Attributes
-    ----------
-    modality : what the configuration says, without fields that are not read.
-    place : file or folder it is read from; `remedy` says what should be there.
-    tokens : the N item tokens, sorted.
-    digests : what each item is encoded from, as 16 hex digits; "" for items that have nothing.
-    method : how it is encoded, as plain data: all but the items that the result depends on.
-    encode : does it; parts of what takes long are kept on the way.
-    model_is_here : False where the model has to be downloaded first, which leaves `method` incomplete.
-    """
-
-    modality: Modality
-    place: Path
-    remedy: str
-    tokens: list[str]
-    digests: list[str]
-    method: Mapping[str, Any]
-    encode: Callable[[Parts | None], Encoded]
-    model_is_here: bool = True
+    about: dict[str, Any]  # `modality`, `encoder` and `fields` as they were given, and the name of the `source`
+    place: Path  # file or folder it is read from
+    remedy: str  # what should be there
+    tokens: list[str]  # N, sorted
+    hashes: Tensor  # int64 [N], of what each item is encoded from; 0 for items that have nothing
+    method: dict[str, Any]  # how it is encoded: all but the items that the result depends on
+    encode: Callable[[Path], encoders.Encoded]  # does it; keeps parts of what takes long in a folder
 
     @property
     def available(self) -> int:
         """Number of items that have something to encode."""
-        return sum(map(bool, self.digests))
+        return int((self.hashes != 0).sum())
+
+    @property
+    def model_is_missing(self) -> bool:
+        """Whether the model is still to be downloaded, so that `inputs` is not what it will be."""
+        return self.method.get("model", "") is None
 
     @functools.cached_property
     def inputs(self) -> str:
         """Fingerprint of all that the result depends on."""
-        return storage.fingerprint(self.method, self.tokens, self.digests)
-
-    @property
-    def hashes(self) -> Tensor:
-        """The digests as int64 [N]; 0 for items that have nothing."""
-        numbers = [int.from_bytes(bytes.fromhex(digest), "big", signed=True) for digest in self.digests]
-        return torch.tensor(numbers, dtype=torch.int64)
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """What a reader of the features wants to know, names as they were given."""
-        given = {"encoder": self.modality.encoder, "fields": " ".join(self.modality.fields) or None}
-        return {"modality": self.modality.name, **given, "source": self.place.name, **self.method}
+        return storage.fingerprint(self.method, self.tokens, self.hashes)
 
 
-def gather(
-    modality: Modality,
-    item_file: Path,
-    tokens: list[str],
-    settings: FeatureSettings,
-    device: torch.device,
-    download: bool = True,
-) -> Source:
+def gather(name: str, config: Any, texts: dict[str, list[str]], tokens: list[str], download: bool = True) -> Source:
     """Read the source of one modality for the sorted item `tokens` and bind its encoder to it.
 
-    Without `download` nothing is fetched: a model that is only on the hub is marked as such in the result.
+    Parameters
+    ----------
+    texts : from `read_texts`, of this modality among others.
+    download : fetch a model that is only on the hub.
     """
-    folder = item_file.parent
-    if Path(modality.encoder).suffix in vectors.SUFFIXES:
-        return _vector_source(modality._replace(fields=()), Path(_beside(folder, modality.encoder)), tokens)
-    model = functools.partial(_model, modality, folder, settings, device, download)
-    if modality.encoder in ("tfidf", "codes") or modality.folder is None:
-        return _column_source(modality, item_file, tokens, settings, model)
-    place = folder / Path(modality.folder).expanduser()
-    return _image_source(modality._replace(fields=()), place, tokens, model)
+    kind, encoder, fields = _kind(config, name), modalities(config)[name], None
+    beside = _below(config, encoder)
+    found = str(beside) if encoder not in COUNTED and beside.exists() else encoder
+    rows: list[Any]
+    if kind == "vectors":
+        place, remedy = Path(found), "it must hold the vectors of this data set's items"
+        known, matrix = vectors.read_vectors(place)
+        vector = dict(zip(known, matrix.numpy(), strict=True))
+        rows = [vector.get(token) for token in tokens]
+    elif kind == "images":
+        place = _below(config, config[f"{name}_folder"])
+        remedy = f"images must be called <item token>{', '.join(images.SUFFIXES)}, and be readable"
+        files = images.images_by_token(place)
+        rows = [files.get(token) for token in tokens]
+    else:
+        place, rows, fields = item_file(config), texts[name], _given(config, f"{name}_fields")
+        remedy = f"the columns {fields} must have values for this data set's items"
+    method, encode = _encoder(kind, found, config, rows, download)
+    method["code"] = storage.source_fingerprint(__name__)
+    about = {"modality": name, "encoder": encoder, "fields": fields, "source": place.name}
+    hashes = torch.tensor([_hash(row) for row in rows], dtype=torch.int64)
+    return Source(about, place, remedy, tokens, hashes, method, encode)
 
 
-def _vector_source(modality: Modality, file: Path, tokens: list[str]) -> Source:
-    known, matrix = vectors.read_vectors(file)
-    row = {token: at for at, token in enumerate(known)}
-    source = torch.tensor([row.get(token, -1) for token in tokens], dtype=torch.long)
-    found = source >= 0
-    digests = [storage.fingerprint(matrix[at]) if at >= 0 else "" for at in source.tolist()]
-
-    def encode(parts: Parts | None) -> Encoded:
-        result = matrix.new_zeros(len(tokens), matrix.shape[1])
-        result[found] = matrix[source[found]]
-        return Encoded(result, found, {})
-
-    method = {"method": "vectors", "code": storage.source_fingerprint(__name__)}
-    remedy = "it must hold the vectors of this data set's items"
-    return Source(modality, file, remedy, tokens, digests, method, encode)
-
-
-def _image_source(modality: Modality, folder: Path, tokens: list[str], model: Callable[[], "_Model"]) -> Source:
-    files = images.images_by_token(folder)
-    paths = [files.get(token) for token in tokens]
-    method, options, is_here = model()
-    # Images count by content: a copied or restored folder keeps its features, an exchanged image never does.
-    digests = [_file_digest(path) if path else "" for path in paths]
-    remedy = f"images must be called <item token>{', '.join(images.SUFFIXES)}, and be readable"
-
-    def encode(parts: Parts | None) -> Encoded:
-        return encoders.transformers_image(paths, **options, parts=parts)
-
-    return Source(modality, folder, remedy, tokens, digests, method, encode, is_here)
-
-
-def _file_digest(path: Path) -> str:
+def _hash(row: Any) -> int:
+    """Hash of a text, an array, or the content of an image: a copied folder keeps its features."""
+    if row is None or (isinstance(row, str) and not row):
+        return 0
     try:
-        return storage.fingerprint(path)
+        digest = storage.fingerprint(row)
     except OSError:  # the encoder says which and why
-        return storage.fingerprint("not readable")
+        digest = storage.fingerprint("not readable")
+    return int.from_bytes(bytes.fromhex(digest), "big", signed=True)
 
 
-def _column_source(
-    modality: Modality, item_file: Path, tokens: list[str], settings: FeatureSettings, model: Callable[[], "_Model"]
-) -> Source:
-    rows, columns = _texts(modality, item_file, tokens, settings)
-    digests = [storage.fingerprint(row) if row else "" for row in rows]
-    remedy = f"the columns {' '.join(columns)} must have values for this data set's items"
-    if modality.encoder in ("tfidf", "codes"):
-        options: dict[str, Any] = {"dim": settings.feature_dim, "seed": settings.seed}
-        method: dict[str, Any] = {"method": modality.encoder, "feature_dim": settings.feature_dim}
-        method |= {
-            "seed": settings.seed,
-            "code": storage.source_fingerprint(__name__),
-            "versions": _versions("scikit-learn", "scipy", "numpy"),
-        }
-        encoder = getattr(encoders, modality.encoder)
-        return Source(modality, item_file, remedy, tokens, digests, method, lambda parts: encoder(rows, **options))
-    method, options, is_here = model()
-    method, options["max_tokens"] = {**method, "max_text_tokens": settings.max_text_tokens}, settings.max_text_tokens
-
-    def encode(parts: Parts | None) -> Encoded:
-        return encoders.transformers_text(rows, **options, parts=parts)
-
-    return Source(modality, item_file, remedy, tokens, digests, method, encode, is_here)
-
-
-def _texts(
-    modality: Modality, file: Path, tokens: list[str], settings: FeatureSettings
-) -> tuple[list[str], tuple[str, ...]]:
-    """Return one text per item made from the modality's columns, "" where there is none, and the columns."""
-    key = f"{modality.name}_fields"
-    if not modality.fields:
-        source = f"{key} or {modality.name}_folder" if modality.name == "image" else key
-        raise InputError(
-            f"{source}: found nothing for {modality.name}_encoder {modality.encoder}; name columns of {file}"
-        )
-    template = templates.parse(key, modality.fields)
-    if not file.is_file():
-        raise InputError(
-            f"{file}: no such file, but {key} asks for its columns {' '.join(template.columns)}; add the file, or set "
-            f"{modality.name}_encoder to ~"
-        )
-    named = [settings.item_id_field, *template.columns]
-    frame, _ = atomic.read_atomic(file, named, settings.field_separator, settings.encoding, settings.seq_separator)
-
-    def clean(cell: str) -> str:
-        # In category tokens `_` stands for a blank; in codes it is part of the name.
-        text = cell.replace(settings.seq_separator, " ")
-        return " ".join((text if modality.encoder == "codes" else text.replace("_", " ")).split())
-
-    cells = zip(*([clean(cell) for cell in _as_text(frame[name])] for name in template.columns), strict=True)
-    by_item: dict[str, str] = {}
-    items = _as_text(frame[settings.item_id_field])
-    for item, values in zip(items, cells, strict=True):
-        if item not in by_item:
-            by_item[item] = template.fill(dict(zip(template.columns, values, strict=True)))
-    unlisted = sum(token not in by_item for token in tokens)
-    repeated = len(items) - len(by_item)
-    for count, what in ((repeated, "rows repeat an item and are left out"), (unlisted, "items have no row")):
-        if count:
-            logging.getLogger().warning(f"{file}: {count} {what}")
-    return [by_item.get(token, "") for token in tokens], template.columns
-
-
-def _as_text(column: pd.Series) -> list[str]:
-    if column.dtype == object:
-        return column.tolist()
-    return ["" if pd.isna(number) else f"{number:.15g}" for number in column]
-
-
-class _Model(NamedTuple):
-    """A transformers model: what its features depend on, the encoder's arguments, whether it is on this machine."""
-
-    method: dict[str, Any]
-    options: dict[str, Any]
-    is_here: bool
-
-
-def _model(modality: Modality, folder: Path, settings: FeatureSettings, device: torch.device, download: bool) -> _Model:
-    name = str(_beside(folder, modality.encoder))
-    place = encoders.model_folder(name) if download else encoders.local_model(name)
-    files = itertools.chain.from_iterable(sorted(place.glob(kind)) for kind in encoders.MODEL_FILES) if place else ()
+def _encoder(
+    kind: str, encoder: str, config: Any, rows: list[Any], download: bool
+) -> tuple[dict[str, Any], Callable[[Path], encoders.Encoded]]:
+    """Return what the encoding of rows depends on beside them, and the function that does it."""
+    if kind == "vectors":
+        return {"method": "vectors"}, lambda _: encoders.given(rows)
+    if encoder in COUNTED:
+        counted, dim, seed = COUNTED[encoder], config["feature_dim"], config["seed"]
+        method = {"method": encoder, "feature_dim": dim, "seed": seed}
+        return {**method, "versions": _versions("scikit-learn", "scipy", "numpy")}, lambda _: counted(rows, dim, seed)
+    model, size, device = encoders.model_folder(encoder, download), config["encode_batch_size"], config["device"]
+    files = [path for pattern in encoders.MODEL_FILES for path in model.glob(pattern)] if model else []
     # Batch size and device decide how sums are rounded, the half precision of a GPU does so visibly.
     method = {
         "method": "transformers",
-        "model": storage.fingerprint({path.name: path for path in files}) if place else None,
-        "encode_batch_size": settings.encode_batch_size,
-        "device": device.type,
-        "code": storage.source_fingerprint(__name__),
+        "model": storage.fingerprint({path.name: path for path in files}) if model else None,
+        "encode_batch_size": size,
+        "device": torch.device(device).type,
         "versions": _versions("transformers", "tokenizers", "torch", "torchvision", "pillow", "numpy"),
     }
-    options = {"model": str(place or name), "batch_size": settings.encode_batch_size, "device": device}
-    return _Model(method, options, place is not None)
-
-
-def _beside(folder: Path, name: str) -> Path | str:
-    """Return `name` below the data set's folder where it exists there, else as it is."""
-    path = Path(name).expanduser()
-    return folder / path if not path.is_absolute() and (folder / path).exists() else name
+    encode = functools.partial(encoders.transformers_image, rows, model or Path(), device=device, batch_size=size)
+    if kind == "columns":
+        limit = method["max_text_tokens"] = config["max_text_tokens"]
+        encode = functools.partial(encoders.transformers_text, rows, model or Path(), limit, device, batch_size=size)
+    return method, lambda parts: encode(parts=parts)
 
 
 def _versions(*packages: str) -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+    return {name: next((found.version for found in metadata.distributions(name=name)), None) for name in packages}

@@ -5,42 +5,24 @@ the ids that RecBole gives.
 """
 
 import logging
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import storage
 from ..errors import InputError
 from ..model.catalogue import PADDING, ItemFeatures
-from ..preparation.encoding_parts import Parts
-from .feature_sources import FeatureSettings, Source, gather
-
-__all__ = ["FeatureSettings", "ItemFeatures", "build_item_features", "cache_file", "parts_of", "read_cached"]
+from .feature_sources import Source, gather, modalities, read_texts
 
 
-def build_item_features(
-    item_file: Path,
-    item_tokens: Sequence[str],
-    settings: FeatureSettings,
-    cache_dir: Path,
-    device: str | torch.device = "cpu",
-) -> tuple[ItemFeatures, float]:
-    """Compute the features of `item_tokens`, or read them from `cache_dir`.
+def build_item_features(config: Any, item_tokens: Sequence[str], cache_dir: Path) -> tuple[ItemFeatures, float]:
+    """Return the features of the items, rows in sorted order of their tokens, and the seconds spent on encoding.
 
-    Parameters
-    ----------
-    item_file : the data set's .item file; image folders and vector files are looked for beside it.
-    item_tokens : the items; their order does not matter, `[PAD]` is left out.
-    cache_dir : one file per modality and state of its inputs, `features-<modality>-<fingerprint>.safetensors`.
-
-    Returns
-    -------
-    features : rows in sorted order of the tokens.
-    seconds : time spent on encoding; 0 where everything was read from the cache.
+    What `cache_dir` holds is read: one file per modality and state of its inputs, see `cache_file`.
 
     Raises
     ------
@@ -48,57 +30,52 @@ def build_item_features(
     """
     tokens = sorted({str(token) for token in item_tokens} - {PADDING})
     result, seconds = ItemFeatures(tokens), 0.0
-    for modality in settings.modalities():
-        source = gather(modality, Path(item_file), tokens, settings, torch.device(device))
-        file = cache_file(Path(cache_dir), source)
-        parts = parts_of(file, source)
-        one = read_cached(file, source)
-        if one is None:
-            started = time.perf_counter()
-            one, notes = _encode(source, parts)
-            seconds += time.perf_counter() - started
-            one.save(file, _header(source, one, notes), {modality.name: source.hashes})
+    texts = read_texts(config, tokens, modalities(config))
+    for name in modalities(config):
+        source = gather(name, config, texts, tokens)
+        file = cache_file(cache_dir, source)
+        if cached := read_file(file, source.inputs):
+            found = cached[0]
+            logging.getLogger().info(f"{name} features: read from {file}")
         else:
-            logging.getLogger().info(f"{modality.name} features: read from {file}")
-        parts.drop()
-        _report(modality.name, one)
-        result.matrices |= one.matrices
-        result.present |= one.present
+            started = time.perf_counter()
+            found = _encode(source, file)
+            seconds += time.perf_counter() - started
+        shutil.rmtree(file.with_suffix(".parts"), ignore_errors=True)
+        width, missing = found.matrices[name].shape[1], int((~found.present[name]).sum())
+        logging.getLogger().info(
+            f"{name} features: {len(tokens)} items x {width}, {missing} items ({100 * missing / len(tokens):.1f} %) "
+            "have none"
+        )
+        result.matrices |= found.matrices
+        result.present |= found.present
     return result, seconds
 
 
 def cache_file(cache_dir: Path, source: Source) -> Path:
-    """Return where the features of a source are kept; whether it exists or not."""
-    return cache_dir / f"features-{source.modality.name}-{source.inputs}.safetensors"
+    """Return where the features of a source are kept, whether it exists or not.
+
+    What an interrupted encoding left is in the folder of the same name with the ending `.parts`.
+    """
+    return cache_dir / f"features-{source.about['modality']}-{source.inputs}.safetensors"
 
 
-def parts_of(file: Path, source: Source) -> Parts:
-    """Return what an interrupted encoding left on the way to `file`."""
-    return Parts(file.with_suffix(".parts"), source.inputs)
+def read_file(file: Path, inputs: str | None = None) -> tuple[ItemFeatures, dict[str, Any], Tensor] | None:
+    """Return the features of one modality that a file holds, its header, and the hash of what each item was made from.
 
-
-def read_cached(file: Path, source: Source) -> ItemFeatures | None:
-    """Return the features of a source as `file` holds them, `None` where it does not exist or cannot be trusted."""
-    if not file.is_file():
-        return None
-    name = source.modality.name
+    `None` stands for a file that is not there, is damaged, or, where `inputs` are given, was made from others.
+    """
     try:
         tensors, header = storage.load(file, "features")
         features = ItemFeatures._from_file(file, tensors, header)
-        good = features.tokens == source.tokens and features.modalities == [name]
-        good = good and header["inputs"] == source.inputs
-        good = good and header["content"] == _content(features, tensors[f"hash.{name}"])
-    except (InputError, KeyError, ValueError):
-        good = False
-    if not good:
+        hashes = tensors[f"hash.{header['modality']}"]
+        if header["content"] == _content(features, hashes) and inputs in (None, header["inputs"]):
+            return features, header, hashes
+    except (InputError, KeyError):
+        pass
+    if inputs and file.is_file():
         logging.getLogger().warning(f"{file}: a damaged file of item features; they are computed again")
-    return features if good else None
-
-
-def _header(source: Source, features: ItemFeatures, notes: Mapping[str, Any]) -> dict[str, Any]:
-    counts = {"items": len(features.tokens), "present": int(features.present[source.modality.name].sum())}
-    about = {**source.about, **counts, **notes, "inputs": source.inputs}
-    return {**about, "content": _content(features, source.hashes)}
+    return None
 
 
 def _content(features: ItemFeatures, hashes: Tensor) -> str:
@@ -106,21 +83,17 @@ def _content(features: ItemFeatures, hashes: Tensor) -> str:
     return storage.fingerprint(features.tokens, features.matrices, features.present, hashes)
 
 
-def _encode(source: Source, parts: Parts) -> tuple[ItemFeatures, dict[str, Any]]:
-    name = source.modality.name
+def _encode(source: Source, file: Path) -> ItemFeatures:
+    """Compute the features of a source and keep them in `file`."""
+    name = source.about["modality"]
     nothing = f"{source.place}: none of the {len(source.tokens)} items has {name} features; {source.remedy}"
     if not source.available:
         raise InputError(nothing)
-    matrix, known, notes = source.encode(parts)
+    matrix, known, notes = source.encode(file.with_suffix(".parts"))
     if not known.any():
         raise InputError(nothing)
-    return ItemFeatures(source.tokens, {name: matrix}, {name: known}), notes
-
-
-def _report(name: str, features: ItemFeatures) -> None:
-    present, width = features.present[name], features.matrices[name].shape[1]
-    missing = int((~present).sum())
-    share = 100 * missing / len(present)
-    logging.getLogger().info(
-        f"{name} features: {len(present)} items x {width}, {missing} items ({share:.1f} %) have none"
-    )
+    features = ItemFeatures(source.tokens, {name: matrix}, {name: known})
+    header = {**source.about, **source.method, **notes, "inputs": source.inputs}
+    header |= {"items": len(known), "present": int(known.sum()), "content": _content(features, source.hashes)}
+    features.save(file, header, {name: source.hashes})
+    return features

@@ -1,24 +1,19 @@
 """The item columns that RecBole's own feature-aware models read: `selected_features` of FDSA, SASRecF, GRU4RecF."""
 
-from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..preparation import atomic, templates
+from ..preparation import atomic
 from .dataset import SEMANTIC_ID
-from .feature_sources import FeatureSettings
+from .feature_sources import item_file, template_of
 
 
 def load_selected_features(config: Any, chosen: bool) -> None:
     """Let RecBole load the item columns of `selected_features`; where none are chosen, those of texts and image codes.
 
     RecBole's default is the column `class` of its ml-100k, and its models end in a `KeyError` where that is not loaded.
-    Models without the key, and runs whose `load_col` names item columns, are left alone.
-
-    Parameters
-    ----------
-    config : configuration of a run; `selected_features` and `load_col` are set in it.
-    chosen : whether the run's own settings name the features.
+    Models without the key, and runs whose `load_col` names item columns, are left alone. `chosen` says whether the
+    run's own settings name the features.
 
     Raises
     ------
@@ -30,7 +25,7 @@ def load_selected_features(config: Any, chosen: bool) -> None:
     attached = [SEMANTIC_ID] if config["attach_semantic_ids"] else []
     if set(selected) <= set(attached):
         return
-    path = Path(config["data_path"]) / f"{config['dataset']}.item"
+    path = item_file(config)
     if not path.is_file():
         raise InputError(
             f"{path}: no such file, but {config['model']} reads columns of items (selected_features); add the file, or "
@@ -38,7 +33,8 @@ def load_selected_features(config: Any, chosen: bool) -> None:
         )
     there = atomic.read_header(path, config["field_separator"], config["encoding"] or "utf-8")
     if not chosen and not set(selected) <= {*there, *attached}:
-        selected = _described(config) or selected
+        described = [template_of(config, name).columns for name in ("text", "image")]
+        selected = list(dict.fromkeys(column for columns in described for column in columns)) or selected
     wanted = [name for name in selected if name not in attached]
     for name in wanted:
         if name not in there:
@@ -49,11 +45,3 @@ def load_selected_features(config: Any, chosen: bool) -> None:
     config["selected_features"] = list(selected)
     if columns is not None:  # none is RecBole's word for all columns
         config["load_col"] = {**columns, "item": [config["ITEM_ID_FIELD"], *wanted]}
-
-
-def _described(config: Any) -> list[str]:
-    """Return the columns that the item features of this configuration are made from, each once."""
-    settings = FeatureSettings.from_config(config)
-    fields = {"text_fields": settings.text_fields, "image_fields": settings.image_fields}
-    found = [name for key, named in fields.items() if named for name in templates.parse(key, named).columns]
-    return list(dict.fromkeys(found))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import storage
-from ..data.feature_sources import FeatureSettings
+from ..data import feature_sources
 from ..errors import InputError
 from ..evaluation import report
 from . import records, study
@@ -143,7 +143,7 @@ ROWS: dict[str, Row] = {
 
 def modalities(settings: Settings) -> list[str]:
     """Names of the modalities that the settings give the items."""
-    return [modality.name for modality in FeatureSettings.from_config(settings).modalities()]
+    return list(feature_sources.modalities(settings))
 
 
 def _chains(settings: Settings) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .. import storage
-from ..data.feature_sources import FeatureSettings
+from ..data.feature_sources import modalities
 from ..errors import InputError
 from ..evaluation import report
 from ..evaluation.ranking import COLUMNS, Ranks
@@ -82,7 +82,6 @@ def data_statistics(config: Any) -> dict[str, Any]:
     paths = sorted(Path(config["data_path"]).glob(f"{config['dataset']}*.inter"))  # several for a split made beforehand
     frame = pd.concat([read_atomic(path, columns, *how)[0] for path in paths])
     users, items = (int(frame[column].nunique()) for column in columns[:2])
-    modalities = FeatureSettings.from_config(config).modalities()
     return {
         "users": users,
         "items": items,
@@ -90,7 +89,7 @@ def data_statistics(config: Any) -> dict[str, Any]:
         "interactions_per_user": len(frame) / users,
         "density": len(frame) / (users * items),
         "tied_times": float(frame.duplicated([columns[0], columns[2]], keep=False).mean()),
-        "modalities": [f"{modality.name} ({modality.encoder})" for modality in modalities],
+        "modalities": [f"{name} ({encoder})" for name, encoder in modalities(config).items()],
     }
 
 

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from .. import quick_start, registry
 from ..config import Config
-from ..data.feature_sources import FeatureSettings
+from ..data.feature_sources import modalities
 from ..errors import InputError
 from ..evaluation.leakage import check_leakage
 from . import records
@@ -215,7 +215,7 @@ def _so_far(trainer: Any) -> dict[str, Any]:
 
 def _share_features(config: Config, cache: Path) -> None:
     """Encode the item features where they are not yet, off the clock, and give the search's own cache links to them."""
-    if not FeatureSettings.from_config(config).modalities():
+    if not modalities(config):
         return
     folder = registry.get_dataset(config["model"])(config).cache_dir
     own = cache / folder.name

@@ -1,89 +1,57 @@
 """Texts of items from columns: a plain list of columns, or a template such as `{title}[ by {brand}][, in {tags}]`."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..errors import InputError
 
-EXPECTED = "expected columns as {title}, and parts that go when one of their columns is blank as [ by {brand}]"
 
+class Template(NamedTuple):
+    """How the cells of an item become its text.
 
-class Part(NamedTuple):
-    """A piece of a template: words around columns, one more of them than columns; an optional one stood in brackets."""
+    Each part is words and columns in turn, words first, and whether it stood in brackets, which makes it optional.
+    """
 
-    words: tuple[str, ...]
-    columns: tuple[str, ...]
-    optional: bool
-
-
-@dataclass(frozen=True)
-class Template:
-    """How the cells of an item become its text."""
-
-    parts: tuple[Part, ...]
+    parts: list[tuple[list[str], bool]]
 
     @property
-    def columns(self) -> tuple[str, ...]:
+    def columns(self) -> list[str]:
         """Names of the columns, each once, in the order they are met."""
-        return tuple(dict.fromkeys(column for part in self.parts for column in part.columns))
+        return list(dict.fromkeys(name for pieces, _ in self.parts for name in pieces[1::2]))
 
     def fill(self, cells: Mapping[str, str]) -> str:
         """Return the text of an item with these cells, blanks joined; "" where no cell that is shown says anything."""
-        shown = [part for part in self.parts if not part.optional or all(cells[name] for name in part.columns)]
-        if not any(cells[name] for part in shown for name in part.columns):
+        shown = [pieces for pieces, optional in self.parts if not optional or all(map(cells.get, pieces[1::2]))]
+        if not any(cells[name] for pieces in shown for name in pieces[1::2]):
             return ""
-        return " ".join("".join(_fill(part, cells) for part in shown).split())
+        text = "".join(cells[piece] if at % 2 else piece for pieces in shown for at, piece in enumerate(pieces))
+        return " ".join(text.split())
 
 
-def is_template(fields: Sequence[str]) -> bool:
-    """Whether the fields of a modality are a template: a single entry that holds `{`."""
-    return len(fields) == 1 and "{" in fields[0]
-
-
-def parse(key: str, fields: Sequence[str]) -> Template:
-    """Return the template of a modality's fields; a list of columns is one with blanks between them.
-
-    Parameters
-    ----------
-    key : setting the fields come from, for error messages.
-    fields : names of columns, or a template as the only entry.
+def parse(key: str, fields: str | list[str] | None) -> Template:
+    """Return the template of a setting: names of columns, which is one with blanks between them, or a text with `{`.
 
     Raises
     ------
-    InputError : brackets or braces do not pair, are nested or empty, or there is no column.
+    InputError : brackets or braces do not pair, are nested or empty, or there is no column. `key` is the setting.
     """
-    if not is_template(fields):
-        return Template((Part(("", *[" "] * (len(fields) - 1), ""), tuple(fields), False),))
-    text = fields[0]
-    parts: list[Part] = []
-    rest = 0
-    for found in re.finditer(r"\[([^][]*)\]", text):
-        parts += [_part(key, text, text[rest : found.start()]), _part(key, text, found[1], optional=True)]
-        rest = found.end()
-    parts.append(_part(key, text, text[rest:]))
-    return Template(tuple(part for part in parts if part.columns or any(part.words)))
-
-
-def _part(key: str, template: str, text: str, optional: bool = False) -> Part:
-    pieces = re.split(r"\{([^{}]*)\}", text)
-    part = Part(tuple(pieces[::2]), tuple(pieces[1::2]), optional)
-    wrong = re.search(r"[][{}]", "".join(part.words))
-    found = ""
-    if wrong and wrong[0] in "[]":
-        found = f"a {wrong[0]} without its other half, or brackets within brackets"
-    elif wrong:
-        found = f"a {wrong[0]} without its other half, or one around another or a bracket"
-    elif "" in part.columns:
-        found = "{} without the name of a column"
-    elif optional and not part.columns:
-        found = f"[{text}] without a column"
-    if found:
-        raise InputError(f"{key}: found {found} in {template!r}, {EXPECTED}; correct the template")
-    return part
-
-
-def _fill(part: Part, cells: Mapping[str, str]) -> str:
-    filled = [cells[name] + words for name, words in zip(part.columns, part.words[1:], strict=True)]
-    return "".join([part.words[0], *filled])
+    if not isinstance(fields, str) or "{" not in fields:
+        names = fields.split() if isinstance(fields, str) else fields or []
+        return Template([([piece for name in names for piece in (" ", str(name))] + [""], False)])
+    parts = []
+    for at, part in enumerate(re.split(r"\[([^][]*)\]", fields)):  # what stood in brackets has the odd places
+        pieces, found = re.split(r"\{([^{}]*)\}", part), ""
+        if wrong := re.search(r"[][{}]", "".join(pieces[::2])):
+            found = f"a {wrong[0]} without its other half, or brackets and braces within one another"
+        elif "" in pieces[1::2]:
+            found = "{} without the name of a column"
+        elif at % 2 and len(pieces) == 1:
+            found = f"[{part}] without a column"
+        if found:
+            raise InputError(
+                f"{key}: found {found} in {fields!r}, expected columns as {{title}}, and parts that go when one of "
+                "their columns is blank as [ by {brand}]; correct the template"
+            )
+        parts.append((pieces, at % 2 == 1))
+    return Template(parts)

@@ -3,6 +3,7 @@
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +16,7 @@ from recbole_bbqrec.config import Config
 from recbole_bbqrec.data import feature_sources
 from recbole_bbqrec.data.dataset import MultiModalSequentialDataset
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.experiments.feature_report import (
-    FeatureReport,
-    ModalityReport,
-    describe,
-    feature_report,
-    item_tokens,
-)
+from recbole_bbqrec.experiments.feature_report import HEADER, feature_report
 from recbole_bbqrec.preparation import encoders
 from recbole_bbqrec.preparation.image_failures import Failure, write_failures
 
@@ -52,12 +47,26 @@ def run(folder: Path, **changes: Any) -> MultiModalSequentialDataset:
     return MultiModalSequentialDataset(configured(folder, **changes))
 
 
-def report(folder: Path, **changes: Any) -> FeatureReport:
+def report(folder: Path, **changes: Any) -> str:
     return feature_report(configured(folder, **changes))
 
 
-def state(folder: Path, **changes: Any) -> ModalityReport:
-    return report(folder, **changes).modalities[-1]
+def states(text: str) -> list[SimpleNamespace]:
+    """Rows of the table by column, with the line below it that is about the same modality."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[0:1] == "|"]
+    assert not rows or rows[0] == list(HEADER)
+    remarks = dict(line.split(": ", 1) for line in text.splitlines() if line.startswith(("text: ", "image: ")))
+    return [SimpleNamespace(**dict(zip(HEADER, row, strict=True)), remark=remarks.get(row[0], "")) for row in rows[2:]]
+
+
+def state(folder: Path, **changes: Any) -> SimpleNamespace:
+    return states(report(folder, **changes))[-1]
+
+
+def unused(text: str) -> list[str]:
+    """Names of the files that may be deleted."""
+    found = re.search(r"not used by these settings and may be deleted: (.*)", text)
+    return found[1].split(", ") if found else []
 
 
 def edit_items(folder: Path, pattern: str, by: str) -> None:
@@ -77,22 +86,18 @@ def add_addresses(folder: Path) -> None:
 
 
 def test_before_and_after_a_run(folder: Path) -> None:
-    before = report(folder)
-    assert before.modalities == [
-        ModalityReport(
-            "text", "tfidf", "tiny.item", "missing", N_ITEMS - 1, "nothing is encoded yet, the next run does it"
-        )
-    ]
+    config = configured(folder)
+    before = feature_report(config)
+    assert before.splitlines()[0] == "tiny: item features of 40 items" and config["attach_item_features"]
+    (found,) = states(before)
+    assert list(vars(found).values())[:6] == ["text", "tfidf", "tiny.item", "39", "1", "missing"]
+    assert found.remark == "nothing is encoded yet, the next run does it"
     assert not (folder / "saved" / "cache").exists()
     dataset = run(folder)
-    (file,) = dataset.cache_dir.glob("features-*")
-    after = report(folder)
-    stat, width = file.stat(), dataset.catalogue.features.matrices["text"].shape[1]  # type: ignore[union-attr]
-    expected = ModalityReport(
-        "text", "tfidf", "tiny.item", "ready", N_ITEMS - 1, "", N_ITEMS - 1, width, stat.st_size, stat.st_mtime
-    )
-    assert after.modalities == [expected] and after.cache_dir == dataset.cache_dir
-    assert (after.items, after.unused, after.remarks) == (N_ITEMS, [], [])
+    assert len(list(dataset.cache_dir.glob("features-*"))) == 1
+    (found,) = states(report(folder))
+    assert list(vars(found).values()) == ["text", "tfidf", "tiny.item", "39", "1", "ready", ""]
+    assert unused(report(folder)) == []
 
 
 @pytest.mark.parametrize("changes", [{}, {"load_col": None}, {"load_col": {"item": ["item_id", "title"]}}])
@@ -104,24 +109,25 @@ def test_the_items_are_those_of_the_data_set(folder: Path, changes: dict, filter
         changes = {"load_col": {"inter": ["user_id", "item_id", "timestamp"], **changes["load_col"]}}
     changes = {**changes, "filter_inter_by_user_or_item": filtered}
     dataset = run(folder, **changes)
-    assert item_tokens(configured(folder, **changes)) == sorted(dataset.catalogue.tokens[1:])
+    assert f" {dataset.item_num - 1} items" in report(folder, **changes)
     assert state(folder, **changes).state == "ready"
 
 
-def test_the_items_of_a_split_made_beforehand(tmp_path: Path) -> None:
-    for part, items in (("train", "a b"), ("test", "b c")):
-        rows = "".join(f"u;{item}\n" for item in items.split())
-        (tmp_path / f"d.{part}.inter").write_text(f"user_id:token;item_id:token\n{rows}")
-    names = {"data_path": tmp_path, "dataset": "d", "ITEM_ID_FIELD": "item_id", "benchmark_filename": ["train", "test"]}
-    how = {"field_separator": ";", "encoding": None, "load_col": {"inter": "*"}, "filter_inter_by_user_or_item": True}
-    assert item_tokens({**names, **how}) == ["a", "b", "c"]
+def test_filters_apply(folder: Path) -> None:
+    dataset = run(folder, item_inter_num_interval="[13,inf)")
+    assert dataset.item_num < N_ITEMS
+    assert state(folder, item_inter_num_interval="[13,inf)").state == "ready" and state(folder).state == "stale"
 
 
-def test_filters_are_named(folder: Path) -> None:
-    (remark,) = report(folder, item_inter_num_interval="[13,inf)").remarks
-    assert remark.startswith("item_inter_num_interval: not applied here")
-    assert remark in describe(report(folder, item_inter_num_interval="[13,inf)"))
-    assert report(folder, item_inter_num_interval="[0,inf)").remarks == []
+def test_the_items_of_a_split_made_beforehand(folder: Path) -> None:
+    head = "user_id:token\ttimestamp:float\titem_id_list:token_seq\titem_id:token"
+    for part, item in (("train", "i01"), ("valid", "i02"), ("test", "i03")):
+        (folder / "tiny" / f"tiny.{part}.inter").write_text(f"{head}\nu01\t7\ti00 i01\t{item}\n")
+    columns = {"inter": ["user_id", "timestamp", "item_id_list", "item_id"]}
+    found = report(
+        folder, benchmark_filename=["train", "valid", "test"], load_col=columns, alias_of_item_id=["item_id_list"]
+    )
+    assert " 4 items" in found
 
 
 def test_changed_items_are_counted(folder: Path) -> None:
@@ -130,14 +136,14 @@ def test_changed_items_are_counted(folder: Path) -> None:
     edit_items(folder, r"^i03\t\t", "i03\tnow with a title\t")
     edit_items(folder, r"^(i04|i05)\t.*\n", "")
     found = state(folder)
-    assert (found.state, found.available, found.known) == ("stale", N_ITEMS - 2, 0)
+    assert (found.state, getattr(found, "items with")) == ("stale", str(N_ITEMS - 2))
     assert re.fullmatch(
-        r"features-text-[0-9a-f]{16}\.safetensors: items with text: 1 changed, 1 new, 2 gone; "
+        r"features-text-[0-9a-f]{16}\.safetensors: 1 items changed, 1 items new, 2 items gone; "
         "the next run encodes all items again",
         found.remark,
     )
     run(folder)
-    assert state(folder).state == "ready" and len(report(folder).unused) == 1
+    assert state(folder).state == "ready" and len(unused(report(folder))) == 1
 
 
 def test_the_list_of_items_is_named_where_nothing_else_differs(folder: Path) -> None:
@@ -145,7 +151,7 @@ def test_the_list_of_items_is_named_where_nothing_else_differs(folder: Path) -> 
     run(folder)
     with open(folder / "tiny" / "tiny.inter", "a") as file:
         file.write("u00\tx\t999\n")
-    assert ": 40 items before, 41 now; the next run" in state(folder).remark
+    assert ": items 40 -> 41; the next run" in state(folder).remark
 
 
 @pytest.mark.parametrize(
@@ -155,15 +161,15 @@ def test_the_list_of_items_is_named_where_nothing_else_differs(folder: Path) -> 
         ({"seed": 3}, "seed 2020 -> 3"),
         (
             {"text_fields": "{title}[ by {brand}]"},
-            "fields title brand -> {title}[ by {brand}]; items with text: 13 changed",
+            "fields title brand -> {title}[ by {brand}], 13 items changed",
         ),
-        ({"text_encoder": "codes"}, "encoder tfidf -> codes"),
+        ({"text_encoder": "codes"}, "encoder tfidf -> codes, method tfidf -> codes"),
     ],
 )
 def test_changed_settings_are_named(folder: Path, changes: dict, told: str) -> None:
     run(folder)
     found = state(folder, **changes)
-    assert found.state == "stale" and f": settings changed: {told}; the next run encodes" in found.remark
+    assert found.state == "stale" and f".safetensors: {told}; the next run encodes" in found.remark
     assert state(folder).state == "ready"
 
 
@@ -171,8 +177,8 @@ def test_changed_versions_and_code_are_named(folder: Path, monkeypatch: pytest.M
     run(folder)
     genuine = feature_sources._versions
     monkeypatch.setattr(feature_sources, "_versions", lambda *names: {**genuine(*names), "scipy": "0.1"})
-    monkeypatch.setattr(feature_sources, "_code", lambda: "other")
-    assert re.search(r"settings changed: the code that encodes, scipy \S+ -> 0\.1;", state(folder).remark)
+    monkeypatch.setattr(storage, "source_fingerprint", lambda *modules: "other")
+    assert re.search(r": code [0-9a-f]{16} -> other, scipy \S+ -> 0\.1;", state(folder).remark)
 
 
 def test_a_file_of_the_same_encoder_is_compared_first(folder: Path) -> None:
@@ -180,7 +186,7 @@ def test_a_file_of_the_same_encoder_is_compared_first(folder: Path) -> None:
     run(folder, text_encoder="codes")
     assert "encoder" not in state(folder, feature_dim=5).remark
     edit_items(folder, r"number 1\t", "number one\t")
-    assert "settings changed" not in state(folder).remark
+    assert "safetensors: 1 items changed;" in state(folder).remark
 
 
 def test_files_that_cannot_be_read_are_missing(folder: Path) -> None:
@@ -209,12 +215,11 @@ def test_an_encoding_under_way(folder: Path, vit: str, monkeypatch: pytest.Monke
         patch.setattr(encoders, "_image_features", stops)
         run(folder, **changes)
     begun = report(folder, **changes)
-    assert [one.state for one in begun.modalities] == ["ready", "begun"] and begun.unused == []
-    assert begun.modalities[1].remark == "2 of 4 batches are done, the next run goes on from there"
+    assert [one.state for one in states(begun)] == ["ready", "begun"] and unused(begun) == []
+    assert states(begun)[1].remark == "2 of 4 batches are done, the next run goes on from there"
     Image.new("RGB", (40, 40), "pink").save(folder / "tiny" / "images" / "i00.png")
     other = report(folder, **changes)
-    assert other.modalities[1].state == "missing" and [path.suffix for path in other.unused] == [".parts"]
-    assert other.unused_bytes > 0
+    assert states(other)[1].state == "missing" and [Path(name).suffix for name in unused(other)] == [".parts"]
 
 
 def test_images_that_cannot_be_read(folder: Path, vit: str) -> None:
@@ -222,27 +227,27 @@ def test_images_that_cannot_be_read(folder: Path, vit: str) -> None:
     changes = {"image_folder": "images", "image_encoder": vit}
     run(folder, **changes)
     found = state(folder, **changes)
-    assert (found.state, found.available, found.known) == ("ready", 4, 3)
+    assert (found.state, getattr(found, "items with")) == ("ready", "4")
     assert found.remark == "1 items have something that could not be encoded"
 
 
 def test_no_item_has_anything(folder: Path) -> None:
     edit_items(folder, r"\tAcme\t", "\t\t")
     found = state(folder, text_fields="brand")
-    assert (found.state, found.available) == ("missing", 0)
+    assert (found.state, getattr(found, "items with")) == ("missing", "0")
     assert "tiny.item: no item has any; the columns brand must have values" in found.remark
 
 
 def test_a_broken_source_leaves_the_others(folder: Path) -> None:
     run(folder, image_fields="image_codes", image_encoder="codes")
     found = report(folder, image_folder="pics", image_encoder="some/model")
-    assert [one.state for one in found.modalities] == ["ready", "broken"]
-    assert "pics: no such folder" in found.modalities[1].remark
-    assert found.unused == []  # the codes may belong to the modality once it is mended
-    assert len(report(folder).unused) == 1
-    assert re.search(r"^\| image +\| some/model \| +pics \| +\| +\| +broken ", describe(found), re.MULTILINE)
+    assert [one.state for one in states(found)] == ["ready", "broken"]
+    assert "pics: no such folder" in states(found)[1].remark
+    assert unused(found) == []  # the codes may belong to the modality once it is mended
+    assert len(unused(report(folder))) == 1
+    assert re.search(r"^\| image +\| +some/model \| +pics \| +\| +\| +broken ", found, re.MULTILINE)
     found = report(folder, text_fields="titel")
-    assert found.modalities[0].state == "broken" and "did you mean title" in describe(found)
+    assert states(found)[0].state == "broken" and "did you mean title" in found
     with pytest.raises(InputError, match=r"tiny\.inter"):
         (folder / "tiny" / "tiny.inter").write_text("")
         report(folder)
@@ -265,50 +270,43 @@ def test_a_model_is_never_downloaded(folder: Path, vit: str, monkeypatch: pytest
     )
     run(folder, **changes)
     found = report(folder, **changes)
-    assert found.modalities[1].state == "stale" and found.unused == []
-    assert "fits if the model is the same; someone/vit is not on this machine" in found.modalities[1].remark
+    assert states(found)[1].state == "stale" and unused(found) == []
+    assert "fits if the model is the same; someone/vit is not on this machine" in states(found)[1].remark
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: vit)
     assert state(folder, **changes).state == "ready"
 
 
 def test_images_addresses_and_failures(folder: Path) -> None:
-    assert report(folder).images == report(folder, image_folder="images").images
+    with_images = "images: 4 images, 4 of 40 items have one"
+    assert with_images in report(folder) and with_images in report(folder, image_folder="images")
     add_addresses(folder)
     images = folder / "tiny" / "images"
     (images / "unsold.jpg").write_bytes(b"x")
     no_picture = {f"i{at}": Failure("http://x", False, f"no picture: {at} x 1 pixels") for at in (10, 11)}
     write_failures(images / "failures.tsv", {**no_picture, "i12": Failure("http://x", True, "status 503")})
-    found = report(folder, image_folder="images").images
-    assert found is not None
-    assert (found.folder, found.files, found.items, found.to_fetch) == ("images", 5, 4, N_ITEMS - 7)
-    assert found.failures == {"no picture": 2, "status 503": 1}
-    text = describe(report(folder)).splitlines()
+    text = report(folder).splitlines()
     assert "images: 5 images, 4 of 40 items have one" in text
     assert "images/failures.tsv: 3 images failed: no picture (2), status 503 (1)" in text
     command = f"bbqrec images tiny --data_path={folder}"
-    assert f"33 items have an address but no image: {command} fetches them" in text  # what failed for good is not
-    assert not any(command in line for line in describe(report(folder, image_folder="photos")).splitlines())
+    assert (
+        f"{N_ITEMS - 7} items have an address but no image: {command} fetches them" in text
+    )  # not what failed for good
+    assert not any(command in line for line in report(folder, image_folder="photos").splitlines())
     shutil.rmtree(images)
-    found = report(folder).images
-    assert found is not None and (found.files, found.to_fetch) == (0, N_ITEMS - 1)
+    text = report(folder)
+    assert "images: 0 images, 0 of 40" in text and f"{N_ITEMS - 1} items have an address" in text
 
 
 def test_a_data_set_without_images_says_nothing_of_them(folder: Path) -> None:
     shutil.rmtree(folder / "tiny" / "images")
-    assert report(folder).images is None
-    assert report(folder, image_folder="images").images is not None
+    assert "images" not in report(folder)
+    assert "images: 0 images, 0 of 40 items have one" in report(folder, image_folder="images")
 
 
-def test_the_table(folder: Path) -> None:
+def test_other_files_are_named(folder: Path) -> None:
     run(folder)
     run(folder, feature_dim=5)
-    text = describe(report(folder)).splitlines()
-    assert text[0] == "tiny: item features of 40 items"
-    cells = [cell.strip() for cell in text[4].strip("|").split("|")]
-    assert cells[:8] == ["text", "tfidf", "tiny.item", "39", "1", "ready", "16", "0.0"]
-    assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d", cells[8])
-    assert re.search(
-        r"^1 files and folders \(0\.0 MB\) in .* may be deleted: features-text-\w+\.safetensors$", text[-1]
-    )
-    nothing = describe(report(folder, text_encoder=None))
+    pattern = r"^.*saved/cache/tiny: not used .* deleted: features-text-\w+\.safetensors$"
+    assert re.search(pattern, report(folder).splitlines()[-1])
+    nothing = report(folder, text_encoder=None)
     assert "no modality has an encoder" in nothing and "may be deleted" not in nothing

@@ -14,7 +14,7 @@ from preparation import tiny_models
 
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.preparation import encoders
-from recbole_bbqrec.preparation.encoders import codes, tfidf, transformers_image, transformers_text
+from recbole_bbqrec.preparation.encoders import codes, model_folder, tfidf, transformers_image, transformers_text
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +82,11 @@ def test_reduced_codes_keep_equal_items_equal(rows: list[list[int]], dim: int) -
 
 def test_text_mean_is_over_real_tokens_only(models: Path) -> None:
     texts = ["red lamp", "", "green tent rope blue lamp", "tent", "  "]
-    matrix, known, _ = transformers_text(texts, str(models / "bert"), batch_size=4)
+    matrix, known, _ = transformers_text(texts, models / "bert", batch_size=4)
     assert matrix.shape == (5, 16) and known.tolist() == [True, False, True, True, False]
     assert not matrix[~known].any() and not matrix.is_inference()
     for row in (0, 2, 3):  # alone, without any padding
-        alone, *_ = transformers_text([texts[row]], str(models / "bert"), batch_size=1)
+        alone, *_ = transformers_text([texts[row]], models / "bert", batch_size=1)
         torch.testing.assert_close(matrix[row], alone[0], atol=1e-5, rtol=1e-5)
 
 
@@ -94,8 +94,8 @@ def test_text_mean_is_over_real_tokens_only(models: Path) -> None:
 @given(st.permutations(range(6)), st.integers(1, 7))
 def test_texts_keep_their_rows(models: Path, order: list[int], batch_size: int) -> None:
     texts = ["red", "red lamp", "", "a b c d e f", "tent rope", "blue"]
-    expected, *_ = transformers_text(texts, str(models / "bert"), batch_size=2)
-    found, *_ = transformers_text([texts[at] for at in order], str(models / "bert"), batch_size=batch_size)
+    expected, *_ = transformers_text(texts, models / "bert", batch_size=2)
+    found, *_ = transformers_text([texts[at] for at in order], models / "bert", batch_size=batch_size)
     torch.testing.assert_close(found, expected[order], atol=1e-5, rtol=1e-5)
 
 
@@ -103,25 +103,25 @@ def test_texts_keep_their_rows(models: Path, order: list[int], batch_size: int) 
 def test_long_texts_are_cut_and_counted(models: Path, caplog: pytest.LogCaptureFixture, asked: int, limit: int) -> None:
     caplog.set_level(logging.INFO)
     long = " ".join(["red"] * 40)
-    matrix, _, notes = transformers_text([long, "red", long + " lamp"], str(models / "bert"), max_tokens=asked)
+    matrix, _, notes = transformers_text([long, "red", long + " lamp"], models / "bert", max_tokens=asked)
     assert f"2 of 3 texts cut to {limit} tokens" in caplog.text
     assert notes == {"cut_texts": 2, "token_limit": limit}
     assert torch.isfinite(matrix).all()
 
 
 def test_clip_has_towers_for_both(models: Path, pictures: list[Path]) -> None:
-    texts, known, _ = transformers_text(["red lamp", "blue tent rope", ""], str(models / "clip"), batch_size=1)
+    texts, known, _ = transformers_text(["red lamp", "blue tent rope", ""], models / "clip", batch_size=1)
     assert texts.shape == (3, 8) and known.tolist() == [True, True, False]
-    assert transformers_image(pictures, str(models / "clip"))[0].shape == (5, 8)
+    assert transformers_image(pictures, models / "clip")[0].shape == (5, 8)
 
 
 @pytest.mark.parametrize("name", ["clip", "vit", "classifier"])
 def test_images_keep_their_rows(models: Path, pictures: list[Path], name: str) -> None:
     paths = [pictures[0], None, *pictures[1:]]
-    matrix, known, _ = transformers_image(paths, str(models / name), batch_size=2)
+    matrix, known, _ = transformers_image(paths, models / name, batch_size=2)
     assert known.tolist() == [True, False, True, True, True, True] and not matrix[1].any()
     assert len(torch.unique(matrix[known], dim=0)) == 5
-    backwards, *_ = transformers_image(paths[::-1], str(models / name), batch_size=3)
+    backwards, *_ = transformers_image(paths[::-1], models / name, batch_size=3)
     torch.testing.assert_close(backwards.flip(0), matrix, atol=1e-5, rtol=1e-5)
 
 
@@ -130,7 +130,7 @@ def test_random_pooler_is_not_used_and_no_randomness_is_drawn(models: Path, pict
     for seed in (1, 2):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        results.append(transformers_image(pictures, str(models / "classifier"))[0])
+        results.append(transformers_image(pictures, models / "classifier")[0])
         assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(*results)
 
@@ -143,21 +143,23 @@ def test_bad_images_are_missing_and_named(
     bad = [tmp_path / f"{at}.jpg" for at in range(25)]
     Image.new("RGB", (1, 1)).save(tmp_path / "24.jpg")
     Image.new("RGB", (2, 2)).save(tmp_path / "23.jpg")
-    matrix, known, notes = transformers_image([*bad, pictures[0]], str(models / "vit"), batch_size=5)
+    matrix, known, notes = transformers_image([*bad, pictures[0]], models / "vit", batch_size=5)
     assert notes == {"unreadable": {"UnidentifiedImageError": 23, "no picture": 2}}
     assert known.tolist() == [False] * 25 + [True] and not matrix[:25].any()
     assert "0.jpg: UnidentifiedImageError" in caplog.text and "5 more" in caplog.text
-    matrix, known, _ = transformers_image(bad, str(models / "vit"))
+    matrix, known, _ = transformers_image(bad, models / "vit")
     assert matrix.shape == (25, 0) and not known.any()
 
 
 def test_models_that_cannot_be_loaded(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(name: str, folder: Path, message: str) -> None:
         with pytest.raises(InputError, match=message) as caught:
-            getattr(encoders, name)(["x"] if name == "transformers_text" else [None], str(folder))
+            getattr(encoders, name)(["x"] if name == "transformers_text" else [None], folder)
         assert "\n" not in str(caught.value)
 
-    broken("transformers_text", tmp_path / "none", "no such folder")
+    for name in (str(tmp_path / "none"), "./none", "~/none", "a/b/c", "a\\b"):
+        with pytest.raises(InputError, match="no such folder"):
+            model_folder(name)
     broken("transformers_text", tmp_path, "not a model that can be loaded")
     broken("transformers_text", models / "vit", "not a model that can be loaded")
     broken("transformers_image", models / "bert", "not a model that can be loaded")
@@ -184,20 +186,22 @@ def test_hub_names_are_downloaded_without_pickles(models: Path, monkeypatch: pyt
         return str(models / "bert")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert transformers_text(["red"], "someone/some-model")[0].shape == (1, 16)
-    assert "local_files_only" not in asked and encoders.local_model("someone/some-model") == models / "bert"
-    assert asked["local_files_only"]
+    assert model_folder(str(models / "bert")) == models / "bert" and not asked
+    assert model_folder("someone/some-model") == models / "bert" and not asked["local_files_only"]
     assert asked["name"] == "someone/some-model" and not any("bin" in part for part in asked["allow_patterns"])
+    assert model_folder("someone/some-model", download=False) == models / "bert" and asked["local_files_only"]
 
     def unreachable(name: str, **options: object) -> str:
         raise ConnectionError("first line\nsecond line")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(InputError, match=r"someone/x: neither a local folder.*first line\).*name its folder"):
-        transformers_text(["red"], "someone/x")
-    assert encoders.local_model("someone/x") is None
+    with pytest.raises(
+        InputError, match=r"someone/x: neither a local folder.*first line.nsecond line'\)\).*its folder"
+    ):
+        model_folder("someone/x")
+    assert model_folder("someone/x", download=False) is None
     with pytest.raises(InputError, match="none: no such folder"):
-        encoders.local_model("./none")
+        model_folder("./none", download=False)
 
 
 def test_features_that_are_not_finite(models: Path, tmp_path: Path) -> None:
@@ -208,7 +212,7 @@ def test_features_that_are_not_finite(models: Path, tmp_path: Path) -> None:
     torch.nn.init.constant_(network.embeddings.word_embeddings.weight, float("nan"))
     network.save_pretrained(folder)
     with pytest.raises(InputError, match="not finite"):
-        transformers_text(["red"], str(folder))
+        transformers_text(["red"], folder)
 
 
 def test_pillow_is_optional(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,4 +225,4 @@ def test_pillow_is_optional(models: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(builtins, "__import__", without_pillow)
     with pytest.raises(InputError, match=r"pip install 'recbole-bbqrec\[images\]'"):
-        transformers_image([None], str(models / "vit"))
+        transformers_image([None], models / "vit")
