@@ -27,6 +27,9 @@ from ..settings import plain_settings
 from . import checkpoint
 from .run_folder import RunFolder
 
+RESUMED = ("cur_step", "best_valid_score", "best_valid_result")
+"""What RecBole's trainer knows of the validation so far; kept with our own state."""
+
 
 @dataclass
 class TrainingState:
@@ -177,21 +180,15 @@ class ProtocolTrainer(Trainer):
         checkpoint.save_weights(path, self.model, header)
 
     def _save_last(self, epoch: int) -> None:
-        header = {
-            "epoch": epoch,
-            "cur_step": self.cur_step,
-            "best_valid_score": self.best_valid_score,
-            "best_valid_result": self.best_valid_result,
-            "state": asdict(self.state),
-        }
+        header = {"epoch": epoch, "state": asdict(self.state), **{name: getattr(self, name) for name in RESUMED}}
         checkpoint.save_training(self.folder.last, self.model, self.optimizer, header)
 
     def _resume(self) -> None:
         header = checkpoint.load_training(self.folder.last, self.model, self.optimizer)
         self.start_epoch = header["epoch"] + 1
-        self.cur_step, self.best_valid_score = header["cur_step"], header["best_valid_score"]
-        self.best_valid_result = header["best_valid_result"]
         self.state = TrainingState(**header["state"])
+        for name in RESUMED:
+            setattr(self, name, header[name])
         going_on = f"going on at epoch {self.start_epoch}"
         done = "finished run found, training is skipped" if self.state.finished else going_on
         self.logger.info(f"{self.folder.last}: {done} (--resume=False trains anew)")
