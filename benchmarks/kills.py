@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +38,10 @@ if not (folder / "Set").exists():
     prepare_public(public, folder, progress=False)
 """
 IMAGES = """
-from recbole_bbqrec.preparation.image_download import Politeness, fetch_images
+from recbole_bbqrec.preparation import image_download
+image_download.WORKERS, image_download.HOST_PAUSE = 4, 0.005
 start()
-fetch_images(given["urls"], folder / "images", False, Politeness(workers=4, per_host=4, pause=0.005))
+image_download.fetch_images(Path(given["set"]), folder / "images", progress=False)
 """
 ENCODING = """
 import shutil
@@ -138,7 +138,10 @@ def image_job(folder: Path, site: Any) -> Job:
 
     for at in range(N_IMAGES):
         site.files[f"/{at}.jpg"] = File(picture(at) if at % 10 else b"no image")
-    return write_job(folder, "images", IMAGES, {"urls": {str(at): site.url(f"/{at}.jpg") for at in range(N_IMAGES)}})
+    (folder / "Web").mkdir()
+    rows = [f"{at}\t{site.url(f'/{at}.jpg')}\n" for at in range(N_IMAGES)]
+    (folder / "Web" / "Web.item").write_text("".join(["item_id:token\timage_url:token\n", *rows]))
+    return write_job(folder, "images", IMAGES, {"set": str(folder / "Web")})
 
 
 def encoding_job(folder: Path, site: Any) -> Job:
@@ -180,10 +183,10 @@ def ended(process: subprocess.Popen[str]) -> None:
         raise RuntimeError(error)
 
 
-def content(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> dict[str, bytes]:
+def content(folder: Path) -> dict[str, bytes]:
     """All files but locks, by path."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".lock")
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files if wanted(path)}
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def undisturbed(program: str, given: Path, place: Path) -> tuple[dict[str, bytes], float]:
@@ -203,13 +206,10 @@ def disturbed(
     time.sleep(chance.random() * seconds)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    killed, begun = (
-        process.returncode == -signal.SIGKILL,
-        bool(content(folder / "cache" if "cache" in program else folder)),
-    )
+    killed = process.returncode == -signal.SIGKILL
+    begun = bool(content(folder / "cache" if "cache" in program else folder))
     ended(started(program, given, folder))
-    same = content(folder) == calm
-    return {"killed": killed, "begun": begun, "same": same}
+    return {"killed": killed, "begun": begun, "same": content(folder) == calm}
 
 
 if __name__ == "__main__":

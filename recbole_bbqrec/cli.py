@@ -103,9 +103,9 @@ def _refuse(flags: Mapping[str, object], why: str) -> None:
 
 @_command("images", "fetch the items' images from their addresses", NAME, DATA_PATH)
 def _images(given: argparse.Namespace, settings: list[str]) -> None:
-    from .preparation.obtain import describe_images, obtain_images
+    from .preparation.image_download import fetch_images
 
-    print(describe_images(obtain_images(given.data_path / given.name)))
+    print(fetch_images(given.data_path / given.name))
 
 
 @_command("features", "which item features there are, missing or stale", NAME, settings=True)

@@ -22,10 +22,11 @@ from .errors import InputError
 from .evaluation import report
 from .evaluation.ranking import Ranks
 from .preparation import obtain
-from .preparation.image_download import addresses_of
+from .preparation.image_download import addresses_of, fetch_images
 from .preparation.public import describe
 from .serving.bundle import load_bundle, restore_candidates, write_bundle
 from .settings import learning_settings, plain_settings, public_source, settings_to_load
+from .tokenizer.base import peak_memory_mib
 from .training import checkpoint
 
 
@@ -141,7 +142,7 @@ def fetch_missing(arguments: Sequence[str], config_dict: dict[str, Any] | None) 
     folder, place = Path(config["data_path"]), image_folder(config)
     if place is not None and not place.is_dir() and addresses_of(folder / f"{folder.name}.item"):
         print(f"{place} is not there yet: the items' images are fetched first", flush=True)
-        print(obtain.describe_images(obtain.obtain_images(folder, place, config["show_progress"], partial=False)))
+        print(fetch_images(folder, place, config["show_progress"], partial=False))
 
 
 def _check_result_file(path: str | None) -> None:
@@ -168,7 +169,7 @@ def _record(config: Config, dataset: Any, model: Any, trainer: Any, ranks: dict[
         "chosen": trainer.state.chosen,
         "times_tested": _count_tests(config, dataset),
         "seconds": {**dataset.seconds, **trainer.timings()},
-        "peak_memory_mib": report.peak_memory_mib(),
+        "peak_memory_mib": peak_memory_mib(),
         "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "run_dir": str(trainer.run_dir),
         "settings": plain_settings(config),

@@ -101,23 +101,13 @@ KEYS: dict[str, Key] = {
     "sid_code_dim": Key(int, "width of the codebook vectors", POSITIVE),
     "sid_epochs": Key(int, "passes over the training sequences", POSITIVE),
     "sid_min_steps": Key(int, "at least this many steps, for small data", NOT_NEGATIVE),
-    "sid_warmup": Key(float, "share of the training before the codebooks start", PROBABILITY),
     "sid_steps": Key(int, "batches an RQ-VAE is trained on", POSITIVE),
-    "sid_batch_size": Key(int, "targets a step, and random items beside them", POSITIVE),
     "sid_learning_rate": Key(float, "of the tokenizer's AdamW", POSITIVE),
-    "sid_reconstruction_weight": Key(float, "weight of the reconstruction of the features", NOT_NEGATIVE),
     "sid_club_weight": Key(float, "weight of the CLUB bound between specific and behaviour parts", NOT_NEGATIVE),
     "sid_sequence_contrast_weight": Key(float, "weight of the contrast of histories with their next item", NOT_NEGATIVE),
     "sid_cross_contrast_weight": Key(float, "weight of the contrast between the signals of an item", NOT_NEGATIVE),
-    "sid_commitment_weight": Key(float, "weight of the codebook and commitment terms", NOT_NEGATIVE),
-    "sid_temperature": Key(float, "of both contrasts", POSITIVE),
     "sid_shared_codebook": Key(bool, "one set of codebooks for all signals"),
-    "sid_codebook_update": Key(str, "how codebooks learn", _one_of("gradient", "ema")),
-    "sid_kmeans_start": Key(bool, "start the codebooks from k-means centres"),
-    "sid_restart_dead": Key(bool, "move codes that no item uses"),
     "sid_use_id": Key(bool, "the learned item representation z_ID is a signal of its own"),
-    "sid_sinkhorn": Key(bool, "spread items evenly over the codes of the last level"),
-    "sid_max_length": Key(int, "longest history the tokenizer's sequence encoder reads", POSITIVE),
     "count_collisions": Key(bool, "last code: a number among the items of equal earlier codes, as in TIGER's paper; else one more level of the RQ-VAE"),
     # Attention
     "similarity_attention": Key(str, "how the similarity of items enters attention; also for RecBole's SASRec, SASRecF, BERT4Rec and CORE", _one_of("additive", "multiplicative", "undiscretised", "off")),
@@ -188,9 +178,9 @@ def checked(key: str, value: Any, default: Any) -> Any:
         value = "off"
     if value is None and (known.may_be_empty or default is None or expected in (str, dict, list)):
         return value
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if expected in (float, str) or (expected is int and float(value).is_integer()):
-            value = expected(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and (expected in (float, str) or (expected is int and float(value).is_integer())):
+        value = expected(value)
     if expected is list and isinstance(value, (str, int, float, tuple)):
         value = list(value) if isinstance(value, tuple) else [value]
     wrong_bool = isinstance(value, bool) and expected in (int, float)

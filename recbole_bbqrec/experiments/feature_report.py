@@ -11,8 +11,7 @@ from ..data.features import cache_file, read_file
 from ..errors import InputError
 from ..evaluation.report import markdown_table
 from ..preparation.encoding_parts import read_parts
-from ..preparation.image_download import addresses_of, images_command
-from ..preparation.image_failures import FAILURES, read_failures
+from ..preparation.image_download import FAILURES, addresses_of, images_command, read_failures
 from ..preparation.images import images_by_token, token_of
 
 HEADER = ("modality", "encoder", "source", "items with", "without", "state")

@@ -7,27 +7,48 @@ ever continued.
 
 import contextlib
 import hashlib
+import http.client
 import json
 import logging
+import math
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import requests
+import urllib3
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..errors import InputError
 from ..storage import replacing, write_json
-from .transfer import PATIENCE, Failed, NoSuchHost, Patience, length_of, request, stream
+
+ATTEMPTS, PAUSE, TIMEOUT = 5, 1.0, 60.0
+"""Failures in a row until a mirror is given up, seconds before the second try (doubled each time), and seconds of
+silence that end a try."""
 
 PROGRESS = 1 << 20
 """Bytes that a try must bring for the count of failures to start anew: long files outlive many broken connections."""
+
+MIN_BYTES = 16 << 10
+"""A connection that brings fewer bytes than this within the timeout is as good as dead."""
+
+MAX_WAIT = 120.0
+"""Seconds of waiting that a server may ask for by Retry-After; what it asks beyond that is cut."""
+
+
+class Failed(Exception):
+    """A try that came to nothing: the reason, whether another may do better, and after how many seconds at least; they
+    are infinite where only another run may."""
+
+    def __init__(self, reason: str, transient: bool, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.transient, self.wait = transient, wait
 
 
 @dataclass(frozen=True)
@@ -40,12 +61,7 @@ class Source:
     sha256: str | None = None
 
 
-def missing(sources: Sequence[Source], folder: Path) -> list[Source]:
-    """Return those of `sources` that `fetch` would have to fetch."""
-    return [source for source in sources if not (folder / source.name).is_file()]
-
-
-def fetch(sources: Sequence[Source], folder: Path, progress: bool = True, patience: Patience = PATIENCE) -> list[Path]:
+def fetch(sources: Sequence[Source], folder: Path, progress: bool = True) -> list[Path]:
     """Make sure that every source is at `folder / name`, whole, and return these paths.
 
     Files that are there are checked against what is known of them (size, sha256) or was recorded when they were
@@ -56,262 +72,214 @@ def fetch(sources: Sequence[Source], folder: Path, progress: bool = True, patien
     ------
     InputError : a file cannot be fetched from any mirror or kept, or is not the one expected.
     """
-    for source in sources:
-        _check_source(source)
-    fetched: set[str] = set()
-    try:
-        if missing(sources, folder):
+    files = [_File(source, folder, progress) for source in sources]
+    with disk_errors(folder, "or name another folder with --raw_dir="):
+        if not all(file.path.is_file() for file in files):
             folder.mkdir(parents=True, exist_ok=True)
-            with alone(folder):
-                wanted = missing(sources, folder)  # again: another process may have fetched them meanwhile
-                _announce(wanted, folder)
-                for source in wanted:
-                    _fetch_one(source, folder / source.name, progress, patience, wanted)
-                    fetched.add(source.name)
-        for source in sources:
-            if source.name not in fetched:
-                _check_kept(source, folder / source.name, progress)
-    except OSError as error:
-        raise InputError(
-            f"{error.filename or folder}: cannot be read or written ({error.strerror or error}); make room or correct "
-            "its permissions, or name another folder with --raw_dir="
-        ) from error
-    return [folder / source.name for source in sources]
+            with folder_lock(folder):
+                for file in files:
+                    if not file.path.is_file():  # asked again: another process may have fetched it meanwhile
+                        file.fetch()
+        for file in files:
+            file.check()
+    return [file.path for file in files]
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def disk_errors(folder: Path, advice: str) -> Iterator[None]:
+    """Turn errors of the file system within the block into an `InputError`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or folder}: cannot be read or written ({error.strerror or error}); make room or correct "
+            f"its permissions, {advice}"
+        ) from error
+
+
+def folder_lock(folder: Path) -> contextlib.AbstractContextManager:
     """Hold `folder` for this process; wait while another one holds it."""
     lock = FileLock(folder / ".fetch.lock")
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
-        logging.getLogger().info(f"{folder}: waiting for another process that fetches into it")
-        lock.acquire()
+        logging.getLogger().warning(f"{folder}: waiting for another process that fetches into it")
+        return lock.acquire()
+
+
+@contextlib.contextmanager
+def answer(url: str, headers: Mapping[str, str], timeout: float, client: Any = requests) -> Iterator[requests.Response]:
+    """Ask for `url` and yield the open answer, its body as sent; whatever fails until the block ends is `Failed`."""
+    headers = {"Accept-Encoding": "identity", **headers}
     try:
-        yield
-    finally:
-        lock.release()
+        with client.get(url, headers=headers, stream=True, timeout=(min(timeout, 20), timeout)) as response:
+            status, wait = response.status_code, 0.0
+            if status != 200 and not ("Range" in headers and status in (206, 416)):
+                with contextlib.suppress(urllib3.exceptions.InvalidHeader):
+                    wait = min(urllib3.Retry().get_retry_after(response.raw) or 0.0, MAX_WAIT)
+                raise Failed(f"status {status}", status in {408, 425, 429, 500, 502, 503, 504}, wait)
+            yield response
+    except (requests.exceptions.SSLError, requests.TooManyRedirects, ValueError) as error:  # ValueError: the address
+        raise Failed(f"its address cannot be used ({type(error).__name__})", False) from error
+    except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
+        raise Failed(f"no answer within {timeout:g} s", True) from error
+    except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException) as error:
+        if "NameResolutionError" in str(error):
+            raise Failed("its host is not found, is there a connection to the internet?", True, math.inf) from error
+        raise Failed("no connection, or it broke off", True) from error
 
 
-def _check_source(source: Source) -> None:
-    if not source.name or Path(source.name).name != source.name or source.name.startswith("."):
-        raise InputError(f"source {source.name!r}: expected the plain name of a file, without folders; correct it")
-    if source.sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", source.sha256):
-        raise InputError(f"source {source.name}: found sha256 {source.sha256!r}, expected 64 hex digits; correct it")
+def stream(response: requests.Response, timeout: float) -> Iterator[bytes]:
+    """Yield the body as it comes; raise `Failed` where it trickles."""
+    began, received = time.monotonic(), 0
+    # read1 returns what there is: read would sit through a trickle until a whole chunk is there.
+    while chunk := response.raw.read1(1 << 18, decode_content=False):
+        yield chunk
+        received += len(chunk)
+        if time.monotonic() - began > timeout:
+            if received < MIN_BYTES:
+                raise Failed(f"fewer than {MIN_BYTES} bytes within {timeout:g} s", True)
+            began, received = time.monotonic(), 0
 
 
-def _announce(wanted: Sequence[Source], folder: Path) -> None:
-    """Say what will be fetched, and refuse early where the disk cannot hold it."""
-    # Where a size is not known, the first mirror that answers tells it.
-    sizes = {source: source.size or next(filter(None, map(length_of, source.urls)), None) for source in wanted}
-    for source, size in sizes.items():
-        about = "size not known" if size is None else f"{size / 1e6:,.1f} MB"
-        logging.getLogger().info(f"fetching {source.name} ({about}) into {folder}")
-    parts = [folder / f"{source.name}.part" for source, size in sizes.items() if size is not None]
-    need = sum(size or 0 for size in sizes.values()) - sum(part.stat().st_size for part in parts if part.is_file())
-    free = shutil.disk_usage(folder).free
-    if need > free:
+class _File:
+    """A source in its folder: there, or on its way as a `part` of the version that `note` names."""
+
+    def __init__(self, source: Source, folder: Path, progress: bool) -> None:
+        self.source, self.sha256 = source, (source.sha256 or "").lower()
+        self.path, self.part, self.note, self.record = (
+            folder / f"{source.name}{ending}" for ending in ("", ".part", ".part.json", ".sha256")
+        )
+        self.bar = partial(tqdm, unit="B", unit_scale=True, ncols=100, leave=False, disable=not progress)
+
+    def check(self) -> None:
+        """Check a file that is there: by size, by its known or recorded hash; record the hash where there is none."""
+        recorded = self.record.read_text(encoding="utf-8", errors="replace").split() if self.record.is_file() else []
+        expected = self.sha256 or "".join(recorded[:1])
+        if wrong := self._fault(self.path, self.source.size, expected):
+            raise InputError(
+                f"{self.path}: {wrong}; delete it and {self.record.name} to have it fetched; where you put the right "
+                f"file there, {self.record.name} alone"
+            )
+        if not recorded:
+            line = f"{self._hash(self.path)}  {self.path.name}\n"
+            # Files fetched by hand may lie where nothing can be written.
+            with contextlib.suppress(OSError), replacing(self.record) as temporary:
+                Path(temporary).write_text(line, encoding="utf-8")
+
+    def _fault(self, path: Path, size: int | None, sha256: str) -> str:
+        """Return what is wrong with the file at `path`, or ""."""
+        found = path.stat().st_size
+        if not found or size not in (None, found):
+            return f"found {found} bytes, expected {size or 'some'}"
+        digest = self._hash(path) if sha256 else ""
+        return "" if digest == sha256 else f"found sha256 {digest}, expected {sha256}"
+
+    def _hash(self, path: Path) -> str:
+        digest = hashlib.sha256()
+        with open(path, "rb") as file, self.bar(desc=f"check {path.name}", total=path.stat().st_size) as bar:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+                bar.update(len(chunk))
+        return digest.hexdigest()
+
+    def fetch(self) -> None:
+        """Fetch the file from the first mirror that has it."""
+        reasons = []
+        # The mirror that a part came from goes first: only there it can be continued.
+        for url in sorted(self.source.urls, key=lambda url: url != self._version()[0]):
+            try:
+                return self._fetch_from(url)
+            except Failed as error:
+                reasons.append(f"{url}: {error}")
         raise InputError(
-            f"{folder}: found {free / 1e6:,.0f} MB of free disk space, expected {need / 1e6:,.0f} MB for "
-            f"{', '.join(source.name for source in wanted)}; make room or name another folder with --raw_dir="
+            f"{self.path}: could not be fetched ({'; '.join(reasons) or 'no address is known'}); run the same command "
+            "again to go on where it stopped, or fetch it by hand and name its folder with --raw_dir="
         )
 
-
-def _check_kept(source: Source, path: Path, progress: bool) -> None:
-    """Check a file that was there before: by size, by its known or recorded hash."""
-    size, record = path.stat().st_size, path.with_name(f"{path.name}.sha256")
-    mend = f"delete it and {record.name} to have it fetched; where you put the right file there, {record.name} alone"
-    if not size or source.size not in (None, size):
-        raise InputError(f"{path}: found {size} bytes, expected {source.size or 'some'}; {mend}")
-    found = _sha256(path, progress)
-    expected = (source.sha256 or "").lower()
-    if not expected and record.is_file():
-        expected = (record.read_text(encoding="utf-8", errors="replace").split() or [""])[0]
-    if not expected:
+    def _version(self) -> tuple[str, str, int | None]:
+        """Address, validator and length of the file that the part is of; empty where nothing says so."""
         try:
-            _record(path, found)
-        except OSError as error:  # files fetched by hand may lie where nothing can be written
-            logging.getLogger().info(f"{record}: the hash is not recorded ({error.strerror})")
-    elif found != expected:
-        raise InputError(f"{path}: found sha256 {found}, expected {expected}; {mend}")
+            found = json.loads(self.note.read_text(encoding="utf-8"))
+            return found["url"], found["validator"], found["length"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return "", "", None
 
+    def _arrived(self) -> int:
+        return self.part.stat().st_size if self.part.is_file() else 0
 
-def _record(path: Path, digest: str) -> None:
-    """Write `<name>.sha256` beside the file."""
-    with replacing(path.with_name(f"{path.name}.sha256")) as temporary:
-        Path(temporary).write_text(f"{digest}  {path.name}\n", encoding="utf-8")
-
-
-def _sha256(path: Path, progress: bool) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file, _bar(f"check {path.name}", path.stat().st_size, 0, progress) as bar:
-        for chunk in iter(lambda: file.read(1 << 20), b""):
-            digest.update(chunk)
-            bar.update(len(chunk))
-    return digest.hexdigest()
-
-
-def _bar(what: str, total: int | None, initial: int, progress: bool) -> tqdm:
-    return tqdm(
-        desc=what, total=total, initial=initial, unit="B", unit_scale=True, ncols=100, disable=not progress, leave=False
-    )
-
-
-class _Part:
-    """The part of a file that has arrived: `<name>.part`, and in `<name>.part.json` the version it is a part of."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-        self.path = target.with_name(f"{target.name}.part")
-        self._note = target.with_name(f"{target.name}.part.json")
-
-    @property
-    def size(self) -> int:
-        return self.path.stat().st_size if self.path.is_file() else 0
-
-    @property
-    def version(self) -> dict[str, Any]:
-        """`url`, `validator` and `length` of the file that this is a part of; empty where nothing says so."""
-        try:
-            found = json.loads(self._note.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return {}
-        return found if isinstance(found, dict) and {"url", "validator", "length"} <= found.keys() else {}
-
-    def begin(self, version: Mapping[str, Any]) -> None:
-        self.path.write_bytes(b"")  # before the note, which must never stand beside bytes of another version
-        write_json(self._note, dict(version))
-
-    def discard(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self._note.unlink(missing_ok=True)
-
-    def finish(self, digest: str) -> None:
-        with open(self.path, "r+b") as file:
-            os.fsync(file.fileno())
-        _record(self.target, digest)
-        os.replace(self.path, self.target)
-        self._note.unlink(missing_ok=True)
-
-
-def _fetch_one(source: Source, path: Path, progress: bool, patience: Patience, wanted: Sequence[Source]) -> None:
-    """Fetch a file from the first mirror that has it."""
-    part, reasons = _Part(path), []
-    # The mirror that a part came from goes first: only there it can be continued.
-    for url in sorted(source.urls, key=lambda url: url != part.version.get("url")):
-        reason = _try_mirror(source, url, part, progress, patience)
-        if not reason:
-            return
-        reasons.append(f"{url}: {reason}")
-    by_hand = " and ".join(other.urls[0] if other.urls else other.name for other in wanted)
-    raise InputError(
-        f"{path}: could not be fetched ({'; '.join(reasons) or 'no address is known'}); run the same command again to "
-        f"go on where it stopped, or fetch {by_hand} by hand and name their folder with bbqrec prepare ... --raw_dir="
-    )
-
-
-def _try_mirror(source: Source, url: str, part: _Part, progress: bool, patience: Patience) -> str:
-    """Fetch from one address; return "" or the reason why it was given up."""
-    failures, most = 0, part.size if part.version.get("url") == url else 0
-    with requests.Session() as session:
-        session.max_redirects = 10
+    def _fetch_from(self, url: str) -> None:
+        """Fetch from one mirror, trying again while that may help."""
+        failures = most = 0
         while True:
             try:
-                resumed = _receive(session, source, url, part, progress, patience.timeout)
-                _accept(source, part, progress, resumed)
-                return ""
+                return self._accept(resumed=self._receive(url))
             except Failed as error:
-                if part.size >= most + PROGRESS:
-                    failures, most = 0, part.size
+                if self._arrived() >= most + PROGRESS:
+                    failures, most = 0, self._arrived()
                 failures += 1
-                if failures >= patience.attempts or not error.transient or isinstance(error, NoSuchHost):
-                    return f"{error}, after {failures} tries" if failures > 1 else str(error)
-                wait = max(error.wait, patience.pause * 2 ** (failures - 1))
+                if failures >= ATTEMPTS or not error.transient or error.wait == math.inf:
+                    raise Failed(f"{error}, after {failures} tries" if failures > 1 else str(error), False) from error
+                wait = max(error.wait, PAUSE * 2 ** (failures - 1))
                 logging.getLogger().info(f"{url}: {error}; trying again in {wait:g} s")
                 time.sleep(wait)
 
+    def _receive(self, url: str) -> bool:
+        """Bring the part up to the whole file; return whether bytes of an earlier try are in it."""
+        origin, validator, length = self._version()
+        # Without a validator nothing but a known hash tells whether the file is still the same one.
+        at = self._arrived() if origin == url and (validator or self.sha256) else 0
+        if at and at == length:
+            return True
+        asked = {"Range": f"bytes={at}-", **({"If-Range": validator} if validator else {})} if at else {}
+        with answer(url, asked, TIMEOUT) as response:
+            tag, place = response.headers.get("ETag", ""), response.headers.get("Content-Range", "")
+            found = tag if tag.startswith('"') else response.headers.get("Last-Modified", "")  # weak tags are no use
+            if response.status_code == 200:
+                at, length = 0, self._whole_length(response)
+                self.part.write_bytes(b"")  # before the note, which must never stand beside bytes of another version
+                write_json(self.note, {"url": url, "validator": found, "length": length})
+            # Some servers know ranges and not If-Range.
+            elif found not in ("", validator) or not re.fullmatch(rf"bytes {at}-\d+/({length or '[0-9]+'}|\*)", place):
+                self.part.unlink()
+                raise Failed("the file has changed meanwhile", True)
+            size = "size not known" if length is None else f"{length / 1e6:,.1f} MB"
+            logging.getLogger().info(f"fetching {self.path.name} ({size}) into {self.path.parent}")
+            with open(self.part, "ab") as file, self.bar(desc=self.path.name, total=length, initial=at) as bar:
+                for chunk in stream(response, TIMEOUT):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+        return at > 0
 
-def _receive(session: requests.Session, source: Source, url: str, part: _Part, progress: bool, timeout: float) -> bool:
-    """Bring the part up to the whole file; return whether bytes of an earlier try are in it."""
-    version = part.version
-    # Without a validator nothing but a known hash tells whether the file is still the same one.
-    usable = version.get("url") == url and (version["validator"] or source.sha256)
-    at = part.size if usable else 0
-    if at and at == version["length"]:
-        return True
-    asked = {"Range": f"bytes={at}-", "If-Range": version["validator"]} if at else {}
-    try:
-        response = request(session, url, {key: value for key, value in asked.items() if value}, timeout)
-    except Failed as error:
-        if at and error.status == 416:
-            part.discard()
-            raise Failed("the file has changed meanwhile", True) from error
-        raise
-    with response:
-        if at and response.status_code == 206:
-            _check_continues(response, part, at)
-        elif response.status_code == 200:
-            at = 0
-            part.begin({"url": url, "validator": _validator(response), "length": _length(response, source)})
-        else:
-            raise Failed(f"status {response.status_code} for a whole file", False)
-        length = part.version["length"]
-        with open(part.path, "ab") as file, _bar(source.name, length, at, progress) as bar:
-            for chunk in stream(response, timeout):
-                file.write(chunk)
-                bar.update(len(chunk))
-    return at > 0
+    def _whole_length(self, response: requests.Response) -> int | None:
+        """Length of the file, once the answer can be the one that is wanted."""
+        headers, size, name = response.headers, self.source.size, self.path.name
+        stated = headers.get("Content-Length", "")
+        length = int(stated) if stated.isdigit() else size
+        if headers.get("Content-Type", "").startswith("text/html") and not name.endswith((".html", ".htm")):
+            raise Failed("found a web page, expected a file", False)
+        # Servers send .gz files as they are and call that an encoding; any other encoding makes another file of it.
+        if headers.get("Content-Encoding", "identity") != "identity" and not name.endswith((".gz", ".tgz")):
+            raise Failed(f"found the file packed as {headers['Content-Encoding']}, expected it as it is", False)
+        if size not in (None, length):
+            raise Failed(f"found {length} bytes, expected {size}{REPLACED}", False)
+        if length is None and not self.sha256 and "Transfer-Encoding" not in headers:
+            raise Failed("the server does not say how long the file is, and nothing else tells when it is whole", False)
+        return length
 
-
-def _check_continues(response: requests.Response, part: _Part, at: int) -> None:
-    """Make sure that an answer continues the part; some servers know ranges and not If-Range."""
-    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
-    version = part.version
-    same = found and int(found[1]) == at and _validator(response) in ("", version["validator"])
-    if not same or (version["length"] and found and found[2] not in ("*", str(version["length"]))):
-        part.discard()
-        raise Failed("the file has changed meanwhile", True)
-
-
-def _validator(response: requests.Response) -> str:
-    """What tells this version of the file from others: a strong ETag, else the time of its last change, else ""."""
-    tag = response.headers.get("ETag", "")
-    return tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
-
-
-def _length(response: requests.Response, source: Source) -> int | None:
-    """Length of the whole file, once the answer can be the file that is wanted."""
-    headers = response.headers
-    stated = headers.get("Content-Length", "")
-    length = int(stated) if stated.isdigit() else None
-    if headers.get("Content-Type", "").startswith("text/html") and not source.name.endswith((".html", ".htm")):
-        raise Failed("found a web page, expected a file", False)
-    # Servers send .gz files as they are and call that an encoding; any other encoding makes another file of it.
-    if headers.get("Content-Encoding", "identity") != "identity" and not source.name.endswith((".gz", ".tgz")):
-        raise Failed(f"found the file packed as {headers['Content-Encoding']}, expected it as it is", False)
-    if length is not None and source.size is not None and length != source.size:
-        raise Failed(_wrong_size(length, source.size), False)
-    if length is None and source.size is None and source.sha256 is None and "Transfer-Encoding" not in headers:
-        raise Failed("the server does not say how long the file is, and nothing else tells when it is whole", False)
-    return source.size if length is None else length
+    def _accept(self, resumed: bool) -> None:
+        """Give the file its name once size and hash are right."""
+        length = self._version()[2]
+        if length is not None and self._arrived() < length:
+            raise Failed("the connection broke off", True)
+        if wrong := self._fault(self.part, length, self.sha256):
+            self.part.unlink()
+            raise Failed(f"{wrong}{REPLACED}", resumed)  # what several tries have brought may be whole in one
+        with open(self.part, "r+b") as file:
+            os.fsync(file.fileno())
+        self.record.unlink(missing_ok=True)  # that of an earlier version
+        os.replace(self.part, self.path)
+        self.note.unlink(missing_ok=True)
 
 
-def _wrong_size(found: int, expected: int | None) -> str:
-    return f"found {found} bytes, expected {expected} (if its publisher replaced it, correct size and sha256)"
-
-
-def _accept(source: Source, part: _Part, progress: bool, resumed: bool) -> None:
-    """Give the file its name once size and hash are right."""
-    size, expected = part.size, part.version["length"]
-    if expected is not None and size < expected:
-        raise Failed("the connection broke off", True)
-    digest = _sha256(part.path, progress) if size else ""
-    if not size or expected not in (None, size):
-        part.discard()
-        raise Failed(_wrong_size(size, expected) if size else "found an empty file", False)
-    if source.sha256 and digest != source.sha256.lower():
-        part.discard()
-        # What was put together from several tries may be whole when it comes in one.
-        raise Failed(f"found sha256 {digest}, expected {source.sha256.lower()}", resumed)
-    part.finish(digest)
+REPLACED = " (if its publisher replaced it, correct size and sha256)"

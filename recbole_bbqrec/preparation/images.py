@@ -61,15 +61,10 @@ def images_by_token(folder: Path) -> dict[str, Path]:
             f"{folder}: no such folder; image_folder must name the folder with the images (<item token>.jpg), relative "
             "to the data set; set image_encoder to ~ to go without images"
         )
-    found: list[tuple[bool, int, str, str, Path]] = []
-    for path in folder.iterdir():
-        suffix = path.suffix.lower()
-        if suffix in SUFFIXES and path.is_file():
-            stem = path.name[: -len(suffix)]
-            token = token_of(stem)
-            found.append((token == stem, -SUFFIXES.index(suffix), path.name, token, path))
+    files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
     # Later entries win, so the most wanted come last; the name decides between `1.jpg` and `1.JPG`.
-    return {token: path for *_, token, path in sorted(found)}
+    files.sort(key=lambda path: (token_of(path.stem) == path.stem, -SUFFIXES.index(path.suffix.lower()), path.name))
+    return {token_of(path.stem): path for path in files}
 
 
 def decode(path: Path) -> tuple[Any, str]:

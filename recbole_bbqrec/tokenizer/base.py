@@ -1,106 +1,95 @@
-"""What every item tokenizer shares: the way through `fit`, measured and unique IDs, `encode`, `decode`, and its file.
+"""What every item tokenizer shares: the way through `fit`, measured and unique IDs, `encode`, and its file.
 
 Shapes: N items, M modalities, S signals, L levels, K codes per codebook, D code width, P = S * L positions of an ID.
 """
 
 import abc
 import logging
+import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from .. import storage
 from ..errors import InputError
-from . import diagnostics
-from .behavior_bind import Bound
-from .encoding import Catalogue, Encoded
-from .inputs import check_features, effective_size, feature_statistics, flat_sequences
+from . import measures
+from .behavior_bind import Bound, Catalogue
 from .residual_quantizer import ChainNetwork
 from .semantic_ids import resolve_chains
 from .training import seeded
 
 KIND = "tokenizer"
-LEARNED = (
-    "n_moved_",
-    "collisions_before_",
-    "utilisation_",
-    "perplexity_",
-    "quantisation_error_",
-    "losses_",
-    "seconds_",
-    "peak_memory_mib_",
-)
-"""Learned attributes that are plain data."""
+ByModality = Mapping[str, torch.Tensor]
+"""Modality -> matrix [N, D_m] of features, or -> mask [N] of the items that have it."""
+Flat = tuple[np.ndarray, np.ndarray]
+"""`(offsets, items)`: sequence u is `items[offsets[u] : offsets[u + 1]]`."""
+COUNTS = ("levels", "codebook_size", "code_dim", "epochs", "steps")
+Network = TypeVar("Network", bound=ChainNetwork)
 
 
-class ItemTokenizer(abc.ABC):
-    """Item features and training sequences in, one unique semantic ID per item out.
-
-    A tokenizer sets `name`, keeps its constructor's arguments, `levels`, `codebook_size`, `code_dim`, `seed`, `device`
-    and `progress` among them, and says how to build, train and read its network.
+class Encoded(NamedTuple):
+    """IDs of n items.
 
     Attributes
     ----------
-    codes_ : [N, P] unique IDs; -1 where a signal is missing. An item without any signal has codes in the last chain
-        all the same: a number to know it by, with no meaning.
+    codes : [n, P] code at every position, -1 where the signal is missing. An item without any signal has codes in the
+        last chain all the same, those of a zero vector: a number to know it by, with no meaning.
+    vectors : [S, n, D] quantised vector of each signal, the one its codes stand for; zero where it is missing.
+    present : [S, n] whether the item has the signal.
+    """
+
+    codes: torch.Tensor
+    vectors: torch.Tensor
+    present: torch.Tensor
+
+
+@dataclass(eq=False, kw_only=True)
+class ItemTokenizer(abc.ABC, Generic[Network]):
+    """Item features and training sequences in, one unique semantic ID per item out.
+
+    A tokenizer adds its own arguments, sets `name`, and says how to build, train and read its network.
+
+    Parameters
+    ----------
+    levels, codebook_size : L codes for each signal, K codes per codebook. K shrinks where there are fewer than K items.
+    seed : source of every random draw; same inputs and seed give the same codes on one machine.
+    device, progress : where to compute, and whether to show a bar.
+
+    Attributes
+    ----------
+    codes_, vectors_, present_ : IDs of the N items of `fit`, each its own; see `Encoded`.
     codebooks_ : [L, K, D], or [P, K, D] where every signal has its own: position p has `p % len(codebooks_)`.
-    vectors_ : [S, N, D] quantised vector of each signal, the one its codes stand for; zero where missing.
-    present_ : [S, N] whether an item has the signal.
     signals_ : names of the S signals.
     n_moved_ : items moved to another ID because theirs was taken.
-    collisions_before_ : `sharing`, `distinct` and `largest` before that; see `diagnostics.collisions`.
-    utilisation_, perplexity_ : per position, before that.
+    collisions_before_, utilisation_, perplexity_ : before that, the latter two per position; see `measures`.
     quantisation_error_ : share of each signal's squared length that its codes leave over, before that.
     losses_ : objective -> its mean over every hundredth part of training.
     statistics_ : modality -> mean and standard deviation per dimension, [2, D_m].
-    seconds_ : time `fit` took.
-    peak_memory_mib_ : growth of the process's largest resident memory during `fit`. Zero where the process had held
-        more before; memory of a GPU is not in it.
-    header_ : what was handed to `save`; only after `load`.
+    seconds_, peak_memory_mib_ : time `fit` took, and growth of the process's largest resident memory meanwhile. Zero
+        where the process had held more before; memory of a GPU is not in it.
     """
 
     name: ClassVar[str]
-
     levels: int
-    codebook_size: int
-    code_dim: int
-    seed: int
-    device: str
-    progress: bool
-
-    codes_: torch.Tensor
-    codebooks_: torch.Tensor
-    vectors_: torch.Tensor
-    present_: torch.Tensor
-    signals_: list[str]
-    n_moved_: int
-    collisions_before_: dict[str, int]
-    utilisation_: list[float]
-    perplexity_: list[float]
-    quantisation_error_: list[float]
-    losses_: dict[str, list[float]]
-    statistics_: dict[str, torch.Tensor]
-    seconds_: float
-    peak_memory_mib_: float
-    header_: dict[str, Any]
-    _network: ChainNetwork
+    codebook_size: int = 256
+    seed: int = 0
+    device: str = "cpu"
+    progress: bool = True
+    _id_map = None  # what predicts the ID signal of new items, where there is one
 
     def get_params(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
-        return {name: value for name, value in vars(self).items() if not name.endswith("_") and name[0] != "_"}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def fit(
-        self,
-        features: Mapping[str, torch.Tensor],
-        present: Mapping[str, torch.Tensor],
-        sequences: Sequence[np.ndarray] | tuple[np.ndarray, np.ndarray],
-        n_items: int,
-    ) -> "ItemTokenizer":
+        self, features: ByModality, present: ByModality, sequences: Sequence[np.ndarray] | Flat, n_items: int
+    ) -> "ItemTokenizer[Network]":
         """Learn codes for items 0 .. n_items - 1.
 
         Parameters
@@ -110,20 +99,18 @@ class ItemTokenizer(abc.ABC):
         present : modality -> [N] which items have it.
         sequences : training part of every user's sequence, as a list or as `(offsets, items)`. Nothing else may be in
             them: all behaviour the codes know comes from here.
-        n_items : N.
 
         Raises
         ------
         InputError : arguments that do not fit each other, or too few codes for N different IDs.
         """
-        started, memory = time.perf_counter(), _peak_memory_mib()
-        self._check(features)
+        started, memory = time.perf_counter(), peak_memory_mib()
+        check_counts(self.get_params())
         check_features(features, present, n_items, names=features)
         size = effective_size(self.codebook_size, self.levels, n_items)
         if size != self.codebook_size:
             logging.getLogger().info(f"item tokenizer: {n_items} items, so {size} codes a level")
-        flat = flat_sequences(sequences, n_items)
-        device = torch.device(self.device)
+        flat, device = flat_sequences(sequences, n_items), torch.device(self.device)
         with seeded(self.seed, device):  # initial weights and dropout; everything else draws from a generator
             self.statistics_ = {name: feature_statistics(x, present[name]) for name, x in features.items()}
             self._network = self._build(n_items, size).to(device)
@@ -132,13 +119,15 @@ class ItemTokenizer(abc.ABC):
         self._network.eval().requires_grad_(False)
         self._learn_codes(catalogue)
         self.seconds_ = time.perf_counter() - started
-        self.peak_memory_mib_ = _peak_memory_mib() - memory
+        self.peak_memory_mib_ = peak_memory_mib() - memory
         return self
 
-    def encode(self, features: Mapping[str, torch.Tensor], present: Mapping[str, torch.Tensor]) -> Encoded:
+    def encode(self, features: ByModality, present: ByModality) -> Encoded:
         """Give IDs to items that were not there at `fit`, from their features alone.
 
-        Two new items, or a new and a known one, may share an ID.
+        They have no row in the item table. Their ID signal, where there is one, is predicted from their behaviour
+        embeddings by a ridge regression over the known items: about the mean ID signal where an item has no modality at
+        all. Two new items, or a new and a known one, may share an ID.
         """
         self._require_fit()
         if not self.statistics_:
@@ -146,144 +135,89 @@ class ItemTokenizer(abc.ABC):
         n_items = len(next(iter(features.values()), ()))
         check_features(features, present, n_items, names=self.statistics_)
         catalogue = self.standardise(features, present, n_items)
-        bound = self._bind_new(catalogue)
-        return Encoded(
-            _side_by_side(bound.codes), bound.vectors.cpu(), self._network.chains_known(catalogue.known).cpu()
-        )
+        bound, has = self._bind(catalogue, new=True), self._network.chains_known(catalogue.known)
+        return Encoded(_side_by_side(bound.codes), bound.vectors.cpu(), has.cpu())
 
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Return the sum [n, D] of the quantised vectors that IDs [n, P] stand for."""
-        self._require_fit()
-        width, size = self.codes_.shape[1], self.codebooks_.shape[1]
-        if codes.ndim != 2 or codes.shape[1] != width or ((codes < -1) | (codes >= size)).any():
-            found = f"shape {list(codes.shape)}" + (f", values up to {int(codes.max())}" if codes.numel() else "")
-            raise InputError(f"decode: found codes of {found}; expected [n, {width}], values from -1 to {size - 1}")
-        return self._vectors(codes).sum(0)
-
-    def save(self, path: str | os.PathLike, header: Mapping[str, Any] | None = None) -> None:
-        """Write the fitted tokenizer to `path` in one atomic step; `header` is kept with it as `header_`."""
-        tensors, state = self.to_tensors()
-        storage.save(path, KIND, tensors, {**state, "header": dict(header or {})})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> "ItemTokenizer":
-        """Read what `save` wrote; on the CPU. `registry.load` reads a file of whichever tokenizer."""
-        return cls.from_file(path, *storage.load(path, KIND))
-
-    @classmethod
-    def from_file(
-        cls, path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]
-    ) -> "ItemTokenizer":
-        """`from_tensors`, with the file in the error's line.
-
-        Raises
-        ------
-        InputError : a file of another tokenizer, or one that lacks something.
-        """
-        found = state.get("tokenizer", "behavior_bind")
-        if found != cls.name:
-            raise InputError(
-                f"{path}: found a {found} tokenizer, expected {cls.name}; tokenizer.registry.load reads it"
-            )
-        try:
-            return cls.from_tensors(tensors, state)
-        except (KeyError, RuntimeError, TypeError) as error:
-            raise InputError(f"{path}: not a whole tokenizer ({error}); delete it and run again") from error
-
-    def to_tensors(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Return the fitted state as tensors and as plain data."""
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the fitted tokenizer to `path` in one atomic step; `registry.load` reads it."""
         self._require_fit()
         tensors = {f"network.{name}": value for name, value in self._network.state_dict().items()}
         tensors |= {f"statistics.{name}": value for name, value in self.statistics_.items()}
         tensors |= {"codes": self.codes_, "present": self.present_}
-        widths = {name: value.shape[1] for name, value in self.statistics_.items()}
-        return tensors, {
+        tensors |= {} if self._id_map is None else {"id_map": self._id_map}
+        learned = ("n_moved_", "collisions_before_", "utilisation_", "perplexity_", "quantisation_error_", "losses_")
+        state = {
             "tokenizer": self.name,
             "parameters": self.get_params(),
-            "learned": {name: getattr(self, name) for name in LEARNED},
+            "learned": {name: getattr(self, name) for name in (*learned, "seconds_", "peak_memory_mib_")},
             # A list of pairs: JSON objects are written with sorted keys, and the order of the modalities matters.
-            "widths": list(widths.items()),
+            "widths": [(name, value.shape[1]) for name, value in self.statistics_.items()],
         }
+        storage.save(path, KIND, tensors, state)
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> "ItemTokenizer":
-        """Return the tokenizer that `to_tensors` described."""
-        fitted = cls(**{**state["parameters"], "device": "cpu"})
+    def restore(cls, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> "ItemTokenizer[Network]":
+        """Return the tokenizer of a file, on the CPU; arguments that this version does not have are passed over."""
+        known = {field.name for field in fields(cls)}
+        given = {name: value for name, value in state["parameters"].items() if name in known}
+        fitted = cls(**{**given, "device": "cpu"})
         for name, value in state["learned"].items():
             setattr(fitted, name, value)
-        fitted.header_ = state.get("header", {})
         fitted.statistics_ = {name: tensors[f"statistics.{name}"] for name, _ in state["widths"]}
-        fitted.codes_, fitted.present_ = tensors["codes"], tensors["present"]
+        fitted.codes_, fitted.present_, fitted._id_map = tensors["codes"], tensors["present"], tensors.get("id_map")
         with torch.random.fork_rng(devices=[]):  # building draws initial weights, soon overwritten
             fitted._network = fitted._build(len(fitted.codes_), tensors["network.quantizer.codebooks"].shape[1])
-        prefix = "network."
-        weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        fitted._network.load_state_dict(weights)
+        weights = {name: value for name, value in tensors.items() if name.startswith("network.")}
+        fitted._network.load_state_dict({name.removeprefix("network."): value for name, value in weights.items()})
         fitted._network.eval().requires_grad_(False)
         fitted._publish()
         return fitted
 
-    def standardise(
-        self, features: Mapping[str, torch.Tensor], present: Mapping[str, torch.Tensor], n_items: int
-    ) -> Catalogue:
+    def standardise(self, features: ByModality, present: ByModality, n_items: int) -> Catalogue:
         """Features as the network reads them, on its device; missing rows become zero, the mean."""
         matrices, known = [], [torch.zeros(0, n_items, dtype=torch.bool)]
         for name, (mean, deviation) in self.statistics_.items():
-            has = present[name].bool()
-            matrices.append(((features[name].float() - mean) / deviation).masked_fill(~has.unsqueeze(1), 0.0))
-            known.append(has.unsqueeze(0))
+            has = present[name].bool().unsqueeze(0)
+            matrices.append(((features[name].float() - mean) / deviation).masked_fill(~has.T, 0.0))
+            known.append(has)
         device = self._network.quantizer.codebooks.device
         return Catalogue([matrix.to(device) for matrix in matrices], torch.cat(known).to(device))
 
     @abc.abstractmethod
-    def _check(self, features: Mapping[str, torch.Tensor]) -> None:
-        """Refuse arguments that cannot work."""
+    def _build(self, n_items: int, size: int) -> Network:
+        """Make the untrained network for features of `statistics_`, with K = `size`; refuses what cannot work."""
 
     @abc.abstractmethod
-    def _build(self, n_items: int, size: int) -> ChainNetwork:
-        """Make the untrained network for features of `statistics_`, K being `size`."""
-
-    @abc.abstractmethod
-    def _train(
-        self, catalogue: Catalogue, sequences: tuple[np.ndarray, np.ndarray], generator: torch.Generator
-    ) -> dict[str, list[float]]:
+    def _train(self, catalogue: Catalogue, sequences: Flat, generator: torch.Generator) -> dict[str, list[float]]:
         """Train the network; returns `losses_`."""
 
     @abc.abstractmethod
-    def _bind_known(self, catalogue: Catalogue) -> Bound:
-        """Codes of the items of `fit` from the trained network, collisions and all."""
-
-    @abc.abstractmethod
-    def _bind_new(self, catalogue: Catalogue) -> Bound:
-        """Codes of other items."""
+    def _bind(self, catalogue: Catalogue, new: bool) -> Bound:
+        """Codes from the trained network, collisions and all: of the items of `fit`, or of new ones."""
 
     def _learn_codes(self, catalogue: Catalogue) -> None:
         """Codes of all items from the trained network, measured, then made unique."""
-        network, bound = self._network, self._bind_known(catalogue)
+        network, bound = self._network, self._bind(catalogue, new=False)
         network.cpu()
-        raw, size = _side_by_side(bound.codes), network.quantizer.codebooks.shape[1]
-        self.collisions_before_ = diagnostics.collisions(raw)
-        self.utilisation_, self.perplexity_ = diagnostics.utilisation(raw, size), diagnostics.perplexity(raw, size)
+        raw, codebooks = _side_by_side(bound.codes), network.quantizer.codebooks
+        self.collisions_before_ = measures.collisions(raw)
+        self.utilisation_, self.perplexity_ = measures.code_use(raw, codebooks.shape[1])
         left = (bound.inputs - bound.vectors).square().sum((1, 2)) / bound.inputs.square().sum((1, 2)).clamp(min=1e-12)
         self.quantisation_error_ = left.tolist()
         self.present_ = network.chains_known(catalogue.known).cpu()
-        self.codes_, self.n_moved_ = resolve_chains(raw, bound.inputs.cpu(), network.quantizer.codebooks)
+        self.codes_, self.n_moved_ = resolve_chains(raw, bound.inputs.cpu(), codebooks)
         self._publish()
 
     def _publish(self) -> None:
         """Attributes that follow from the network and the codes."""
-        self.signals_ = self._network.chains
-        self.codebooks_ = self._network.quantizer.codebooks.detach()
-        self.vectors_ = self._vectors(self.codes_).masked_fill(~self.present_.unsqueeze(-1), 0.0)
-
-    def _vectors(self, codes: torch.Tensor) -> torch.Tensor:
-        chains = codes.split(self.levels, dim=1)
-        lookup = self._network.quantizer.lookup
-        return torch.stack([lookup(chain, index) for index, chain in enumerate(chains)]).detach()
+        quantizer, chains = self._network.quantizer, self.codes_.split(self.levels, dim=1)
+        vectors = torch.stack([quantizer.lookup(codes, chain) for chain, codes in enumerate(chains)])
+        self.vectors_ = vectors.masked_fill(~self.present_.unsqueeze(-1), 0.0)
+        self.signals_, self.codebooks_ = self._network.chains, quantizer.codebooks.detach()
 
     def _require_fit(self) -> None:
         if not hasattr(self, "codes_"):
-            raise InputError("item tokenizer: not fitted yet; call fit or load first")
+            raise InputError("item tokenizer: not fitted yet; call fit first, or registry.load")
 
 
 def _side_by_side(codes: torch.Tensor) -> torch.Tensor:
@@ -291,7 +225,7 @@ def _side_by_side(codes: torch.Tensor) -> torch.Tensor:
     return codes.permute(1, 0, 2).flatten(1).cpu()
 
 
-def _peak_memory_mib() -> float:
+def peak_memory_mib() -> float:
     """Largest resident memory of this process so far, in MiB."""
     if sys.platform == "win32":
         import psutil
@@ -299,5 +233,85 @@ def _peak_memory_mib() -> float:
         return psutil.Process().memory_info().peak_wset / 2**20
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def check_counts(arguments: Mapping[str, Any]) -> None:
+    """Check that those of a tokenizer's arguments that count something are whole numbers of at least 1.
+
+    Raises
+    ------
+    InputError : naming the argument and what was found.
+    """
+    for name, value in arguments.items():
+        if name in COUNTS and (type(value) is not int or value < 1):
+            raise InputError(f"{name}: found {value!r}, expected a whole number of at least 1")
+
+
+def check_features(features: ByModality, present: ByModality, n_items: int, names: Iterable[str]) -> None:
+    """Check that every modality of `names` has a finite matrix [n_items, D_m] and a mask [n_items].
+
+    Raises
+    ------
+    InputError : naming the modality, what was found and what was expected.
+    """
+    for what, given in (("features", features), ("present", present)):
+        if set(given) != set(names):
+            raise InputError(f"{what}: found modalities {sorted(given)}, expected {sorted(names)}")
+    for name in names:
+        matrix, mask = features[name], present[name]
+        if matrix.ndim != 2 or len(matrix) != n_items or not matrix.shape[1]:
+            raise InputError(f"features {name}: found shape {list(matrix.shape)}, expected [{n_items}, width]")
+        if mask.shape != (n_items,):
+            raise InputError(f"present {name}: found shape {list(mask.shape)}, expected [{n_items}]")
+        if not torch.isfinite(matrix[mask.bool()]).all():
+            raise InputError(
+                f"features {name}: found NaN or infinity, expected finite numbers; mark such items missing"
+            )
+
+
+def feature_statistics(matrix: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """Mean and standard deviation [2, D_m] of the present rows; a dimension that does not vary gets deviation 1."""
+    rows = (matrix[present.bool()] if present.any() else matrix.new_zeros(1, matrix.shape[1])).double()
+    mean, deviation = rows.mean(0), rows.std(0, correction=0)
+    # What varies by rounding alone does not vary.
+    constant = deviation <= 1e-6 * mean.abs() + 1e-12
+    return torch.stack([mean, deviation.masked_fill(constant, 1.0)]).float()
+
+
+def effective_size(codebook_size: int, levels: int, n_items: int) -> int:
+    """Codes per codebook: fewer than asked for where there are fewer items, about one for four items then.
+
+    Raises
+    ------
+    InputError : the codes of one signal cannot tell the items apart.
+    """
+    size = codebook_size
+    if n_items < codebook_size:
+        # A code for every item would only number them; but the IDs have to suffice.
+        size = max(n_items // 4, math.ceil(n_items ** (1 / levels)), 1)
+        size += size**levels < n_items  # the root may be rounded down
+    if size**levels < n_items:
+        raise InputError(
+            f"codebook_size={codebook_size}, levels={levels}: {size**levels} IDs for {n_items} items; raise one of them"
+        )
+    return size
+
+
+def flat_sequences(sequences: Sequence[np.ndarray] | Flat, n_items: int) -> Flat:
+    """Return `(offsets, items)`, int64, from a list of item arrays or from that pair itself.
+
+    Raises
+    ------
+    InputError : offsets that do not fit, or an item outside 0 .. n_items - 1.
+    """
+    if not isinstance(sequences, tuple):
+        lengths = [len(part) for part in sequences]
+        sequences = np.cumsum([0, *lengths]), np.concatenate([np.zeros(0, np.int64), *sequences])
+    offsets, items = (np.asarray(part, dtype=np.int64) for part in sequences)
+    if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(items) or (np.diff(offsets) < 0).any():
+        raise InputError(f"sequences: expected offsets that rise from 0 to {len(items)}, the number of items in them")
+    outside = items[(items < 0) | (items >= n_items)]
+    if len(outside):
+        raise InputError(f"sequences: found item {outside[0]}, expected 0 to {n_items - 1}; number the items from 0")
+    return offsets, items

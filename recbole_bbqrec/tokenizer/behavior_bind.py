@@ -4,6 +4,7 @@ Shapes: B items, M modalities, S signals (the modalities, then the ID if used), 
 signals are fused), L levels, D code width, R sequences, T items of the longest.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -15,6 +16,24 @@ from .residual_quantizer import ChainNetwork, ResidualQuantizer
 
 ID_SIGNAL, FUSED_SIGNAL = "id", "fused"
 MODES = ("chained", "concat", "fused")
+HIDDEN = 256
+"""Width of the hidden layers of the encoders and decoders."""
+HEADS = 2
+MAX_LENGTH = 20
+"""Longest history the sequence encoder reads: it has to learn which items follow each other, not to rank them."""
+CHUNK = 4096
+"""Items of a catalogue that pass the network at once."""
+
+
+class Catalogue(NamedTuple):
+    """Items: M standardised feature matrices [B, D_m], and which items have them [M, B]."""
+
+    features: list[torch.Tensor]
+    known: torch.Tensor
+
+    def rows(self, rows: slice | torch.Tensor) -> "Catalogue":
+        """Some of the items."""
+        return Catalogue([matrix[rows] for matrix in self.features], self.known[:, rows])
 
 
 class Bound(NamedTuple):
@@ -44,36 +63,22 @@ class BehaviorBind(ChainNetwork):
     quantizer : quantiser of all signals.
     mode : `chained`: each signal is quantised together with what the signal before it left over; `concat`: each alone;
         `fused`: their mean, once.
-    max_length : longest history the sequence encoder reads.
-    hidden : width of the hidden layers.
     """
 
-    def __init__(
-        self,
-        feature_dims: Mapping[str, int],
-        n_items: int,
-        quantizer: ResidualQuantizer,
-        mode: str,
-        max_length: int,
-        hidden: int = 256,
-    ) -> None:
+    def __init__(self, feature_dims: Mapping[str, int], n_items: int, quantizer: ResidualQuantizer, mode: str) -> None:
         super().__init__()
         dim = quantizer.codebooks.shape[-1]
         self.mode = mode
         self.modalities = list(feature_dims)
         self.quantizer = quantizer
+        signals = [*self.modalities, *([ID_SIGNAL] if n_items else [])]
+        self.chains = [FUSED_SIGNAL] if mode == "fused" else signals
         # Modalities are numbered here: torch allows no dots in the names of submodules.
-        self.specific = nn.ModuleList(_mlp(width, hidden, dim) for width in feature_dims.values())
-        self.behavior = nn.ModuleList(_mlp(width, hidden, dim) for width in feature_dims.values())
-        self.decoders = nn.ModuleList(_mlp(2 * dim, hidden, width) for width in feature_dims.values())
+        self.specific = nn.ModuleList(mlp(width, HIDDEN, dim) for width in feature_dims.values())
+        self.behavior = nn.ModuleList(mlp(width, HIDDEN, dim) for width in feature_dims.values())
+        self.decoders = nn.ModuleList(mlp(2 * dim, HIDDEN, width) for width in feature_dims.values())
         self.item_table = nn.Parameter(torch.randn(n_items, dim) * 0.02) if n_items else None
-        self.sequence = SequenceEncoder(dim, max_length)
-
-    @property
-    def chains(self) -> list[str]:
-        """Names of the G chains of codes."""
-        signals = self.modalities if self.item_table is None else [*self.modalities, ID_SIGNAL]
-        return [FUSED_SIGNAL] if self.mode == "fused" else signals
+        self.sequence = SequenceEncoder(dim)
 
     def id_rows(self, items: torch.Tensor | slice) -> torch.Tensor | None:
         """Rows [B, D] of the item table, if there is one."""
@@ -122,6 +127,25 @@ class BehaviorBind(ChainNetwork):
             loss = loss + quantized.loss / len(signals)
         return Bound(torch.stack(inputs), torch.stack(vectors), torch.stack(codes), loss)
 
+    @torch.no_grad()
+    def all_signals(self, catalogue: Catalogue) -> torch.Tensor:
+        """Signals [S, N, D] of the items that the network was made for."""
+        chunks = [slice(begin, begin + CHUNK) for begin in range(0, catalogue.known.shape[1], CHUNK)]
+        return torch.cat([self.signals(*catalogue.rows(rows), self.id_rows(rows)) for rows in chunks], dim=1)
+
+    @torch.no_grad()
+    def bind_all(self, signals: torch.Tensor, known: torch.Tensor) -> Bound:
+        """As `bind`, for a whole catalogue, and with codes in the last chain for items without any signal.
+
+        The loss is that of the last items and means nothing.
+        """
+        chunks = zip(signals.split(CHUNK, dim=1), known.split(CHUNK, dim=1), strict=True)
+        *parts, losses = zip(*(self.bind(*chunk) for chunk in chunks), strict=True)
+        inputs, vectors, codes = (torch.cat(part, dim=1) for part in parts)
+        bare = ~self.chains_known(known).any(0)
+        codes[-1, bare] = self.quantizer.quantize(inputs[-1, bare], chain=len(codes) - 1).codes
+        return Bound(inputs, vectors, codes, losses[-1])
+
     def unbound(self, signals: torch.Tensor, known: torch.Tensor) -> Bound:
         """As `bind`, without quantising: what the network learns from before its codebooks start."""
         signals = self._inputs(signals, known)
@@ -146,25 +170,28 @@ class SequenceEncoder(nn.Module):
     One layer, because its only task is to tell the codebooks which items follow each other.
     """
 
-    def __init__(self, dim: int, max_length: int, n_heads: int = 2, dropout: float = 0.1) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.n_heads = n_heads
-        self.positions = nn.Parameter(torch.randn(max_length, dim) * 0.02)
+        self.positions = nn.Parameter(torch.randn(MAX_LENGTH, dim) * 0.02)
         self.norm = nn.LayerNorm(dim)
         self.query_key_value = nn.Linear(dim, 3 * dim)
         self.output = nn.Linear(dim, dim)
-        self.mlp = nn.Sequential(nn.LayerNorm(dim), *_mlp(dim, 2 * dim, dim))
-        self.dropout = nn.Dropout(dropout)
+        self.mlp = nn.Sequential(nn.LayerNorm(dim), *mlp(dim, 2 * dim, dim))
+        self.dropout = nn.Dropout(0.1)
 
     def forward(self, items: torch.Tensor) -> torch.Tensor:
         """Encode; padding stands at the right, where the causal mask keeps it from every real position."""
         hidden = self.dropout(items + self.positions[: items.shape[1]])
-        parts = self.query_key_value(self.norm(hidden)).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
+        parts = self.query_key_value(self.norm(hidden)).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
         query, key, value = parts  # each [R, heads, T, D / heads]
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         hidden = hidden + self.dropout(self.output(mixed.transpose(1, 2).flatten(2)))
         return hidden + self.dropout(self.mlp(hidden))
 
 
-def _mlp(width: int, hidden: int, out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, out))
+def mlp(*widths: int) -> nn.Sequential:
+    """Linear layers from each width to the next, with GELU between them."""
+    layers: list[nn.Module] = []
+    for width, out in itertools.pairwise(widths):
+        layers += [nn.Linear(width, out), nn.GELU()]
+    return nn.Sequential(*layers[:-1])

@@ -5,9 +5,8 @@ import os
 from .. import storage
 from ..errors import InputError
 from .base import KIND, ItemTokenizer
+from .features import ResidualKMeansTokenizer, RQVAETokenizer
 from .fit import BehaviorBindTokenizer
-from .residual_kmeans import ResidualKMeansTokenizer
-from .rqvae import RQVAETokenizer
 
 TOKENIZERS: dict[str, type[ItemTokenizer]] = {
     kind.name: kind for kind in (BehaviorBindTokenizer, RQVAETokenizer, ResidualKMeansTokenizer)
@@ -25,4 +24,7 @@ def load(path: str | os.PathLike) -> ItemTokenizer:
     name = state.get("tokenizer", BehaviorBindTokenizer.name)
     if name not in TOKENIZERS:
         raise InputError(f"{path}: found a {name} tokenizer, expected one of {', '.join(TOKENIZERS)}")
-    return TOKENIZERS[name].from_file(path, tensors, state)
+    try:
+        return TOKENIZERS[name].restore(tensors, state)
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise InputError(f"{path}: not a whole tokenizer ({error}); delete it and run again") from error

@@ -8,24 +8,22 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from tabulate import tabulate
+from torch.nn import functional
 
 from .. import storage
-from . import diagnostics, neighbors
-from .base import ItemTokenizer
-from .behavior_bind import BehaviorBind
-from .encoding import Catalogue, all_signals, bind_all
+from . import measures
+from .base import ByModality, Flat, ItemTokenizer, flat_sequences
+from .behavior_bind import BehaviorBind, Catalogue
+from .features import BATCH_SIZE, RQVAETokenizer
 from .fit import BehaviorBindTokenizer
-from .independence import independence, spread
-from .inputs import flat_sequences
 from .losses import reconstruction
 from .report_figure import draw
 from .report_warnings import warnings_of
-from .rqvae import RQVAETokenizer
 
 K_NEIGHBORS, WINDOW = 10, 3
 MAX_ASKED = 2000
@@ -33,17 +31,32 @@ MAX_ASKED = 2000
 RQVAE_PASSES, RQVAE_MIN_STEPS = 50, 300
 """Training of the RQ-VAE beside it: passes over the items, and at least so many batches."""
 SEED = 0
-"""Seed of the samples and of the judges: fixed, so that cards of different seeds are read on one scale."""
+"""Seed of the samples and of the probes: fixed, so that cards of different seeds are read on one scale."""
+PART_COLUMNS = {
+    "club": "CLUB (nats)",
+    "r2": "probe R2",
+    "variance": "variance of z_S",
+    "dimensions": "dimensions of z_S",
+    "reconstruction": "reconstruction error",
+}
+
+
+class Given(NamedTuple):
+    """What a tokenizer was fitted on, sequences as `(offsets, items)`."""
+
+    features: ByModality
+    present: ByModality
+    sequences: Flat
 
 
 def report_card(
     fitted: ItemTokenizer,
-    features: Mapping[str, torch.Tensor],
-    present: Mapping[str, torch.Tensor],
-    sequences: Sequence[np.ndarray] | tuple[np.ndarray, np.ndarray],
+    features: ByModality,
+    present: ByModality,
+    sequences: Sequence[np.ndarray] | Flat,
     compare: bool = True,
 ) -> dict[str, Any]:
-    """Judge a fitted tokenizer on what it was fitted on; nothing of it changes.
+    """Measure a fitted tokenizer on what it was fitted on; nothing of it changes.
 
     Parameters
     ----------
@@ -58,16 +71,16 @@ def report_card(
     the reason under `skipped`.
     """
     started = time.perf_counter()
-    flat = flat_sequences(sequences, len(fitted.codes_))
+    given = Given(features, present, flat_sequences(sequences, len(fitted.codes_)))
     card = {
         "tokenizer": fitted.name,
         "parameters": fitted.get_params(),
         "items": len(fitted.codes_),
         "codebook_size": fitted.codebooks_.shape[1],
-        **_measures(fitted, features, present, flat),
-        "disentanglement": _disentanglement(fitted, features, present),
+        **_measured(fitted, given),
+        "disentanglement": _disentanglement(fitted, given),
         "losses": fitted.losses_,
-        "rqvae": _rqvae(fitted, features, present, flat, compare),
+        "rqvae": _rqvae(fitted, given, compare),
     }
     card["warnings"] = warnings_of(card)
     card["cost"]["card_seconds"] = time.perf_counter() - started
@@ -87,49 +100,31 @@ def report_card_table(card: Mapping[str, Any]) -> str:
     codes = [
         [row["signal"], row["level"], f"{row['utilisation']:.3f}", f"{row['perplexity']:.1f}"] for row in card["codes"]
     ]
-    title = f"{card['tokenizer']} tokenizer: {card['items']} items, {card['codebook_size']} codes a codebook"
-    lines = [title, "", _table(codes, "signal", "level", "utilisation", "perplexity")]
-    lines += ["", _table(_unique_rows(card), "IDs", "sharing before", "distinct before", "largest", "moved", "after")]
-    parts = card["disentanglement"]
-    if "skipped" not in parts:
-        rows = [
-            [modality, stage, *(_number(values[stage].get(name)) for name in PART_COLUMNS)]
-            for modality, values in parts.items()
-            for stage in ("before", "after")
-        ]
-        lines += ["", _table(rows, "modality", "training", *PART_COLUMNS.values())]
-    near = card["neighbors"]
-    spaces = list(dict.fromkeys([*near["cooccurrence"]["overlap"], *near["features"]["overlap"]]))
-    rows = [
-        [space, *(_number(near[of]["overlap"].get(space)) for of in ("cooccurrence", "features"))] for space in spaces
+    sides = {card["tokenizer"]: card, "RQ-VAE": card["rqvae"]}
+    shared = [(name, side["collisions"]) for name, side in sides.items() if "skipped" not in side]
+    before = ("sharing", "distinct", "largest")
+    ids = [[name, *map(of["before"].get, before), of["moved"], of["after"]["sharing"]] for name, of in shared]
+    tables = [
+        _table(codes, "signal", "level", "utilisation", "perplexity"),
+        _table(ids, "IDs", "sharing before", "distinct before", "largest", "moved", "after"),
     ]
-    rows.append(["chance", *(_number(near[of]["chance"]) for of in ("cooccurrence", "features"))])
-    k = near["k"]
-    lines += ["", _table(rows, "space", f"overlap@{k} with co-occurrence", f"overlap@{k} with features")]
+    if "skipped" not in card["disentanglement"]:
+        rows = [
+            [modality, stage, *(_number(values.get(name)) for name in PART_COLUMNS)]
+            for modality, stages in card["disentanglement"].items()
+            for stage, values in stages.items()
+        ]
+        tables.append(_table(rows, "modality", "training", *PART_COLUMNS.values()))
+    near = [card["neighbors"]["cooccurrence"], card["neighbors"]["features"]]
+    rows = [[space, *(_number(of["overlap"].get(space)) for of in near)] for space in near[0]["overlap"]]
+    rows.append(["chance", *(_number(of["chance"]) for of in near)])
+    k = card["neighbors"]["k"]
+    tables.append(_table(rows, "space", f"overlap@{k} with co-occurrence", f"overlap@{k} with features"))
     rows = [[signal, f"{value['share']:.3f}", f"{value['chance']:.3f}"] for signal, value in card["agreement"].items()]
-    lines += ["", _table(rows, "signal", "first code shared by neighbours in sequences", "chance")]
-    cost = card["cost"]
-    lines += ["", f"fit: {cost['seconds']:.1f} s, memory grew by {cost['peak_memory_mib']:.0f} MiB"]
-    return "\n".join(lines + [f"warning: {text}" for text in card["warnings"]])
-
-
-PART_COLUMNS = {
-    "club": "CLUB (nats)",
-    "r2": "probe R2",
-    "variance": "variance of z_S",
-    "dimensions": "dimensions of z_S",
-    "reconstruction": "reconstruction error",
-}
-
-
-def _unique_rows(card: Mapping[str, Any]) -> list[list[Any]]:
-    rows = []
-    for name, part in ((card["tokenizer"], card), ("RQ-VAE", card["rqvae"])):
-        if "skipped" not in part:
-            before, after = part["collisions"]["before"], part["collisions"]["after"]
-            counts = [before[key] for key in ("sharing", "distinct", "largest")]
-            rows.append([name, *counts, part["collisions"]["moved"], after["sharing"]])
-    return rows
+    tables.append(_table(rows, "signal", "first code shared by neighbours in sequences", "chance"))
+    title = f"{card['tokenizer']} tokenizer: {card['items']} items, {card['codebook_size']} codes a codebook"
+    cost = f"fit: {card['cost']['seconds']:.1f} s, memory grew by {card['cost']['peak_memory_mib']:.0f} MiB"
+    return "\n".join(["\n\n".join([title, *tables, cost]), *(f"warning: {text}" for text in card["warnings"])])
 
 
 def _table(rows: list[list[Any]], *names: str) -> str:
@@ -140,136 +135,107 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _measures(
-    fitted: ItemTokenizer,
-    features: Mapping[str, torch.Tensor],
-    present: Mapping[str, torch.Tensor],
-    sequences: tuple[np.ndarray, np.ndarray],
-) -> dict[str, Any]:
+def _measured(fitted: ItemTokenizer, given: Given) -> dict[str, Any]:
     """What is asked of every tokenizer alike."""
-    levels = fitted.levels
-    agreement = {}
-    for index, signal in enumerate(fitted.signals_):
-        share, chance = diagnostics.first_code_agreement(fitted.codes_[:, index * levels], *sequences)
-        agreement[signal] = {"share": share, "chance": chance}
+    levels, codes = fitted.levels, fitted.codes_
     return {
         "codes": [
             {
                 "signal": fitted.signals_[position // levels],
                 "level": position % levels + 1,
-                "items": int((fitted.codes_[:, position] >= 0).sum()),
+                "items": int((codes[:, position] >= 0).sum()),
                 "utilisation": fitted.utilisation_[position],
                 "perplexity": fitted.perplexity_[position],
             }
-            for position in range(fitted.codes_.shape[1])
+            for position in range(codes.shape[1])
         ],
         "collisions": {
             "before": fitted.collisions_before_,
             "moved": fitted.n_moved_,
-            "after": diagnostics.collisions(fitted.codes_),
+            "after": measures.collisions(codes),
         },
         "quantisation_error": dict(zip(fitted.signals_, fitted.quantisation_error_, strict=True)),
-        "agreement": agreement,
-        "neighbors": _neighbors(fitted, features, present, sequences),
+        "agreement": {
+            signal: measures.first_code_agreement(codes[:, index * levels], *given.sequences)
+            for index, signal in enumerate(fitted.signals_)
+        },
+        "neighbors": _neighbors(fitted, given),
         "cost": {"seconds": fitted.seconds_, "peak_memory_mib": fitted.peak_memory_mib_},
     }
 
 
-def _neighbors(
-    fitted: ItemTokenizer,
-    features: Mapping[str, torch.Tensor],
-    present: Mapping[str, torch.Tensor],
-    sequences: tuple[np.ndarray, np.ndarray],
-) -> dict[str, Any]:
+def _neighbors(fitted: ItemTokenizer, given: Given) -> dict[str, Any]:
     """Nearest items by quantised vectors, against those by behaviour and by raw features."""
     n_items, k = len(fitted.codes_), K_NEIGHBORS
     asked = torch.randperm(n_items, generator=torch.Generator().manual_seed(SEED))[:MAX_ASKED]
     spaces = {"all signals": (fitted.vectors_.sum(0), fitted.present_.any(0))}
     if len(fitted.signals_) > 1:
         spaces |= dict(zip(fitted.signals_, zip(fitted.vectors_, fitted.present_, strict=True), strict=True))
-    found = {name: neighbors.nearest(rows, has, asked, k, SEED) for name, (rows, has) in spaces.items()}
-    by_features = neighbors.nearest(*_raw(features, present, n_items), asked, k, SEED)
-    references = {
-        "cooccurrence": neighbors.cooccurring(*sequences, n_items, asked, k, WINDOW, SEED),
-        "features": by_features,
-    }
+    found = {name: measures.nearest(rows, has, asked, k, SEED) for name, (rows, has) in spaces.items()}
+    by_behavior = measures.cooccurring(*given.sequences, n_items, asked, k, WINDOW, SEED)
+    by_features = measures.nearest(*_raw(given, n_items), asked, k, SEED)
+    # Raw features stand beside the codes as what the codes were made of.
+    with_raw = {**found, "raw features": by_features} if given.features else found
     chance = min(k / max(n_items - 1, 1), 1.0)
     card: dict[str, Any] = {"k": k, "window": WINDOW}
-    for name, reference in references.items():
-        # Raw features stand beside the codes as what the codes were made of.
-        candidates = {**found, "raw features": by_features} if name == "cooccurrence" and features else found
-        shares = {space: neighbors.overlap(reference, items) for space, items in candidates.items()}
+    for name, reference, others in (("cooccurrence", by_behavior, with_raw), ("features", by_features, found)):
         n_asked = int((reference >= 0).any(1).sum())
+        shares = {space: measures.overlap(reference, items) for space, items in others.items()}
         card[name] = {"items": n_asked, "overlap": shares, "chance": chance if n_asked else None}
     return card
 
 
-def _raw(
-    features: Mapping[str, torch.Tensor], present: Mapping[str, torch.Tensor], n_items: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _raw(given: Given, n_items: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Raw features side by side [N, F], each modality centred and of unit length, and who has any [N]."""
     parts, known = [torch.zeros(n_items, 1)], torch.zeros(n_items, dtype=torch.bool)
-    for name, matrix in features.items():
-        has = present[name].bool()
+    for name, matrix in given.features.items():
+        has = given.present[name].bool()
         centred = (matrix.float() - matrix[has].float().mean(0)).masked_fill(~has.unsqueeze(1), 0.0)
-        parts.append(torch.nn.functional.normalize(centred, dim=-1))
+        parts.append(functional.normalize(centred, dim=-1))
         known = known | has
     return torch.cat(parts, dim=1), known
 
 
-def _disentanglement(
-    fitted: ItemTokenizer, features: Mapping[str, torch.Tensor], present: Mapping[str, torch.Tensor]
-) -> dict[str, Any]:
+def _disentanglement(fitted: ItemTokenizer, given: Given) -> dict[str, Any]:
     """Specific and behaviour part of each modality, in the initial and in the trained network."""
     if not isinstance(fitted, BehaviorBindTokenizer):
         return {"skipped": f"the {fitted.name} tokenizer has no specific and behaviour parts"}
-    if not features:
+    if not given.features:
         return {"skipped": "no modality: the ID signal has no specific part"}
-    catalogue = fitted.standardise(features, present, len(fitted.codes_))
-    stages = {"before": fitted.initial_network(), "after": fitted.network}
-    judged = {stage: _judge(network, catalogue) for stage, network in stages.items()}
-    return {modality: {stage: judged[stage][modality] for stage in stages} for modality in features}
+    catalogue = fitted.standardise(given.features, given.present, len(fitted.codes_))
+    before, after = (_parts(network, catalogue) for network in (fitted.initial_network(), fitted.network))
+    return {modality: {"before": before[modality], "after": after[modality]} for modality in given.features}
 
 
-@torch.no_grad()
-def _judge(network: BehaviorBind, catalogue: Catalogue) -> dict[str, dict[str, float | None]]:
-    signals = all_signals(network, catalogue)
-    vectors = bind_all(network, signals, catalogue.known).vectors
-    judged = {}
+def _parts(network: BehaviorBind, catalogue: Catalogue) -> dict[str, dict[str, float]]:
+    signals = network.all_signals(catalogue)
+    vectors = network.bind_all(signals, catalogue.known).vectors
+    measured = {}
     for index, (modality, x) in enumerate(zip(network.modalities, catalogue.features, strict=True)):
         has, specific = catalogue.known[index], network.specific[index](x)
-        with torch.enable_grad():
-            found = independence(specific[has], signals[index][has], SEED)
-        rebuilt = network.decode(index, specific, vectors)
-        error = float(reconstruction(rebuilt, x, has))
-        judged[modality] = {**(found or {}), **spread(specific[has]), "reconstruction": error}
-    return judged
+        measured[modality] = {
+            **measures.independence(specific[has], signals[index][has], SEED),
+            **measures.spread(specific[has]),
+            "reconstruction": float(reconstruction(network.decode(index, specific, vectors), x, has)),
+        }
+    return measured
 
 
-def _rqvae(
-    fitted: ItemTokenizer,
-    features: Mapping[str, torch.Tensor],
-    present: Mapping[str, torch.Tensor],
-    sequences: tuple[np.ndarray, np.ndarray],
-    compare: bool,
-) -> dict[str, Any]:
-    reasons = {
-        "not asked for": not compare,
-        "this is one": isinstance(fitted, RQVAETokenizer),
-        "no modality: an RQ-VAE has nothing to encode": not features,
-    }
-    for reason, applies in reasons.items():
-        if applies:
-            return {"skipped": reason}
-    n_items, batch_size = len(fitted.codes_), 512
+def _rqvae(fitted: ItemTokenizer, given: Given, compare: bool) -> dict[str, Any]:
+    if not compare:
+        return {"skipped": "not asked for"}
+    if isinstance(fitted, RQVAETokenizer):
+        return {"skipped": "this is one"}
+    if not given.features:
+        return {"skipped": "no modality: an RQ-VAE has nothing to encode"}
+    n_items = len(fitted.codes_)
     rqvae = RQVAETokenizer(
         levels=fitted.codes_.shape[1],
         codebook_size=fitted.codebooks_.shape[1],
-        steps=max(RQVAE_PASSES * n_items // batch_size, RQVAE_MIN_STEPS),
-        batch_size=batch_size,
+        steps=max(RQVAE_PASSES * n_items // BATCH_SIZE, RQVAE_MIN_STEPS),
         seed=fitted.seed,
         device=fitted.device,
         progress=fitted.progress,
     )
-    rqvae.fit(features, present, sequences, n_items)
-    return _measures(rqvae, features, present, sequences)
+    rqvae.fit(*given, n_items)
+    return _measured(rqvae, given)

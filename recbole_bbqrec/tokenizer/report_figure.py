@@ -1,33 +1,36 @@
 """The report card as one figure."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from .. import storage
-from ..errors import InputError
 
 OURS, OTHER, LINE = "#1f6f8b", "#c9cdd2", "#b3432b"
-Bars = Mapping[str, Sequence[float | None]]
+Bars = Mapping[str, Mapping[str, float | None]]
+"""Series -> name of a bar -> its height; one that is missing is not drawn."""
 
 
 def draw(card: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Draw a report card to the PNG file `path` in one atomic step.
+    """Draw a report card to the PNG file `path` in one atomic step."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    Raises
-    ------
-    InputError : matplotlib is not installed.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("report card: matplotlib is not installed; pip install matplotlib") from error
     figure = Figure(figsize=(15, 8.5), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(2, 3).flat
-    for panel, part in zip(panels, (_codes, _collisions, _neighbors, _shares, _club, _losses), strict=True):
-        part(panel, card)
+    *panels, last = figure.subplots(2, 3).flat
+    for panel, (title, bars, form) in zip(panels, _bars(card), strict=True):
+        _draw_bars(panel, bars, form)
+        panel.set_title(title, fontsize=10)
+    near, overlaps = card["neighbors"], panels[2]
+    if any(height for of in ("cooccurrence", "features") for height in near[of]["overlap"].values()):
+        overlaps.set_yscale("log")  # chance is the yardstick
+    overlaps.axhline(near["cooccurrence"]["chance"] or near["features"]["chance"] or 0.0, color=LINE, linewidth=1)
+    panels[0].set_ylim(0, 1.2)
+    _draw_losses(last, card)
+    for panel in (*panels, last):
         panel.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
         f"{card['tokenizer']} tokenizer: {card['items']} items, {card['codes'][-1]['level']} levels of "
@@ -37,100 +40,68 @@ def draw(card: Mapping[str, Any], path: str | os.PathLike) -> None:
         figure.savefig(temporary, format="png", dpi=120)
 
 
-def _codes(panel: Any, card: Mapping[str, Any]) -> None:
-    rows, size = card["codes"], card["codebook_size"]
-    names = [f"{row['signal']} {row['level']}" for row in rows]
+def _bars(card: Mapping[str, Any]) -> Iterator[tuple[str, Bars | str, str]]:
+    """Yield title, bars (or why there are none) and form of the numbers of each panel with bars."""
+    codes = {f"{row['signal']} {row['level']}": row for row in card["codes"]}
     shares = {
-        "utilisation": [row["utilisation"] for row in rows],
-        "perplexity / K": [row["perplexity"] / size for row in rows],
+        "utilisation": {name: row["utilisation"] for name, row in codes.items()},
+        "perplexity / K": {name: row["perplexity"] / card["codebook_size"] for name, row in codes.items()},
     }
-    _bars(panel, names, shares, "codes in use before resolving, by position")
-    panel.set_ylim(0, 1.2)
-
-
-def _collisions(panel: Any, card: Mapping[str, Any]) -> None:
+    yield "codes in use before resolving, by position", shares, "{:.2g}"
     sides = {card["tokenizer"]: card, "RQ-VAE": card["rqvae"]}
+    found = {name: side["collisions"] for name, side in sides.items() if "skipped" not in side}
     counts = {
-        name: [side["collisions"]["before"]["sharing"], side["collisions"]["moved"]]
-        for name, side in sides.items()
-        if "skipped" not in side
+        name: {"items sharing an ID": of["before"]["sharing"], "items moved": of["moved"]} for name, of in found.items()
     }
-    _bars(panel, ["items sharing an ID", "items moved"], counts, "collisions before resolving (none after)", "{:.0f}")
-
-
-def _neighbors(panel: Any, card: Mapping[str, Any]) -> None:
+    yield "collisions before resolving (none after)", counts, "{:.0f}"
     near = card["neighbors"]
-    behavior, features = near["cooccurrence"], near["features"]
-    spaces = list(dict.fromkeys([*behavior["overlap"], *features["overlap"]]))
-    shares = {
-        "co-occurrence": [behavior["overlap"].get(space) for space in spaces],
-        "raw features": [features["overlap"].get(space) for space in spaces],
-    }
-    _bars(panel, spaces, shares, f"overlap@{near['k']} of nearest items (line: chance)")
-    if any(height for heights in shares.values() for height in heights):  # few items may have no neighbour in common
-        panel.set_yscale("log")  # chance is the yardstick
-    panel.axhline(behavior["chance"] or features["chance"] or 0.0, color=LINE, linewidth=1)
+    overlaps = {"co-occurrence": near["cooccurrence"]["overlap"], "raw features": near["features"]["overlap"]}
+    yield f"overlap@{near['k']} of nearest items (line: chance)", overlaps, "{:.2g}"
+    predicted = {"r2": "probe R2", "reconstruction": "reconstruction"}
+    yield "z_B predicted from z_S; error of rebuilt features", _stages(card, predicted), "{:.2g}"
+    yield "CLUB bound on I(z_S; z_B), nats", _stages(card, {"club": "CLUB"}), "{:.1f}"
 
 
-def _shares(panel: Any, card: Mapping[str, Any]) -> None:
-    _stages(
-        panel,
-        card,
-        {"r2": "probe R2", "reconstruction": "reconstruction"},
-        "z_B predicted from z_S; error of rebuilt features",
-    )
-
-
-def _club(panel: Any, card: Mapping[str, Any]) -> None:
-    _stages(panel, card, {"club": "CLUB"}, "CLUB bound on I(z_S; z_B), nats", "{:.1f}")
-
-
-def _stages(panel: Any, card: Mapping[str, Any], names: Mapping[str, str], title: str, label: str = "{:.2g}") -> None:
+def _stages(card: Mapping[str, Any], names: Mapping[str, str]) -> Bars | str:
     parts = card["disentanglement"]
-    if "skipped" in parts:
-        _empty(panel, title, parts["skipped"])
-        return
-    places = [(modality, name) for modality in parts for name in names]
-    values = {
-        f"{stage} training": [parts[modality][stage].get(name) for modality, name in places]
+    return parts.get("skipped") or {
+        f"{stage} training": {
+            f"{modality}\n{shown}": stages[stage].get(name)
+            for modality, stages in parts.items()
+            for name, shown in names.items()
+        }
         for stage in ("before", "after")
     }
-    _bars(panel, [f"{modality}\n{names[name]}" for modality, name in places], values, title, label)
 
 
-def _losses(panel: Any, card: Mapping[str, Any]) -> None:
+def _draw_bars(panel: Any, bars: Bars | str, form: str) -> None:
+    """Groups of bars, one colour per series."""
+    if isinstance(bars, str):
+        _draw_reason(panel, bars)
+        return
+    names, width = list(next(iter(bars.values()))), 0.8 / len(bars)
+    for index, (series, heights) in enumerate(bars.items()):
+        place = np.arange(len(names)) + (index - (len(bars) - 1) / 2) * width
+        height = np.array([heights.get(name) for name in names], dtype=float)
+        drawn = panel.bar(place, height, width, label=series, color=(OURS, OTHER)[index % 2])
+        panel.bar_label(drawn, fmt=form, fontsize=7)
+    panel.set_xticks(range(len(names)), names, fontsize=8)
+    panel.legend(fontsize=8, frameon=False)
+
+
+def _draw_losses(panel: Any, card: Mapping[str, Any]) -> None:
+    panel.set_title("losses over training" if card["losses"] else "losses", fontsize=10)
     if not card["losses"]:
-        _empty(panel, "losses", f"the {card['tokenizer']} tokenizer has none")
+        _draw_reason(panel, f"the {card['tokenizer']} tokenizer has none")
         return
     for name, values in card["losses"].items():
-        share = [(index + 1) / len(values) for index in range(len(values))]
+        share = np.arange(1, len(values) + 1) / len(values)
         panel.plot(share, values, label=name.replace("_", " "), linewidth=1.2)
-    panel.set_title("losses over training", fontsize=10)
     panel.set_yscale("symlog", linthresh=0.01)
     panel.set_xlabel("share of training")
     panel.legend(fontsize=8, frameon=False)
 
 
-def _bars(panel: Any, names: Sequence[str], values: Bars, title: str, label: str = "{:.2g}") -> None:
-    """Groups of bars, one colour per series; a value that is missing has no bar."""
-    width = 0.8 / max(len(values), 1)
-    for index, (series, heights) in enumerate(values.items()):
-        places = [place + (index - (len(values) - 1) / 2) * width for place in range(len(names))]
-        shown = [(place, height) for place, height in zip(places, heights, strict=True) if height is not None]
-        bars = panel.bar(
-            [place for place, _ in shown],
-            [height for _, height in shown],
-            width,
-            label=series,
-            color=(OURS, OTHER)[index % 2],
-        )
-        panel.bar_label(bars, labels=[label.format(height) for _, height in shown], fontsize=7)
-    panel.set_xticks(range(len(names)), names, fontsize=8)
-    panel.set_title(title, fontsize=10)
-    panel.legend(fontsize=8, frameon=False)
-
-
-def _empty(panel: Any, title: str, reason: str) -> None:
-    panel.set_title(title, fontsize=10)
+def _draw_reason(panel: Any, reason: str) -> None:
     panel.text(0.5, 0.5, reason, ha="center", va="center", wrap=True, fontsize=9, transform=panel.transAxes)
     panel.set_axis_off()

@@ -19,27 +19,21 @@ MAX_RECONSTRUCTION = 0.95
 
 def warnings_of(card: Mapping[str, Any]) -> list[str]:
     """Return one line per finding of a report card; see the thresholds above."""
-    return [*_codes(card), *_ids(card), *_parts(card), *_behavior(card)]
+    return [*_codes(card), *_parts(card), *_behavior(card)]
 
 
 def _codes(card: Mapping[str, Any]) -> Iterator[str]:
     for row in card["codes"]:
-        possible = min(card["codebook_size"], row["items"])
-        if not possible:
-            continue  # nobody has the signal
+        possible = max(min(card["codebook_size"], row["items"]), 1)
         used, even = row["utilisation"] * card["codebook_size"] / possible, row["perplexity"] / possible
-        if used < MIN_UTILISATION or even < MIN_PERPLEXITY:
+        if row["items"] and (used < MIN_UTILISATION or even < MIN_PERPLEXITY):
             yield (
                 f"{row['signal']}, level {row['level']}: the codebook has collapsed, {used:.0%} of {possible} codes in "
                 f"use, perplexity {row['perplexity']:.1f}"
             )
-
-
-def _ids(card: Mapping[str, Any]) -> Iterator[str]:
-    moved = card["collisions"]["moved"]
+    moved, rqvae = card["collisions"]["moved"], card["rqvae"]
     if moved > MAX_MOVED * card["items"]:
         yield f"{moved} of {card['items']} items share an ID before resolving and were moved; raise K or the levels"
-    rqvae = card["rqvae"]
     if "skipped" not in rqvae and moved > rqvae["collisions"]["moved"]:
         yield f"{moved} items were moved to a free ID, more than the {rqvae['collisions']['moved']} of an RQ-VAE"
 

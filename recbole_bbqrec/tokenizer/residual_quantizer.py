@@ -13,10 +13,17 @@ from torch.nn import functional
 N_START_POINTS = 20_000
 """Points the k-means start works on; more change the centres little and cost seconds."""
 
-UPDATES = ("gradient", "ema")
-SINKHORN_ITERATIONS, SINKHORN_TEMPERATURE = 5, 0.05
+N_ITERATIONS = 20
+"""Rounds of k-means at most; it has mostly settled by then."""
+
+COMMITMENT = 0.25
+"""Weight of the commitment term against the codebook term, that of VQ-VAE (arXiv 1711.00937)."""
+
 USAGE_DECAY = 0.98
 """A code's usage is remembered for about 1 / (1 - 0.98) = 50 batches."""
+
+DEAD_BELOW = 0.1
+"""Share of an even usage below which a code is dead."""
 
 
 class Quantized(NamedTuple):
@@ -33,11 +40,7 @@ class ResidualQuantizer(nn.Module):
     Parameters
     ----------
     levels, size, dim : L, K and D.
-    beta : weight of the commitment term against the codebook term.
-    sinkhorn : spread the points of a training batch evenly over the codes of the last level.
     sets : C. One set serves every chain; otherwise chain c has set c for itself.
-    update : how codebooks learn: `gradient`; or `ema`, each code the moving average of the points that chose it
-        (VQ-VAE-2, arXiv 1906.00446), where no gradient reaches a codebook and the loss is commitment alone.
 
     Attributes
     ----------
@@ -47,23 +50,10 @@ class ResidualQuantizer(nn.Module):
 
     usage: torch.Tensor
 
-    def __init__(
-        self,
-        levels: int,
-        size: int,
-        dim: int,
-        beta: float = 0.25,
-        sinkhorn: bool = False,
-        sets: int = 1,
-        update: str = "gradient",
-    ) -> None:
+    def __init__(self, levels: int, size: int, dim: int, sets: int = 1) -> None:
         super().__init__()
         self.levels, self.sets = levels, sets
-        self.beta = beta
-        self.sinkhorn = sinkhorn
-        self.by_gradient = update == "gradient"
-        books = torch.randn(sets * levels, size, dim) / dim**0.5
-        self.codebooks = nn.Parameter(books, requires_grad=self.by_gradient)
+        self.codebooks = nn.Parameter(torch.randn(sets * levels, size, dim) / dim**0.5)
         self.register_buffer("usage", torch.ones(sets * levels, size))
 
     def books(self, chain: int = 0) -> slice:
@@ -88,12 +78,11 @@ class ResidualQuantizer(nn.Module):
         residual, total = x, torch.zeros_like(x)
         loss = x.new_zeros(())
         codes = []
-        for level, codebook in enumerate(self.codebooks[self.books(chain)]):
-            code = self._assign(residual.detach(), codebook.detach(), last=level == self.levels - 1)
+        for codebook in self.codebooks[self.books(chain)]:
+            code = squared_distances(residual.detach(), codebook.detach()).argmin(dim=1)
             chosen = functional.embedding(code, codebook)
-            if self.by_gradient:
-                loss = loss + weight @ (residual.detach() - chosen).square().sum(-1)
-            loss = loss + self.beta * (weight @ (residual - chosen.detach()).square().sum(-1))
+            loss = loss + weight @ (residual.detach() - chosen).square().sum(-1)
+            loss = loss + COMMITMENT * (weight @ (residual - chosen.detach()).square().sum(-1))
             residual = residual - chosen.detach()
             total = total + chosen
             codes.append(code)
@@ -105,11 +94,44 @@ class ResidualQuantizer(nn.Module):
         parts = [book[code.clamp(min=0)] for book, code in zip(books, codes.T, strict=True)]
         return torch.stack(parts).sum(0).masked_fill((codes < 0).any(dim=1, keepdim=True), 0.0)
 
-    def _assign(self, residual: torch.Tensor, codebook: torch.Tensor, last: bool) -> torch.Tensor:
-        distances = squared_distances(residual, codebook)
-        if self.sinkhorn and self.training and last:
-            return balanced_assignment(distances)
-        return distances.argmin(dim=1)
+    @torch.no_grad()
+    def start(self, points: torch.Tensor, known: torch.Tensor, generator: torch.Generator) -> None:
+        """Set every codebook to the k-means centres of what the levels before it leave of its chains' points.
+
+        Parameters
+        ----------
+        points, known : [G, n, D] what the chains quantise, and [G, n] which rows count.
+        """
+        for chain, rows in self._by_set(points, known):
+            if len(rows) > N_START_POINTS:
+                rows = rows[torch.randperm(len(rows), generator=generator)[:N_START_POINTS].to(rows.device)]
+            for place, left in self._residuals(rows, chain) if len(rows) else ():
+                self.codebooks[place] = kmeans(left, self.codebooks.shape[1], generator)
+
+    @torch.no_grad()
+    def observe(self, codes: torch.Tensor) -> None:
+        """Count codes [G, B, L] towards the usage; rows with -1 do not count."""
+        for chain, rows in self._by_set(codes, (codes >= 0).all(dim=-1)):
+            if len(rows):
+                counts = torch.stack([torch.bincount(code, minlength=self.codebooks.shape[1]) for code in rows.T])
+                share = counts * (self.codebooks.shape[1] / len(rows))
+                self.usage[self.books(chain)] = self.usage[self.books(chain)].lerp(share, 1 - USAGE_DECAY)
+
+    @torch.no_grad()
+    def restart_dead(self, points: torch.Tensor, known: torch.Tensor, generator: torch.Generator) -> None:
+        """Move dead codes onto rows drawn from `points`; they count as evenly used at first. Shapes as in `start`."""
+        for chain, rows in self._by_set(points, known):
+            for place, left in self._residuals(rows, chain):
+                dead = torch.nonzero(self.usage[place] < DEAD_BELOW).flatten()[: len(left)]
+                if len(dead):
+                    drawn = torch.randperm(len(left), generator=generator)[: len(dead)]
+                    self.codebooks[place, dead] = left[drawn.to(left.device)]
+                    self.usage[place, dead] = 1.0
+
+    def _by_set(self, rows: torch.Tensor, known: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield each set and the known rows of the chains that share it, from rows [G, B, ...] and `known` [G, B]."""
+        grouped, has = (part.reshape(self.sets, -1, *part.shape[2:]) for part in (rows, known))
+        yield from enumerate(part[kept] for part, kept in zip(grouped, has, strict=True))
 
     def _residuals(self, points: torch.Tensor, chain: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield `(place of the codebook, what is left for it [n, D])`; the codebook may be changed before the next."""
@@ -117,87 +139,14 @@ class ResidualQuantizer(nn.Module):
         for place in range(places.start, places.stop):
             yield place, points
             codebook = self.codebooks[place]
-            points = points - codebook[self._assign(points, codebook, last=place == places.stop - 1)]
-
-    @torch.no_grad()
-    def start(self, points: torch.Tensor, generator: torch.Generator, chain: int = 0) -> None:
-        """Set every codebook to the k-means centres of what the levels before it leave of `points` [n, D]."""
-        if not len(points):
-            return
-        if len(points) > N_START_POINTS:
-            points = points[torch.randperm(len(points), generator=generator)[:N_START_POINTS].to(points.device)]
-        for place, left in self._residuals(points, chain):
-            self.codebooks[place] = kmeans(left, self.codebooks.shape[1], generator)
-        self.usage[self.books(chain)] = 1.0
-
-    @torch.no_grad()
-    def observe(self, codes: torch.Tensor, points: torch.Tensor, chain: int = 0) -> None:
-        """Count codes [B, L] of `points` [B, D] towards the usage, and let averaged codebooks follow them.
-
-        Rows with -1 do not count.
-        """
-        size, has = self.codebooks.shape[1], (codes >= 0).all(dim=1)
-        codes, points = codes[has], points[has]
-        if not len(codes):
-            return
-        places = self.books(chain)
-        counts = torch.stack([torch.bincount(code, minlength=size) for code in codes.T])
-        share = counts * (size / len(codes))
-        self.usage[places] = self.usage[places].lerp(share, 1 - USAGE_DECAY)
-        if not self.by_gradient:
-            self._follow(codes, points, counts, places.start)
-
-    def _follow(self, codes: torch.Tensor, points: torch.Tensor, counts: torch.Tensor, first: int) -> None:
-        """Move every code towards the mean of its points, as far as they weigh in its usage.
-
-        With e the code, n its usage before the batch and c its share in it, `(decay n e + (1 - decay) c mean) / (decay
-        n + (1 - decay) c)` is VQ-VAE-2's ratio of two moving averages; the denominator is the usage by now.
-        """
-        residual = points
-        for level, code in enumerate(codes.T):
-            place, count = first + level, counts[level].clamp(min=1).unsqueeze(1)
-            before = self.codebooks[place].clone()
-            mean = torch.zeros_like(before).index_add_(0, code, residual) / count
-            share = counts[level] * (counts.shape[1] / len(codes))
-            step = (1 - USAGE_DECAY) * share / self.usage[place].clamp(min=1e-12)
-            self.codebooks[place] = before + step.unsqueeze(1) * (mean - before)
-            residual = residual - before[code]
-
-    @torch.no_grad()
-    def restart_dead(
-        self, points: torch.Tensor, generator: torch.Generator, threshold: float = 0.1, chain: int = 0
-    ) -> int:
-        """Move codes used less than `threshold` of an even share onto points drawn from `points` [n, D].
-
-        Returns
-        -------
-        Number of codes restarted; they count as evenly used until they prove otherwise.
-        """
-        restarted = 0
-        for place, left in self._residuals(points, chain):
-            dead = torch.nonzero(self.usage[place] < threshold).flatten()[: len(left)]
-            if len(dead):
-                drawn = torch.randperm(len(left), generator=generator)[: len(dead)]
-                self.codebooks[place, dead] = left[drawn.to(left.device)]
-                self.usage[place, dead] = 1.0
-                restarted += len(dead)
-        return restarted
+            points = points - codebook[squared_distances(points, codebook).argmin(dim=1)]
 
 
 class ChainNetwork(nn.Module):
-    """What turns items into G chains of codes, as the item tokenizers need it.
-
-    Attributes
-    ----------
-    quantizer : quantiser of all chains.
-    """
+    """What turns items into G chains of codes, of the names `chains`, all by one quantiser."""
 
     quantizer: ResidualQuantizer
-
-    @property
-    def chains(self) -> list[str]:
-        """Names of the G chains."""
-        raise NotImplementedError
+    chains: list[str]
 
     def chains_known(self, known: torch.Tensor) -> torch.Tensor:
         """Which chains [G, B] an item has, from the modalities it has [M, B]."""
@@ -209,27 +158,15 @@ def squared_distances(points: torch.Tensor, centres: torch.Tensor) -> torch.Tens
     return torch.addmm(centres.square().sum(-1), points, centres.T, alpha=-2)
 
 
-def balanced_assignment(distances: torch.Tensor) -> torch.Tensor:
-    """Assign rows [n, K] to columns so that columns are used evenly: Sinkhorn's iteration (SwAV, arXiv 2006.09882)."""
-    # In double precision and from the smallest distance on: the exponentials span many magnitudes.
-    scores = distances.double()
-    scores = scores - scores.amin(dim=1, keepdim=True)
-    scores = -scores / (scores.mean().clamp(min=1e-12) * SINKHORN_TEMPERATURE)
-    for _ in range(SINKHORN_ITERATIONS):
-        scores = scores - scores.logsumexp(dim=0, keepdim=True)
-        scores = scores - scores.logsumexp(dim=1, keepdim=True)
-    return scores.argmax(dim=1)
-
-
 @torch.no_grad()
-def kmeans(points: torch.Tensor, n_centres: int, generator: torch.Generator, iterations: int = 20) -> torch.Tensor:
+def kmeans(points: torch.Tensor, n_centres: int, generator: torch.Generator) -> torch.Tensor:
     """Lloyd's algorithm from a k-means++ start; returns centres [n_centres, D].
 
     A cluster that runs empty moves to the point farthest from its centre. Where there are fewer different points than
     centres, centres repeat.
     """
     centres = _spread(points, n_centres, generator)
-    for _ in range(iterations):
+    for _ in range(N_ITERATIONS):
         distances = squared_distances(points, centres)
         nearest, labels = distances.min(dim=1)
         counts = torch.bincount(labels, minlength=n_centres)

@@ -72,26 +72,15 @@ def resolve_collisions(codes: torch.Tensor, inputs: torch.Tensor, codebooks: tor
         )
     points, books = inputs.double().cpu().numpy(), codebooks.double().cpu().numpy()
     table = codes.cpu().numpy().copy()
-    error = np.square(points - _reconstructed(table[:, -levels:], books)).sum(1)
-    movers = _movers(table, error)
-    if len(movers):
-        space = _FreeSpace(np.delete(table, movers, axis=0), levels, size)
-        for row in movers:
-            table[row] = space.place(tuple(table[row].tolist()), points[row], books)
+    chosen = zip(books, table[:, -levels:].T, strict=True)
+    error = np.square(points - np.sum([book[column] for book, column in chosen], axis=0)).sum(1)
+    order = np.argsort(error, kind="stable")
+    _, keeps = np.unique(table[order], axis=0, return_index=True)  # of equal rows the first, which is the nearest
+    movers = np.delete(order, keeps)
+    space = _FreeSpace(table[order[keeps]], levels, size)
+    for row in movers:
+        table[row] = space.place(tuple(table[row].tolist()), points[row], books)
     return torch.from_numpy(table), len(movers)
-
-
-def _reconstructed(chain: np.ndarray, books: np.ndarray) -> np.ndarray:
-    return np.sum([book[codes] for book, codes in zip(books, chain.T, strict=True)], axis=0)
-
-
-def _movers(table: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """Rows that share their ID with a row nearer to it, nearest first."""
-    _, group = np.unique(table, axis=0, return_inverse=True)
-    order = np.lexsort((np.arange(len(table)), error, group.reshape(-1)))
-    keeps = np.r_[True, np.diff(group.reshape(-1)[order]) != 0]
-    movers = order[~keeps]
-    return movers[np.lexsort((movers, error[movers]))]
 
 
 class _FreeSpace:
@@ -112,8 +101,7 @@ class _FreeSpace:
         residual = point - sum(book[code] for book, code in zip(books, found[start:], strict=False))
         for deeper in range(level, self.levels):
             distances = np.square(residual - books[deeper]).sum(1)
-            distances[~self._room(found, deeper)] = np.inf
-            code = int(distances.argmin())
+            code = int(np.where(self._room(found, deeper), distances, np.inf).argmin())
             residual = residual - books[deeper][code]
             found = (*found, code)
         self._add(found)

@@ -4,38 +4,36 @@ Shapes as in `behavior_bind`; U different items in a batch of windows, Q random 
 """
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from .batches import Windows
-from .behavior_bind import BehaviorBind, Bound
-from .encoding import Catalogue, all_signals
+from .behavior_bind import BehaviorBind, Bound, Catalogue
 from .losses import Club, cross_signal_contrast, reconstruction, sequence_to_item_contrast
 
+BATCH_SIZE = 512
+"""Targets of a batch, and random items beside them."""
+SORT_CHUNK = 50
+"""Batches whose windows are sorted by length together: little padding, and still a random mix."""
+WARMUP = 0.1
+"""Share of training before the codebooks start, in which signals pass unquantised; with .3 more items collided."""
+TEMPERATURE = 0.07
+"""Of both contrasts; the usual one of InfoNCE (MoCo, arXiv 1911.05722)."""
 RESTART_EVERY = 20
 """Steps between two looks for dead codes."""
 RESTART_UNTIL = 0.9
 """Share of training after which no code is moved any more, so that the last ones settle."""
 GRADIENT_NORM = 1.0
 
-
-class Schedule(NamedTuple):
-    """How training runs; see the parameters of `BehaviorBindTokenizer`."""
-
-    n_steps: int
-    n_warmup: int
-    batch_size: int
-    learning_rate: float
-    temperature: float
-    weights: dict[str, float]
-    progress: bool
-    kmeans_start: bool = True
-    restart_dead: bool = True
+Pairs = dict[int, tuple[torch.Tensor, torch.Tensor]]
+"""Modality -> specific and behaviour parts of the items that have it, without gradients."""
 
 
 class Batch(NamedTuple):
@@ -46,125 +44,150 @@ class Batch(NamedTuple):
     drawn: torch.Tensor
 
 
+class Windows:
+    """Windows in which every item but a sequence's first is a target once.
+
+    Parameters
+    ----------
+    offsets, items : sequences as flat arrays.
+    length : most items a window shows; its last target comes one later.
+    """
+
+    def __init__(self, offsets: np.ndarray, items: np.ndarray, length: int) -> None:
+        users = itertools.pairwise(offsets.tolist())
+        spans = [
+            (begin, min(length, end - 1 - begin)) for first, end in users for begin in range(first, end - 1, length)
+        ]
+        self.items = torch.from_numpy(items)
+        self.start, self.size = np.array(spans, dtype=np.int64).reshape(-1, 2).T  # first item and number of targets
+        self.n_targets = int(self.size.sum())
+
+    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield all windows once, about `batch_size` targets at a time, in random order; one empty batch without any.
+
+        Yields
+        ------
+        items : [R, T + 1], inputs are the first T columns, targets the last T.
+        valid : [R, T] which targets are real; padding stands at the right.
+        """
+        if not len(self.start):
+            yield torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, 1, dtype=torch.bool)
+            return
+        order = torch.randperm(len(self.start), generator=generator).numpy()
+        chunk = (np.cumsum(self.size[order]) - 1) // (batch_size * SORT_CHUNK)
+        order = order[np.lexsort((self.size[order], chunk))]
+        batch = (np.cumsum(self.size[order]) - 1) // batch_size
+        parts = np.split(order, np.flatnonzero(np.diff(batch)) + 1)
+        for index in torch.randperm(len(parts), generator=generator).tolist():
+            start, size = (torch.from_numpy(part[parts[index]]) for part in (self.start, self.size))
+            steps = torch.arange(int(size.max()) + 1)
+            places = (start.unsqueeze(1) + torch.minimum(steps, size.unsqueeze(1))).contiguous()
+            yield self.items[places], steps[1:] <= size.unsqueeze(1)
+
+
+@dataclass
 class Trainer:
     """Trains a `BehaviorBind` network in place.
 
     Parameters
     ----------
-    network, clubs : the network, and one CLUB estimator per modality.
-    catalogue, windows : items and training sequences.
-    generator : source of every draw but dropout's; on the CPU.
+    network, catalogue, windows : the network, its items and their training sequences.
+    weights : weight of each objective; see `losses`.
+    n_steps, learning_rate : batches of training, and the rate of AdamW.
+    generator : source of every draw but dropout's and initial weights'; on the CPU.
     """
 
-    def __init__(
-        self,
-        network: BehaviorBind,
-        clubs: nn.ModuleList,
-        catalogue: Catalogue,
-        windows: Windows,
-        schedule: Schedule,
-        generator: torch.Generator,
-    ) -> None:
-        self.network, self.clubs = network, clubs
-        self.catalogue, self.windows = catalogue, windows
-        self.schedule, self.generator = schedule, generator
-        self.device = catalogue.known.device
-        self.optimizer = torch.optim.AdamW(network.parameters(), lr=schedule.learning_rate, fused=True)
-        self.club_optimizer = torch.optim.AdamW(clubs.parameters(), lr=schedule.learning_rate) if len(clubs) else None
+    network: BehaviorBind
+    catalogue: Catalogue
+    windows: Windows
+    weights: Mapping[str, float]
+    n_steps: int
+    learning_rate: float
+    generator: torch.Generator
 
-    def run(self) -> dict[str, list[float]]:
-        """Train for the scheduled steps; returns each loss, averaged over every hundredth part of training."""
-        plan = self.schedule
-        history: dict[str, list[float]] = {}
-        sums: dict[str, float] = {}
-        every = max(plan.n_steps // 100, 1)
+    def __post_init__(self) -> None:
+        self.n_warmup = int(WARMUP * self.n_steps)
+        self.device, dim = self.catalogue.known.device, self.network.quantizer.codebooks.shape[-1]
+        self.clubs = [Club(dim, dim).to(self.device) for _ in self.catalogue.features]
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.learning_rate, fused=True)
+        self.schedule = learning_rate_schedule(self.optimizer, self.n_steps)
+        self.club_optimizers = [torch.optim.AdamW(club.parameters(), lr=self.learning_rate) for club in self.clubs]
+
+    def run(self, progress: bool) -> dict[str, list[float]]:
+        """Train for all steps; returns what `run_steps` does."""
         batches = self.batches()
-        bar = tqdm(range(plan.n_steps), desc="item tokenizer", unit="step", disable=not plan.progress, leave=False)
-        for step in bar:
-            if step == plan.n_warmup and plan.kmeans_start:
+
+        def step(index: int) -> dict[str, torch.Tensor]:
+            if index == self.n_warmup:
                 self.start_codebooks()
-            for name, value in self.step(next(batches), step).items():
-                sums[name] = sums.get(name, 0.0) + float(value) / every
-            if (step + 1) % every == 0:
-                for name, value in sums.items():
-                    history.setdefault(name, []).append(value)
-                bar.set_postfix({name: f"{value:.3f}" for name, value in sums.items()}, refresh=False)
-                sums = {}
-        self.network.eval()
-        return history
+            return self.step(next(batches), index)
+
+        return run_steps(step, self.n_steps, "item tokenizer", progress)
 
     def batches(self) -> Iterator[Batch]:
         """Endless batches, epoch after epoch."""
-        n_items, size = self.catalogue.known.shape[1], self.schedule.batch_size
-        empty = torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, 1, dtype=torch.bool)
+        n_items = self.catalogue.known.shape[1]
         while True:
-            epoch = self.windows.epoch(size, self.generator) if self.windows.n_targets else [empty]
-            for windows, valid in epoch:
-                yield Batch(windows, valid, torch.randint(n_items, (min(size, n_items),), generator=self.generator))
+            for windows, valid in self.windows.epoch(BATCH_SIZE, self.generator):
+                drawn = torch.randint(n_items, (min(BATCH_SIZE, n_items),), generator=self.generator)
+                yield Batch(windows, valid, drawn)
 
-    def step(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
+    def step(self, batch: Batch, index: int) -> dict[str, torch.Tensor]:
         """One step of the network, one of the CLUB estimators, and the upkeep of the codebooks; returns the losses."""
-        plan = self.schedule
-        rate = plan.learning_rate * learning_rate_factor(step / plan.n_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         self.network.train()
-        losses, bound, pairs = self.losses(batch, quantised=step >= plan.n_warmup)
+        losses, bound, pairs = self.losses(batch, quantised=index >= self.n_warmup)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.stack([plan.weights[name] * value for name, value in losses.items()]).sum().backward()
+        torch.stack([self.weights[name] * value for name, value in losses.items()]).sum().backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
         self.optimizer.step()
-        if self.club_optimizer is not None and pairs:
-            self.club_optimizer.zero_grad(set_to_none=True)  # also what `bound` has left there
-            torch.stack([club.fit_loss(x, y) for club, x, y in pairs]).sum().backward()
-            self.club_optimizer.step()
-        if step >= plan.n_warmup:
-            restarts = plan.restart_dead and step % RESTART_EVERY == 0 and step < RESTART_UNTIL * plan.n_steps
-            self.keep_up(bound, restarts)
+        self.schedule.step()
+        for modality, (specific, behavior) in pairs.items():
+            self.club_optimizers[modality].zero_grad(set_to_none=True)  # also what `bound` has left there
+            self.clubs[modality].fit_loss(specific, behavior).backward()
+            self.club_optimizers[modality].step()
+        if index >= self.n_warmup:
+            self.network.quantizer.observe(bound.codes)
+            if restart_due(index, self.n_steps):
+                known = (bound.codes >= 0).all(dim=-1)
+                self.network.quantizer.restart_dead(bound.inputs.detach(), known, self.generator)
         return {name: value.detach() for name, value in losses.items()}
 
-    def keep_up(self, bound: Bound, restart_dead: bool) -> None:
-        """Upkeep of the codebooks after a step: usage, moving averages, and dead codes if asked for."""
-        quantizer = self.network.quantizer
-        codes, inputs = self._by_set(bound.codes), self._by_set(bound.inputs.detach())
-        for chain in range(quantizer.sets):
-            quantizer.observe(codes[chain], inputs[chain], chain)
-            if restart_dead:
-                has = (codes[chain] >= 0).all(dim=1)
-                quantizer.restart_dead(inputs[chain][has], self.generator, chain=chain)
+    @torch.no_grad()
+    def start_codebooks(self) -> None:
+        """Start the codebooks by k-means on what the chains would quantise at the first level."""
+        network, known = self.network.eval(), self.catalogue.known
+        inputs = network.unbound(network.all_signals(self.catalogue), known).inputs
+        network.quantizer.start(inputs, network.chains_known(known), self.generator)
 
-    def _by_set(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows [G, B, ...] of the chains, brought together by the codebooks they share: [C, G / C * B, ...]."""
-        return rows.reshape(self.network.quantizer.sets, -1, *rows.shape[2:])
-
-    def losses(self, batch: Batch, quantised: bool = True) -> tuple[dict[str, torch.Tensor], Bound, list]:
+    def losses(self, batch: Batch, quantised: bool = True) -> tuple[dict[str, torch.Tensor], Bound, Pairs]:
         """Every objective on one batch, not weighed.
 
         Each different item of the windows is encoded once, together with the random items.
 
         Returns
         -------
-        Losses by name; all quantised items; per modality `(club, specific, behaviour)` embeddings to fit CLUB on.
+        Losses by name; all quantised items; what to fit the CLUB estimators on.
         """
         unique, places = torch.unique(batch.windows, return_inverse=True)
-        rows = torch.cat([unique, batch.drawn]).to(self.device)
-        features = [matrix[rows] for matrix in self.catalogue.features]
-        known = self.catalogue.known[:, rows]
+        rows, split = torch.cat([unique, batch.drawn]).to(self.device), len(unique)
+        features, known = self.catalogue.rows(rows)
         signals = self.network.signals(features, known, self.network.id_rows(rows))
         bound = (self.network.bind if quantised else self.network.unbound)(signals, known)
-        split = len(unique)
-        losses = {"commitment": bound.loss}
-        has = self.network.chains_known(known)
-        losses["sequence_contrast"] = self._sequence_contrast(
-            bound.vectors[:, :split], has[:, :split], places.to(self.device), batch.valid.to(self.device)
+        vectors, has = bound.vectors, self.network.chains_known(known)
+        sequence_contrast = self._sequence_contrast(
+            vectors[:, :split], has[:, :split], places.to(self.device), batch.valid.to(self.device)
         )
-        losses["cross_contrast"] = cross_signal_contrast(
-            bound.vectors[:, split:], has[:, split:], rows[split:], self.schedule.temperature
-        )
+        cross_contrast = cross_signal_contrast(vectors[:, split:], has[:, split:], rows[split:], TEMPERATURE)
         item_losses, pairs = self._item_losses(
-            [matrix[split:] for matrix in features], known[:, split:], signals[:, split:], bound.vectors[:, split:]
+            [matrix[split:] for matrix in features], known[:, split:], signals[:, split:], vectors[:, split:]
         )
-        return {**losses, **item_losses}, bound, pairs
+        losses = {
+            "commitment": bound.loss,
+            "sequence_contrast": sequence_contrast,
+            "cross_contrast": cross_contrast,
+            **item_losses,
+        }
+        return losses, bound, pairs
 
     def _sequence_contrast(
         self, vectors: torch.Tensor, known: torch.Tensor, places: torch.Tensor, valid: torch.Tensor
@@ -181,38 +204,56 @@ class Trainer:
         for candidate, has in [(whole, known.any(0)), *alone]:
             kept = has[targets]  # an item without the signal is neither target nor negative
             rows = functional.embedding(targets[kept], candidate)
-            terms.append(sequence_to_item_contrast(encoded[kept], rows, targets[kept], self.schedule.temperature))
+            terms.append(sequence_to_item_contrast(encoded[kept], rows, targets[kept], TEMPERATURE))
         return torch.stack(terms).mean()
 
     def _item_losses(
         self, features: list[torch.Tensor], known: torch.Tensor, signals: torch.Tensor, vectors: torch.Tensor
-    ) -> tuple[dict[str, torch.Tensor], list]:
+    ) -> tuple[dict[str, torch.Tensor], Pairs]:
         """Reconstruction and CLUB, means over the modalities."""
-        rebuilt, bounds, pairs = [signals.new_zeros(())], [signals.new_zeros(())], []
-        for index, (x, has) in enumerate(zip(features, known, strict=True)):
-            specific = self.network.specific[index](x)
-            rebuilt.append(reconstruction(self.network.decode(index, specific, vectors), x, has))
+        rebuilt, bounds, pairs = [signals.new_zeros(())], [signals.new_zeros(())], {}
+        for modality, (x, has) in enumerate(zip(features, known, strict=True)):
+            specific = self.network.specific[modality](x)
+            rebuilt.append(reconstruction(self.network.decode(modality, specific, vectors), x, has))
             if has.sum() > 1:
                 # Signals have unit length; CLUB expects dimensions of about unit variance.
-                behavior = signals[index][has] * signals.shape[-1] ** 0.5
-                club: Club = self.clubs[index]  # type: ignore[assignment]
-                bounds.append(club.bound(specific[has], behavior))
-                pairs.append((club, specific[has].detach(), behavior.detach()))
+                behavior = signals[modality][has] * signals.shape[-1] ** 0.5
+                bounds.append(self.clubs[modality].bound(specific[has], behavior))
+                pairs[modality] = specific[has].detach(), behavior.detach()
         n_modalities = max(len(features), 1)
-        return {
-            "reconstruction": torch.stack(rebuilt).sum() / n_modalities,
-            "club": torch.stack(bounds).sum() / n_modalities,
-        }, pairs
+        club = torch.stack(bounds).sum() / n_modalities
+        return {"reconstruction": torch.stack(rebuilt).sum() / n_modalities, "club": club}, pairs
 
-    @torch.no_grad()
-    def start_codebooks(self) -> None:
-        """Start the codebooks by k-means on what the chains would quantise at the first level."""
-        self.network.eval()
-        known = self.catalogue.known
-        bound = self.network.unbound(all_signals(self.network, self.catalogue), known)
-        points, has = self._by_set(bound.vectors), self._by_set(self.network.chains_known(known))
-        for chain in range(self.network.quantizer.sets):
-            self.network.quantizer.start(points[chain][has[chain]], self.generator, chain)
+
+def run_steps(
+    step: Callable[[int], Mapping[str, torch.Tensor]], n_steps: int, title: str, progress: bool
+) -> dict[str, list[float]]:
+    """Call `step(index)` for every step; return each loss it names, averaged over every hundredth part of training."""
+    every = max(n_steps // 100, 1)
+    history: dict[str, list[float]] = {}
+    sums: dict[str, float] = {}
+    bar = tqdm(range(n_steps), desc=title, unit="step", disable=not progress, leave=False)
+    for index in bar:
+        for name, value in step(index).items():
+            sums[name] = sums.get(name, 0.0) + float(value) / every
+        if (index + 1) % every == 0:
+            for name, value in sums.items():
+                history.setdefault(name, []).append(value)
+            bar.set_postfix({name: f"{value:.3f}" for name, value in sums.items()}, refresh=False)
+            sums = {}
+    return history
+
+
+def restart_due(index: int, n_steps: int) -> bool:
+    """Whether a step looks for dead codes."""
+    return index % RESTART_EVERY == 0 and index < RESTART_UNTIL * n_steps
+
+
+def learning_rate_schedule(optimizer: torch.optim.Optimizer, n_steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """Up over the first 2 % of training, level, and down to zero over the last 40 %."""
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda index: min(index / n_steps / 0.02 + 0.05, 1.0, (1.0 - index / n_steps) / 0.4)
+    )
 
 
 @contextlib.contextmanager
@@ -225,8 +266,3 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
-
-
-def learning_rate_factor(done: float) -> float:
-    """Factor on the learning rate: up over the first 2 % of training, level, and down to zero over the last 40 %."""
-    return min(done / 0.02 + 0.05, 1.0, (1.0 - done) / 0.4)

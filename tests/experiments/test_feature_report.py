@@ -18,7 +18,7 @@ from recbole_bbqrec.data.dataset import MultiModalSequentialDataset
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.experiments.feature_report import HEADER, feature_report
 from recbole_bbqrec.preparation import encoders
-from recbole_bbqrec.preparation.image_failures import Failure, write_failures
+from recbole_bbqrec.preparation.image_download import Failure, write_failures
 
 COLOURS = ("red", "green", "blue", "white")
 

@@ -80,13 +80,6 @@ class _Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(ConnectionError):  # the client has been killed or has had enough
             super().handle()
 
-    def do_HEAD(self) -> None:
-        file = self.site.files.get(self.path)
-        self.send_response(200 if file else 404)
-        if file and file.framing == "length":
-            self.send_header("Content-Length", str(len(file.content)))
-        self.end_headers()
-
     def do_GET(self) -> None:
         site, headers = self.site, self.headers
         with site.lock:

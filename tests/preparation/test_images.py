@@ -12,7 +12,6 @@ from PIL import Image
 
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.preparation import images
-from recbole_bbqrec.preparation.image_download import fetch_images
 from recbole_bbqrec.preparation.images import decode, file_stem, images_by_token
 
 
@@ -160,13 +159,6 @@ def test_the_plain_name_comes_before_the_one_with_percent_signs(tmp_path: Path) 
         (tmp_path / name).write_bytes(b"x")
     found = {token: path.name for token, path in images_by_token(tmp_path).items()}
     assert found == {"a:b": "a:b.webp", "9%": "9%.jpg", "c:d": "c%3Ad.jpg"}
-
-
-def test_images_that_are_there_are_not_fetched_whatever_their_name(tmp_path: Path) -> None:
-    for name in ("a:b.jpg", "c%2Fd.png", "60%.jpg"):
-        (tmp_path / name).write_bytes(b"x")
-    report = fetch_images(dict.fromkeys(("a:b", "c/d", "60%"), "http://127.0.0.1:9/"), tmp_path, progress=False)
-    assert (report.wanted, report.kept, report.failed) == (3, 3, 0)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

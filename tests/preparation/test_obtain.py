@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from recbole_bbqrec import cli, quick_start
 from recbole_bbqrec import settings as settings_module
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.preparation import obtain
+from recbole_bbqrec.preparation import image_download, obtain
 from recbole_bbqrec.settings import property_files, public_sets
 
 SNAP = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/"
@@ -39,6 +40,8 @@ def test_every_description_can_be_read(name: str) -> None:
         assert public.about and public.terms and public.cite
         for source in public.files.values():
             assert "{" not in source.name and source.name.endswith((".gz", ".zip"))
+            assert Path(source.name).name == source.name and not source.name.startswith(".")
+            assert source.sha256 is None or re.fullmatch("[0-9a-f]{64}", source.sha256)
             assert source.urls and all(
                 url.startswith("http") and url.endswith(f"/{source.name}") for url in source.urls
             )
@@ -59,7 +62,7 @@ def test_names_lead_to_files_and_counts() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("Video_Games", "one of Amazon2014-Video_Games, Amazon2018-Video_Games, Amazon2023-Video_Games; your own"),
+        ("Video_Games", "mean Amazon2014-Video_Games or Amazon2018-Video_Games or Amazon2023-Video_Games.; your own"),
         ("sports", "did you mean Sports"),
         ("Amazon2014-VideoGames", "did you mean Video_Games"),
         ("Amazon2014", "expected one of Amazon_Instant_Video"),
@@ -111,6 +114,7 @@ def public(site: Loopback, monkeypatch: pytest.MonkeyPatch) -> Loopback:
         "terms": "free",
         "cite": "nobody",
     }
+    monkeypatch.setattr(image_download, "PAUSE", 0.01)
     known = settings_module.public_source
     for module in (obtain, quick_start):
         monkeypatch.setattr(module, "public_source", lambda name: source if name == "tiny" else known(name))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_bbqrec.tokenizer.base import ItemTokenizer
 from recbole_bbqrec.tokenizer.fit import BehaviorBindTokenizer
 
 
@@ -16,7 +17,7 @@ class World(NamedTuple):
     n_items: int
 
     def fit(self, **settings) -> BehaviorBindTokenizer:
-        small = {"codebook_size": 16, "code_dim": 16, "min_steps": 50, "epochs": 1, "batch_size": 64, "progress": False}
+        small = {"codebook_size": 16, "code_dim": 16, "min_steps": 50, "epochs": 1, "progress": False}
         return BehaviorBindTokenizer(**{**small, **settings}).fit(*self)
 
 
@@ -35,6 +36,15 @@ def make_world(n_items: int = 60, n_groups: int = 6, seed: int = 0) -> World:
         for _ in range(80)
     ]
     return World(features, present, sequences, n_items)
+
+
+def vectors_of(tokenizer: ItemTokenizer, codes: torch.Tensor) -> torch.Tensor:
+    """Sum [n, D] of the codebook vectors that IDs [n, P] stand for."""
+    books = tokenizer.codebooks_
+    parts = [
+        books[place % len(books)][code.clamp(min=0)] * (code >= 0).unsqueeze(1) for place, code in enumerate(codes.T)
+    ]
+    return torch.stack(parts).sum(0)
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,17 @@
 import pytest
 import torch
 
-from recbole_bbqrec.tokenizer.residual_quantizer import USAGE_DECAY, ResidualQuantizer, balanced_assignment, kmeans
+from recbole_bbqrec.tokenizer.residual_quantizer import ResidualQuantizer, kmeans
 
 
 @pytest.fixture
 def quantizer() -> ResidualQuantizer:
     torch.manual_seed(0)
     return ResidualQuantizer(levels=2, size=8, dim=4)
+
+
+def everyone(points: torch.Tensor) -> torch.Tensor:
+    return torch.ones(1, len(points), dtype=torch.bool)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -89,7 +93,7 @@ def test_kmeans_of_equal_points():
 
 def test_start_uses_residuals_level_by_level(quantizer):
     points = torch.randn(500, 4, generator=generator())
-    quantizer.start(points, generator())
+    quantizer.start(points.unsqueeze(0), everyone(points), generator())
     left = points
     errors = [left.square().sum(1).mean()]
     for level, book in enumerate(quantizer.codebooks.detach()):
@@ -102,7 +106,7 @@ def test_dead_codes_restart_from_the_batch_and_living_ones_stay(quantizer):
     points = torch.randn(50, 4, generator=generator())
     quantizer.usage[0, [1, 5]] = 0.0
     before = quantizer.codebooks.detach().clone()
-    assert quantizer.restart_dead(points, generator()) == 2
+    quantizer.restart_dead(points.unsqueeze(0), everyone(points), generator())
     after = quantizer.codebooks.detach()
     for code in range(8):
         if code in (1, 5):
@@ -116,43 +120,9 @@ def test_dead_codes_restart_from_the_batch_and_living_ones_stay(quantizer):
 def test_usage_forgets_codes_that_are_no_longer_chosen(quantizer):
     codes = torch.tensor([[0, 0], [1, 1], [-1, -1]])
     for _ in range(400):
-        quantizer.observe(codes, torch.zeros(3, 4))
+        quantizer.observe(codes.unsqueeze(0))
     torch.testing.assert_close(quantizer.usage[0, :2], torch.full((2,), 4.0), rtol=1e-2, atol=0)
     assert (quantizer.usage[:, 2:] < 0.01).all()
-
-
-def test_averaged_codebooks_are_the_ratio_of_two_moving_averages():
-    """VQ-VAE-2's form, by hand: an average of the points of each code over an average of their number."""
-    torch.manual_seed(0)
-    quantizer = ResidualQuantizer(levels=2, size=4, dim=3, update="ema")
-    assert not quantizer.codebooks.requires_grad
-    counts, sums = torch.ones(2, 4), quantizer.codebooks.clone()
-    for seed in range(30):
-        x = torch.randn(12, 3, generator=generator(seed))
-        codes = quantizer.quantize(x).codes
-        left = x
-        for level in range(2):
-            hits = torch.nn.functional.one_hot(codes[:, level], 4).float()
-            counts[level] = USAGE_DECAY * counts[level] + (1 - USAGE_DECAY) * hits.sum(0) * 4 / 12
-            sums[level] = USAGE_DECAY * sums[level] + (1 - USAGE_DECAY) * (hits.T @ left) * 4 / 12
-            left = left - quantizer.codebooks[level, codes[:, level]]
-        quantizer.observe(codes, x)
-        torch.testing.assert_close(quantizer.usage, counts)
-        torch.testing.assert_close(quantizer.codebooks, sums / counts.unsqueeze(-1))
-
-
-def test_averaged_codebooks_follow_what_moves_and_leave_the_loss_to_commitment():
-    quantizer = ResidualQuantizer(levels=1, size=2, dim=2, update="ema")
-    with torch.no_grad():
-        quantizer.codebooks.copy_(torch.tensor([[[1.0, 0.0], [-1.0, 0.0]]]))
-    x = torch.tensor([[3.0, 0.0], [-1.0, 0.0]], requires_grad=True)
-    result = quantizer.quantize(x)
-    assert result.loss.item() == pytest.approx(0.25 * 4 / 2)
-    result.loss.backward()
-    assert torch.equal(x.grad, torch.tensor([[0.5, 0.0], [0.0, 0.0]]))
-    for _ in range(300):
-        quantizer.observe(result.codes, x.detach())
-    torch.testing.assert_close(quantizer.codebooks[0], x.detach(), atol=0.01, rtol=0)
 
 
 def test_every_chain_has_its_own_codebooks_where_they_are_not_shared():
@@ -168,35 +138,17 @@ def test_every_chain_has_its_own_codebooks_where_they_are_not_shared():
     assert quantizer.codebooks.grad.flatten(1).any(1).tolist() == [False, False, True, True, False, False]
     before = books.clone()
     quantizer.usage[:] = 0.0
-    quantizer.observe(result.codes, x, chain=1)
+    missing = torch.full_like(result.codes, -1)
+    quantizer.observe(torch.stack([missing, result.codes, missing]))
     assert quantizer.usage.any(1).tolist() == [False, False, True, True, False, False]
-    quantizer.restart_dead(x, generator(), chain=2)
-    quantizer.start(x, generator(), chain=0)
+    points, known = x.expand(3, -1, -1), torch.tensor([[True], [False], [True]]).expand(3, len(x))
+    quantizer.restart_dead(points, known & torch.tensor([[False], [True], [True]]), generator())
+    quantizer.start(points, known & torch.tensor([[True], [True], [False]]), generator())
     changed = (quantizer.codebooks.detach() != before).flatten(1).any(1)
     assert changed.tolist() == [True, True, False, False, True, True]
 
 
 def test_start_without_points_changes_nothing(quantizer):
     before = quantizer.codebooks.detach().clone()
-    quantizer.start(torch.zeros(0, 4), generator())
+    quantizer.start(torch.zeros(1, 0, 4), torch.zeros(1, 0, dtype=torch.bool), generator())
     assert torch.equal(quantizer.codebooks.detach(), before)
-
-
-def test_sinkhorn_spreads_a_crowd_and_only_in_training():
-    torch.manual_seed(0)
-    quantizer = ResidualQuantizer(levels=2, size=8, dim=4, sinkhorn=True)
-    points = 0.05 * torch.randn(160, 4, generator=generator()) + 1.0
-    quantizer.train()
-    assert torch.bincount(quantizer.quantize(points).codes[:, 1], minlength=8).max() < 60
-    quantizer.eval()
-    nearest = torch.cdist(points, quantizer.codebooks[0].detach()).argmin(1)
-    assert torch.equal(quantizer.quantize(points).codes[:, 0], nearest)
-    left = points - quantizer.codebooks[0].detach()[nearest]
-    assert torch.equal(
-        quantizer.quantize(points).codes[:, 1], torch.cdist(left, quantizer.codebooks[1].detach()).argmin(1)
-    )
-
-
-def test_balanced_assignment_of_well_separated_rows_is_the_nearest():
-    distances = 100.0 * (1 - torch.eye(5))
-    assert torch.equal(balanced_assignment(distances), torch.arange(5))

@@ -1,17 +1,18 @@
 """What each objective moves, and that nothing stays unmoved."""
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from recbole_bbqrec.tokenizer import training
-from recbole_bbqrec.tokenizer.batches import Windows
-from recbole_bbqrec.tokenizer.behavior_bind import BehaviorBind
-from recbole_bbqrec.tokenizer.encoding import Catalogue
-from recbole_bbqrec.tokenizer.inputs import flat_sequences
+from recbole_bbqrec.tokenizer.base import flat_sequences
+from recbole_bbqrec.tokenizer.behavior_bind import BehaviorBind, Catalogue
 from recbole_bbqrec.tokenizer.losses import Club
 from recbole_bbqrec.tokenizer.residual_quantizer import ResidualQuantizer
-from recbole_bbqrec.tokenizer.training import Schedule, Trainer
+from recbole_bbqrec.tokenizer.training import Trainer, Windows
 
 OBJECTIVES = ("commitment", "sequence_contrast", "cross_contrast", "reconstruction", "club")
 
@@ -25,30 +26,24 @@ MOVES = {
 }
 
 
-def make_trainer(world, mode="concat", use_id=True, shared=True, update="gradient", **weights) -> Trainer:
+def make_trainer(world, mode="concat", use_id=True, shared=True, **weights) -> Trainer:
     torch.manual_seed(0)
     widths = {name: matrix.shape[1] for name, matrix in world.features.items()}
     sets = 1 if shared or mode == "fused" else len(widths) + use_id
-    quantizer = ResidualQuantizer(levels=2, size=8, dim=8, sets=sets, update=update)
-    network = BehaviorBind(widths, world.n_items if use_id else 0, quantizer, mode, max_length=20, hidden=16)
-    clubs = nn.ModuleList(Club(8, 8) for _ in widths)
+    quantizer = ResidualQuantizer(levels=2, size=8, dim=8, sets=sets)
+    network = BehaviorBind(widths, world.n_items if use_id else 0, quantizer, mode)
     catalogue = Catalogue(list(world.features.values()), torch.stack(list(world.present.values())))
-    schedule = Schedule(10, 0, 64, 1e-3, 0.07, {**dict.fromkeys(OBJECTIVES, 1.0), **weights}, False)
     windows = Windows(*flat_sequences(world.sequences, world.n_items), 20)
-    trainer = Trainer(network, clubs, catalogue, windows, schedule, torch.Generator().manual_seed(0))
+    weights = {**dict.fromkeys(OBJECTIVES, 1.0), **weights}
+    trainer = Trainer(network, catalogue, windows, weights, 10, 1e-3, torch.Generator().manual_seed(0))
+    trainer.n_warmup = 0
     trainer.start_codebooks()
-    for club in clubs:  # an estimator that has learned nothing may sit at the clamp
+    for club in trainer.clubs:  # an estimator that has learned nothing may sit at the clamp
         nn.init.normal_(club.mean.weight, std=0.5)
     return trainer
 
 
-VARIANTS = {
-    "default": {},
-    "own codebooks": {"shared": False},
-    "averaged codebooks": {"update": "ema"},
-    "no ID": {"use_id": False},
-    "no ID, own averaged codebooks": {"use_id": False, "shared": False, "update": "ema"},
-}
+VARIANTS = {"default": {}, "own codebooks": {"shared": False}, "no ID": {"use_id": False}}
 
 
 def parts_of(trainer: Trainer) -> set[str]:
@@ -70,8 +65,8 @@ def parts_moved(network: nn.Module) -> set[str]:
 def test_each_objective_moves_its_parts_and_only_them(world, objective, mode, variant):
     trainer = make_trainer(world, mode, **VARIANTS[variant])
     if objective == "club":  # it has something to say only where the two embeddings tell of each other
-        for club, specific, behavior in trainer.losses(next(trainer.batches()))[2]:
-            fit_exactly(club, specific, behavior)
+        for modality, parts in trainer.losses(next(trainer.batches()))[2].items():
+            fit_exactly(trainer.clubs[modality], *parts)
     trainer.losses(next(trainer.batches()))[0][objective].backward()
     # Fused signals are one; there is nothing to contrast it with. And the item table is part of what is rebuilt from.
     expected = set() if (objective, mode) == ("cross_contrast", "fused") else MOVES[objective]
@@ -115,8 +110,8 @@ def test_a_weight_counts_where_its_objective_does_and_nowhere_else(world, object
     batch, gradients = next(make_trainer(world).batches()), []
     for weight in (0.0, 1.0, 2.0):
         trainer = make_trainer(world, **{objective: weight})
-        for club, specific, behavior in trainer.losses(batch)[2]:
-            fit_exactly(club, specific, behavior)
+        for modality, parts in trainer.losses(batch)[2].items():
+            fit_exactly(trainer.clubs[modality], *parts)
         torch.manual_seed(1)  # the same dropout
         trainer.step(batch, 1)
         gradients.append({name: value.grad for name, value in trainer.network.named_parameters()})
@@ -229,15 +224,23 @@ def test_dead_codes_come_back_during_training(world):
     assert len(torch.unique(codes[codes >= 0])) >= 6
 
 
-def test_dead_codes_and_the_start_are_left_alone_where_asked(world, monkeypatch):
-    trainer = make_trainer(world)
-    trainer.schedule = trainer.schedule._replace(restart_dead=False, kmeans_start=False)
-    quantizer = trainer.network.quantizer
-    with torch.no_grad():
-        quantizer.codebooks[0, :7] = 100.0
-    quantizer.usage[0, :7] = 0.0
-    trainer.step(next(trainer.batches()), 0)
-    codes = trainer.losses(next(trainer.batches()))[1].codes[..., 0]
-    assert set(codes.unique().tolist()) <= {-1, 7}
-    monkeypatch.setattr(trainer, "start_codebooks", lambda: pytest.fail("started"))
-    trainer.run()
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 30), max_size=20), st.integers(1, 9), st.integers(1, 40))
+def test_every_item_but_the_first_of_a_sequence_is_a_target_once(lengths, length, batch_size):
+    offsets = np.r_[0, np.cumsum(lengths)].astype(np.int64)
+    windows = Windows(offsets, np.arange(offsets[-1]), length)
+    pairs = []
+    for items, valid in windows.epoch(batch_size, torch.Generator().manual_seed(0)):
+        assert items.shape[1] == valid.shape[1] + 1 <= length + 1
+        pairs += zip(items[:, :-1][valid].tolist(), items[:, 1:][valid].tolist(), strict=True)
+    firsts = set(offsets[:-1].tolist())
+    expected = [(place - 1, place) for place in range(offsets[-1]) if place not in firsts]
+    assert sorted(pairs) == expected and windows.n_targets == len(expected)
+
+
+def test_epochs_differ_and_repeat_with_the_seed():
+    windows = Windows(np.arange(0, 101, 5), np.arange(100), 20)
+    generator = torch.Generator().manual_seed(3)
+    one, two = (torch.cat([i for i, _ in windows.epoch(16, generator)]) for _ in range(2))
+    again = torch.cat([i for i, _ in windows.epoch(16, torch.Generator().manual_seed(3))])
+    assert torch.equal(one, again) and not torch.equal(one, two)

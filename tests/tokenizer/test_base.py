@@ -1,34 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.tokenizer.batches import Windows
-from recbole_bbqrec.tokenizer.inputs import effective_size, feature_statistics, flat_sequences
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(0, 30), max_size=20), st.integers(1, 9), st.integers(1, 40))
-def test_every_item_but_the_first_of_a_sequence_is_a_target_once(lengths, length, batch_size):
-    offsets = np.r_[0, np.cumsum(lengths)].astype(np.int64)
-    windows = Windows(offsets, np.arange(offsets[-1]), length)
-    pairs = []
-    for items, valid in windows.epoch(batch_size, torch.Generator().manual_seed(0)):
-        assert items.shape[1] == valid.shape[1] + 1 <= length + 1
-        pairs += zip(items[:, :-1][valid].tolist(), items[:, 1:][valid].tolist(), strict=True)
-    firsts = set(offsets[:-1].tolist())
-    expected = [(place - 1, place) for place in range(offsets[-1]) if place not in firsts]
-    assert sorted(pairs) == expected and windows.n_targets == len(expected)
-
-
-def test_epochs_differ_and_repeat_with_the_seed():
-    windows = Windows(np.arange(0, 101, 5), np.arange(100), 20)
-    generator = torch.Generator().manual_seed(3)
-    one, two = (torch.cat([i for i, _ in windows.epoch(16, generator)]) for _ in range(2))
-    again = torch.cat([i for i, _ in windows.epoch(16, torch.Generator().manual_seed(3))])
-    assert torch.equal(one, again) and not torch.equal(one, two)
+from recbole_bbqrec.tokenizer.base import effective_size, feature_statistics, flat_sequences
 
 
 def test_sequences_in_both_forms():
