@@ -100,12 +100,8 @@ def _recbole_models() -> dict[str, type[SequentialRecommender]]:
 
 def get_dataset(model: str) -> type[MultiModalSequentialDataset]:
     """Return our data set class, over the one RecBole has for `model` where it has a special one (DIEN)."""
-    special = getattr(importlib.import_module("recbole.data.dataset"), f"{model}Dataset", None)
-    if (
-        special is None
-        or not issubclass(special, SequentialDataset)
-        or issubclass(special, MultiModalSequentialDataset)
-    ):
+    special = getattr(importlib.import_module("recbole.data.dataset"), f"{model}Dataset", SequentialDataset)
+    if special is SequentialDataset or issubclass(special, MultiModalSequentialDataset):
         return MultiModalSequentialDataset
     return type(f"MultiModal{special.__name__}", (MultiModalSequentialDataset, special), {})
 
@@ -132,24 +128,17 @@ def register() -> None:
         setattr(sys.modules[spec.name], name, model)
         setattr(datasets, f"{name}Dataset", MultiModalSequentialDataset)
         setattr(trainers, f"{name}Trainer", TRAINERS[name])
-    if not hasattr(RecBoleConfig, _MARK):
-        _read_our_properties(RecBoleConfig)
+    RecBoleConfig._load_internal_config_dict = _with_our_properties
 
 
-_MARK = "_reads_recbole_bbqrec_properties"
+_recboles_own = RecBoleConfig._load_internal_config_dict
 
 
-def _read_our_properties(config_class: Any) -> None:
-    """Make RecBole's `Config` read our YAML files, for our models alone."""
-    original = config_class._load_internal_config_dict
-
-    def with_ours(self: Any, model: str, model_class: type, dataset: str) -> None:
-        original(self, model, model_class, dataset)
-        if model in REGISTERED:
-            for path in property_files(model, dataset):
-                self._update_internal_config_dict(path)
-            for key in NO_SETTINGS:
-                self.internal_config_dict.pop(key, None)
-
-    config_class._load_internal_config_dict = with_ours
-    setattr(config_class, _MARK, True)
+def _with_our_properties(self: Any, model: str, model_class: type, dataset: str) -> None:
+    """What RecBole's `Config` reads, and after it our YAML files, for our models alone."""
+    _recboles_own(self, model, model_class, dataset)
+    if model in REGISTERED:
+        for path in property_files(model, dataset):
+            self._update_internal_config_dict(path)
+        for key in NO_SETTINGS:
+            self.internal_config_dict.pop(key, None)

@@ -54,13 +54,11 @@ class MultiModalSequentialDataset(SequentialDataset):
         with compat.lengths_by_element():
             super().__init__(config)
         self.catalogue = Catalogue([str(token) for token in self.field2id_token[self.iid_field]])
-        if config["attach_item_features"] or self._compares_items:
+        # Whether the model needs to know how alike items are, by their codes or by their features.
+        compares = bool(config["attach_semantic_ids"]) or config["similarity_attention"] != "off"
+        self._needs_codes = compares and config["codes"] != "none"
+        if config["attach_item_features"] or compares:
             self._attach_features()
-
-    @property
-    def _compares_items(self) -> bool:
-        """Whether the model needs to know how alike items are, by their codes or by their features."""
-        return bool(self.config["attach_semantic_ids"]) or self.config["similarity_attention"] != "off"
 
     @property
     def cache_dir(self) -> Path:
@@ -102,27 +100,23 @@ class MultiModalSequentialDataset(SequentialDataset):
                 if kind == FeatureType.TOKEN:
                     frame[field] = frame[field].astype(object).where(frame[field] != "", np.nan)
         if source == FeatureSource.INTERACTION:
-            self._check_columns(Path(filepath), types)
-            self._check_cells(Path(filepath), frame)
+            self._check_interactions(filepath, frame, types)
         return frame
 
-    def _check_cells(self, path: Path, frame: pd.DataFrame) -> None:
-        for field in (self.uid_field, self.iid_field, self.time_field):
+    def _check_interactions(self, path: str, frame: pd.DataFrame, types: dict[str, str]) -> None:
+        for key, kind in (("USER_ID_FIELD", "token"), ("ITEM_ID_FIELD", "token"), ("TIME_FIELD", "float")):
+            field = self.config[key]
+            if types.get(field) != kind:
+                found = f"{field}:{types[field]}" if field in types else f"no column {field} among {', '.join(types)}"
+                raise InputError(
+                    f"{path}, line 1: found {found}, expected {field}:{kind}; mend the header, name the column with "
+                    f"--{key}=..., or add it to load_col"
+                )
             blank = np.flatnonzero(frame[field].isna())
             if len(blank):
                 raise InputError(
                     f"{path}, line {blank[0] + 2}: found a blank {field}, expected a value in every row of an "
                     f"interaction file ({len(blank)} are blank); fill it in or delete the line"
-                )
-
-    def _check_columns(self, path: Path, types: dict[str, str]) -> None:
-        for key, kinds in (("USER_ID_FIELD", "token"), ("ITEM_ID_FIELD", "token"), ("TIME_FIELD", "float")):
-            field = self.config[key]
-            if types.get(field) != kinds:
-                found = f"{field}:{types[field]}" if field in types else f"no column {field} among {', '.join(types)}"
-                raise InputError(
-                    f"{path}, line 1: found {found}, expected {field}:{kinds}; mend the header, name the column with "
-                    f"--{key}=..., or add it to load_col"
                 )
 
     def _split_sequences(self, column: pd.Series, field: str, kind: type) -> list[np.ndarray]:
@@ -184,7 +178,7 @@ class MultiModalSequentialDataset(SequentialDataset):
         """Split as RecBole does, then learn the codes from the training split and attach them to all splits."""
         splits = super().build()
         sequences, catalogue = training_sequences(splits[0]), self.catalogue
-        if self._compares_items and self.config["codes"] != "none":
+        if self._needs_codes:
             ids, self.tokenizer_file, seconds = fit_semantic_ids(self.config, catalogue, sequences, self.cache_dir)
             catalogue = replace(catalogue, semantic_ids=ids)
             self.seconds |= seconds

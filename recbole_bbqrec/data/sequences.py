@@ -4,10 +4,13 @@ Rows of RecBole's sequential data sets are prefixes: `item_id_list` (right-padde
 `item_id`. Everything here is derived from those rows, after the split, so it holds for any way of splitting.
 """
 
+import functools
+import operator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 
 
 @dataclass(frozen=True)
@@ -36,28 +39,16 @@ def training_sequences(train: Any) -> Sequences:
     The order of users depends on their tokens alone, not on the ids RecBole gave them, so that what is learned from the
     sequences does not depend on rows outside the training split.
     """
-    users, targets, lengths, first = _rows_by_user(train)
-    if not len(users):
-        return Sequences(np.zeros(1, np.int64), np.zeros(0, np.int64))
-    starts = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
-    counts = np.diff(np.r_[starts, len(users)])
-    tokens = train.field2id_token[train.uid_field][users[starts]].astype(str)
-    pieces = []
-    for index in np.argsort(tokens, kind="stable"):
-        row = starts[index]
-        history = first[row][: lengths[row]]
-        pieces.append(np.r_[history, targets[row : row + counts[index]]])
-    return Sequences(np.r_[0, np.cumsum([len(piece) for piece in pieces])], np.concatenate(pieces))
-
-
-def _rows_by_user(dataset: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Users, targets, lengths and histories of the rows, grouped by user, in time order within one."""
-    rows = dataset.inter_feat
-    users = rows[dataset.uid_field].numpy()
-    order = np.argsort(users, kind="stable")
-    history = rows[dataset.iid_field + dataset.config["LIST_SUFFIX"]].numpy()
-    lengths = rows[dataset.item_list_length_field].numpy()
-    return users[order], rows[dataset.iid_field].numpy()[order], lengths[order], history[order]
+    rows = train.inter_feat
+    tokens = train.field2id_token[train.uid_field].astype(str)[rows[train.uid_field].numpy()]
+    order = np.argsort(tokens, kind="stable")  # of rows; within a user they are in the order of time
+    fields = (train.iid_field, train.item_list_length_field, train.iid_field + train.config["LIST_SUFFIX"])
+    targets, lengths, history = (rows[field].numpy()[order] for field in fields)
+    starts = np.flatnonzero(np.r_[True, tokens[order][1:] != tokens[order][:-1]][: len(order)])
+    parts = zip(starts, [*starts[1:], len(order)], strict=True) if len(order) else ()
+    pieces = [np.r_[history[begin][: lengths[begin]], targets[begin:end]] for begin, end in parts]
+    offsets = np.cumsum([0, *(len(piece) for piece in pieces)])
+    return Sequences(offsets, np.concatenate([np.zeros(0, np.int64), *pieces]))
 
 
 def windows(sequences: Sequences, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -88,66 +79,41 @@ def windows(sequences: Sequences, length: int) -> tuple[np.ndarray, np.ndarray, 
     return start, size, skipped
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What each evaluation row's user had interacted with before its target.
-
-    Attributes
-    ----------
-    offsets : [R + 1], row `r` has seen `items[offsets[r] : offsets[r + 1]]`, ascending.
-    items : [n] item ids; the row's own target is never among them.
-    n_repeated : rows whose target the user had met before; it stays in the ranking.
-    """
-
-    offsets: np.ndarray
-    items: np.ndarray
-    n_repeated: int
-
-    def pairs(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return `(index into rows, item id)` of everything seen by the given rows."""
-        index, places = _all_places(self.offsets[rows], self.offsets[rows + 1])
-        return index, self.items[places]
-
-
-def seen_before(evaluated: Any, earlier: list[Any]) -> Seen:
+def seen_before(evaluated: Any, earlier: list[Any]) -> scipy.sparse.csr_array:
     """Collect all earlier interactions of the users of `evaluated` from the split, not from truncated lists.
 
     Parameters
     ----------
-    evaluated : data set whose rows are ranked (validation or test).
+    evaluated : data set whose R rows are ranked (validation or test).
     earlier : the data sets before it in time (training; for test also validation).
+
+    Returns
+    -------
+    [R, N], an entry for each item that the row's user had interacted with before its target; the target itself is never
+    among them, and stays in the ranking.
     """
-    n_items = evaluated.item_num
-    known = _distinct(np.concatenate([_user_item_keys(dataset, n_items) for dataset in earlier]))
-    users = evaluated.inter_feat[evaluated.uid_field].numpy()
-    low, high = np.searchsorted(known, users * n_items), np.searchsorted(known, (users + 1) * n_items)
-    rows, places = _all_places(low, high)
-    items = known[places] % n_items
-    history = evaluated.inter_feat[evaluated.iid_field + evaluated.config["LIST_SUFFIX"]].numpy()
-    own_rows, own_columns = np.nonzero(history)
-    keys = _distinct(np.r_[rows * n_items + items, own_rows * n_items + history[own_rows, own_columns]])
-    targets = np.arange(len(users)) * n_items + evaluated.inter_feat[evaluated.iid_field].numpy()
-    repeated = np.isin(keys, targets)
-    n_repeated, keys = int(repeated.sum()), keys[~repeated]
-    return Seen(np.searchsorted(keys, np.arange(len(users) + 1) * n_items), keys % n_items, n_repeated)
+    met = functools.reduce(operator.add, map(_met, earlier))
+    rows = evaluated.inter_feat
+    users, targets = (rows[field].numpy() for field in (evaluated.uid_field, evaluated.iid_field))
+    seen = scipy.sparse.coo_array(met[users] + _entries(np.arange(len(users)), *_history(evaluated)))
+    other = seen.col != targets[seen.row]
+    return scipy.sparse.csr_array((seen.data[other], (seen.row[other], seen.col[other])), shape=seen.shape)
 
 
-def _all_places(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Write out ranges: which range each place belongs to, and the places `starts[i] .. ends[i] - 1` one by one."""
-    counts = ends - starts
-    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.repeat(np.arange(len(starts)), counts), np.repeat(starts, counts) + within
+def _met(dataset: Any) -> scipy.sparse.csr_array:
+    """Interactions [users, N] of a part of the split."""
+    users, targets = (dataset.inter_feat[field].numpy() for field in (dataset.uid_field, dataset.iid_field))
+    history, n_items = _history(dataset)
+    return _entries(users, np.c_[history, targets], n_items, dataset.user_num)
 
 
-def _user_item_keys(dataset: Any, n_items: int) -> np.ndarray:
-    users = dataset.inter_feat[dataset.uid_field].numpy()
-    history = dataset.inter_feat[dataset.iid_field + dataset.config["LIST_SUFFIX"]].numpy()
-    rows, columns = np.nonzero(history)
-    targets = users * n_items + dataset.inter_feat[dataset.iid_field].numpy()
-    return _distinct(np.r_[targets, users[rows] * n_items + history[rows, columns]])
+def _history(dataset: Any) -> tuple[np.ndarray, int]:
+    return dataset.inter_feat[dataset.iid_field + dataset.config["LIST_SUFFIX"]].numpy(), dataset.item_num
 
 
-def _distinct(keys: np.ndarray) -> np.ndarray:
-    """Return `np.unique(keys)`, which looks integers up in a hash table and takes five times as long as sorting."""
-    keys = np.sort(keys)
-    return keys[np.r_[True, keys[1:] != keys[:-1]][: len(keys)]]
+def _entries(owner: np.ndarray, items: np.ndarray, n_items: int, n_rows: int | None = None) -> scipy.sparse.csr_array:
+    """Matrix [n_rows, N] with an entry at (`owner[i]`, each of `items[i]` but padding)."""
+    row, column = np.nonzero(items)
+    place = owner[row], items[row, column]
+    shape = (len(owner) if n_rows is None else n_rows, n_items)
+    return scipy.sparse.csr_array((np.ones(len(row), bool), place), shape=shape)

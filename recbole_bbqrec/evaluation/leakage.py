@@ -6,28 +6,13 @@ them or collects what users have seen.
 Shapes: R rows (prefixes with their targets), U users with rows, n = R + U interactions.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 
-from ..data.sequences import Sequences, seen_before
+from ..data.sequences import seen_before
 from ..errors import InputError
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Rows of one or several data sets in the order they were given: users, targets, times [R]."""
-
-    users: np.ndarray
-    targets: np.ndarray
-    times: np.ndarray
-
-    @classmethod
-    def of(cls, *datasets: Any) -> "_Rows":
-        """Rows of the data sets, one after the other."""
-        fields = (datasets[0].uid_field, datasets[0].iid_field, datasets[0].time_field)
-        return cls(*(np.concatenate([data.inter_feat[field].numpy() for data in datasets]) for field in fields))
 
 
 def check_leakage(dataset: Any, train: Any, valid: Any, test: Any) -> dict[str, str]:
@@ -48,23 +33,44 @@ def check_leakage(dataset: Any, train: Any, valid: Any, test: Any) -> dict[str, 
     if dataset.config["benchmark_filename"]:
         return {"leakage_check": "not made, the split comes with the data"}
     parts = [loader._dataset for loader in (train, valid, test)]
-    whole, split = _Rows.of(dataset), _Rows.of(*parts)
-    if len(whole.users) != len(split.users):
-        raise InputError(f"leakage check: found {len(split.users)} rows in the split, expected {len(whole.users)}")
-    phase = np.repeat(np.arange(3), [len(part.inter_feat) for part in parts])
-    by_time = np.lexsort((whole.times, whole.users))
-    by_phase = np.lexsort((split.times, phase, split.users))
-    wrong = (whole.users[by_time] != split.users[by_phase]) | (whole.targets[by_time] != split.targets[by_phase])
-    _refuse(dataset, whole.users[by_time][wrong], "a held-out item that is not behind all training items in time")
+    (users, targets, times), (split_users, split_targets, split_times) = _rows(dataset), _rows(*parts)
+    if len(users) != len(split_users):
+        raise InputError(f"leakage check: found {len(split_users)} rows in the split, expected {len(users)}")
+    sizes = [len(part.inter_feat) for part in parts]
+    by_time = np.lexsort((times, users))
+    by_phase = np.lexsort((split_times, np.repeat(np.arange(3), sizes), split_users))
+    users, targets = users[by_time], targets[by_time]
+    wrong = (users != split_users[by_phase]) | (targets != split_targets[by_phase])
+    _refuse(dataset, users[wrong], "a held-out item that is not behind all training items in time")
 
-    items, starts, places = _interactions(dataset, whole, by_time)
-    place = np.empty(len(places), np.int64)
-    place[by_phase] = places  # of each row of the split among the interactions
-    bounds = np.cumsum([0, *(len(part.inter_feat) for part in parts)])
-    _check_training(parts[0], place[: bounds[1]], items, starts)
+    # All interactions [n]. A user's first one has no row of its own: it is the history of his first row.
+    is_first = np.r_[True, users[1:] != users[:-1]][: len(users)]
+    firsts, number = np.flatnonzero(is_first), np.cumsum(is_first)
+    items = np.insert(targets, firsts, _history(dataset)[by_time[firsts], 0])
+    owner = np.insert(users, firsts, users[firsts])
+    # Of each row of the split: where its user begins among the interactions, and where its target stands.
+    begin, end = np.empty((2, len(users)), np.int64)
+    end[by_phase] = np.arange(len(users)) + number
+    begin[by_phase] = (firsts + np.arange(len(firsts)))[number - 1]
+    bounds = np.cumsum([0, *sizes])
+    rows = slice(bounds[0], bounds[1])
+    in_training = np.zeros(len(items), bool)
+    in_training[begin[rows]] = in_training[end[rows]] = True
+    _check_training(parts[0], owner[in_training], items[in_training])
     for at in (1, 2):
-        _check_seen(parts[at], parts[:at], place[bounds[at] : bounds[at + 1]], items, starts)
+        rows = slice(bounds[at], bounds[at + 1])
+        _check_seen(parts[at], parts[:at], items, begin[rows], end[rows])
     return {"leakage_check": "passed"}
+
+
+def _rows(*datasets: Any) -> list[np.ndarray]:
+    """Users, targets and times [R] of the rows of some data sets, one after the other."""
+    fields = (datasets[0].uid_field, datasets[0].iid_field, datasets[0].time_field)
+    return [np.concatenate([data.inter_feat[field].numpy() for data in datasets]) for field in fields]
+
+
+def _history(dataset: Any) -> np.ndarray:
+    return dataset.inter_feat[dataset.iid_field + dataset.config["LIST_SUFFIX"]].numpy()
 
 
 def _refuse(dataset: Any, users: np.ndarray, found: str) -> None:
@@ -76,57 +82,30 @@ def _refuse(dataset: Any, users: np.ndarray, found: str) -> None:
         )
 
 
-def _interactions(dataset: Any, whole: _Rows, by_time: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Items [n] of all users in time order, where each user's start [U], and where each row's target stands [R].
-
-    A user's first interaction has no row of its own: it is the history of his first row.
-    """
-    users, targets = whole.users[by_time], whole.targets[by_time]
-    is_first = np.r_[True, users[1:] != users[:-1]][: len(users)]
-    firsts = np.flatnonzero(is_first)
-    history = dataset.inter_feat[dataset.iid_field + dataset.config["LIST_SUFFIX"]].numpy()
-    items = np.insert(targets, firsts, history[by_time[firsts], 0])
-    return items, firsts + np.arange(len(firsts)), np.arange(len(users)) + np.cumsum(is_first)
-
-
-def _check_training(train: Any, place: np.ndarray, items: np.ndarray, starts: np.ndarray) -> None:
+def _check_training(train: Any, owner: np.ndarray, items: np.ndarray) -> None:
     """What models learn from: rows, and the sequences that windows and tokenizers are cut from."""
-    users, n_items = train.inter_feat[train.uid_field].numpy(), train.item_num
-    unique, first = np.unique(users, return_index=True)
-    begin = _start_of(starts, place[first])
-    size = np.bincount(np.searchsorted(unique, users), minlength=len(unique)) + 1
-    tokens = train.field2id_token[train.uid_field][unique].astype(str)
+    tokens = train.field2id_token[train.uid_field].astype(str)[owner]
     order = np.argsort(tokens, kind="stable")
-    expected = items[_ranges(begin[order], size[order])]
-    learned: Sequences = train.train_sequences
-    if not (np.array_equal(np.diff(learned.offsets), size[order]) and np.array_equal(learned.items, expected)):
+    borders = np.flatnonzero(tokens[order][1:] != tokens[order][:-1]) + 1
+    learned = train.train_sequences
+    expected = (np.r_[0, borders, len(items)], items[order])
+    if not all(map(np.array_equal, (learned.offsets, learned.items), expected)):
         raise InputError("leakage check: the training sequences are not the training part of the users' sequences")
-    allowed = np.repeat(unique[order], size[order]) * n_items + expected
-    history = train.inter_feat[train.iid_field + train.config["LIST_SUFFIX"]].numpy()
+    users, history = train.inter_feat[train.uid_field].numpy(), _history(train)
     rows, columns = np.nonzero(history)
-    foreign = ~np.isin(users[rows] * n_items + history[rows, columns], allowed)
+    allowed = owner * train.item_num + items
+    foreign = ~np.isin(users[rows] * train.item_num + history[rows, columns], allowed)
     _refuse(train, users[rows][foreign], "a training history with an item from outside the training part")
 
 
-def _check_seen(evaluated: Any, earlier: list[Any], place: np.ndarray, items: np.ndarray, starts: np.ndarray) -> None:
+def _check_seen(evaluated: Any, earlier: list[Any], items: np.ndarray, begin: np.ndarray, end: np.ndarray) -> None:
     """What is masked for each row of `evaluated`: everything before its target, but not the target."""
-    users, targets = (evaluated.inter_feat[field].numpy() for field in (evaluated.uid_field, evaluated.iid_field))
-    rows, begin = np.arange(len(users)), _start_of(starts, place)
-    row = np.repeat(rows, place - begin)
-    # Sorted by hand: numpy's own way to distinct values takes ten times as long on a large data set.
-    before = np.sort(row * evaluated.item_num + items[_ranges(begin, place - begin)])
-    before = before[np.diff(before, prepend=-1) != 0]
-    expected = np.setdiff1d(before, rows * evaluated.item_num + targets, assume_unique=True)
-    index, masked = seen_before(evaluated, earlier).pairs(rows)
-    wrong = np.setxor1d(index * evaluated.item_num + masked, expected, assume_unique=True) // evaluated.item_num
+    users, targets, _ = _rows(evaluated)
+    counts = end - begin
+    row = np.repeat(np.arange(len(users)), counts)
+    before = items[np.arange(counts.sum()) + np.repeat(begin - np.cumsum(counts) + counts, counts)]
+    other = before != targets[row]
+    entries = np.ones(other.sum(), bool), (row[other], before[other])
+    expected = scipy.sparse.csr_array(entries, shape=(len(users), evaluated.item_num))
+    wrong = (expected != seen_before(evaluated, earlier)).nonzero()[0]
     _refuse(evaluated, users[wrong], "masked items that are not those before the target")
-
-
-def _start_of(starts: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """Where the users of targets at these places start."""
-    return starts[np.searchsorted(starts, place, side="right") - 1]
-
-
-def _ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Write out `starts[i], ..., starts[i] + sizes[i] - 1`, one range after the other."""
-    return np.arange(sizes.sum()) + np.repeat(starts - np.cumsum(sizes) + sizes, sizes)

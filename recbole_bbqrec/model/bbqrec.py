@@ -194,7 +194,7 @@ class BBQRec(RankingModel):
     @contextlib.contextmanager
     def cached_rows(self) -> Iterator[None]:
         """As `Ranker.cached_rows`: the representations of all items."""
-        with self.item_table.kept(), torch.no_grad():
+        with self.item_table.cached_rows(), torch.no_grad():
             self._cached_keys = self._key(None) if self.decoder is None else None
             try:
                 yield

@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 
 from .. import storage
 from ..tokenizer.behavior_bind import FUSED_SIGNAL, ID_SIGNAL
-from .neighbours import ROUNDING, Neighbours, cooccurrence, nearest, transitions, walk
+from .neighbours import ROUNDING, cooccurrence, nearest, transitions, walk
 
 CANDIDATES = "candidates.safetensors"
 """Name of the file in a run's folder."""
@@ -38,7 +39,7 @@ HALVES = 2
 
 
 class Signal(NamedTuple):
-    """One signal: bucket `buckets[e]` (int16) of listed pair `e`; see `Neighbours` for offsets and items."""
+    """One signal: item `i` lists `items[offsets[i] : offsets[i + 1]]`, pair `e` in bucket `buckets[e]` (int16)."""
 
     offsets: torch.Tensor
     items: torch.Tensor
@@ -125,23 +126,21 @@ class CandidateSimilarity:
         """Write everything to `path`."""
         tensors = {"weights": self.weights}
         for name, signal in self.signals.items():
-            parts = {"offsets": signal.offsets, "items": signal.items.int(), "buckets": signal.buckets}
-            tensors |= {f"{name}.{part}": value for part, value in parts.items()}
+            tensors |= {f"{name}.{part}": value for part, value in zip(Signal._fields, signal[:3], strict=False)}
         sizes = [[name, signal.n_buckets] for name, signal in self.signals.items()]
         header = {"signals": sizes, "n_last": self.n_last, "fitted_on": self.fitted_on}
         storage.save(path, "candidates", tensors, header)
 
     @classmethod
     def load(cls, path: str | os.PathLike, n_items: int = 0) -> "CandidateSimilarity":
-        """Read what `save` wrote; on the CPU. Items of a catalogue of `n_items` that it does not list have no
-        neighbours."""
+        """Read what `save` wrote; on the CPU. Of `n_items` items, those that are new have no neighbours."""
         tensors, header = storage.load(path, "candidates")
         signals = {}
         for name, n_buckets in header["signals"]:
             offsets, items, buckets = (tensors[f"{name}.{part}"] for part in ("offsets", "items", "buckets"))
             n_new = max(n_items + 1 - len(offsets), 0)
             offsets = torch.cat([offsets, offsets[-1:].expand(n_new)])
-            signals[name] = Signal(offsets, items.long(), buckets, n_buckets)
+            signals[name] = Signal(offsets, items, buckets, n_buckets)
         loaded = cls(signals, header["n_last"], tensors["weights"])
         loaded.fitted_on = header["fitted_on"]
         return loaded
@@ -166,7 +165,7 @@ def build_candidates(config: Any, dataset: Any) -> CandidateSimilarity | None:
     order = np.array([0, *sorted(range(1, len(tokens)), key=lambda item: tokens[item])])  # [N] item ids
     place = np.argsort(order)
     offsets, items = dataset.train_sequences.offsets, place[dataset.train_sequences.items]
-    lists: dict[str, tuple[Neighbours, np.ndarray]] = {}
+    lists: dict[str, tuple[csr_array, np.ndarray]] = {}
     # By content, candidates are compared as they are: what quantising loses is what tells near items apart.
     compared = {name: signal for name, signal in catalogue.content.items() if name in wanted}
     if BEHAVIOR in wanted:
@@ -191,17 +190,17 @@ def _consecutive(offsets: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np
     return items[:-1][together], items[1:][together]
 
 
-def _edges(lists: Neighbours, bins: int, pairs: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
+def _edges(lists: csr_array, bins: int, pairs: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
     """Bucket edges, at most `bins` - 1: quantiles of what is listed, the upper tail of all pairs of items.
 
     Where training pairs can be looked up without having made the lists themselves, every second edge is a quantile of
     the listed ones among them, which is where next items are.
     """
-    if not len(lists.values):
+    if not lists.nnz:
         return np.zeros(0)
     share = bins if pairs is None else bins // 2
     levels = np.arange(1, share) / share
-    edges = np.quantile(lists.values, levels)
+    edges = np.quantile(lists.data, levels)
     if pairs is not None:
         met = _values_of(lists, *pairs)
         if len(met):
@@ -210,23 +209,21 @@ def _edges(lists: Neighbours, bins: int, pairs: tuple[np.ndarray, np.ndarray] | 
     return np.unique(edges - ROUNDING / 2)
 
 
-def _values_of(lists: Neighbours, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def _values_of(lists: csr_array, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Similarities of those pairs of items that are listed."""
-    n_items = len(lists.offsets) - 1
-    keys = np.repeat(np.arange(n_items), np.diff(lists.offsets)) * n_items + lists.items
+    n_items = lists.shape[0]
+    keys = np.repeat(np.arange(n_items), np.diff(lists.indptr)) * n_items + lists.indices
     wanted = left * n_items + right
     place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return lists.values[place[keys[place] == wanted]]
+    return lists.data[place[keys[place] == wanted]]
 
 
-def _signal(lists: Neighbours, edges: np.ndarray, order: np.ndarray, place: np.ndarray) -> Signal:
+def _signal(lists: csr_array, edges: np.ndarray, order: np.ndarray, place: np.ndarray) -> Signal:
     """Discretise lists of neighbours and number their items by id: item `order[i]` stands at place `i` in the lists."""
-    buckets = np.searchsorted(edges, lists.values, side="right").astype(np.int16)
-    counts = np.diff(lists.offsets)[place]
-    offsets = np.r_[0, np.cumsum(counts)]
-    rows = np.repeat(lists.offsets[place] - offsets[:-1], counts) + np.arange(offsets[-1])
-    items = torch.from_numpy(order[lists.items[rows]])
-    return Signal(torch.from_numpy(offsets), items, torch.from_numpy(buckets[rows]), len(edges) + 1)
+    buckets = np.searchsorted(edges, lists.data, side="right").astype(np.int16)
+    by_id = csr_array((buckets, lists.indices, lists.indptr), shape=lists.shape)[place]
+    offsets, items = torch.from_numpy(by_id.indptr).long(), torch.from_numpy(order[by_id.indices]).int()
+    return Signal(offsets, items, torch.from_numpy(by_id.data), len(edges) + 1)
 
 
 def candidates_of(folder: Path, n_items: int = 0) -> CandidateSimilarity | None:

@@ -176,13 +176,12 @@ class Catalogue:
         The mean over the items that have the modality comes off first: the words that all texts share would make
         everything alike. New items do not move it.
         """
-        return {name: self._centred(name) for name in self.modalities}
-
-    def _centred(self, name: str) -> Vectors:
-        assert self.features is not None
-        matrix, present = self.features.matrices[name], self.features.present[name]
-        mean = mean_row(matrix[: self.n_trained][present[: self.n_trained]])
-        return Vectors(functional.normalize(matrix - mean, dim=-1), present)
+        features, found = self.features or ItemFeatures(self.tokens), {}
+        for name, matrix in features.matrices.items():
+            present = features.present[name]
+            mean = mean_row(matrix[: self.n_trained][present[: self.n_trained]])
+            found[name] = Vectors(functional.normalize(matrix - mean, dim=-1), present)
+        return found
 
     @cached_property
     def quantised(self) -> dict[str, Vectors]:

@@ -1,13 +1,13 @@
 """Items near an item, by behaviour or by content: lists of neighbours, never a table of all pairs.
 
-Shapes: N items (row 0 = padding), E listed pairs.
+Lists are the rows of a sparse matrix [N, N] of similarities (float32), ascending by item; no item lists itself.
+
+Shapes: N items (row 0 = padding).
 """
 
-from typing import NamedTuple
-
 import numpy as np
-import scipy.sparse
 import torch
+from scipy.sparse import coo_array, csr_array, diags_array, vstack
 
 WINDOW = 3
 """Items at most this far apart in a training sequence count as met together."""
@@ -19,51 +19,39 @@ ROWS = 1024
 """Items whose similarities to all others are held at once."""
 
 
-class Neighbours(NamedTuple):
-    """Item `i` is listed with `items[offsets[i] : offsets[i + 1]]`, at the similarities `values`; never with itself.
-
-    Attributes
-    ----------
-    offsets : [N + 1]; `items` : [E] ascending within a list; `values` : [E] float32.
-    """
-
-    offsets: np.ndarray
-    items: np.ndarray
-    values: np.ndarray
-
-
-def transitions(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> Neighbours:
+def transitions(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> csr_array:
     """List the `size` items that most often directly followed an item in the training sequences, and how often."""
-    return _lists(_largest(pair_counts(offsets, items, n_items, 1), np.arange(n_items), size))
+    return _largest(pair_counts(offsets, items, n_items, 1), size)
 
 
-def cooccurrence(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> Neighbours:
+def cooccurrence(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> csr_array:
     """List the `size` items met most within `WINDOW` steps of an item, before or after it: their counts as a cosine.
 
     The cosine of two items' counts is the count of both over the root of the product of their totals: what many met
     together with everything is near to nothing.
     """
-    return _lists(_largest(_cosine(_met_together(offsets, items, n_items)), np.arange(n_items), size))
+    counts = _met_together(offsets, items, n_items)
+    scale = diags_array(1.0 / np.sqrt(np.asarray(counts.sum(axis=1)).ravel() + 1.0))
+    return _largest(csr_array(scale @ counts @ scale), size)
 
 
-def walk(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> Neighbours:
+def walk(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> csr_array:
     """List the `size` items a random walk of two steps over co-occurrences reaches most often beyond their popularity.
 
     Most next items have never been met together with the history (92 % on Amazon Sports): the second step finds them.
     """
     counts = _met_together(offsets, items, n_items)
     total = np.asarray(counts.sum(axis=1)).ravel() + 1.0
-    step = scipy.sparse.diags_array(1.0 / total) @ counts
-    beyond = scipy.sparse.diags_array(1.0 / np.sqrt(total))
+    step = diags_array(1.0 / total) @ counts
+    beyond = diags_array(1.0 / np.sqrt(total))
     blocks = []
     for begin in range(0, n_items, ROWS):  # two steps reach a good part of the catalogue: a block of rows at a time
-        block = scipy.sparse.csr_array(step[begin : begin + ROWS] @ step @ beyond)
-        blocks.append(_largest(block, np.arange(begin, min(begin + ROWS, n_items)), size))
-    return _lists(scipy.sparse.vstack(blocks, format="csr"))
+        blocks.append(_largest(csr_array(step[begin : begin + ROWS] @ step @ beyond), size, begin))
+    return csr_array(vstack(blocks, format="csr"))
 
 
 @torch.no_grad()
-def nearest(vectors: torch.Tensor, present: torch.Tensor, size: int) -> Neighbours:
+def nearest(vectors: torch.Tensor, present: torch.Tensor, size: int) -> csr_array:
     """List the `size` items of largest cosine to an item, rounded to `ROUNDING`; of equal ones, the first.
 
     Quantised vectors have few different cosines: without rounding, the last bit would tell equal ones apart.
@@ -75,9 +63,9 @@ def nearest(vectors: torch.Tensor, present: torch.Tensor, size: int) -> Neighbou
     """
     known = torch.nonzero(present).flatten()
     rows = vectors[known].float()
-    size = min(size, len(known) - 1)
+    n_items, size = len(vectors), min(size, len(known) - 1)
     if size < 1:
-        return Neighbours(np.zeros(len(vectors) + 1, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+        return csr_array((n_items, n_items), dtype=np.float32)
     # Less than a step in all: it orders equal cosines and changes no other order.
     later = torch.arange(len(rows), dtype=torch.float64, device=rows.device) / (2 * len(rows))
     blocks = []
@@ -88,13 +76,12 @@ def nearest(vectors: torch.Tensor, present: torch.Tensor, size: int) -> Neighbou
     values, places = (torch.cat(parts) for parts in zip(*blocks, strict=True))
     values = ((values + later[places]).round() * ROUNDING).float()
     items, order = torch.sort(known[places], dim=1)
-    counts = torch.where(present, size, 0).cpu().numpy()
-    return Neighbours(
-        np.r_[0, np.cumsum(counts)], items.flatten().cpu().numpy(), values.gather(1, order).flatten().cpu().numpy()
-    )
+    offsets = torch.cat([torch.zeros_like(known[:1]), torch.where(present, size, 0).cumsum(0)])
+    parts = (values.gather(1, order).flatten(), items.flatten(), offsets)
+    return csr_array(tuple(part.cpu().numpy() for part in parts), shape=(n_items, n_items))
 
 
-def pair_counts(offsets: np.ndarray, items: np.ndarray, n_items: int, window: int) -> scipy.sparse.csr_array:
+def pair_counts(offsets: np.ndarray, items: np.ndarray, n_items: int, window: int) -> csr_array:
     """How often one item comes at most `window` steps before another [N, N]; an item with itself does not count."""
     user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     pairs = []
@@ -104,23 +91,18 @@ def pair_counts(offsets: np.ndarray, items: np.ndarray, n_items: int, window: in
     left, right = np.concatenate(pairs, axis=1)
     left, right = left[left != right], right[left != right]
     ones = np.ones(len(left), np.float64)
-    return scipy.sparse.csr_array(scipy.sparse.coo_array((ones, (left, right)), shape=(n_items, n_items)))
+    return csr_array(coo_array((ones, (left, right)), shape=(n_items, n_items)))
 
 
-def _met_together(offsets: np.ndarray, items: np.ndarray, n_items: int) -> scipy.sparse.csr_array:
+def _met_together(offsets: np.ndarray, items: np.ndarray, n_items: int) -> csr_array:
     counts = pair_counts(offsets, items, n_items, WINDOW)
-    return scipy.sparse.csr_array(counts + counts.T)
+    return csr_array(counts + counts.T)
 
 
-def _cosine(counts: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
-    scale = scipy.sparse.diags_array(1.0 / np.sqrt(np.asarray(counts.sum(axis=1)).ravel() + 1.0))
-    return scipy.sparse.csr_array(scale @ counts @ scale)
-
-
-def _largest(block: scipy.sparse.csr_array, own: np.ndarray, size: int) -> scipy.sparse.csr_array:
-    """Keep the `size` largest entries of every row, without the item `own` of the row; ties by item id."""
+def _largest(block: csr_array, size: int, first: int = 0) -> csr_array:
+    """Keep the `size` largest entries of each row, without its own item; ties by item id. Row 0 is item `first`."""
     row = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
-    keep = block.indices != own[row]
+    keep = block.indices != first + row
     row, item, value = row[keep], block.indices[keep], block.data[keep]
     # What is below the last place of its row goes first: sorting all of it would be most of the work.
     least = np.full(block.shape[0], -np.inf)
@@ -134,9 +116,6 @@ def _largest(block: scipy.sparse.csr_array, own: np.ndarray, size: int) -> scipy
     row, item, value = row[order], item[order], value[order]
     within = np.arange(len(row)) - np.searchsorted(row, row)
     kept = within < size
-    return scipy.sparse.csr_array((value[kept], (row[kept], item[kept])), shape=block.shape)
-
-
-def _lists(matrix: scipy.sparse.csr_array) -> Neighbours:
-    matrix.sort_indices()
-    return Neighbours(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data.astype(np.float32))
+    lists = csr_array((value[kept].astype(np.float32), (row[kept], item[kept])), shape=block.shape)
+    lists.sort_indices()
+    return lists

@@ -3,14 +3,12 @@
 Models of this project are `RankingModel`s, which fills in what they have no use for. RecBole's own are adapted here, by
 `ranker_of`, and nowhere else.
 
-Shapes: B histories, T items of the longest, N items (row 0 = padding), R histories in all.
+Shapes: B histories, T items of the longest, N items (row 0 = padding).
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
@@ -70,40 +68,6 @@ class RankingModel(SequentialRecommender, Ranker):
         """Scores [B] of one item per history, as RecBole asks for them."""
         unique, place = torch.unique(interaction[self.ITEM_ID], return_inverse=True)
         return self.score(interaction[self.ITEM_SEQ], unique).gather(1, place.unsqueeze(1)).squeeze(1)
-
-
-class Encoder(Ranker, Protocol):
-    """A ranker whose scores candidate similarity can be fitted on."""
-
-    def encoder_score(self, histories: torch.Tensor) -> torch.Tensor:
-        """As `score` of all items, without candidate similarity."""
-        ...
-
-
-class Counter(Ranker, Protocol):
-    """A ranker that counts instead of training, with a few settings chosen on validation.
-
-    Attributes
-    ----------
-    grid : setting -> values to choose from, the first where the search begins.
-    """
-
-    grid: dict[str, list[float]]
-
-    @property
-    def chosen(self) -> dict[str, float]:
-        """Setting -> value in use."""
-        ...
-
-    def choose(self, point: Mapping[str, float]) -> None:
-        """Use the values of `point` from now on."""
-
-    def count(self, offsets: np.ndarray, items: np.ndarray) -> None:
-        """Count training sequences, sequence `u` being `items[offsets[u] : offsets[u + 1]]`."""
-
-    def scores_at(self, histories: torch.Tensor, points: Sequence[Mapping[str, float]]) -> Iterator[torch.Tensor]:
-        """Yield the scores [B, N] of histories [B, T] with the values of each point."""
-        ...
 
 
 class RecBoleRanker(Ranker):

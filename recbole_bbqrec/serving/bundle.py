@@ -61,6 +61,7 @@ class Bundle:
     ----------
     model : the trained model, in evaluation mode.
     catalogue : its items, with their features and semantic IDs.
+    item_tokens : tokens by item id, `[PAD]` first.
     settings : the run's settings.
     """
 
@@ -75,12 +76,8 @@ class Bundle:
         checkpoint.load_weights(folder / WEIGHTS, self.model)
         restore_candidates(folder, self.model)
         self.ranker = ranker_of(self.model.eval(), settings)
-        self._ids = {token: index for index, token in enumerate(catalogue.tokens) if index}
-
-    @property
-    def item_tokens(self) -> list[str]:
-        """Tokens by item id, `[PAD]` first."""
-        return self.catalogue.tokens
+        self.item_tokens = catalogue.tokens
+        self._ids = {token: index for index, token in enumerate(self.item_tokens) if index}
 
     def grown(self, new: ItemFeatures, encoded: Encoded | None = None) -> "Bundle":
         """Return a bundle that also scores and reads items that the model was not trained with.

@@ -1,5 +1,6 @@
 """Where a run keeps its files: folders named by everything that can change its result."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class RunFolder:
         key = storage.fingerprint(
             {**learned_from, "model": name},
             str(config["device"]),
-            *(_content(dataset) for dataset in parts),
+            *(part for dataset in parts for part in _content(dataset)),
             storage.source_fingerprint(*_own_modules(written_in)),
             torch.__version__,
         )
@@ -61,20 +62,17 @@ class RunFolder:
         return self.training / "last.safetensors"
 
 
-def _content(dataset: Any) -> dict[str, Any]:
+def _content(dataset: Any) -> Iterator[Any]:
     """Everything of a data set that a model can learn from."""
-    content: dict[str, Any] = {}
-    for name in ("inter_feat", "user_feat", "item_feat"):
-        feat = getattr(dataset, name)
-        content[name] = {} if feat is None else dict(feat.interaction)
-    for field in (dataset.uid_field, dataset.iid_field):
-        content[f"tokens of {field}"] = [str(token) for token in dataset.field2id_token[field]]
+    for feat in (dataset.inter_feat, dataset.user_feat, dataset.item_feat):
+        yield {} if feat is None else dict(feat.interaction)
+    yield [str(token) for token in dataset.field2id_token[dataset.uid_field]]
+    yield dataset.catalogue.tokens
     features, ids = dataset.catalogue.features, dataset.catalogue.semantic_ids
     if features is not None:
-        content["features"] = {"matrices": features.matrices, "present": features.present}
+        yield from (features.matrices, features.present)
     if ids is not None:
-        content["codes"] = {"codes": ids.codes, "vectors": ids.vectors, "present": ids.present}
-    return content
+        yield from (ids.codes, ids.vectors, ids.present)
 
 
 def _own_modules(classes: list[type]) -> list[str]:

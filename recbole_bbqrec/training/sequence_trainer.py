@@ -11,7 +11,6 @@ import torch
 
 from .. import storage
 from ..data.dataloader import WindowDataLoader
-from ..data.sequences import training_sequences
 from ..errors import InputError
 from ..model.candidates import CANDIDATES, HALVES, CandidateSimilarity, build_candidates, candidates_of
 from .averaging import AveragedAdamW
@@ -56,7 +55,7 @@ class SequenceTrainer(ProtocolTrainer):
         if isinstance(train_data, WindowDataLoader):
             return train_data
         dataset = train_data._dataset
-        sequences = dataset.train_sequences or training_sequences(dataset)
+        sequences = dataset.train_sequences
         batches = WindowDataLoader(self.config, dataset, sequences)
         self.logger.info(
             f"Training on {len(sequences)} sequences, {batches.n_targets} targets, {len(batches)} steps an epoch"

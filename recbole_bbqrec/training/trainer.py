@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from recbole.trainer import Trainer
 from recbole.utils import set_color
+from scipy.sparse import csr_array
 from tqdm import tqdm
 
-from ..data.sequences import Seen, seen_before
+from ..data.sequences import seen_before
 from ..errors import InputError
 from ..evaluation.ranking import Ranks, rank_targets, tie_order
 from ..model.padding import LENGTH_INDEPENDENT, group_by_length
@@ -25,6 +26,9 @@ from ..model.protocol import Pairs, ranker_of
 from ..settings import plain_settings
 from . import checkpoint
 from .run_folder import RunFolder
+
+RESUMED = ("cur_step", "best_valid_score", "best_valid_result")
+"""What RecBole's trainer knows of the validation so far; kept with our own state."""
 
 
 @dataclass
@@ -64,7 +68,7 @@ class ProtocolTrainer(Trainer):
         self.state = TrainingState()
         self._folder: RunFolder | None = None
         self._train_dataset: Any = None
-        self._seen: dict[tuple[Any, ...], Seen] = {}
+        self._seen: dict[tuple[Any, ...], csr_array] = {}
 
     @property
     def folder(self) -> RunFolder:
@@ -176,21 +180,15 @@ class ProtocolTrainer(Trainer):
         checkpoint.save_weights(path, self.model, header)
 
     def _save_last(self, epoch: int) -> None:
-        header = {
-            "epoch": epoch,
-            "cur_step": self.cur_step,
-            "best_valid_score": self.best_valid_score,
-            "best_valid_result": self.best_valid_result,
-            "state": asdict(self.state),
-        }
+        header = {"epoch": epoch, "state": asdict(self.state), **{name: getattr(self, name) for name in RESUMED}}
         checkpoint.save_training(self.folder.last, self.model, self.optimizer, header)
 
     def _resume(self) -> None:
         header = checkpoint.load_training(self.folder.last, self.model, self.optimizer)
         self.start_epoch = header["epoch"] + 1
-        self.cur_step, self.best_valid_score = header["cur_step"], header["best_valid_score"]
-        self.best_valid_result = header["best_valid_result"]
         self.state = TrainingState(**header["state"])
+        for name in RESUMED:
+            setattr(self, name, header[name])
         going_on = f"going on at epoch {self.start_epoch}"
         done = "finished run found, training is skipped" if self.state.finished else going_on
         self.logger.info(f"{self.folder.last}: {done} (--resume=False trains anew)")
@@ -266,17 +264,17 @@ class ProtocolTrainer(Trainer):
             ranks[column] = rank_targets(scores, targets, seen, ties, finds_some=True)[column]
         return ranks
 
-    def _seen_before(self, dataset: Any, earlier: list[Any]) -> Seen:
+    def _seen_before(self, dataset: Any, earlier: list[Any]) -> csr_array:
         """Seen items of a split, collected once."""
         datasets = (dataset, *earlier)
         if datasets not in self._seen:
             self._seen[datasets] = seen_before(dataset, earlier)
         return self._seen[datasets]
 
-    def _pairs(self, seen: Seen, rows: np.ndarray) -> Pairs:
+    def _pairs(self, seen: csr_array, rows: np.ndarray) -> Pairs:
         """Everything seen by the given rows, as (index into rows, item) pairs."""
-        index, items = seen.pairs(rows)
-        return torch.from_numpy(index).to(self.device), torch.from_numpy(items).to(self.device)
+        index, items = (torch.from_numpy(part).long().to(self.device) for part in seen[rows].nonzero())
+        return index, items
 
     def timings(self) -> dict[str, float]:
         """Seconds of `train` (all epochs with their validation), of a median `epoch` and of a median `evaluate`."""

@@ -11,9 +11,8 @@ import torch
 from tqdm import tqdm
 
 from .. import storage
-from ..data.sequences import training_sequences
 from ..evaluation.ranking import Ranks, per_row, rank_targets, tie_order
-from ..model.protocol import Counter
+from ..model.untrained import Pop
 from .trainer import ProtocolTrainer
 
 CHOSEN = "chosen.json"
@@ -32,7 +31,7 @@ class UntrainedTrainer(ProtocolTrainer):
     What was chosen stands in `state.chosen`, and in the run's folder in `chosen.json`.
     """
 
-    ranker: Counter
+    ranker: Pop
     _ranked: tuple[Any, list[Any], Ranks] | None = None
     _fit_seconds = 0.0
 
@@ -58,7 +57,7 @@ class UntrainedTrainer(ProtocolTrainer):
         else:
             shutil.rmtree(path.parent, ignore_errors=True)
             started = time.perf_counter()
-            sequences = self._train_dataset.train_sequences or training_sequences(self._train_dataset)
+            sequences = self._train_dataset.train_sequences
             self.ranker.count(sequences.offsets, sequences.items)
             self.ranker.choose(self._best_point(valid_data, show_progress))
             self._fit_seconds = time.perf_counter() - started
@@ -82,33 +81,29 @@ class UntrainedTrainer(ProtocolTrainer):
         """As `ProtocolTrainer.timings`; `train` is counting and choosing."""
         return {**super().timings(), "train": self._fit_seconds}
 
+    @torch.no_grad()
     def _best_point(self, valid_data: Any, show_progress: bool) -> Point:
         """Settings chosen by up to `USERS` users, drawn with the run's seed from users in the order of tokens."""
-        dataset = valid_data._dataset
+        dataset, size = valid_data._dataset, self.config["eval_batch_size"]
         users = dataset.inter_feat[dataset.uid_field].numpy()
         rows = np.argsort(dataset.field2id_token[dataset.uid_field].astype(str)[users], kind="stable")
         rows = np.random.default_rng(self.config["seed"]).permutation(rows)[:USERS]
-        with tqdm(desc="Choose", ncols=100, disable=not show_progress, leave=False) as bar:
-
-            def judge(points: list[Point]) -> list[float]:
-                bar.update(len(points))
-                return self._judge(valid_data, rows, points)
-
-            return coordinate_search(self.ranker.grid, judge)
-
-    @torch.no_grad()
-    def _judge(self, valid_data: Any, rows: np.ndarray, points: list[Point]) -> list[float]:
-        """Mean of the metric over some rows with each of the points."""
-        dataset = valid_data._dataset
         seen, ties = self._seen_before(dataset, [self._train_dataset]), tie_order(dataset.item_num, self.config["seed"])
-        values: list[list[np.ndarray]] = [[] for _ in points]
-        for part in np.array_split(rows, -(-len(rows) // self.config["eval_batch_size"])):
-            interaction, _, _, targets = valid_data.collate_fn(part)
-            histories, targets = interaction[self.model.ITEM_SEQ].to(self.device), targets.to(self.device)
-            for found, scores in zip(values, self.ranker.scores_at(histories, points), strict=True):
-                ranks = rank_targets(scores, targets, self._pairs(seen, part), ties)["masked"]
-                found.append(per_row(ranks.cpu().numpy(), METRIC, CUT_OFF))
-        return [float(np.concatenate(found).mean()) for found in values]
+        bar = tqdm(desc="Choose", ncols=100, disable=not show_progress, leave=False)
+
+        def judge(points: list[Point]) -> list[float]:
+            bar.update(len(points))
+            values: list[list[np.ndarray]] = [[] for _ in points]
+            for part in np.array_split(rows, -(-len(rows) // size)):
+                interaction, _, _, targets = valid_data.collate_fn(part)
+                histories, targets = interaction[self.model.ITEM_SEQ].to(self.device), targets.to(self.device)
+                for found, scores in zip(values, self.ranker.scores_at(histories, points), strict=True):
+                    ranks = rank_targets(scores, targets, self._pairs(seen, part), ties)["masked"]
+                    found.append(per_row(ranks.cpu().numpy(), METRIC, CUT_OFF))
+            return [float(np.concatenate(found).mean()) for found in values]
+
+        with bar:
+            return coordinate_search(self.ranker.grid, judge)
 
 
 def coordinate_search(grid: Mapping[str, list[float]], judge: Callable[[list[Point]], list[float]]) -> Point:

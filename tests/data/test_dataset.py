@@ -97,9 +97,8 @@ def test_seen_items_come_from_the_split_and_not_from_the_truncated_list(tiny):
     users = by_user(tiny_interactions())
     for part, earlier, dropped in ((valid, [train], 2), (test, [train, valid], 1)):
         seen = seen_before(part, earlier)
-        assert seen.n_repeated == 0
         for row, user in enumerate(part.inter_feat["user_id"].tolist()):
-            _, items = seen.pairs(np.array([row]))
+            _, items = seen[[row]].nonzero()
             token = dataset.field2id_token["user_id"][user]
             assert sorted(dataset.catalogue.tokens[item] for item in items) == sorted(users[token][:-dropped])
 
@@ -107,9 +106,11 @@ def test_seen_items_come_from_the_split_and_not_from_the_truncated_list(tiny):
 def test_a_target_met_before_stays_in_the_ranking(tmp_path):
     rows = [row for row in tiny_interactions() if row[0] != "u00"]
     rows += [("u00", item, time) for time, item in enumerate(["i01", "i02", "i05", "i01", "i06"])]
-    _, _, (train, valid, _) = built(write_dataset(tmp_path, rows=rows), "SASRec")
+    _, dataset, (train, valid, _) = built(write_dataset(tmp_path, rows=rows), "SASRec")
     seen = seen_before(valid._dataset, [train._dataset])
-    assert seen.n_repeated == 1
+    row = valid._dataset.inter_feat["user_id"].tolist().index(dataset.token2id("user_id", "u00"))
+    target, met = (dataset.token2id("item_id", token) for token in ("i01", "i02"))
+    assert not seen[row, target] and seen[row, met]
 
 
 def test_every_training_target_occurs_exactly_once(tiny):

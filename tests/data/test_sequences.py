@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_bbqrec.data.sequences import Seen, Sequences, windows
+from recbole_bbqrec.data.sequences import Sequences, windows
 
 
 def sequences_of(lengths):
@@ -29,10 +29,3 @@ def test_windows_stay_in_their_sequence_and_give_targets_context(lengths, window
         for column in range(skipped, size):
             position = start + column + 1 - sequences.offsets[owner[start]]
             assert column + 1 >= min(position, window // 2)
-
-
-def test_seen_pairs_are_those_of_the_asked_rows():
-    seen = Seen(np.array([0, 2, 2, 3]), np.array([4, 7, 9]), 0)
-    rows, items = seen.pairs(np.array([2, 0, 1]))
-    assert rows.tolist() == [0, 1, 1]
-    assert items.tolist() == [9, 4, 7]

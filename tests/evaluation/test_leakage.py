@@ -5,7 +5,7 @@ from conftest import settings
 from recbole_bbqrec import registry
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.dataloader import split_loaders
-from recbole_bbqrec.data.sequences import Seen, Sequences
+from recbole_bbqrec.data.sequences import Sequences
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.evaluation import leakage
 from recbole_bbqrec.evaluation.leakage import check_leakage
@@ -86,13 +86,11 @@ def test_masks_that_are_not_what_came_before(tiny, monkeypatch, split_name, how)
         seen = real(evaluated, earlier)
         if evaluated is not tampered:
             return seen
-        offsets = seen.offsets.copy()
         if how == "one too few":
-            offsets[1:] -= 1
-            return Seen(offsets, seen.items[1:], 0)
-        offsets[1:] += 1
-        unseen = next(item for item in range(1, 41) if item not in seen.items[: seen.offsets[1]])
-        return Seen(offsets, np.insert(seen.items, 0, unseen), 0)
+            seen.data[0] = False  # the first user's
+        else:
+            seen[0, next(item for item in range(1, 41) if not seen[0, item])] = True
+        return seen
 
     monkeypatch.setattr(leakage, "seen_before", wrong)
     with pytest.raises(InputError, match=r"masked items that are not those before the target \(1 users"):

@@ -86,7 +86,7 @@ def test_kept_rows_are_those_of_the_table_and_are_forgotten_after_the_block():
     module = table().eval()
     items = torch.tensor([[3, 0], [5, 1]])
     expected = module(items)
-    with pytest.raises(RuntimeError, match="within"), module.kept():
+    with pytest.raises(RuntimeError, match="within"), module.cached_rows():
         torch.testing.assert_close(module(items), expected)
         module.id_embedding.weight.data += 1.0
         torch.testing.assert_close(module(items), expected)

@@ -3,19 +3,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 
-from recbole_bbqrec.model.neighbours import Neighbours, cooccurrence, nearest, transitions, walk
+from recbole_bbqrec.model.neighbours import cooccurrence, nearest, transitions, walk
 
 OFFSETS, ITEMS = np.array([0, 4, 6, 6]), np.array([1, 2, 3, 2, 1, 2])
 
 
-def table(lists: Neighbours) -> np.ndarray:
-    dense = np.zeros((len(lists.offsets) - 1,) * 2)
-    for row in range(len(dense)):
-        part = slice(lists.offsets[row], lists.offsets[row + 1])
-        assert (np.diff(lists.items[part]) > 0).all()
-        dense[row, lists.items[part]] = lists.values[part]
-    return dense
+def table(lists: csr_array) -> np.ndarray:
+    assert lists.has_canonical_format and lists.dtype == np.float32
+    return lists.toarray()
 
 
 def test_transitions_count_what_directly_follows():
@@ -53,8 +50,8 @@ def test_walk_takes_two_steps_and_keeps_the_largest():
     np.fill_diagonal(wanted, 0)
     np.testing.assert_allclose(table(walk(OFFSETS, ITEMS, 5, size=4)), wanted, atol=1e-5)
     short = walk(OFFSETS, ITEMS, 5, size=1)
-    assert (np.diff(short.offsets) <= 1).all()
-    assert short.items[short.offsets[1]] == wanted[1].argmax()
+    assert (np.diff(short.indptr) <= 1).all()
+    assert short.indices[short.indptr[1]] == wanted[1].argmax()
 
 
 @given(st.integers(1, 12), st.integers(1, 20), st.integers(0, 1000))
@@ -66,17 +63,17 @@ def test_nearest_lists_the_largest_cosines_of_items_that_have_the_signal(n_items
     cosine = (unit @ unit.T).numpy()
     n_known = int(present.sum())
     for item in range(n_items):
-        part = slice(lists.offsets[item], lists.offsets[item + 1])
-        listed = lists.items[part]
+        part = slice(lists.indptr[item], lists.indptr[item + 1])
+        listed = lists.indices[part]
         assert len(listed) == (min(size, n_known - 1) if present[item] else 0)
         assert item not in listed and present[torch.from_numpy(listed)].all()
         others = [other for other in range(n_items) if present[other] and other != item and other not in listed]
         if len(listed) and others:
-            assert lists.values[part].min() >= cosine[item, others].max() - 1.1e-5
-        np.testing.assert_allclose(lists.values[part], cosine[item, listed], atol=1e-5)
+            assert lists.data[part].min() >= cosine[item, others].max() - 1.1e-5
+        np.testing.assert_allclose(lists.data[part], cosine[item, listed], atol=1e-5)
 
 
 @pytest.mark.parametrize("make", [transitions, cooccurrence, walk])
 def test_nothing_known_gives_empty_lists(make):
     lists = make(np.array([0, 1]), np.array([2]), 4, 3)
-    assert lists.offsets.tolist() == [0] * 5 and not len(lists.items)
+    assert lists.indptr.tolist() == [0] * 5 and not lists.nnz
