@@ -1,4 +1,4 @@
-"""Stage 1 with scikit-learn's manners: `fit` on features and training sequences, then `encode` and `decode`."""
+"""Stage 1 with scikit-learn's manners: `fit` on features and training sequences, then `encode`."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -17,8 +17,10 @@ CHUNK = 500
 """Items whose cosines with all others are held at once."""
 MAX_ITEMS = 8000
 """Items the probes are fitted and asked on; more cost time and change the second digit."""
-HELD_OUT, RIDGE, HIDDEN, PASSES, MIN_STEPS, BATCH, LEARNING_RATE = 0.25, 1.0, 128, 50, 100, 512, 3e-3
-"""How the probes are fitted: share of items held out, penalty of the linear one, width and training of the others."""
+HELD_OUT = 0.25
+PASSES, MIN_STEPS, BATCH, LEARNING_RATE = 50, 100, 512, 3e-3
+HIDDEN, RIDGE = 128, 1.0
+"""Width of the nonlinear probes, and penalty of the linear one."""
 
 
 def code_use(codes: torch.Tensor, size: int) -> tuple[list[float], list[float]]:
