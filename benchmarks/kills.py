@@ -54,6 +54,8 @@ if not (folder / "Set").exists():
     shutil.copytree(given["set"], folder / "Set.new")
     (folder / "Set.new").rename(folder / "Set")
 settings = FeatureSettings(image_folder="images", image_encoder=given["model"], encode_batch_size=4)
+for kind in (transformers.AutoModel, transformers.AutoImageProcessor):
+    kind.from_pretrained(given["model"])  # imports what this model needs, which takes longer than to encode with it
 start()
 build_item_features(folder / "Set" / "Set.item", given["tokens"], settings, folder / "cache")
 """
