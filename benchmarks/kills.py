@@ -208,7 +208,10 @@ def disturbed(
     killed = process.returncode == -signal.SIGKILL
     begun = bool(content(folder / "cache" if "cache" in program else folder))
     ended(started(program, given, folder))
-    return {"killed": killed, "begun": begun, "same": content(folder) == calm}
+    found = content(folder)
+    if different := sorted(name for name in found.keys() | calm.keys() if found.get(name) != calm.get(name)):
+        print(f"{folder.parent.name}, trial {trial}: {', '.join(different)}", file=sys.stderr)
+    return {"killed": killed, "begun": begun, "same": not different}
 
 
 if __name__ == "__main__":
