@@ -57,6 +57,8 @@ config = {
     "data_path": folder / "Set", "dataset": "Set", "device": "cpu", "image_folder": "images",
     "image_encoder": given["model"], "encode_batch_size": 4,
 }
+for kind in (transformers.AutoModel, transformers.AutoImageProcessor):
+    kind.from_pretrained(given["model"])  # imports what this model needs, which takes longer than to encode with it
 start()
 build_item_features(config, given["tokens"], folder / "cache")
 """
@@ -209,7 +211,10 @@ def disturbed(
     killed = process.returncode == -signal.SIGKILL
     begun = bool(content(folder / "cache" if "cache" in program else folder))
     ended(started(program, given, folder))
-    return {"killed": killed, "begun": begun, "same": content(folder) == calm}
+    found = content(folder)
+    if different := sorted(name for name in found.keys() | calm.keys() if found.get(name) != calm.get(name)):
+        print(f"{folder.parent.name}, trial {trial}: {', '.join(different)}", file=sys.stderr)
+    return {"killed": killed, "begun": begun, "same": not different}
 
 
 if __name__ == "__main__":

@@ -163,9 +163,11 @@ class _File:
             )
         if not recorded:
             line = f"{self._hash(self.path)}  {self.path.name}\n"
-            # Files fetched by hand may lie where nothing can be written.
-            with contextlib.suppress(OSError), replacing(self.record) as temporary:
-                Path(temporary).write_text(line, encoding="utf-8")
+            with contextlib.suppress(OSError):  # files fetched by hand may lie where nothing can be written
+                for leftover in (self.note, *self.path.parent.glob(f".{self.path.name}.*.tmp")):  # of a killed run too
+                    leftover.unlink(missing_ok=True)
+                with replacing(self.record) as temporary:
+                    Path(temporary).write_text(line, encoding="utf-8")
 
     def _fault(self, path: Path, size: int | None, sha256: str) -> str:
         """Return what is wrong with the file at `path`, or ""."""
@@ -278,8 +280,7 @@ class _File:
         with open(self.part, "r+b") as file:
             os.fsync(file.fileno())
         self.record.unlink(missing_ok=True)  # that of an earlier version
-        os.replace(self.part, self.path)
-        self.note.unlink(missing_ok=True)
+        os.replace(self.part, self.path)  # the note goes when the hash is recorded
 
 
 REPLACED = " (if its publisher replaced it, correct size and sha256)"

@@ -1,10 +1,9 @@
 """Public data sets by their name: fetched and built."""
 
-import contextlib
 import difflib
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +42,15 @@ def public_set(name: str) -> PublicSet:
 
 def obtain(name: str, folder: Path, **options: Any) -> dict[str, Any]:
     """Fetch and build the public data set `name`, telling what is done; see `prepare_public` for options and report."""
-    with telling():
+    logger = logging.getLogger()
+    handlers, level = [*logger.handlers], logger.level
+    if not handlers:  # those who have set up no log of their own see what is logged meanwhile
+        logging.basicConfig(format="%(message)s", level=logging.INFO)
+    try:
         return prepare_public(public_set(name), folder, **options)
+    finally:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
 
 
 def advice(name: str, report: Mapping[str, Any]) -> str:
@@ -53,17 +59,3 @@ def advice(name: str, report: Mapping[str, Any]) -> str:
     note = public_set(name).note
     lines = [note] if note and written.name == name else []
     return "\n".join([*lines, f"next: {run_command(written, '' if written.name == name else TEXT_FIELDS)}"])
-
-
-@contextlib.contextmanager
-def telling() -> Iterator[None]:
-    """Show what is logged meanwhile, for those who have set up no log of their own."""
-    logger = logging.getLogger()
-    handlers, level = [*logger.handlers], logger.level
-    if not handlers:
-        logging.basicConfig(format="%(message)s", level=logging.INFO)
-    try:
-        yield
-    finally:
-        logger.handlers[:] = handlers
-        logger.setLevel(level)

@@ -367,6 +367,23 @@ def test_killed_in_the_middle_it_goes_on_to_the_very_same_bytes(site: Loopback, 
     assert names(tmp_path) == WHOLE
 
 
+@pytest.mark.parametrize("point", ["write_json", "replacing"], ids=["at the note", "at the record"])
+def test_killed_while_small_files_are_written_nothing_is_left(
+    site: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    def killed(path: Path, *_: object) -> None:
+        (path.parent / f".{path.name}.x1.tmp").touch()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(download, point, killed)
+        with pytest.raises(KeyboardInterrupt):
+            get(site, tmp_path)
+    assert len(names(tmp_path)) > 1
+    assert get(site, tmp_path).read_bytes() == CONTENT
+    assert names(tmp_path) == WHOLE
+
+
 def test_killed_before_the_file_got_its_name_nothing_is_asked_for(
     site: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
