@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from ..errors import InputError
 from .atomic import read_atomic
 from .atomic_writer import refuse_existing
@@ -72,7 +74,7 @@ def prepare_own(
     listed = Path(folder) / f"{name}.bad_rows.tsv"
     described: set[str] = set()
 
-    def reviews(dirt: Counter[str]) -> Iterator[Review]:
+    def reviews(dirt: Counter[str]) -> Iterator[pl.DataFrame]:
         yield from read_reviews(interactions, bad[0], of_reviews)
         _enter(dirt, bad[0])
 

@@ -1,32 +1,33 @@
-"""Tables as people keep them, row by row: CSV, TSV, JSON lines and Parquet, chosen by the file's ending.
+"""Tables as people keep them: CSV, TSV, JSON lines and Parquet, chosen by the file's ending.
 
 A file is never held in memory as a whole. A row that cannot be read is handed to `BadRows` with its line and the
 reason, and the rows after it are read as if it were not there.
 """
 
-import contextlib
 import csv
-import gzip
 import itertools
 import json
 import os
 import re
-import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TextIO
 
+import polars as pl
+
 from ..errors import InputError
 from .bad_rows import BadRows
+from .batches import is_undecodable, json_cells, merged, read_lines
+from .raw import Review, frames, open_text
 
 FORMATS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 """Endings that are read, in any case."""
 
 NOT_UTF8 = "not UTF-8 text"
-UNDECODABLE = re.compile("[\ud800-\udfff]")
-"""What stands for bytes that are no text; a lone half of a character, which JSON can spell, is no text either."""
 
+_BYTES = 1 << 20  # of a file with separators that are read at once, as characters
 _LINES_OF_A_CELL = 500  # a quote that is not closed within as many lines was never meant to open a cell
 _KEYS_FROM = 1000  # JSON lines have no header: these many are looked through for column names
 _BATCH = 8192  # rows of a Parquet file that are unpacked at once
@@ -42,9 +43,9 @@ def header(path: str | os.PathLike) -> list[str]:
     kind = _kind(path)
     if kind == ".parquet":
         return list(_parquet(path).schema_arrow.names)
-    with _open_text(path) as file:
+    with _open(path) as file:
         if kind != ".jsonl":
-            return _head(path, _Lines(file), kind)[0]
+            return _Separated(path, file, kind).names
         lines = itertools.islice(file, _KEYS_FROM)
         keys = {key: None for row in map(_json_object, lines) if isinstance(row, dict) for key in row}
     if not keys:
@@ -68,10 +69,48 @@ def read_rows(path: str | os.PathLike, columns: Sequence[int], bad: BadRows) -> 
     bad.start(path)
     if kind == ".parquet":
         yield from _parquet_rows(path, columns)
-    elif kind == ".jsonl":
-        yield from _json_rows(path, columns, bad)
-    else:
-        yield from _separated_rows(path, columns, bad, kind)
+        return
+    names = header(path)
+    with _open(path) as file:
+        if kind != ".jsonl":
+            yield from _Separated(path, file, kind).rows(columns, bad)
+            return
+        for line, text in enumerate(file, start=1):
+            if row := _json_row(line, text, bad):
+                yield line, [row.get(names[at]) for at in columns]
+
+
+def read_frames(
+    path: str | os.PathLike,
+    places: Mapping[str, int],
+    bad: BadRows,
+    plain: Callable[[pl.DataFrame], pl.DataFrame],
+    exact: Callable[[int, Sequence[Any]], Review | None],
+) -> Iterator[pl.DataFrame]:
+    """Yield the reviews of a table in frames, in the order of the file.
+
+    Parameters
+    ----------
+    places : field of `Review` -> position of its column.
+    plain : makes a frame of reviews of the texts of these fields; a row with something null in it is left to `exact`.
+    exact : makes a review of the line and the values of a row, as `read_rows` gives them; None where it cannot be used.
+    """
+    kind, columns, names = _kind(path), list(places.values()), header(path)
+    if kind == ".parquet":
+        yield from frames(filter(None, itertools.starmap(exact, read_rows(path, columns, bad))))
+        return
+    bad.start(path)
+    with _open(path) as file:
+        if kind != ".jsonl":
+            yield from _Separated(path, file, kind).frames(places, bad, plain, exact)
+            return
+        keys = {field: names[at] for field, at in places.items()}
+
+        def made(line: int, text: str) -> Review | None:
+            row = _json_row(line, text.removeprefix("\ufeff") if line == 1 else text, bad)
+            return exact(line, [row.get(key) for key in keys.values()]) if row else None
+
+        yield from read_lines(path, file, lambda lines: plain(json_cells(lines, keys)), made)
 
 
 def _kind(path: str | os.PathLike) -> str:
@@ -84,123 +123,127 @@ def _kind(path: str | os.PathLike) -> str:
     return kind.removesuffix(".gz")
 
 
-@contextlib.contextmanager
-def _open_text(path: str | os.PathLike) -> Iterator[TextIO]:
-    """Open a text file, packed or not; bytes that are no text come as the characters of `UNDECODABLE`."""
-    opener: Any = gzip.open if str(path).lower().endswith(".gz") else open
-    try:
-        with opener(path, "rb") as file:
-            utf16 = file.read(2) in (b"\xff\xfe", b"\xfe\xff")  # what spreadsheets call "Unicode text"
-        encoding = "utf-16" if utf16 else "utf-8-sig"
-        with opener(path, "rt", encoding=encoding, errors="surrogateescape", newline="") as file:
-            yield file
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; correct the path") from None
-    except (OSError, EOFError, UnicodeError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be read ({reason}); copy or export the file again") from error
-
-
-class _Lines:
-    """The lines of a file, numbered, some of which may be put back."""
-
-    def __init__(self, file: Iterator[str]):
-        self._file, self._again, self.number = file, deque[str](), 0
-
-    def __iter__(self) -> "_Lines":
-        return self
-
-    def __next__(self) -> str:
-        line = self._again.popleft() if self._again else next(self._file)
-        self.number += 1
-        return line
-
-    def put_back(self, lines: Sequence[str]) -> None:
-        self._again.extendleft(reversed(lines))
-        self.number -= len(lines)
+def _open(path: str | os.PathLike) -> AbstractContextManager[TextIO]:
+    return open_text(path, "", "correct the path", "copy or export the file again")
 
 
 class _Unreadable(Exception):
     """A row that is no row of the table; its text is the reason."""
 
 
-def _head(path: str | os.PathLike, lines: _Lines, kind: str) -> tuple[list[str], str]:
-    """Read the header line: the names, and the character that separates cells."""
-    first = next((line for line in lines if line.strip()), None)
-    if first is None:
-        raise InputError(f"{path}: the file is empty, expected a header line with the names of the columns")
-    if "\0" in first or UNDECODABLE.search(first):
-        raise InputError(f"{path}, line {lines.number}: the header is {NOT_UTF8}; save the file as CSV UTF-8")
-    separator = "\t"
-    if kind == ".csv":
-        named = re.fullmatch(r"sep=([,;\t])\s*", first)  # Excel's own way to name it, a line before the header
-        first = next(lines, "") if named else first
-        # Spreadsheets take ; where the comma is the decimal sign. The first of equals counts, so the comma does.
-        widths = {mark: len(next(csv.reader([first], delimiter=mark), ())) for mark in ",;\t"}
-        separator = named.group(1) if named else max(widths, key=lambda mark: widths[mark])
-    try:
-        return [cell.strip() for cell in _record(first, lines, separator)], separator
-    except _Unreadable as error:
-        raise InputError(f"{path}, line {lines.number}: the header is unreadable, {error}; mend the line") from None
+class _Separated:
+    """A file of cells with separators, open behind its header: the lines, numbered, some of which may be put back."""
 
+    def __init__(self, path: str | os.PathLike, file: TextIO, kind: str):
+        self._file, self._again, self._number = file, deque[str](), 0
+        first = next((line for line in self if line.strip()), None)
+        if first is None:
+            raise InputError(f"{path}: the file is empty, expected a header line with the names of the columns")
+        if "\0" in first or is_undecodable(first):
+            raise InputError(f"{path}, line {self._number}: the header is {NOT_UTF8}; save the file as CSV UTF-8")
+        self._separator = "\t"
+        if kind == ".csv":
+            named = re.fullmatch(r"sep=([,;\t])\s*", first)  # Excel's own way to name it, a line before the header
+            first = next(self, "") if named else first
+            # Spreadsheets take ; where the comma is the decimal sign. The first of equals counts, so the comma does.
+            widths = {mark: len(next(csv.reader([first], delimiter=mark), ())) for mark in ",;\t"}
+            self._separator = named.group(1) if named else max(widths, key=lambda mark: widths[mark])
+        try:
+            self.names = [cell.strip() for cell in self._record(first)]
+        except _Unreadable as error:
+            raise InputError(f"{path}, line {self._number}: the header is unreadable, {error}; mend the line") from None
 
-def _separated_rows(
-    path: str | os.PathLike, columns: Sequence[int], bad: BadRows, kind: str
-) -> Iterator[tuple[int, list[str]]]:
-    with _open_text(path) as file:
-        lines = _Lines(file)
-        names, separator = _head(path, lines, kind)
-        blank = '\r\n \t"' + separator
-        for first in lines:
-            line = lines.number
-            try:
-                cells = _record(first, lines, separator)
-            except _Unreadable as error:
-                bad.add(line, str(error), first)
-                continue
-            text = "".join(cells)
-            if not text.isascii() and UNDECODABLE.search(text):
-                bad.add(line, NOT_UTF8, separator.join(cells))
-            elif not text.strip(blank):
-                bad.blank += 1
-            elif len(cells) != len(names):
-                bad.add(line, f"{len(cells)} columns instead of {len(names)}", separator.join(cells))
-            else:
+    def __iter__(self) -> "_Separated":
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else next(self._file)
+        self._number += 1
+        return line
+
+    def _put_back(self, lines: Sequence[str]) -> None:
+        self._again.extendleft(reversed(lines))
+        self._number -= len(lines)
+
+    def rows(
+        self, columns: Sequence[int], bad: BadRows, up_to: float = float("inf")
+    ) -> Iterator[tuple[int, list[str]]]:
+        """Yield the readable rows that begin in the lines up to a number; see `read_rows`."""
+        while self._number < up_to and (first := next(self, None)) is not None:
+            line = self._number
+            if cells := self._cells(line, first, bad):
                 yield line, [cells[at] for at in columns]
 
+    def frames(self, places: Mapping[str, int], bad: BadRows, plain: Any, exact: Any) -> Iterator[pl.DataFrame]:
+        """Yield the reviews in frames; see `read_frames`. Where there is a quote, rows are read one by one."""
+        columns, width = list(places.values()), len(self.names)
+        cells = pl.col("line").str.split(self._separator)
+        whole = [pl.when(cells.list.len() == width).then(cells.list.get(at)).alias(to) for to, at in places.items()]
 
-def _record(first: str, lines: _Lines, separator: str) -> list[str]:
-    """Return the cells of the row that begins with the line `first`; quoted cells may reach over several lines."""
-    plain = first.rstrip("\r\n").split(separator)
-    if '"' not in first:
-        return plain
-    taken: list[str] = []
+        def made(line: int, text: str) -> Review | None:
+            cells = self._cells(line, text, bad)
+            return exact(line, [cells[at] for at in columns]) if cells else None
 
-    def feed() -> Iterator[str]:
-        yield first
-        for line in itertools.islice(lines, _LINES_OF_A_CELL):
-            taken.append(line)
-            yield line
+        while taken := [*self._again, *self._file.readlines(_BYTES)]:
+            self._again.clear()
+            start, self._number = self._number + 1, self._number + len(taken)
+            if any('"' in line for line in taken):
+                end = self._number
+                self._put_back(taken)
+                yield from frames(filter(None, itertools.starmap(exact, self.rows(columns, bad, end))))
+            else:
+                yield merged(start, taken, lambda lines: plain(pl.DataFrame({"line": lines}).select(whole)), made)
 
-    try:
-        cells = next(csv.reader(feed(), delimiter=separator, strict=True))
-    except csv.Error as error:
-        lines.put_back(taken)
-        if separator == "\t":  # many programs write TSV without quotes of its own: there a quote is a character
+    def _cells(self, line: int, first: str, bad: BadRows) -> list[str] | None:
+        """Return the cells of the row that begins with `first`; None where it is bad or blank."""
+        try:
+            cells = self._record(first)
+        except _Unreadable as error:
+            bad.add(line, str(error), first)
+            return None
+        if any(map(is_undecodable, cells)):
+            bad.add(line, NOT_UTF8, self._separator.join(cells))
+        elif not "".join(cells).strip('\r\n \t"' + self._separator):
+            bad.blank += 1
+        elif len(cells) != len(self.names):
+            reason = f"{len(cells)} columns instead of {len(self.names)}"
+            bad.add(line, reason, self._separator.join(cells))
+        else:
+            return cells
+        return None
+
+    def _record(self, first: str) -> list[str]:
+        """Return the cells of the row that begins with the line `first`; quoted cells may reach over several lines."""
+        plain = first.rstrip("\r\n").split(self._separator)
+        if '"' not in first:
             return plain
-        never = "unexpected end of data" in str(error)
-        raise _Unreadable("a quote is never closed" if never else f"wrong quotes, {error}") from None
-    if separator == "\t" and taken and any("\t" in cell and {*"\r\n"} & {*cell} for cell in cells):
-        lines.put_back(taken)  # two such characters, rows apart, with whole rows between them
-        return plain
-    return cells
+        taken: list[str] = []
+
+        def feed() -> Iterator[str]:
+            yield first
+            for line in itertools.islice(self, _LINES_OF_A_CELL):
+                taken.append(line)
+                yield line
+
+        try:
+            cells = next(csv.reader(feed(), delimiter=self._separator, strict=True))
+        except csv.Error as error:
+            self._put_back(taken)
+            if self._separator == "\t":  # many programs write TSV without quotes of its own: a quote is a character
+                return plain
+            never = "unexpected end of data" in str(error)
+            raise _Unreadable("a quote is never closed" if never else f"wrong quotes, {error}") from None
+        if self._separator == "\t" and taken and any("\t" in cell and {*"\r\n"} & {*cell} for cell in cells):
+            self._put_back(taken)  # two such characters, rows apart, with whole rows between them
+            return plain
+        return cells
 
 
 def _json_object(line: str) -> dict[str, Any] | str | None:
     """Return the object of a line, the reason why there is none, or None where the line is blank."""
     if not line.strip():
         return None
-    if UNDECODABLE.search(line):
+    if is_undecodable(line):
         return NOT_UTF8
     try:
         row = json.loads(line)
@@ -209,18 +252,15 @@ def _json_object(line: str) -> dict[str, Any] | str | None:
     return row if isinstance(row, dict) else "not a JSON object"
 
 
-def _json_rows(path: str | os.PathLike, columns: Sequence[int], bad: BadRows) -> Iterator[tuple[int, list[Any]]]:
-    names = header(path)
-    wanted = [names[at] for at in columns]
-    with _open_text(path) as file:
-        for line, text in enumerate(file, start=1):
-            row = _json_object(text)
-            if row is None:
-                bad.blank += 1
-            elif isinstance(row, str):
-                bad.add(line, row, text)
-            else:
-                yield line, [row.get(name) for name in wanted]
+def _json_row(line: int, text: str, bad: BadRows) -> dict[str, Any] | None:
+    row = _json_object(text)
+    if isinstance(row, dict):
+        return row
+    if row is None:
+        bad.blank += 1
+    else:
+        bad.add(line, row, text)
+    return None
 
 
 def _parquet(path: str | os.PathLike) -> Any:

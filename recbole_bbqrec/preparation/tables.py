@@ -14,11 +14,14 @@ from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+import polars as pl
+
 from ..errors import InputError
 from .atomic import nearest
 from .bad_rows import BadRows
-from .raw import COLUMN_FLAGS, Item, Review
-from .table_files import NOT_UTF8, UNDECODABLE, header, read_rows
+from .batches import digits, is_undecodable, typed
+from .raw import COLUMN_FLAGS, CONTROL, Item, Review
+from .table_files import NOT_UTF8, header, read_frames, read_rows
 
 _ITEM_IDS = ("item_id", "item", "iid", "parent_asin", "asin", "movie_id", "product_id", "product", "article_id")
 _ITEM_IDS += ("article", "sku", "book_id", "isbn", "track_id", "song_id", "video_id", "business_id", "listing_id")
@@ -47,7 +50,6 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _UNITS = tuple((Decimal(10) ** size, Decimal(10) ** (14 - size)) for size in (11, 14, 17, 20))
 """Below which size a time has which unit: what it is multiplied by to be milliseconds."""
 _EXACT = 1 << 53  # larger floats are not exact, and no names
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
 _WHOLE = re.compile(r"(-?\d+)[.,]0+")
 _ROUNDED = re.compile(r"-?\d([.,]\d+)?E\+\d+", re.IGNORECASE)
 _NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)(e[-+]?\d+)?", re.IGNORECASE | re.ASCII)
@@ -91,8 +93,10 @@ def item_columns(path: str | os.PathLike, given: Mapping[str, str] | None = None
     return _find(path, ITEM_COLUMNS, ("token",), given or {})
 
 
-def read_reviews(path: str | os.PathLike, bad: BadRows, given: Mapping[str, str] | None = None) -> Iterator[Review]:
-    """Yield the interactions of a table in the order of the file; rows that cannot be used go to `bad`.
+def read_reviews(
+    path: str | os.PathLike, bad: BadRows, given: Mapping[str, str] | None = None
+) -> Iterator[pl.DataFrame]:
+    """Yield the interactions of a table in frames, in the order of the file; rows that cannot be used go to `bad`.
 
     Times become milliseconds since 1970. Without a rating column, or where its cell is blank, the rating is NaN.
 
@@ -106,13 +110,17 @@ def read_reviews(path: str | os.PathLike, bad: BadRows, given: Mapping[str, str]
     InputError : the file cannot be read, a column is missing, no row at all can be used, or a row is bad and
         `bad.on_bad` is `error`.
     """
-    columns = review_columns(path, given)
+    places = review_columns(path, given).places
 
     def review(cells: Mapping[str, Any]) -> Review:
         user, item = _identifier("user", cells["user"]), _identifier("item", cells["item"])
         return Review(user, item, _rating(cells.get("rating")), _milliseconds(cells["time"]))
 
-    yield from _read(path, columns, bad, review)
+    made = _maker(places, bad, review)
+    for frame in read_frames(path, places, bad, lambda cells: typed(cells, _plain_milliseconds()), made):
+        bad.good += len(frame)
+        yield frame
+    _refuse_empty(bad)
 
 
 def read_items(path: str | os.PathLike, bad: BadRows, given: Mapping[str, str] | None = None) -> Iterator[Item]:
@@ -122,7 +130,7 @@ def read_items(path: str | os.PathLike, bad: BadRows, given: Mapping[str, str] |
     in Python, or the parts between `|`, `>`, `;` or `,`. Of several images the first counts. Parameters and errors are
     those of `read_reviews`.
     """
-    columns = item_columns(path, given)
+    places = item_columns(path, given).places
 
     def item(cells: Mapping[str, Any]) -> Item:
         texts = {field: _text(cells.get(field)) for field in ("title", "brand", "description", "price")}
@@ -130,7 +138,12 @@ def read_items(path: str | os.PathLike, bad: BadRows, given: Mapping[str, str] |
         image_url = next(iter(_parts(cells.get("image_url"), split=False)), "")
         return Item(token, **texts, categories=categories, image_url=image_url, year=_plain(_text(cells.get("year"))))
 
-    yield from _read(path, columns, bad, item)
+    made = _maker(places, bad, item)
+    for line, values in read_rows(path, list(places.values()), bad):
+        if found := made(line, values):
+            bad.good += 1
+            yield found
+    _refuse_empty(bad)
 
 
 def _find(
@@ -168,18 +181,22 @@ def _plain_name(name: str) -> str:
     return re.sub(r"[\W_]+", "", name).lower()
 
 
-def _read(
-    path: str | os.PathLike, columns: Columns, bad: BadRows, make: Callable[[dict[str, Any]], Any]
-) -> Iterator[Any]:
-    fields = list(columns.places)
-    for line, values in read_rows(path, list(columns.places.values()), bad):
+def _maker(
+    places: Mapping[str, int], bad: BadRows, make: Callable[[dict[str, Any]], Any]
+) -> Callable[[int, Sequence[Any]], Any]:
+    """Return a function of line and values that gives what `make` does of a row, None where the row is bad."""
+
+    def made(line: int, values: Sequence[Any]) -> Any:
         try:
-            made = make(dict(zip(fields, values, strict=True)))
+            return make(dict(zip(places, values, strict=True)))
         except _Bad as error:
             bad.add(line, error.reason, error.text)
-            continue
-        bad.good += 1
-        yield made
+            return None
+
+    return made
+
+
+def _refuse_empty(bad: BadRows) -> None:
     if not bad.good:
         raise InputError(f"no row can be used; {bad.summary()}; mend the file, or name its columns")
 
@@ -197,7 +214,7 @@ def _text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return " ".join(filter(None, map(_text, value)))
     text = str(value).strip()
-    if not text.isascii() and UNDECODABLE.search(text):
+    if is_undecodable(text):
         raise _Bad(NOT_UTF8, text)
     return text
 
@@ -215,7 +232,7 @@ def _identifier(what: str, value: Any) -> str:
     text = _text(value)
     if not text:
         raise _Bad(f"{what}: blank", "")
-    if _CONTROL.search(text):
+    if CONTROL.search(text):
         raise _Bad(f"{what}: a tab, line end or control character inside", text)
     if _ROUNDED.fullmatch(text):  # 1.23457E+12 may have been several names
         raise _Bad(f"{what}: a number that a spreadsheet has rounded (export the column as text)", text)
@@ -261,6 +278,23 @@ def _milliseconds(value: Any) -> int:
         except (ValueError, OverflowError):  # the 31st of February
             pass
     raise _Bad("time: neither a number of seconds nor a date like 2024-01-31 12:30", text)
+
+
+def _plain_milliseconds() -> pl.Expr:
+    """Return the column `time` as `_milliseconds` does, null for what is neither digits nor a common date."""
+    whole, text = digits(18), pl.col("time").str.replace("T", " ", literal=True)
+    date = r"^[12][0-9]{3}-[0-9]{2}-[0-9]{2}"
+    filled = (
+        pl.when(text.str.contains(rf"{date}$"))
+        .then(text + " 00:00:00")
+        .when(text.str.contains(rf"{date} [0-9]{{2}}:[0-5][0-9]$"))
+        .then(text + ":00")
+        .when(text.str.contains(rf"{date} [0-9]{{2}}:[0-5][0-9]:[0-5][0-9]$"))
+        .then(text)
+    )
+    moment = filled.str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="ms", strict=False).dt.epoch("ms")
+    scaled = pl.when(whole < 10**11).then(whole * 1000).when(whole < 10**14).then(whole)
+    return pl.coalesce(scaled.when(whole < 10**17).then(whole // 1000).otherwise(whole // 10**6), moment)
 
 
 def _date_time(found: re.Match[str]) -> int:
