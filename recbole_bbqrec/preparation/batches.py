@@ -18,8 +18,8 @@ from .raw import REVIEWS, UNDECODABLE, Review
 _LINES = 1 << 15  # lines that are read at once
 _BYTES = 1 << 20  # the same where Python reads them, as characters
 
-# JSON as RFC 8259 has it, but for what is told apart better by the exact rules: escapes in keys, lists within lists, and
-# objects within the record, unless a colon or blank in their keys shows that none of these can be a key looked for.
+# JSON as RFC 8259 has it, but for what is left to the exact rules: escapes in keys, lists within lists, and objects
+# within the record, unless a colon or blank in each of their keys shows that it is none of those looked for.
 _TEXT = r'"(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*"'
 _SCALAR = rf"(?:{_TEXT}|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?|true|false|null)"
 _KEY = r'"[^"\\\x00-\x1f]*"'

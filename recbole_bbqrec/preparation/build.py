@@ -16,7 +16,7 @@ and items are held as 64-bit hashes and wait on the disk, beside the files to be
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def build(
     shuffle_ties: int | None = None,
     expected: Mapping[str, int] | None = None,
     progress: bool = True,
-    add: Callable[[Path], Any] = lambda folder: None,
+    add: Callable[[Path], None] | None = None,
 ) -> dict[str, Any]:
     """Write `<folder>/<name>/<name>.inter` and `.item`; the folder appears whole or not at all.
 
@@ -75,7 +75,7 @@ def build(
         names = temporary / "names"
         names.mkdir()
         found = _hashed(reviews(dirt), names, progress)
-        once = found.sort("time", maintain_order=True).unique(["user", "item"], keep="first", maintain_order=True)
+        once = found.filter(_earliest(found))
         n_read, n_once = len(found), len(once)
         del found
         left = k_core(once, user_core, item_core)
@@ -94,7 +94,8 @@ def build(
         del left, users
         bar = tqdm(items(dirt), desc="read items", unit="row", unit_scale=True, disable=not progress, leave=False)
         n_items = write_items(temporary / f"{name}.item", tokens.to_list(), bar, dirt)
-        add(temporary)
+        if add:
+            add(temporary)
     dropped = {
         "reviews of a user about an item reviewed before": n_read - n_once,
         "reviews of users or items with too few of them": n_once - counts["interactions"],
@@ -111,12 +112,14 @@ def build(
 
 def k_core(reviews: pl.DataFrame, user_core: int, item_core: int) -> pl.DataFrame:
     """Return the largest set of reviews in which every user has `user_core` and every item `item_core` of them."""
-    cores = [pl.len().over(name) >= core for name, core in (("user", user_core), ("item", item_core)) if core > 1]
-    while True:
-        left = reviews.filter(*cores)
-        if len(left) == len(reviews):
-            return left
-        reviews = left
+    cores = [(name, core) for name, core in (("user", user_core), ("item", item_core)) if core > 1]
+    before = None
+    while len(reviews) != before:
+        before = len(reviews)
+        for name, core in cores:
+            left = reviews.group_by(name).len().filter(pl.col("len") >= core)
+            reviews = reviews.join(left, on=name, how="semi", maintain_order="left")
+    return reviews
 
 
 def check_options(
@@ -151,6 +154,20 @@ def _hash(names: pl.Series) -> pl.Series:
     return names.hash()
 
 
+def _earliest(reviews: pl.DataFrame) -> pl.Series:
+    """Return, for every review, whether it counts by rule 1."""
+    # Few pairs come twice, and sorting one number per review takes far less memory than grouping reviews.
+    pairs = reviews["user"] * 3 + reviews["item"]
+    ordered = pairs.sort()
+    several = pairs.is_in(ordered.filter(ordered == ordered.shift()).unique())
+    del pairs, ordered
+    again = reviews.with_row_index("row").filter(several).sort("time", "row")
+    first = again.unique(["user", "item"], keep="first", maintain_order=True)["row"]
+    counts = ~several
+    counts[first] = True
+    return counts
+
+
 def _numbered(reviews: pl.DataFrame, column: str, folder: Path) -> tuple[pl.DataFrame, pl.Series]:
     """Return `reviews` with numbers for hashes in one column, and the names in the order of the numbers, sorted."""
     left = reviews.select(pl.col(column).unique()).lazy()
@@ -164,9 +181,9 @@ def _numbered(reviews: pl.DataFrame, column: str, folder: Path) -> tuple[pl.Data
 
 
 def _ordered(reviews: pl.DataFrame, shuffle_ties: int | None) -> pl.DataFrame:
-    """Return the reviews, sorted by time and place in the file, in the order of `.inter`, rule 3."""
+    """Return the reviews, which are in the order of the file, in that of `.inter`, rule 3."""
     if shuffle_ties is None:
-        return reviews.sort("user", maintain_order=True)
+        return reviews.sort("user", "time", maintain_order=True)
     # One random number per row of an order that owes nothing to the file.
     reviews = reviews.sort("user", "time", "item")
     chance = np.random.default_rng(shuffle_ties).permutation(len(reviews))

@@ -1,6 +1,5 @@
 """Anyone's own tables and images to a data set: `bbqrec prepare <Name> --from interactions.csv --items items.csv`."""
 
-import contextlib
 import os
 import shlex
 import shutil
@@ -13,7 +12,6 @@ import polars as pl
 
 from ..errors import InputError
 from .atomic import read_atomic
-from .atomic_writer import refuse_existing
 from .bad_rows import BadRows, write_bad_rows
 from .build import build
 from .images import images_by_token
@@ -86,10 +84,16 @@ def prepare_own(
         _enter(dirt, bad[1])
         write_bad_rows(listed, bad)  # now, so that a data set never stands without the list of what it lacks
 
-    with _staged(Path(folder), name, pictures) as place:
-        report = build(name, reviews, texts, place, user_core, item_core, shuffle_ties, progress=progress)
-        tokens = set(read_atomic(place / name / f"{name}.item", ["item_id"])[0]["item_id"])
-    report["folder"] = str(Path(folder) / name)
+    def copy_pictures(place: Path) -> None:
+        (place / "images").mkdir()
+        for path in pictures.values():
+            shutil.copyfile(path, place / "images" / path.name)
+
+    options: dict[str, Any] = {"progress": progress, "add": copy_pictures if pictures else None}
+    report = build(name, reviews, texts, folder, user_core, item_core, shuffle_ties, **options)
+    place = Path(folder) / name
+    tokens = set(read_atomic(place / f"{name}.item", ["item_id"])[0]["item_id"])
+    report["folder"] = str(place)
     report["columns"] = {path: {"used": used.used, "unused": used.unused} for path, used in found.items()}
     report["bad_rows"] = [rows.summary() for rows in bad[: len(found)]]
     report["bad_rows_file"] = str(listed) if listed.is_file() else None
@@ -143,22 +147,3 @@ def _images(folder: str | os.PathLike | None) -> dict[str, Path]:
 
 def _enter(dirt: Counter[str], bad: BadRows) -> None:
     dirt.update({f"bad rows of {bad.path.name}, {reason}": count for reason, count in bad.counts.items()})
-
-
-@contextlib.contextmanager
-def _staged(folder: Path, name: str, pictures: Mapping[str, Path]) -> Iterator[Path]:
-    """Yield the folder to build in; with pictures one aside, so that they and the tables appear in one step."""
-    if not pictures:
-        yield folder
-        return
-    refuse_existing(folder / name)
-    aside = folder / f".{name}.own.part"
-    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
-    try:
-        yield aside
-        (aside / name / "images").mkdir()
-        for path in pictures.values():
-            shutil.copyfile(path, aside / name / "images" / path.name)
-        os.rename(aside / name, folder / name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
