@@ -34,6 +34,7 @@ Items = Callable[[Counter[str]], Iterable[Item]]
 COUNTS: tuple[str, ...] = ("users", "items", "interactions")
 
 _BLOCK = 1 << 18  # rows that are written at once
+_PARTS = 4  # names are looked up by a part of their hashes at a time, which takes less memory
 
 
 def build(
@@ -144,7 +145,7 @@ def _hashed(frames: Iterable[pl.DataFrame], names: Path, progress: bool) -> pl.D
         for frame in frames:
             hashed = frame.with_columns(_hash(frame["user"]), _hash(frame["item"]))
             named = frame.select(user_name="user", item_name="item").hstack(hashed.select("user", "item"))
-            named.write_ipc(names / f"{len(found)}.arrow")
+            named.write_ipc(names / f"{len(found)}.arrow", compression="lz4")
             found.append(hashed)
             bar.update(len(frame))
     return pl.concat(found)
@@ -170,14 +171,19 @@ def _earliest(reviews: pl.DataFrame) -> pl.Series:
 
 def _numbered(reviews: pl.DataFrame, column: str, folder: Path) -> tuple[pl.DataFrame, pl.Series]:
     """Return `reviews` with numbers for hashes in one column, and the names in the order of the numbers, sorted."""
-    left = reviews.select(pl.col(column).unique()).lazy()
     named = pl.scan_ipc(folder / "*.arrow").select(column, name=f"{column}_name")
-    found = named.join(left, on=column, how="semi").unique().collect(engine="streaming").sort("name")
+    parts = []
+    for part in range(_PARTS):
+        left = reviews.lazy().select(column).filter(pl.col(column) % _PARTS == part).unique()
+        parts.append(named.join(left, on=column, how="semi").unique().collect(engine="streaming"))
+    found = pl.concat(parts).sort("name")
+    del parts
     if twice := found.filter(pl.col(column).is_duplicated()).sort(column)["name"].to_list():
         raise InputError(f"{twice[0]!r} and {twice[1]!r} have the same hash, a rare chance; rename one of them")
-    numbers = found.select(column).with_row_index("number")
-    reviews = reviews.join(numbers, on=column, how="left", maintain_order="left")
-    return reviews.with_columns(pl.col("number").alias(column)).drop("number"), found["name"]
+    numbers = reviews.select(column).join(
+        found.select(column).with_row_index("number"), on=column, how="left", maintain_order="left"
+    )
+    return reviews.with_columns(numbers["number"].alias(column)), found["name"]
 
 
 def _ordered(reviews: pl.DataFrame, shuffle_ties: int | None) -> pl.DataFrame:

@@ -76,7 +76,7 @@ def read_rows(path: str | os.PathLike, columns: Sequence[int], bad: BadRows) -> 
             yield from _Separated(path, file, kind).rows(columns, bad)
             return
         for line, text in enumerate(file, start=1):
-            if row := _json_row(line, text, bad):
+            if (row := _json_row(line, text, bad)) is not None:
                 yield line, [row.get(names[at]) for at in columns]
 
 
@@ -108,7 +108,7 @@ def read_frames(
 
         def made(line: int, text: str) -> Review | None:
             row = _json_row(line, text.removeprefix("\ufeff") if line == 1 else text, bad)
-            return exact(line, [row.get(key) for key in keys.values()]) if row else None
+            return None if row is None else exact(line, [row.get(key) for key in keys.values()])
 
         yield from read_lines(path, file, lambda lines: plain(json_cells(lines, keys)), made)
 
