@@ -16,8 +16,7 @@ from .bad_rows import BadRows, write_bad_rows
 from .build import build
 from .images import images_by_token
 from .raw import COLUMN_FLAGS, Item, Review
-from .table_files import header
-from .tables import item_columns, read_items, read_reviews, review_columns
+from .tables import header, item_columns, read_items, read_reviews, review_columns
 
 TEXTS = ("title", "brand", "categories", "description")
 """Fields that say what an item is."""

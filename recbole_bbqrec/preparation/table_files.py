@@ -11,9 +11,9 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import polars as pl
 
@@ -33,98 +33,62 @@ _KEYS_FROM = 1000  # JSON lines have no header: these many are looked through fo
 _BATCH = 8192  # rows of a Parquet file that are unpacked at once
 
 
-def header(path: str | os.PathLike) -> list[str]:
-    """Return the names of the columns as they stand in the file, stripped of blanks.
+Exact = Callable[[int, Sequence[Any]], Review | None]
+
+
+class Table(Protocol):
+    """An open table; it is read once, by `rows` or by `frames`.
+
+    Attributes
+    ----------
+    names : those of the columns as they stand in the file, stripped of blanks.
+    """
+
+    names: list[str]
+
+    def rows(self, columns: Sequence[int], bad: BadRows) -> Iterator[tuple[int, list[Any]]]:
+        """Yield `(line, values)` of every readable row, with the values of `columns`; the others go to `bad`.
+
+        Lines count from 1 as an editor shows them, a row of several lines by its first; in Parquet they are rows.
+        Values of CSV and TSV are `str`, others what the file holds, `None` where a value is missing.
+        """
+        ...
+
+    def frames(
+        self, places: Mapping[str, int], bad: BadRows, plain: Callable[[pl.DataFrame], pl.DataFrame], exact: Exact
+    ) -> Iterator[pl.DataFrame]:
+        """Yield the reviews in frames, in the order of the file.
+
+        Parameters
+        ----------
+        places : field of `Review` -> position of its column.
+        plain : makes a frame of reviews of the texts of these fields; a row with a null in it is left to `exact`.
+        exact : makes a review of a line and its values, as `rows` gives them; None where it cannot be used.
+        """
+        ...
+
+
+@contextmanager
+def open_table(path: str | os.PathLike) -> Iterator[Table]:
+    """Open a table.
 
     Raises
     ------
-    InputError : the file is missing, empty, damaged or of another format.
+    InputError : the file is missing, empty, damaged or of another format; also within the block.
     """
-    kind = _kind(path)
-    if kind == ".parquet":
-        return list(_parquet(path).schema_arrow.names)
-    with _open(path) as file:
-        if kind != ".jsonl":
-            return _Separated(path, file, kind).names
-        lines = itertools.islice(file, _KEYS_FROM)
-        keys = {key: None for row in map(_json_object, lines) if isinstance(row, dict) for key in row}
-    if not keys:
-        raise InputError(f"{path}: no JSON object in the first {_KEYS_FROM} lines, expected one a line")
-    return list(keys)
-
-
-def read_rows(path: str | os.PathLike, columns: Sequence[int], bad: BadRows) -> Iterator[tuple[int, list[Any]]]:
-    """Yield `(line, values)` of every readable row; the others go to `bad`.
-
-    Parameters
-    ----------
-    columns : positions in `header(path)` of the values that are wanted, in the order wanted.
-
-    Returns
-    -------
-    Lines count from 1 as an editor shows them, a row of several lines by its first; in Parquet they are rows. Values of
-    CSV and TSV are `str`, others what the file holds, `None` where a value is missing.
-    """
-    kind = _kind(path)
-    bad.start(path)
-    if kind == ".parquet":
-        yield from _parquet_rows(path, columns)
-        return
-    names = header(path)
-    with _open(path) as file:
-        if kind != ".jsonl":
-            yield from _Separated(path, file, kind).rows(columns, bad)
-            return
-        for line, text in enumerate(file, start=1):
-            if (row := _json_row(line, text, bad)) is not None:
-                yield line, [row.get(names[at]) for at in columns]
-
-
-def read_frames(
-    path: str | os.PathLike,
-    places: Mapping[str, int],
-    bad: BadRows,
-    plain: Callable[[pl.DataFrame], pl.DataFrame],
-    exact: Callable[[int, Sequence[Any]], Review | None],
-) -> Iterator[pl.DataFrame]:
-    """Yield the reviews of a table in frames, in the order of the file.
-
-    Parameters
-    ----------
-    places : field of `Review` -> position of its column.
-    plain : makes a frame of reviews of the texts of these fields; a row with something null in it is left to `exact`.
-    exact : makes a review of the line and the values of a row, as `read_rows` gives them; None where it cannot be used.
-    """
-    kind, columns, names = _kind(path), list(places.values()), header(path)
-    if kind == ".parquet":
-        yield from frames(filter(None, itertools.starmap(exact, read_rows(path, columns, bad))))
-        return
-    bad.start(path)
-    with _open(path) as file:
-        if kind != ".jsonl":
-            yield from _Separated(path, file, kind).frames(places, bad, plain, exact)
-            return
-        keys = {field: names[at] for field, at in places.items()}
-
-        def made(line: int, text: str) -> Review | None:
-            row = _json_row(line, text.removeprefix("\ufeff") if line == 1 else text, bad)
-            return None if row is None else exact(line, [row.get(key) for key in keys.values()])
-
-        yield from read_lines(path, file, lambda lines: plain(json_cells(lines, keys)), made)
-
-
-def _kind(path: str | os.PathLike) -> str:
-    """Return the format, as an ending without `.gz`."""
     name = Path(path).name.lower()
     kind = next((ending for ending in FORMATS if name.endswith(ending)), None)
     if kind is None:
         hint = "; save the sheet as CSV UTF-8" if name.endswith((".xlsx", ".xls", ".ods")) else ""
         raise InputError(f"{path}: found the ending {Path(path).suffix!r}, expected one of {', '.join(FORMATS)}{hint}")
-    return kind.removesuffix(".gz")
-
-
-def _open(path: str | os.PathLike) -> AbstractContextManager[TextIO]:
-    return open_text(path, "", "correct the path", "copy or export the file again")
+    if kind == ".parquet":
+        yield _Parquet(path)
+        return
+    with open_text(path, "", "correct the path", "copy or export the file again") as file:
+        if kind.startswith(".jsonl"):
+            yield _JsonLines(path, file)
+        else:
+            yield _Separated(path, file, kind.removesuffix(".gz"))
 
 
 class _Unreadable(Exception):
@@ -175,7 +139,7 @@ class _Separated:
                 yield line, [cells[at] for at in columns]
 
     def frames(self, places: Mapping[str, int], bad: BadRows, plain: Any, exact: Any) -> Iterator[pl.DataFrame]:
-        """Yield the reviews in frames; see `read_frames`. Where there is a quote, rows are read one by one."""
+        """Yield the reviews; see `Table`. Where there is a quote, rows are read one by one."""
         columns, width = list(places.values()), len(self.names)
         cells = pl.col("line").str.split(self._separator)
         whole = [pl.when(cells.list.len() == width).then(cells.list.get(at)).alias(to) for to, at in places.items()]
@@ -239,6 +203,42 @@ class _Separated:
         return cells
 
 
+class _JsonLines:
+    """A file with one JSON object a line."""
+
+    def __init__(self, path: str | os.PathLike, file: TextIO):
+        self._path, self._file = path, file
+        rows = map(_json_object, itertools.islice(file, _KEYS_FROM))
+        self.names = list({key: None for row in rows if isinstance(row, dict) for key in row})
+        if not self.names:
+            raise InputError(f"{path}: no JSON object in the first {_KEYS_FROM} lines, expected one a line")
+        file.seek(0)
+
+    def rows(self, columns: Sequence[int], bad: BadRows) -> Iterator[tuple[int, list[Any]]]:
+        for line, text in enumerate(self._file, start=1):
+            if (values := self._values(line, text, columns, bad)) is not None:
+                yield line, values
+
+    def frames(self, places: Mapping[str, int], bad: BadRows, plain: Any, exact: Exact) -> Iterator[pl.DataFrame]:
+        keys = {field: self.names[at] for field, at in places.items()}
+
+        def made(line: int, text: str) -> Review | None:
+            values = self._values(line, text, list(places.values()), bad)
+            return None if values is None else exact(line, values)
+
+        return read_lines(self._path, self._file, lambda lines: plain(json_cells(lines, keys)), made)
+
+    def _values(self, line: int, text: str, columns: Sequence[int], bad: BadRows) -> list[Any] | None:
+        row = _json_object(text.removeprefix("\ufeff") if line == 1 else text)
+        if isinstance(row, dict):
+            return [row.get(self.names[at]) for at in columns]
+        if row is None:
+            bad.blank += 1
+        else:
+            bad.add(line, row, text)
+        return None
+
+
 def _json_object(line: str) -> dict[str, Any] | str | None:
     """Return the object of a line, the reason why there is none, or None where the line is blank."""
     if not line.strip():
@@ -252,45 +252,38 @@ def _json_object(line: str) -> dict[str, Any] | str | None:
     return row if isinstance(row, dict) else "not a JSON object"
 
 
-def _json_row(line: int, text: str, bad: BadRows) -> dict[str, Any] | None:
-    row = _json_object(text)
-    if isinstance(row, dict):
-        return row
-    if row is None:
-        bad.blank += 1
-    else:
-        bad.add(line, row, text)
-    return None
+class _Parquet:
+    """A Parquet file, whose values have types of their own: rows are read one by one."""
 
+    def __init__(self, path: str | os.PathLike):
+        try:
+            from pyarrow import ArrowException, parquet
+        except ImportError as error:
+            raise InputError(
+                f"{path}: reading Parquet needs pyarrow, which is not installed; pip install 'recbole-bbqrec[parquet]'"
+            ) from error
+        self._path = path
+        try:
+            self._file = parquet.ParquetFile(path)
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file; correct the path") from None
+        except (OSError, ArrowException) as error:
+            raise InputError(f"{path}: not a readable Parquet file ({error}); copy or export it again") from error
+        self.names = list(self._file.schema_arrow.names)
 
-def _parquet(path: str | os.PathLike) -> Any:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise InputError(
-            f"{path}: reading Parquet needs pyarrow, which is not installed; pip install 'recbole-bbqrec[parquet]'"
-        ) from error
-    try:
-        return parquet.ParquetFile(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; correct the path") from None
-    except (OSError, ArrowException) as error:
-        raise InputError(f"{path}: not a readable Parquet file ({error}); copy or export it again") from error
+    def rows(self, columns: Sequence[int], bad: BadRows) -> Iterator[tuple[int, list[Any]]]:
+        wanted, row = [self.names[at] for at in columns], 0
+        try:
+            for batch in self._file.iter_batches(_BATCH, columns=sorted(set(wanted))):
+                for values in zip(*(_values(batch.column(name)) for name in wanted), strict=True):
+                    row += 1
+                    yield row, list(values)
+        except (OSError, ValueError, OverflowError) as error:
+            place = f"{self._path}, after row {row}"
+            raise InputError(f"{place}: the Parquet file is damaged ({error}); copy or export it again") from error
 
-
-def _parquet_rows(path: str | os.PathLike, columns: Sequence[int]) -> Iterator[tuple[int, list[Any]]]:
-    file = _parquet(path)
-    names = file.schema_arrow.names
-    wanted = [names[at] for at in columns]
-    row = 0
-    try:
-        for batch in file.iter_batches(_BATCH, columns=sorted(set(wanted))):
-            for values in zip(*(_values(batch.column(name)) for name in wanted), strict=True):
-                row += 1
-                yield row, list(values)
-    except (OSError, ValueError, OverflowError) as error:
-        place = f"{path}, after row {row}"
-        raise InputError(f"{place}: the Parquet file is damaged ({error}); copy or export it again") from error
+    def frames(self, places: Mapping[str, int], bad: BadRows, plain: Any, exact: Exact) -> Iterator[pl.DataFrame]:
+        return frames(filter(None, itertools.starmap(exact, self.rows(list(places.values()), bad))))
 
 
 def _values(column: Any) -> list[Any]:

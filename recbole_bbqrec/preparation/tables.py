@@ -21,7 +21,7 @@ from .atomic import nearest
 from .bad_rows import BadRows
 from .batches import digits, is_undecodable, typed
 from .raw import COLUMN_FLAGS, CONTROL, Item, Review
-from .table_files import NOT_UTF8, header, read_frames, read_rows
+from .table_files import NOT_UTF8, open_table
 
 _ITEM_IDS = ("item_id", "item", "iid", "parent_asin", "asin", "movie_id", "product_id", "product", "article_id")
 _ITEM_IDS += ("article", "sku", "book_id", "isbn", "track_id", "song_id", "video_id", "business_id", "listing_id")
@@ -46,6 +46,7 @@ ITEM_COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """Field of an item -> names by which its column is known, the likeliest first. The token alone is needed."""
 
+_NEEDED = {"user", "item", "time", "token"}
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _UNITS = tuple((Decimal(10) ** size, Decimal(10) ** (14 - size)) for size in (11, 14, 17, 20))
 """Below which size a time has which unit: what it is multiplied by to be milliseconds."""
@@ -85,12 +86,12 @@ class _Bad(Exception):
 
 def review_columns(path: str | os.PathLike, given: Mapping[str, str] | None = None) -> Columns:
     """Find the columns of a file of interactions, `given` (field -> name) before guesses by `REVIEW_COLUMNS`."""
-    return _find(path, REVIEW_COLUMNS, ("user", "item", "time"), given or {})
+    return _find(path, header(path), REVIEW_COLUMNS, given or {})
 
 
 def item_columns(path: str | os.PathLike, given: Mapping[str, str] | None = None) -> Columns:
     """Find the columns of a file of items, `given` (field -> name) before guesses by `ITEM_COLUMNS`."""
-    return _find(path, ITEM_COLUMNS, ("token",), given or {})
+    return _find(path, header(path), ITEM_COLUMNS, given or {})
 
 
 def read_reviews(
@@ -110,16 +111,18 @@ def read_reviews(
     InputError : the file cannot be read, a column is missing, no row at all can be used, or a row is bad and
         `bad.on_bad` is `error`.
     """
-    places = review_columns(path, given).places
 
     def review(cells: Mapping[str, Any]) -> Review:
         user, item = _identifier("user", cells["user"]), _identifier("item", cells["item"])
         return Review(user, item, _rating(cells.get("rating")), _milliseconds(cells["time"]))
 
-    made = _maker(places, bad, review)
-    for frame in read_frames(path, places, bad, lambda cells: typed(cells, _plain_milliseconds()), made):
-        bad.good += len(frame)
-        yield frame
+    bad.start(path)
+    with open_table(path) as table:
+        places = _find(path, table.names, REVIEW_COLUMNS, given or {}).places
+        made = _maker(places, bad, review)
+        for frame in table.frames(places, bad, lambda cells: typed(cells, _plain_milliseconds()), made):
+            bad.good += len(frame)
+            yield frame
     _refuse_empty(bad)
 
 
@@ -130,7 +133,6 @@ def read_items(path: str | os.PathLike, bad: BadRows, given: Mapping[str, str] |
     in Python, or the parts between `|`, `>`, `;` or `,`. Of several images the first counts. Parameters and errors are
     those of `read_reviews`.
     """
-    places = item_columns(path, given).places
 
     def item(cells: Mapping[str, Any]) -> Item:
         texts = {field: _text(cells.get(field)) for field in ("title", "brand", "description", "price")}
@@ -138,18 +140,26 @@ def read_items(path: str | os.PathLike, bad: BadRows, given: Mapping[str, str] |
         image_url = next(iter(_parts(cells.get("image_url"), split=False)), "")
         return Item(token, **texts, categories=categories, image_url=image_url, year=_plain(_text(cells.get("year"))))
 
-    made = _maker(places, bad, item)
-    for line, values in read_rows(path, list(places.values()), bad):
-        if found := made(line, values):
-            bad.good += 1
-            yield found
+    bad.start(path)
+    with open_table(path) as table:
+        places = _find(path, table.names, ITEM_COLUMNS, given or {}).places
+        made = _maker(places, bad, item)
+        for line, values in table.rows(list(places.values()), bad):
+            if found := made(line, values):
+                bad.good += 1
+                yield found
     _refuse_empty(bad)
 
 
+def header(path: str | os.PathLike) -> list[str]:
+    """Return the names of the columns as they stand in a file; errors are those of `open_table`."""
+    with open_table(path) as table:
+        return table.names
+
+
 def _find(
-    path: str | os.PathLike, known: Mapping[str, tuple[str, ...]], needed: Sequence[str], given: Mapping[str, str]
+    path: str | os.PathLike, names: Sequence[str], known: Mapping[str, tuple[str, ...]], given: Mapping[str, str]
 ) -> Columns:
-    names = header(path)
     if unknown := sorted(set(given) - set(known)):
         raise InputError(f"{path}: there is no field {unknown[0]!r} ({nearest(unknown[0], known)}); correct its name")
     plain = [_plain_name(name) for name in names]
@@ -163,7 +173,7 @@ def _find(
         how = f"name the right one with {COLUMN_FLAGS[field]}"
         if len(found) > 1:
             raise InputError(f"{path}: {' and '.join(names[at] for at in found)} may both be the {field}; {how}")
-        if not found and (field in given or field in needed):
+        if not found and (field in given or field in _NEEDED):
             wanted = given.get(field) or known[field][0]
             raise InputError(
                 f"{path}: found no column for the {field}, expected {wanted} in the first line "

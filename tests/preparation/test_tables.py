@@ -21,8 +21,7 @@ from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.preparation import bad_rows, table_files
 from recbole_bbqrec.preparation.bad_rows import BadRows, write_bad_rows
 from recbole_bbqrec.preparation.raw import Item, Review
-from recbole_bbqrec.preparation.table_files import header
-from recbole_bbqrec.preparation.tables import item_columns, read_items, read_reviews, review_columns
+from recbole_bbqrec.preparation.tables import header, item_columns, read_items, read_reviews, review_columns
 
 ROWS = [("ann", "lamp", 1_700_000_000, 4.5), ("bob", "tent", 1_700_000_060, 3.0)]
 REVIEWS = [Review(user, item, rating, time * 1000) for user, item, time, rating in ROWS]
