@@ -44,7 +44,7 @@ def reviews(path: str | os.PathLike, release: str, dirt: Counter[str]) -> Iterat
 
     def exact(number: int, line: str) -> Review | None:
         record = _record(line, _decode, "review", dirt)
-        return _review(*map(record.get, keys.values()), dirt) if record is not None else None
+        return None if record is None else _review(record, keys, dirt)
 
     with _open(path) as file:
         yield from read_lines(path, file, lambda lines: typed(json_cells(lines, keys), digits(15)), exact)
@@ -94,8 +94,9 @@ def _record(line: str, parse: Callable[[str], Any], what: str, dirt: Counter[str
     return None
 
 
-def _review(user: Any, item: Any, rating: Any, time: Any, dirt: Counter[str]) -> Review | None:
-    user, item, rating, time = as_token(user), as_token(item), as_rating(rating), as_time(time)
+def _review(record: dict[str, Any], keys: dict[str, str], dirt: Counter[str]) -> Review | None:
+    user, item = as_token(record.get(keys["user"])), as_token(record.get(keys["item"]))
+    rating, time = as_rating(record.get(keys["rating"])), as_time(record.get(keys["time"]))
     if not user or not item:
         dirt[f"reviews without {'a user' if not user else 'an item'}"] += 1
     elif time is None:

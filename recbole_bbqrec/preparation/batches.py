@@ -59,7 +59,7 @@ def read_lines(
     """
     done = 0
     with contextlib.suppress(pl.exceptions.ComputeError):
-        for frame in pl.scan_lines(path, glob=False).collect_batches(chunk_size=_LINES):
+        for frame in pl.scan_lines(os.fspath(path), glob=False).collect_batches(chunk_size=_LINES):
             lines = frame.to_series()
             if lines.str.contains("\r", literal=True).any():
                 break

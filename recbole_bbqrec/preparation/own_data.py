@@ -16,7 +16,8 @@ from .bad_rows import BadRows, write_bad_rows
 from .build import build
 from .images import images_by_token
 from .raw import COLUMN_FLAGS, Item, Review
-from .tables import header, item_columns, read_items, read_reviews, review_columns
+from .table_files import open_table
+from .tables import item_columns, read_items, read_reviews, review_columns
 
 TEXTS = ("title", "brand", "categories", "description")
 """Fields that say what an item is."""
@@ -26,7 +27,7 @@ def prepare_own(
     name: str,
     interactions: str | os.PathLike,
     items: str | os.PathLike | None,
-    folder: str | os.PathLike,
+    folder: str | Path,
     *,
     images: str | os.PathLike | None = None,
     columns: Mapping[str, str] | None = None,
@@ -60,9 +61,10 @@ def prepare_own(
     given = dict(columns or {})
     of_reviews = {field: given.pop(field) for field in Review._fields if field in given}
     found = {str(interactions): review_columns(interactions, of_reviews)}
-    if items is not None and "token" not in given and of_reviews.get("item") in header(items):
-        given["token"] = of_reviews["item"]  # both tables call it the same
     if items is not None:
+        with open_table(items) as table:
+            if "token" not in given and of_reviews.get("item") in table.names:
+                given["token"] = of_reviews["item"]  # both tables call it the same
         found[str(items)] = item_columns(items, given)
     elif given:
         raise InputError(f"--item-id-column: found the column {sorted(given.values())[0]}, expected --items with it")
@@ -72,11 +74,11 @@ def prepare_own(
     described: set[str] = set()
 
     def reviews(dirt: Counter[str]) -> Iterator[pl.DataFrame]:
-        yield from read_reviews(interactions, bad[0], of_reviews)
+        yield from read_reviews(interactions, found[str(interactions)].places, bad[0])
         _enter(dirt, bad[0])
 
     def texts(dirt: Counter[str]) -> Iterator[Item]:
-        for item in () if items is None else read_items(items, bad[1], given):
+        for item in () if items is None else read_items(items, found[str(items)].places, bad[1]):
             if any((item.title, item.brand, item.categories, item.description)):
                 described.add(item.token)
             yield item

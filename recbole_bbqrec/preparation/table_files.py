@@ -11,14 +11,14 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import polars as pl
 
 from ..errors import InputError
-from .bad_rows import BadRows
+from .bad_rows import Bad, BadRows
 from .batches import is_undecodable, json_cells, merged, read_lines
 from .raw import Review, frames, open_text
 
@@ -33,7 +33,8 @@ _KEYS_FROM = 1000  # JSON lines have no header: these many are looked through fo
 _BATCH = 8192  # rows of a Parquet file that are unpacked at once
 
 
-Exact = Callable[[int, Sequence[Any]], Review | None]
+Plain = Callable[[pl.DataFrame], pl.DataFrame]
+Exact = Callable[[Sequence[Any]], Review]
 
 
 class Table(Protocol):
@@ -54,16 +55,14 @@ class Table(Protocol):
         """
         ...
 
-    def frames(
-        self, places: Mapping[str, int], bad: BadRows, plain: Callable[[pl.DataFrame], pl.DataFrame], exact: Exact
-    ) -> Iterator[pl.DataFrame]:
+    def frames(self, places: Mapping[str, int], bad: BadRows, plain: Plain, exact: Exact) -> Iterator[pl.DataFrame]:
         """Yield the reviews in frames, in the order of the file.
 
         Parameters
         ----------
         places : field of `Review` -> position of its column.
         plain : makes a frame of reviews of the texts of these fields; a row with a null in it is left to `exact`.
-        exact : makes a review of a line and its values, as `rows` gives them; None where it cannot be used.
+        exact : makes a review of the values of a row, as `rows` gives them, or raises `Bad`.
         """
         ...
 
@@ -91,10 +90,6 @@ def open_table(path: str | os.PathLike) -> Iterator[Table]:
             yield _Separated(path, file, kind.removesuffix(".gz"))
 
 
-class _Unreadable(Exception):
-    """A row that is no row of the table; its text is the reason."""
-
-
 class _Separated:
     """A file of cells with separators, open behind its header: the lines, numbered, some of which may be put back."""
 
@@ -114,7 +109,7 @@ class _Separated:
             self._separator = named.group(1) if named else max(widths, key=lambda mark: widths[mark])
         try:
             self.names = [cell.strip() for cell in self._record(first)]
-        except _Unreadable as error:
+        except Bad as error:
             raise InputError(f"{path}, line {self._number}: the header is unreadable, {error}; mend the line") from None
 
     def __iter__(self) -> "_Separated":
@@ -135,18 +130,18 @@ class _Separated:
         """Yield the readable rows that begin in the lines up to a number; see `read_rows`."""
         while self._number < up_to and (first := next(self, None)) is not None:
             line = self._number
-            if cells := self._cells(line, first, bad):
+            if cells := bad.made(line, self._cells, first, bad):
                 yield line, [cells[at] for at in columns]
 
-    def frames(self, places: Mapping[str, int], bad: BadRows, plain: Any, exact: Any) -> Iterator[pl.DataFrame]:
+    def frames(self, places: Mapping[str, int], bad: BadRows, plain: Plain, exact: Exact) -> Iterator[pl.DataFrame]:
         """Yield the reviews; see `Table`. Where there is a quote, rows are read one by one."""
         columns, width = list(places.values()), len(self.names)
         cells = pl.col("line").str.split(self._separator)
         whole = [pl.when(cells.list.len() == width).then(cells.list.get(at)).alias(to) for to, at in places.items()]
 
         def made(line: int, text: str) -> Review | None:
-            cells = self._cells(line, text, bad)
-            return exact(line, [cells[at] for at in columns]) if cells else None
+            cells = bad.made(line, self._cells, text, bad)
+            return bad.made(line, exact, [cells[at] for at in columns]) if cells else None
 
         while taken := [*self._again, *self._file.readlines(_BYTES)]:
             self._again.clear()
@@ -154,27 +149,21 @@ class _Separated:
             if any('"' in line for line in taken):
                 end = self._number
                 self._put_back(taken)
-                yield from frames(filter(None, itertools.starmap(exact, self.rows(columns, bad, end))))
+                yield from _one_by_one(self.rows(columns, bad, end), bad, exact)
             else:
                 yield merged(start, taken, lambda lines: plain(pl.DataFrame({"line": lines}).select(whole)), made)
 
-    def _cells(self, line: int, first: str, bad: BadRows) -> list[str] | None:
-        """Return the cells of the row that begins with `first`; None where it is bad or blank."""
-        try:
-            cells = self._record(first)
-        except _Unreadable as error:
-            bad.add(line, str(error), first)
-            return None
+    def _cells(self, first: str, bad: BadRows) -> list[str]:
+        """Return the cells of the row that begins with the line `first`, [] where it is blank."""
+        cells = self._record(first)
         if any(map(is_undecodable, cells)):
-            bad.add(line, NOT_UTF8, self._separator.join(cells))
-        elif not "".join(cells).strip('\r\n \t"' + self._separator):
+            raise Bad(NOT_UTF8, self._separator.join(cells))
+        if not "".join(cells).strip('\r\n \t"' + self._separator):
             bad.blank += 1
-        elif len(cells) != len(self.names):
-            reason = f"{len(cells)} columns instead of {len(self.names)}"
-            bad.add(line, reason, self._separator.join(cells))
-        else:
-            return cells
-        return None
+            return []
+        if len(cells) != len(self.names):
+            raise Bad(f"{len(cells)} columns instead of {len(self.names)}", self._separator.join(cells))
+        return cells
 
     def _record(self, first: str) -> list[str]:
         """Return the cells of the row that begins with the line `first`; quoted cells may reach over several lines."""
@@ -196,7 +185,7 @@ class _Separated:
             if self._separator == "\t":  # many programs write TSV without quotes of its own: a quote is a character
                 return plain
             never = "unexpected end of data" in str(error)
-            raise _Unreadable("a quote is never closed" if never else f"wrong quotes, {error}") from None
+            raise Bad("a quote is never closed" if never else f"wrong quotes, {error}", first) from None
         if self._separator == "\t" and taken and any("\t" in cell and {*"\r\n"} & {*cell} for cell in cells):
             self._put_back(taken)  # two such characters, rows apart, with whole rows between them
             return plain
@@ -208,48 +197,49 @@ class _JsonLines:
 
     def __init__(self, path: str | os.PathLike, file: TextIO):
         self._path, self._file = path, file
-        rows = map(_json_object, itertools.islice(file, _KEYS_FROM))
-        self.names = list({key: None for row in rows if isinstance(row, dict) for key in row})
+        keys: dict[str, None] = {}
+        for line in itertools.islice(file, _KEYS_FROM):
+            with suppress(Bad):
+                keys |= dict.fromkeys(_json_object(line))
+        self.names = list(keys)
         if not self.names:
             raise InputError(f"{path}: no JSON object in the first {_KEYS_FROM} lines, expected one a line")
         file.seek(0)
 
     def rows(self, columns: Sequence[int], bad: BadRows) -> Iterator[tuple[int, list[Any]]]:
         for line, text in enumerate(self._file, start=1):
-            if (values := self._values(line, text, columns, bad)) is not None:
+            if values := bad.made(line, self._values, text, columns, bad):
                 yield line, values
 
-    def frames(self, places: Mapping[str, int], bad: BadRows, plain: Any, exact: Exact) -> Iterator[pl.DataFrame]:
-        keys = {field: self.names[at] for field, at in places.items()}
+    def frames(self, places: Mapping[str, int], bad: BadRows, plain: Plain, exact: Exact) -> Iterator[pl.DataFrame]:
+        columns, keys = list(places.values()), {field: self.names[at] for field, at in places.items()}
 
         def made(line: int, text: str) -> Review | None:
-            values = self._values(line, text, list(places.values()), bad)
-            return None if values is None else exact(line, values)
+            text = text.removeprefix("\ufeff") if line == 1 else text
+            values = bad.made(line, self._values, text, columns, bad)
+            return bad.made(line, exact, values) if values else None
 
         return read_lines(self._path, self._file, lambda lines: plain(json_cells(lines, keys)), made)
 
-    def _values(self, line: int, text: str, columns: Sequence[int], bad: BadRows) -> list[Any] | None:
-        row = _json_object(text.removeprefix("\ufeff") if line == 1 else text)
-        if isinstance(row, dict):
-            return [row.get(self.names[at]) for at in columns]
-        if row is None:
+    def _values(self, text: str, columns: Sequence[int], bad: BadRows) -> list[Any]:
+        """Return the values of a line, [] where it is blank."""
+        if not text.strip():
             bad.blank += 1
-        else:
-            bad.add(line, row, text)
-        return None
+            return []
+        row = _json_object(text)
+        return [row.get(self.names[at]) for at in columns]
 
 
-def _json_object(line: str) -> dict[str, Any] | str | None:
-    """Return the object of a line, the reason why there is none, or None where the line is blank."""
-    if not line.strip():
-        return None
+def _json_object(line: str) -> dict[str, Any]:
     if is_undecodable(line):
-        return NOT_UTF8
+        raise Bad(NOT_UTF8, line)
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        return "not JSON"
-    return row if isinstance(row, dict) else "not a JSON object"
+        raise Bad("not JSON", line) from None
+    if not isinstance(row, dict):
+        raise Bad("not a JSON object", line)
+    return row
 
 
 class _Parquet:
@@ -282,8 +272,8 @@ class _Parquet:
             place = f"{self._path}, after row {row}"
             raise InputError(f"{place}: the Parquet file is damaged ({error}); copy or export it again") from error
 
-    def frames(self, places: Mapping[str, int], bad: BadRows, plain: Any, exact: Exact) -> Iterator[pl.DataFrame]:
-        return frames(filter(None, itertools.starmap(exact, self.rows(list(places.values()), bad))))
+    def frames(self, places: Mapping[str, int], bad: BadRows, plain: Plain, exact: Exact) -> Iterator[pl.DataFrame]:
+        return _one_by_one(self.rows(list(places.values()), bad), bad, exact)
 
 
 def _values(column: Any) -> list[Any]:
@@ -291,3 +281,7 @@ def _values(column: Any) -> list[Any]:
         return column.to_pylist()
     except UnicodeDecodeError:
         return column.cast("binary").to_pylist()  # the text is then decoded cell by cell, and bad rows are named
+
+
+def _one_by_one(rows: Iterator[tuple[int, list[Any]]], bad: BadRows, exact: Exact) -> Iterator[pl.DataFrame]:
+    return frames(filter(None, (bad.made(line, exact, values) for line, values in rows)))

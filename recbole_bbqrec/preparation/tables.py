@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ import polars as pl
 
 from ..errors import InputError
 from .atomic import nearest
-from .bad_rows import BadRows
+from .bad_rows import Bad, BadRows
 from .batches import digits, is_undecodable, typed
 from .raw import COLUMN_FLAGS, CONTROL, Item, Review
 from .table_files import NOT_UTF8, open_table
@@ -76,57 +76,44 @@ class Columns(NamedTuple):
     unused: list[str]
 
 
-class _Bad(Exception):
-    """A cell that makes its row unusable: `reason` and the text of the cell."""
-
-    def __init__(self, reason: str, text: str):
-        super().__init__(reason)
-        self.reason, self.text = reason, text
-
-
 def review_columns(path: str | os.PathLike, given: Mapping[str, str] | None = None) -> Columns:
     """Find the columns of a file of interactions, `given` (field -> name) before guesses by `REVIEW_COLUMNS`."""
-    return _find(path, header(path), REVIEW_COLUMNS, given or {})
+    return _find(path, REVIEW_COLUMNS, given or {})
 
 
 def item_columns(path: str | os.PathLike, given: Mapping[str, str] | None = None) -> Columns:
     """Find the columns of a file of items, `given` (field -> name) before guesses by `ITEM_COLUMNS`."""
-    return _find(path, header(path), ITEM_COLUMNS, given or {})
+    return _find(path, ITEM_COLUMNS, given or {})
 
 
-def read_reviews(
-    path: str | os.PathLike, bad: BadRows, given: Mapping[str, str] | None = None
-) -> Iterator[pl.DataFrame]:
+def read_reviews(path: str | os.PathLike, places: Mapping[str, int], bad: BadRows) -> Iterator[pl.DataFrame]:
     """Yield the interactions of a table in frames, in the order of the file; rows that cannot be used go to `bad`.
 
     Times become milliseconds since 1970. Without a rating column, or where its cell is blank, the rating is NaN.
 
     Parameters
     ----------
-    path : file with an ending out of `table_files.FORMATS`.
-    given : field of `Review` -> name of its column; the others are guessed by `REVIEW_COLUMNS`.
+    places : field of `Review` -> position of its column, see `review_columns`.
 
     Raises
     ------
-    InputError : the file cannot be read, a column is missing, no row at all can be used, or a row is bad and
-        `bad.on_bad` is `error`.
+    InputError : the file cannot be read, no row at all can be used, or a row is bad and `bad.on_bad` is `error`.
     """
 
-    def review(cells: Mapping[str, Any]) -> Review:
+    def review(values: Sequence[Any]) -> Review:
+        cells = dict(zip(places, values, strict=True))
         user, item = _identifier("user", cells["user"]), _identifier("item", cells["item"])
         return Review(user, item, _rating(cells.get("rating")), _milliseconds(cells["time"]))
 
     bad.start(path)
     with open_table(path) as table:
-        places = _find(path, table.names, REVIEW_COLUMNS, given or {}).places
-        made = _maker(places, bad, review)
-        for frame in table.frames(places, bad, lambda cells: typed(cells, _plain_milliseconds()), made):
+        for frame in table.frames(places, bad, lambda cells: typed(cells, _plain_milliseconds()), review):
             bad.good += len(frame)
             yield frame
-    _refuse_empty(bad)
+    bad.refuse_none()
 
 
-def read_items(path: str | os.PathLike, bad: BadRows, given: Mapping[str, str] | None = None) -> Iterator[Item]:
+def read_items(path: str | os.PathLike, places: Mapping[str, int], bad: BadRows) -> Iterator[Item]:
     """Yield the items of a table in the order of the file; rows that cannot be used go to `bad`.
 
     Texts are as they came but for blanks around them. Categories are a list: that of the file, one written as JSON or
@@ -134,7 +121,8 @@ def read_items(path: str | os.PathLike, bad: BadRows, given: Mapping[str, str] |
     those of `read_reviews`.
     """
 
-    def item(cells: Mapping[str, Any]) -> Item:
+    def item(values: Sequence[Any]) -> Item:
+        cells = dict(zip(places, values, strict=True))
         texts = {field: _text(cells.get(field)) for field in ("title", "brand", "description", "price")}
         token, categories = _identifier("item", cells["token"]), _parts(cells.get("categories"))
         image_url = next(iter(_parts(cells.get("image_url"), split=False)), "")
@@ -142,24 +130,16 @@ def read_items(path: str | os.PathLike, bad: BadRows, given: Mapping[str, str] |
 
     bad.start(path)
     with open_table(path) as table:
-        places = _find(path, table.names, ITEM_COLUMNS, given or {}).places
-        made = _maker(places, bad, item)
         for line, values in table.rows(list(places.values()), bad):
-            if found := made(line, values):
+            if found := bad.made(line, item, values):
                 bad.good += 1
                 yield found
-    _refuse_empty(bad)
+    bad.refuse_none()
 
 
-def header(path: str | os.PathLike) -> list[str]:
-    """Return the names of the columns as they stand in a file; errors are those of `open_table`."""
+def _find(path: str | os.PathLike, known: Mapping[str, tuple[str, ...]], given: Mapping[str, str]) -> Columns:
     with open_table(path) as table:
-        return table.names
-
-
-def _find(
-    path: str | os.PathLike, names: Sequence[str], known: Mapping[str, tuple[str, ...]], given: Mapping[str, str]
-) -> Columns:
+        names = table.names
     if unknown := sorted(set(given) - set(known)):
         raise InputError(f"{path}: there is no field {unknown[0]!r} ({nearest(unknown[0], known)}); correct its name")
     plain = [_plain_name(name) for name in names]
@@ -191,26 +171,6 @@ def _plain_name(name: str) -> str:
     return re.sub(r"[\W_]+", "", name).lower()
 
 
-def _maker(
-    places: Mapping[str, int], bad: BadRows, make: Callable[[dict[str, Any]], Any]
-) -> Callable[[int, Sequence[Any]], Any]:
-    """Return a function of line and values that gives what `make` does of a row, None where the row is bad."""
-
-    def made(line: int, values: Sequence[Any]) -> Any:
-        try:
-            return make(dict(zip(places, values, strict=True)))
-        except _Bad as error:
-            bad.add(line, error.reason, error.text)
-            return None
-
-    return made
-
-
-def _refuse_empty(bad: BadRows) -> None:
-    if not bad.good:
-        raise InputError(f"no row can be used; {bad.summary()}; mend the file, or name its columns")
-
-
 def _text(value: Any) -> str:
     """Return a cell as text: "" where there is none, whole numbers without `.0`, lists with blanks between."""
     if value is None or value != value:  # NaN
@@ -225,7 +185,7 @@ def _text(value: Any) -> str:
         return " ".join(filter(None, map(_text, value)))
     text = str(value).strip()
     if is_undecodable(text):
-        raise _Bad(NOT_UTF8, text)
+        raise Bad(NOT_UTF8, text)
     return text
 
 
@@ -238,14 +198,14 @@ def _plain(text: str) -> str:
 def _identifier(what: str, value: Any) -> str:
     """Return the name of a user or an item, as text."""
     if isinstance(value, (bool, list, tuple, Mapping)):
-        raise _Bad(f"{what}: not one name", str(value))
+        raise Bad(f"{what}: not one name", str(value))
     text = _text(value)
     if not text:
-        raise _Bad(f"{what}: blank", "")
+        raise Bad(f"{what}: blank", "")
     if CONTROL.search(text):
-        raise _Bad(f"{what}: a tab, line end or control character inside", text)
+        raise Bad(f"{what}: a tab, line end or control character inside", text)
     if _ROUNDED.fullmatch(text):  # 1.23457E+12 may have been several names
-        raise _Bad(f"{what}: a number that a spreadsheet has rounded (export the column as text)", text)
+        raise Bad(f"{what}: a number that a spreadsheet has rounded (export the column as text)", text)
     return _plain(text)
 
 
@@ -259,7 +219,7 @@ def _rating(value: Any) -> float:
     number = None if isinstance(value, bool) else _number(text)
     rating = math.nan if number is None else float(number)
     if text and not math.isfinite(rating):
-        raise _Bad("rating: not a number", text)
+        raise Bad("rating: not a number", text)
     return rating
 
 
@@ -276,7 +236,7 @@ def _milliseconds(value: Any) -> int:
         return (value - _EPOCH.date()).days * 86_400_000
     text = _text(value)
     if not text:
-        raise _Bad("time: blank", "")
+        raise Bad("time: blank", "")
     number = None if isinstance(value, bool) else _number(text)
     if number is not None:
         for limit, factor in _UNITS:
@@ -287,7 +247,7 @@ def _milliseconds(value: Any) -> int:
             return _date_time(found)
         except (ValueError, OverflowError):  # the 31st of February
             pass
-    raise _Bad("time: neither a number of seconds nor a date like 2024-01-31 12:30", text)
+    raise Bad("time: neither a number of seconds nor a date like 2024-01-31 12:30", text)
 
 
 def _plain_milliseconds() -> pl.Expr:
