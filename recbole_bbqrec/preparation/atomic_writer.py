@@ -4,6 +4,7 @@ The counterpart of `atomic.py`, which reads back exactly what is written here.
 """
 
 import contextlib
+import glob
 import math
 import os
 import shutil
@@ -112,7 +113,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     InputError : `target` exists, before the block or after it.
     """
     refuse_existing(target)
-    temporary = _temporary(target, os.getpid())
+    temporary = target.parent / f".{target.name}.{os.getpid()}.part"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
@@ -141,17 +142,8 @@ def refuse_existing(target: Path) -> None:
         raise InputError(f"{target}: exists already, expected none yet; use it, or move it away to prepare it again")
 
 
-def _temporary(target: Path, process: int) -> Path:
-    return target.parent / f".{target.name}.{process}.part"
-
-
 def _remove_leftovers(target: Path) -> None:
-    for path in target.parent.glob(f".{_literal(target.name)}.*.part"):
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
         process = path.name.removeprefix(f".{target.name}.").removesuffix(".part")
         if process.isdigit() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _literal(name: str) -> str:
-    """Return `name` as a glob pattern for itself."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

@@ -12,7 +12,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple, TextIO
 
@@ -52,18 +52,8 @@ class Item(NamedTuple):
 
 
 COLUMN_FLAGS = {
-    "user": "--user-column",
-    "item": "--item-column",
-    "time": "--time-column",
-    "rating": "--rating-column",
-    "token": "--item-id-column",
-    "title": "--title-column",
-    "brand": "--brand-column",
-    "categories": "--categories-column",
-    "description": "--description-column",
-    "price": "--price-column",
-    "image_url": "--image-url-column",
-    "year": "--year-column",
+    field: f"--{'item-id' if field == 'token' else field.replace('_', '-')}-column"
+    for field in ("user", "item", "time", "rating", *Item._fields)
 }
 """Field of a review or an item (`token` is an item's name) -> flag that names its column in a table."""
 
@@ -108,24 +98,23 @@ def as_token(value: Any) -> str:
 
 def as_rating(value: Any) -> float:
     """Return a rating as a number, NaN where `value` is none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return math.nan
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return math.nan
-    return number if math.isfinite(number) else math.nan
+    number = _number(float, value)
+    return number if number is not None and math.isfinite(number) else math.nan
 
 
 def as_time(value: Any) -> int | None:
     """Return a time as an integer, None where `value` is none; atomic files hold times as float64, so up to 2^53."""
+    time = _number(int, value)
+    return time if time is not None and abs(time) <= 1 << 53 else None
+
+
+def _number(kind: Callable[[Any], Any], value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
-        time = int(value)
+        return kind(value)
     except (ValueError, OverflowError):
         return None
-    return time if abs(time) <= 1 << 53 else None
 
 
 @contextlib.contextmanager

@@ -7,13 +7,14 @@ reason, and the rows after it are read as if it were not there.
 import csv
 import itertools
 import json
+import math
 import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 import polars as pl
 
@@ -37,15 +38,11 @@ Plain = Callable[[pl.DataFrame], pl.DataFrame]
 Exact = Callable[[Sequence[Any]], Review]
 
 
-class Table(Protocol):
-    """An open table; it is read once, by `rows` or by `frames`.
-
-    Attributes
-    ----------
-    names : those of the columns as they stand in the file, stripped of blanks.
-    """
+class Table:
+    """An open table; it is read once, by `rows` or by `frames`."""
 
     names: list[str]
+    """Names of the columns as they stand in the file, stripped of blanks."""
 
     def rows(self, columns: Sequence[int], bad: BadRows) -> Iterator[tuple[int, list[Any]]]:
         """Yield `(line, values)` of every readable row, with the values of `columns`; the others go to `bad`.
@@ -53,7 +50,7 @@ class Table(Protocol):
         Lines count from 1 as an editor shows them, a row of several lines by its first; in Parquet they are rows.
         Values of CSV and TSV are `str`, others what the file holds, `None` where a value is missing.
         """
-        ...
+        raise NotImplementedError
 
     def frames(self, places: Mapping[str, int], bad: BadRows, plain: Plain, exact: Exact) -> Iterator[pl.DataFrame]:
         """Yield the reviews in frames, in the order of the file.
@@ -64,7 +61,8 @@ class Table(Protocol):
         plain : makes a frame of reviews of the texts of these fields; a row with a null in it is left to `exact`.
         exact : makes a review of the values of a row, as `rows` gives them, or raises `Bad`.
         """
-        ...
+        rows = self.rows(list(places.values()), bad)
+        yield from frames(filter(None, (bad.made(line, exact, values) for line, values in rows)))
 
 
 @contextmanager
@@ -90,11 +88,12 @@ def open_table(path: str | os.PathLike) -> Iterator[Table]:
             yield _Separated(path, file, kind.removesuffix(".gz"))
 
 
-class _Separated:
+class _Separated(Table):
     """A file of cells with separators, open behind its header: the lines, numbered, some of which may be put back."""
 
     def __init__(self, path: str | os.PathLike, file: TextIO, kind: str):
         self._file, self._again, self._number = file, deque[str](), 0
+        self._last = math.inf  # line up to which `rows` begins a row
         first = next((line for line in self if line.strip()), None)
         if first is None:
             raise InputError(f"{path}: the file is empty, expected a header line with the names of the columns")
@@ -124,11 +123,8 @@ class _Separated:
         self._again.extendleft(reversed(lines))
         self._number -= len(lines)
 
-    def rows(
-        self, columns: Sequence[int], bad: BadRows, up_to: float = float("inf")
-    ) -> Iterator[tuple[int, list[str]]]:
-        """Yield the readable rows that begin in the lines up to a number; see `read_rows`."""
-        while self._number < up_to and (first := next(self, None)) is not None:
+    def rows(self, columns: Sequence[int], bad: BadRows) -> Iterator[tuple[int, list[str]]]:
+        while self._number < self._last and (first := next(self, None)) is not None:
             line = self._number
             if cells := bad.made(line, self._cells, first, bad):
                 yield line, [cells[at] for at in columns]
@@ -147,9 +143,9 @@ class _Separated:
             self._again.clear()
             start, self._number = self._number + 1, self._number + len(taken)
             if any('"' in line for line in taken):
-                end = self._number
+                self._last = self._number
                 self._put_back(taken)
-                yield from _one_by_one(self.rows(columns, bad, end), bad, exact)
+                yield from super().frames(places, bad, plain, exact)
             else:
                 yield merged(start, taken, lambda lines: plain(pl.DataFrame({"line": lines}).select(whole)), made)
 
@@ -192,7 +188,7 @@ class _Separated:
         return cells
 
 
-class _JsonLines:
+class _JsonLines(Table):
     """A file with one JSON object a line."""
 
     def __init__(self, path: str | os.PathLike, file: TextIO):
@@ -242,7 +238,7 @@ def _json_object(line: str) -> dict[str, Any]:
     return row
 
 
-class _Parquet:
+class _Parquet(Table):
     """A Parquet file, whose values have types of their own: rows are read one by one."""
 
     def __init__(self, path: str | os.PathLike):
@@ -272,16 +268,9 @@ class _Parquet:
             place = f"{self._path}, after row {row}"
             raise InputError(f"{place}: the Parquet file is damaged ({error}); copy or export it again") from error
 
-    def frames(self, places: Mapping[str, int], bad: BadRows, plain: Plain, exact: Exact) -> Iterator[pl.DataFrame]:
-        return _one_by_one(self.rows(list(places.values()), bad), bad, exact)
-
 
 def _values(column: Any) -> list[Any]:
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
         return column.cast("binary").to_pylist()  # the text is then decoded cell by cell, and bad rows are named
-
-
-def _one_by_one(rows: Iterator[tuple[int, list[Any]]], bad: BadRows, exact: Exact) -> Iterator[pl.DataFrame]:
-    return frames(filter(None, (bad.made(line, exact, values) for line, values in rows)))

@@ -21,7 +21,7 @@ from recbole_bbqrec.preparation import atomic_writer
 from recbole_bbqrec.preparation import build as module
 from recbole_bbqrec.preparation.atomic import read_atomic
 from recbole_bbqrec.preparation.build import build, k_core
-from recbole_bbqrec.preparation.raw import REVIEWS, Item, Review, clean
+from recbole_bbqrec.preparation.raw import REVIEWS, Item, Review, clean, frames
 
 
 def of(records: list[Any]) -> Callable[[Counter[str]], Iterator[Any]]:
@@ -233,46 +233,41 @@ def test_two_names_with_one_hash_are_noticed(tmp_path: Path, monkeypatch: pytest
         make(tmp_path, [("u1", "a", 1), ("u2", "bb", 1)])
 
 
-# A process that kills itself, as a power cut would: no `finally` runs.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from recbole_bbqrec.preparation import atomic_writer
-from recbole_bbqrec.preparation.build import build
-from recbole_bbqrec.preparation.raw import Item, Review, frames
+def killed(folder: Path, when: str) -> None:
+    """Build a data set in a process that kills itself, as a power cut would: no `finally` runs."""
 
-folder, when = Path(sys.argv[1]), sys.argv[2]
-def die(moment):
-    if moment == when:
-        os.kill(os.getpid(), signal.SIGKILL)
+    def die(moment: str) -> None:
+        if moment == when:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def reviews(dirt):
-    for start in (0, 150):
-        yield from frames(Review(f"u{at % 17}", f"i{at % 23}", at % 5, at % 7) for at in range(start, start + 150))
-        die("within reviews")
+    def reviews(dirt: Counter[str]) -> Iterator[pl.DataFrame]:
+        for start in (0, 150):
+            yield from frames(Review(f"u{at % 17}", f"i{at % 23}", at % 5, at % 7) for at in range(start, start + 150))
+            die("within reviews")
 
-def items(dirt):
-    die("before items")
-    for at in range(23):
-        if at == 11:
-            die("within items")
-        yield Item(f"i{at}", f"title {at}", "", [], "", "", "")
+    def items(dirt: Counter[str]) -> Iterator[Item]:
+        die("before items")
+        for at in range(23):
+            if at == 11:
+                die("within items")
+            yield Item(f"i{at}", f"title {at}", "", [], "", "", "")
 
-rename = os.rename
-os.rename = lambda *names: (die("before the rename"), rename(*names), die("after the rename"))
-build("x", reviews, items, folder, 5, 5, progress=False)
-"""
+    rename = os.rename
+    if when != "never":
+        os.rename = lambda *names: (die("before the rename"), rename(*names), die("after the rename"))  # type: ignore
+    build("x", reviews, items, folder, 5, 5, progress=False)
+
+
 MOMENTS = ["within reviews", "before items", "within items", "before the rename", "after the rename"]
 
 
-def run(folder: Path, when: str, **environment: str) -> int:
-    root = Path(module.__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(folder), when],
-        cwd=root, env={**os.environ, **environment}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode
+def run(folder: Path, when: str) -> None:
+    code = "import sys; from pathlib import Path; from preparation.test_build import killed; "
+    code += f"killed(Path({str(folder)!r}), {when!r})"
+    tests = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -280,17 +275,17 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_killed_at_any_point_the_set_is_whole_or_not_there(tmp_path: Path) -> None:
-    assert run(tmp_path / "whole", "never") == 0
+    killed(tmp_path / "whole", "never")
     whole = content(tmp_path / "whole")
     assert sorted(whole) == ["x/x.inter", "x/x.item"]
     for when in MOMENTS:
         folder = tmp_path / when
-        assert run(folder, when) == -signal.SIGKILL
+        run(folder, when)
         if when == "after the rename":
             assert content(folder) == whole
             continue
         assert not (folder / "x").exists()
-        assert run(folder, "never") == 0
+        killed(folder, "never")
         assert content(folder) == whole, "what the killed process left was not removed"
 
 
