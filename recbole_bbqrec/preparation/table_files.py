@@ -133,7 +133,10 @@ class _Separated(Table):
         """Yield the reviews; see `Table`. Where there is a quote, rows are read one by one."""
         columns, width = list(places.values()), len(self.names)
         cells = pl.col("line").str.split(self._separator)
-        whole = [pl.when(cells.list.len() == width).then(cells.list.get(at)).alias(to) for to, at in places.items()]
+        whole = [
+            pl.when(cells.list.len() == width).then(cells.list.get(at, null_on_oob=True)).alias(to)
+            for to, at in places.items()
+        ]
 
         def made(line: int, text: str) -> Review | None:
             cells = bad.made(line, self._cells, text, bad)
