@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from .atomic_writer import INTER_HEADER, new_folder, number, row, write_items
-from .raw import Item
+from .raw import REVIEWS, Item
 
 Reviews = Callable[[Counter[str]], Iterable[pl.DataFrame]]
 Items = Callable[[Counter[str]], Iterable[Item]]
@@ -140,7 +140,7 @@ def check_options(
 
 def _hashed(frames: Iterable[pl.DataFrame], names: Path, progress: bool) -> pl.DataFrame:
     """Return all reviews with hashes for names; files in the folder `names` tell which hash has which name."""
-    found = []
+    found = [pl.DataFrame(schema={**REVIEWS, "user": pl.UInt64, "item": pl.UInt64})]
     with tqdm(desc="read reviews", unit="row", unit_scale=True, disable=not progress, leave=False) as bar:
         for frame in frames:
             hashed = frame.with_columns(_hash(frame["user"]), _hash(frame["item"]))
@@ -171,7 +171,7 @@ def _earliest(reviews: pl.DataFrame) -> pl.Series:
 
 def _numbered(reviews: pl.DataFrame, column: str, folder: Path) -> tuple[pl.DataFrame, pl.Series]:
     """Return `reviews` with numbers for hashes in one column, and the names in the order of the numbers, sorted."""
-    named = pl.scan_ipc(folder / "*.arrow").select(column, name=f"{column}_name")
+    named = pl.scan_ipc(list(folder.iterdir()), glob=False).select(column, name=f"{column}_name")
     parts = []
     for part in range(_PARTS):
         left = reviews.lazy().select(column).filter(pl.col(column) % _PARTS == part).unique()

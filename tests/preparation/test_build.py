@@ -209,6 +209,16 @@ def test_names_of_items_that_no_file_can_hold(tmp_path: Path, bad: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_no_reviews_at_all(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none of 0 reviews is left"):
+        build("x", lambda dirt: iter(()), of([]), tmp_path, 1, 1, progress=False)
+
+
+def test_a_folder_may_look_like_a_pattern(tmp_path: Path) -> None:
+    make(tmp_path / "[a]*?", [("u", "b", 1), ("v", "a", 1)])
+    assert interactions(tmp_path / "[a]*?") == [("u", "b", 1.0), ("v", "a", 1.0)]
+
+
 def test_an_existing_data_set_is_never_touched(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     with pytest.raises(InputError, match="exists already, expected none yet"):
