@@ -25,13 +25,12 @@ from ..errors import InputError
 from .batches import digits, is_undecodable, json_cells, read_lines, typed
 from .raw import Item, Review, as_rating, as_time, as_token, open_text
 
-RELEASES = ("2014", "2018", "2023")
-
 _REVIEW_KEYS = {
     "2014": ("reviewerID", "asin", "overall", "unixReviewTime"),
     "2018": ("reviewerID", "asin", "overall", "unixReviewTime"),
     "2023": ("user_id", "parent_asin", "rating", "timestamp"),
 }
+RELEASES = tuple(_REVIEW_KEYS)
 
 
 def reviews(path: str | os.PathLike, release: str, dirt: Counter[str]) -> Iterator[pl.DataFrame]:

@@ -86,20 +86,17 @@ class BadRows:
 
     def summary(self) -> str:
         """Return one line: how many rows of the file are used, and how many are not for which reason."""
+        reasons = []
+        for reason, count in sorted(self.counts.items(), key=lambda pair: (-pair[1], pair[0])):
+            first = next((str(row.line) for row in self.rows if row.reason == reason), f"none of the first {_KEPT}")
+            reasons.append(f"{count} {reason}, first in {self._unit} {first}")
         text = f"{self.path}: {self.good} rows used, {self.counts.total()} bad"
-        reasons = [f"{count} {reason}, first in {self._unit} {self._first(reason)}" for reason, count in self._sorted()]
         text += f" ({'; '.join(reasons)})" if reasons else ""
         return text + (f", {self.blank} blank" if self.blank else "")
 
     @property
     def _unit(self) -> str:
         return "row" if self.path.suffix.lower() == ".parquet" else "line"
-
-    def _sorted(self) -> list[tuple[str, int]]:
-        return sorted(self.counts.items(), key=lambda pair: (-pair[1], pair[0]))
-
-    def _first(self, reason: str) -> str:
-        return next((str(row.line) for row in self.rows if row.reason == reason), f"none of the first {_KEPT}")
 
 
 def write_bad_rows(path: str | os.PathLike, files: Sequence[BadRows]) -> bool:
