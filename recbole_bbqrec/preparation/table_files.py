@@ -130,9 +130,11 @@ class _Separated(Table):
                 yield line, [cells[at] for at in columns]
 
     def frames(self, places: Mapping[str, int], bad: BadRows, plain: Plain, exact: Exact) -> Iterator[pl.DataFrame]:
-        """Yield the reviews; see `Table`. Where there is a quote, rows are read one by one."""
-        columns, width = list(places.values()), len(self.names)
-        cells = pl.col("line").str.split(self._separator)
+        """Yield the reviews; see `Table`. Where quotes do more than enclose a plain cell, rows are read one by one."""
+        columns, width, mark = list(places.values()), len(self.names), self._separator
+        cell = rf'(?:"[^"{mark}\r\n]{{{{0,9999}}}}"|[^"{mark}\r\n]*)'
+        plainly_quoted = re.compile(rf"{cell}(?:{mark}{cell})*[\r\n]*")
+        cells = pl.col("line").str.replace_all('"', "", literal=True).str.split(mark)
         whole = [
             pl.when(cells.list.len() == width).then(cells.list.get(at, null_on_oob=True)).alias(to)
             for to, at in places.items()
@@ -145,7 +147,7 @@ class _Separated(Table):
         while taken := [*self._again, *self._file.readlines(_BYTES)]:
             self._again.clear()
             start, self._number = self._number + 1, self._number + len(taken)
-            if any('"' in line for line in taken):
+            if any('"' in line for line in taken) and not all(map(plainly_quoted.fullmatch, taken)):
                 self._last = self._number
                 self._put_back(taken)
                 yield from super().frames(places, bad, plain, exact)
@@ -242,7 +244,7 @@ def _json_object(line: str) -> dict[str, Any]:
 
 
 class _Parquet(Table):
-    """A Parquet file, whose values have types of their own: rows are read one by one."""
+    """A Parquet file; its values have types of their own, so that rows are read one by one."""
 
     def __init__(self, path: str | os.PathLike):
         try:

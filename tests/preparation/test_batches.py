@@ -71,6 +71,7 @@ def table(random_: random.Random, ending: str) -> bytes:
     rows = [json_line(random_) for _ in range(60)]
     if mark:
         rows = [mark.join(cells(random_)) for _ in range(60)]
+        rows = [f'"{row.replace(mark, chr(34) + mark + chr(34))}"' if random_.random() < 0.2 else row for row in rows]
         odd = ["", " ", mark * 3, f"u{mark}i", f'u{mark}"i"{mark}3{mark}4', f'"u\n"{mark}i{mark}3{mark}', f'"u{mark}i']
         rows = [mark.join(KEYS)] + [random_.choice([row, *[row] * 20, *odd]) for row in rows]
     content = (random_.choice(["", "", "\ufeff"]) + end.join(rows) + random_.choice(["", end])).encode()
