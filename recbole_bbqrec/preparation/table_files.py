@@ -132,7 +132,7 @@ class _Separated(Table):
     def frames(self, places: Mapping[str, int], bad: BadRows, plain: Plain, exact: Exact) -> Iterator[pl.DataFrame]:
         """Yield the reviews; see `Table`. Where quotes do more than enclose a plain cell, rows are read one by one."""
         columns, width, mark = list(places.values()), len(self.names), self._separator
-        cell = rf'(?:"[^"{mark}\r\n]{{{{0,9999}}}}"|[^"{mark}\r\n]*)'
+        cell = rf'(?:"[^"{mark}\r\n]{{0,9999}}"|[^"{mark}\r\n]*)'
         plainly_quoted = re.compile(rf"{cell}(?:{mark}{cell})*[\r\n]*")
         cells = pl.col("line").str.replace_all('"', "", literal=True).str.split(mark)
         whole = [

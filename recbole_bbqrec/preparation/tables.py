@@ -107,7 +107,7 @@ def read_reviews(path: str | os.PathLike, places: Mapping[str, int], bad: BadRow
 
     bad.start(path)
     with open_table(path) as table:
-        for frame in table.frames(places, bad, lambda cells: typed(cells, _plain_milliseconds()), review):
+        for frame in table.frames(places, bad, lambda cells: typed(cells, _plain_milliseconds(cells["time"])), review):
             bad.good += len(frame)
             yield frame
     bad.refuse_none()
@@ -250,9 +250,14 @@ def _milliseconds(value: Any) -> int:
     raise Bad("time: neither a number of seconds nor a date like 2024-01-31 12:30", text)
 
 
-def _plain_milliseconds() -> pl.Expr:
-    """Return the column `time` as `_milliseconds` does, null for what is neither digits nor a common date."""
-    whole, text = digits(18), pl.col("time").str.replace("T", " ", literal=True)
+def _plain_milliseconds(times: pl.Series) -> pl.Expr:
+    """Return the column `time`, which is `times`, as `_milliseconds` does, null for what is no digits or common date."""
+    whole = digits(18)
+    scaled = pl.when(whole < 10**11).then(whole * 1000).when(whole < 10**14).then(whole)
+    scaled = scaled.when(whole < 10**17).then(whole // 1000).otherwise(whole // 10**6)
+    if not times.str.contains("-", literal=True).any():
+        return scaled
+    text = pl.col("time").str.replace("T", " ", literal=True)
     date = r"^[12][0-9]{3}-[0-9]{2}-[0-9]{2}"
     filled = (
         pl.when(text.str.contains(rf"{date}$"))
@@ -263,8 +268,7 @@ def _plain_milliseconds() -> pl.Expr:
         .then(text)
     )
     moment = filled.str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="ms", strict=False).dt.epoch("ms")
-    scaled = pl.when(whole < 10**11).then(whole * 1000).when(whole < 10**14).then(whole)
-    return pl.coalesce(scaled.when(whole < 10**17).then(whole // 1000).otherwise(whole // 10**6), moment)
+    return pl.coalesce(scaled, moment)
 
 
 def _date_time(found: re.Match[str]) -> int:
