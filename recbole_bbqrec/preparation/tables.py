@@ -251,7 +251,7 @@ def _milliseconds(value: Any) -> int:
 
 
 def _plain_milliseconds(times: pl.Series) -> pl.Expr:
-    """Return the column `time`, which is `times`, as `_milliseconds` does, null for what is no digits or common date."""
+    """Return the column `time`, which is `times`, as `_milliseconds` does, null for all but digits and common dates."""
     whole = digits(18)
     scaled = pl.when(whole < 10**11).then(whole * 1000).when(whole < 10**14).then(whole)
     scaled = scaled.when(whole < 10**17).then(whole // 1000).otherwise(whole // 10**6)
