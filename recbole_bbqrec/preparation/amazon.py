@@ -10,54 +10,58 @@ Sources: R. He and J. McAuley, *Ups and Downs*, WWW 2016; J. Ni, J. Li and J. Mc
 """
 
 import ast
+import contextlib
 import json
 import os
 import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TextIO
+
+import polars as pl
 
 from ..errors import InputError
-from .raw import Item, Review, as_rating, as_time, as_token, lines
-
-RELEASES = ("2014", "2018", "2023")
+from .batches import digits, is_undecodable, json_cells, read_lines, typed
+from .raw import Item, Review, as_rating, as_time, as_token, open_text
 
 _REVIEW_KEYS = {
     "2014": ("reviewerID", "asin", "overall", "unixReviewTime"),
     "2018": ("reviewerID", "asin", "overall", "unixReviewTime"),
     "2023": ("user_id", "parent_asin", "rating", "timestamp"),
 }
+RELEASES = tuple(_REVIEW_KEYS)
 
 
-def reviews(path: str | os.PathLike, release: str, dirt: Counter[str]) -> Iterator[Review]:
-    """Yield the reviews of one file in file order.
+def reviews(path: str | os.PathLike, release: str, dirt: Counter[str]) -> Iterator[pl.DataFrame]:
+    """Yield the reviews of one file in frames, in file order.
 
     Times are Unix seconds, in release 2023 milliseconds. Lines that are no record and reviews without a user, an item
     or a time are left out and counted; one without a rating has the rating NaN.
     """
-    user_key, item_key, rating_key, time_key = _REVIEW_KEYS[_known(release)]
-    for record in _records(path, _parse_json, "review", dirt):
-        user, item, time = as_token(record.get(user_key)), as_token(record.get(item_key)), as_time(record.get(time_key))
-        if not user or not item:
-            dirt[f"reviews without {'a user' if not user else 'an item'}"] += 1
-        elif time is None:
-            dirt["reviews without a time"] += 1
-        else:
-            rating = as_rating(record.get(rating_key))
-            dirt["reviews without a rating, kept"] += rating != rating
-            yield Review(user, item, rating, time)
+    keys = dict(zip(Review._fields, _REVIEW_KEYS[_known(release)], strict=True))
+
+    def exact(number: int, line: str) -> Review | None:
+        record = _record(line, _decode, "review", dirt)
+        return None if record is None else _review(record, keys, dirt)
+
+    with _open(path) as file:
+        yield from read_lines(path, file, lambda lines: typed(json_cells(lines, keys), digits(15)), exact)
 
 
 def items(path: str | os.PathLike, release: str, dirt: Counter[str]) -> Iterator[Item]:
     """Yield the items of one metadata file in file order; lines that are no record or name no item are counted."""
-    parse = _parse_literal if _known(release) == "2014" else _parse_json
+    parse = _parse_literal if _known(release) == "2014" else _decode
     token_key = "parent_asin" if release == "2023" else "asin"
-    for record in _records(path, parse, "item", dirt):
-        if token := as_token(record.get(token_key)):
-            yield _item(token, record, release, dirt)
-        else:
-            dirt["items without a name (asin)"] += 1
+    with _open(path) as file:
+        for line in file:
+            record = _record(line, parse, "item", dirt)
+            if record is None:
+                continue
+            if token := as_token(record.get(token_key)):
+                yield _item(token, record, release, dirt)
+            else:
+                dirt["items without a name (asin)"] += 1
 
 
 def _known(release: str) -> str:
@@ -66,25 +70,43 @@ def _known(release: str) -> str:
     return release
 
 
-def _records(
-    path: str | os.PathLike, parse: Callable[[str], Any], what: str, dirt: Counter[str]
-) -> Iterator[dict[str, Any]]:
-    for line in lines(path, dirt):
-        try:
-            record = parse(line)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that both parsers raise
-            record = None
-        if isinstance(record, dict):
-            yield record
-        else:
-            dirt[f"{what} lines that cannot be read"] += 1
+def _open(path: str | os.PathLike) -> contextlib.AbstractContextManager[TextIO]:
+    missing = "fetch it, or give its folder with --raw_dir"
+    return open_text(path, "\n", missing, "expected a whole file, remove it and fetch it again")
+
+
+def _record(line: str, parse: Callable[[str], Any], what: str, dirt: Counter[str]) -> dict[str, Any] | None:
+    """Return the record of a line; None where there is none, which is counted unless the line is blank."""
+    if is_undecodable(line):
+        dirt["lines with bytes that are not UTF-8"] += 1
+        line = line.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    line = line.strip("\r\n\t \ufeff")
+    if not line:
+        return None
+    try:
+        record = parse(line)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that both parsers raise
+        record = None
+    if isinstance(record, dict):
+        return record
+    dirt[f"{what} lines that cannot be read"] += 1
+    return None
+
+
+def _review(record: dict[str, Any], keys: dict[str, str], dirt: Counter[str]) -> Review | None:
+    user, item = as_token(record.get(keys["user"])), as_token(record.get(keys["item"]))
+    rating, time = as_rating(record.get(keys["rating"])), as_time(record.get(keys["time"]))
+    if not user or not item:
+        dirt[f"reviews without {'a user' if not user else 'an item'}"] += 1
+    elif time is None:
+        dirt["reviews without a time"] += 1
+    else:
+        dirt["reviews without a rating, kept"] += rating != rating
+        return Review(user, item, rating, time)
+    return None
 
 
 _decode = json.JSONDecoder(strict=False).decode  # raw tabs and the like within a text are dirt that `clean` mends
-
-
-def _parse_json(line: str) -> Any:
-    return _decode(line)
 
 
 def _parse_literal(line: str) -> Any:

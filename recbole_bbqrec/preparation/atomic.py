@@ -7,8 +7,7 @@ No line is skipped, padded or merged with another; what does not fit is an error
 import difflib
 import math
 import os
-from collections.abc import Iterable, Sequence
-from typing import NoReturn
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -17,8 +16,6 @@ from ..errors import InputError
 
 TYPES = ("token", "token_seq", "float", "float_seq")
 """The field types RecBole knows."""
-
-_BLOCK = 1 << 16  # lines split at a time: a long file is never held as one list per line
 
 
 def read_atomic(
@@ -50,31 +47,32 @@ def read_atomic(
     if not field_separator or not seq_separator:
         raise InputError(f"{path}: field_separator or seq_separator is empty, expected a character such as a tab")
     lines = _lines(path, field_separator, encoding)
-    names, kinds = _header(path, lines[0], field_separator)
-    types = {names[at]: kinds[at] for at in _choose(path, names, fields)}
-    if len(names) > 1:
+    header = _header(path, lines[0], field_separator)
+    types = _chosen(path, header, fields)
+    if len(header) > 1:
         while len(lines) > 1 and not lines[-1]:
             lines.pop()
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in types}
-    for start in range(1, len(lines), _BLOCK):
-        rows = [line.split(field_separator) for line in lines[start : start + _BLOCK]]
-        if set(map(len, rows)) != {len(names)}:
-            _wrong_width(path, rows, start, names, field_separator)
-        for name, kind in types.items():
-            at = names.index(name)
-            parts[name].append(_column([row[at] for row in rows], _Place(path, name, kind, start), seq_separator))
-    data = {}
-    for name, kind in types.items():
-        # `object` on purpose: what pandas makes of a list of str differs between its versions 2 and 3.
-        dtype = "float64" if kind == "float" else object
-        data[name] = pd.Series(np.concatenate([np.empty(0, dtype), *parts[name]]), dtype=dtype)
+    columns: dict[str, list[str]] = {name: [] for name in types}
+    wanted = [(columns[name], at) for at, name in enumerate(header) if name in types]
+    for number, line in enumerate(lines[1:], start=2):
+        cells = line.split(field_separator)
+        if len(cells) != len(header):
+            raise _wrong_width(f"{path}, line {number}", cells, list(header), field_separator)
+        for column, at in wanted:
+            column.append(cells[at])
+    # `object` on purpose: what pandas makes of a list of str differs between its versions 2 and 3.
+    data = {
+        name: pd.Series(_numbers(path, name, values), dtype="float64")
+        if types[name] == "float"
+        else pd.Series(_checked(path, name, values, types[name], seq_separator), dtype=object)
+        for name, values in columns.items()
+    }
     return pd.DataFrame(data, index=pd.RangeIndex(len(lines) - 1), columns=pd.Index(list(types), dtype=object)), types
 
 
 def read_header(path: str | os.PathLike, field_separator: str = "\t", encoding: str = "utf-8") -> dict[str, str]:
     """Return field -> type of one atomic file, in its order; parameters and errors are those of `read_atomic`."""
-    names, kinds = _header(path, _lines(path, field_separator, encoding)[0], field_separator)
-    return dict(zip(names, kinds, strict=True))
+    return _header(path, _lines(path, field_separator, encoding)[0], field_separator)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -112,10 +110,9 @@ def _lines(path: str | os.PathLike, separator: str, encoding: str) -> list[str]:
     return text.removesuffix("\n").split("\n")
 
 
-def _header(path: str | os.PathLike, line: str, separator: str) -> tuple[list[str], list[str]]:
-    """Return the names and the types of the columns."""
-    names: list[str] = []
-    kinds: list[str] = []
+def _header(path: str | os.PathLike, line: str, separator: str) -> dict[str, str]:
+    """Return field -> type."""
+    types: dict[str, str] = {}
     remedy = f"write the header as name:type, separated by {separator!r}, with a type out of {', '.join(TYPES)}"
     for column, cell in enumerate(line.split(separator), start=1):
         place = f"{path}, line 1, column {column}"
@@ -124,59 +121,61 @@ def _header(path: str | os.PathLike, line: str, separator: str) -> tuple[list[st
             raise InputError(f"{place}: found {_short(cell)}, expected name:type; {remedy}")
         if kind not in TYPES:
             raise InputError(f"{place}, field {name}: found the unknown type {_short(kind)}; {remedy}")
-        if name in names:
+        if name in types:
             raise InputError(
                 f"{place}: found the field {name} again, expected every name once (it is also column "
-                f"{names.index(name) + 1}); rename or remove one of them"
+                f"{list(types).index(name) + 1}); rename or remove one of them"
             )
-        names.append(name)
-        kinds.append(kind)
-    return names, kinds
+        types[name] = kind
+    return types
 
 
-def _choose(path: str | os.PathLike, names: Sequence[str], fields: Iterable[str] | None) -> list[int]:
-    """Return the positions of the requested columns, in file order."""
-    if fields is None:
-        return list(range(len(names)))
-    wanted = list(fields)
+def _chosen(path: str | os.PathLike, header: dict[str, str], fields: Iterable[str] | None) -> dict[str, str]:
+    """Return field -> type of the requested columns, in file order."""
+    wanted = list(header if fields is None else fields)
     for field in wanted:
-        if field not in names:
+        if field not in header:
             raise InputError(
                 f"{path}, line 1: expected the field {field}, which is not in the header "
-                f"({nearest(field, names)}); correct the name in the configuration or add the column"
+                f"({nearest(field, header)}); correct the name in the configuration or add the column"
             )
-    return [at for at, name in enumerate(names) if name in wanted]
+    return {name: kind for name, kind in header.items() if name in wanted}
 
 
-def _wrong_width(
-    path: str | os.PathLike, rows: Sequence[Sequence[str]], start: int, names: Sequence[str], separator: str
-) -> NoReturn:
-    """Raise for the first of `rows` that has too few or too many columns."""
-    at = next(at for at, row in enumerate(rows) if len(row) != len(names))
-    row = rows[at]
-    place = f"{path}, line {start + at + 1}"
-    if row == [""]:
-        raise InputError(f"{place}: found a blank line, expected {len(names)} columns; remove the line")
-    which = f"{names[len(row)]} is missing" if len(row) < len(names) else f"{_short(row[len(names)])} is too much"
-    raise InputError(
-        f"{place}: found {len(row)} columns, expected {len(names)} separated by {separator!r} ({which}); mend the "
+def _wrong_width(place: str, cells: list[str], names: list[str], separator: str) -> InputError:
+    if cells == [""]:
+        return InputError(f"{place}: found a blank line, expected {len(names)} columns; remove the line")
+    few = len(cells) < len(names)
+    which = f"{names[len(cells)]} is missing" if few else f"{_short(cells[len(names)])} is too much"
+    return InputError(
+        f"{place}: found {len(cells)} columns, expected {len(names)} separated by {separator!r} ({which}); mend the "
         "line (a value must hold neither the separator nor a line end)"
     )
 
 
-class _Place:
-    """Where a block of one column stands, for error messages."""
+def _numbers(path: str | os.PathLike, name: str, values: list[str]) -> np.ndarray:
+    numbers = np.fromiter(map(_number, values), dtype=np.float64, count=len(values))
+    for at in np.flatnonzero(np.isnan(numbers)):
+        if values[at].strip():
+            raise _no_number(path, name, "float", int(at), values[at])
+    return numbers
 
-    def __init__(self, path: str | os.PathLike, name: str, kind: str, start: int):
-        self.path, self.name, self.kind, self.start = path, name, kind, start
 
-    def fail(self, at: int, found: str) -> NoReturn:
-        """Raise for the value at position `at` of the block."""
-        raise InputError(
-            f"{self.path}, line {self.start + at + 1}, field {self.name}: found {_short(found)}, expected a finite "
-            f"number as the header says {self.name}:{self.kind}; mend the value, leave it blank, or declare the field "
-            f"as token{'_seq' if self.kind == 'float_seq' else ''}"
-        )
+def _checked(path: str | os.PathLike, name: str, values: list[str], kind: str, seq_separator: str) -> list[str]:
+    """Return `values` as they are; those of a `float_seq` must be numbers."""
+    for at, value in enumerate(values if kind == "float_seq" else ()):
+        for part in value.split(seq_separator):
+            if part and math.isnan(_number(part)):
+                raise _no_number(path, name, kind, at, part)
+    return values
+
+
+def _no_number(path: str | os.PathLike, name: str, kind: str, at: int, found: str) -> InputError:
+    return InputError(
+        f"{path}, line {at + 2}, field {name}: found {_short(found)}, expected a finite number as the header says "
+        f"{name}:{kind}; mend the value, leave it blank, or declare the field as "
+        f"token{'_seq' if kind == 'float_seq' else ''}"
+    )
 
 
 def _number(text: str) -> float:
@@ -191,24 +190,6 @@ def _number(text: str) -> float:
     except ValueError:
         return math.nan
     return number if math.isfinite(number) else math.nan
-
-
-def _column(values: list[str], place: _Place, seq_separator: str) -> np.ndarray:
-    """Return a block of one column as an array: float64 for `float`, else the texts as they are, checked."""
-    if place.kind == "float":
-        numbers = np.fromiter(map(_number, values), dtype=np.float64, count=len(values))
-        for at in np.flatnonzero(np.isnan(numbers)):
-            if values[at].strip():
-                place.fail(int(at), values[at])
-        return numbers
-    if place.kind == "float_seq":
-        for at, value in enumerate(values):
-            for part in value.split(seq_separator):
-                if part and math.isnan(_number(part)):
-                    place.fail(at, part)
-    texts = np.empty(len(values), dtype=object)
-    texts[:] = values
-    return texts
 
 
 def _short(text: str, limit: int = 60) -> str:

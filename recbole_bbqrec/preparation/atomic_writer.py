@@ -4,13 +4,14 @@ The counterpart of `atomic.py`, which reads back exactly what is written here.
 """
 
 import contextlib
+import glob
 import math
 import os
 import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import psutil
 
@@ -58,55 +59,40 @@ def number(value: float) -> str:
     return str(int(value)) if value == int(value) else repr(float(value))
 
 
-def write_inter(path: Path, rows: Iterable[tuple[str, str, float, int]]) -> None:
-    """Write interactions `(user, item, rating, time)` in the order given; a rating may be NaN."""
-    with open(path, "wb") as file:
-        file.write(row(INTER_HEADER))
-        for user, item, rating, time in rows:
-            file.write(row((user, item, number(rating), str(time))))
-
-
-def write_items(path: Path, tokens: Sequence[str], items: Iterable[Item], dirt: Counter[str]) -> None:
-    """Write one row per token, in the order of `tokens`, blank where no item describes it.
+def write_items(path: Path, tokens: Sequence[str], items: Iterable[Item], dirt: Counter[str]) -> int:
+    """Write one row per token, in the order of `tokens`, blank where no item describes it; return how many items came.
 
     Of several records of one item the first with a title counts; where none has one, the first. Texts are cleaned, a
-    category is one name (`_` for its blanks), and the year is a column only where one is known. Rows go in the order
-    met to a file beside `path` and from there into place, so that the memory holds no texts.
+    category is one name (`_` for its blanks), and the year is a column only where one is known. Rows wait in the order
+    met in a file beside `path`, so that the memory holds no texts.
     """
-    wanted, titled, dated = set(tokens), set[str](), False
-    places: dict[str, tuple[int, int]] = {}  # token -> start and length of its row
-    spool = path.with_suffix(".spool")
-    with open(spool, "w+b") as rows:
+    places: dict[str, tuple[int, int]] = dict.fromkeys(tokens, (0, 0))  # start and length of a row
+    described, titled, dated, n_items = set[str](), set[str](), False, 0
+    with tempfile.TemporaryFile(dir=path.parent) as rows, open(path, "wb") as file:
         for item in items:
-            if item.token not in wanted:
+            n_items += 1
+            if item.token not in places:
                 continue
-            dirt["records of an item met before"] += item.token in places
+            again = item.token in described
+            dirt["records of an item met before"] += again
             if item.token in titled:
                 continue
             cells = _item_cells(item, dirt)
-            if item.token in places and not cells[1]:
+            if again and not cells[1]:
                 continue
             places[item.token] = (rows.tell(), rows.write(row(cells)))
             dated |= bool(cells[-1])
+            described.add(item.token)
             if cells[1]:
                 titled.add(item.token)
-        _copy_items(path, tokens, rows, places, dated)
-    spool.unlink()
-    dirt["items left that no record describes"] += len(wanted) - len(places)
-    dirt["items left with a record but no title"] += len(places) - len(titled)
-
-
-def _copy_items(
-    path: Path, tokens: Sequence[str], rows: BinaryIO, places: Mapping[str, tuple[int, int]], dated: bool
-) -> None:
-    """Write the header and one row per token, with a column for the year only where one is known."""
-    with open(path, "wb") as file:
         file.write(row(ITEM_HEADER if dated else ITEM_HEADER[:-1]))
-        for token in tokens:
-            start, length = places.get(token, (0, 0))
+        for token, (start, length) in places.items():
             rows.seek(start)
             line = rows.read(length) or row([token] + [""] * (len(ITEM_HEADER) - 1))
             file.write(line if dated else line.removesuffix(b"\t\n") + b"\n")
+    dirt["items left that no record describes"] += len(places) - len(described)
+    dirt["items left with a record but no title"] += len(described) - len(titled)
+    return n_items
 
 
 def _item_cells(item: Item, dirt: Counter[str]) -> list[str]:
@@ -127,13 +113,13 @@ def new_folder(target: Path) -> Iterator[Path]:
     InputError : `target` exists, before the block or after it.
     """
     refuse_existing(target)
-    temporary = _temporary(target, os.getpid())
+    temporary = target.parent / f".{target.name}.{os.getpid()}.part"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
         temporary.mkdir()
         yield temporary
-        for path in temporary.iterdir():
+        for path in filter(Path.is_file, temporary.rglob("*")):
             with open(path, "r+b") as file:
                 os.fsync(file.fileno())
         try:
@@ -156,17 +142,8 @@ def refuse_existing(target: Path) -> None:
         raise InputError(f"{target}: exists already, expected none yet; use it, or move it away to prepare it again")
 
 
-def _temporary(target: Path, process: int) -> Path:
-    return target.parent / f".{target.name}.{process}.part"
-
-
 def _remove_leftovers(target: Path) -> None:
-    for path in target.parent.glob(f".{_literal(target.name)}.*.part"):
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
         process = path.name.removeprefix(f".{target.name}.").removesuffix(".part")
         if process.isdigit() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _literal(name: str) -> str:
-    """Return `name` as a glob pattern for itself."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

@@ -3,14 +3,24 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ..errors import InputError
 from ..storage import replacing
 
 _KEPT = 100_000  # bad rows listed one by one; beyond that they are counted, so that a bad file cannot fill the memory
+
+_Made = TypeVar("_Made")
+
+
+class Bad(Exception):
+    """What makes a row unusable: `reason` and the text of the cell or row."""
+
+    def __init__(self, reason: str, text: str):
+        super().__init__(reason)
+        self.reason, self.text = reason, text
 
 
 class BadRow(NamedTuple):
@@ -49,6 +59,19 @@ class BadRows:
         self.rows: list[BadRow] = []
         self.counts: Counter[str] = Counter()
 
+    def made(self, line: int, make: Callable[..., _Made], *arguments: Any) -> _Made | None:
+        """Return what `make` makes of a row; None, and one bad row more, where it raises `Bad`."""
+        try:
+            return make(*arguments)
+        except Bad as error:
+            self.add(line, error.reason, error.text)
+            return None
+
+    def refuse_none(self) -> None:
+        """Raise an `InputError` where no row was good."""
+        if not self.good:
+            raise InputError(f"no row can be used; {self.summary()}; mend the file, or name its columns")
+
     def add(self, line: int, reason: str, text: str) -> None:
         """Report one bad row; `text` is the cell or the row, of which an excerpt is kept."""
         excerpt = _excerpt(text)
@@ -63,20 +86,17 @@ class BadRows:
 
     def summary(self) -> str:
         """Return one line: how many rows of the file are used, and how many are not for which reason."""
+        reasons = []
+        for reason, count in sorted(self.counts.items(), key=lambda pair: (-pair[1], pair[0])):
+            first = next((str(row.line) for row in self.rows if row.reason == reason), f"none of the first {_KEPT}")
+            reasons.append(f"{count} {reason}, first in {self._unit} {first}")
         text = f"{self.path}: {self.good} rows used, {self.counts.total()} bad"
-        reasons = [f"{count} {reason}, first in {self._unit} {self._first(reason)}" for reason, count in self._sorted()]
         text += f" ({'; '.join(reasons)})" if reasons else ""
         return text + (f", {self.blank} blank" if self.blank else "")
 
     @property
     def _unit(self) -> str:
         return "row" if self.path.suffix.lower() == ".parquet" else "line"
-
-    def _sorted(self) -> list[tuple[str, int]]:
-        return sorted(self.counts.items(), key=lambda pair: (-pair[1], pair[0]))
-
-    def _first(self, reason: str) -> str:
-        return next((str(row.line) for row in self.rows if row.reason == reason), f"none of the first {_KEPT}")
 
 
 def write_bad_rows(path: str | os.PathLike, files: Sequence[BadRows]) -> bool:

@@ -9,43 +9,32 @@ The rules, in the order they apply:
 4. `.item` holds one row per item left, sorted by token, blank where nothing is known. Of several records of one item
    the first with a title counts; where none has one, the first (`atomic_writer.write_items`).
 
-Reviews are read twice. What is held is 24 bytes a review in the first pass, some more while it is sorted, and in the
-second what is left after the k-core; texts of items go through the disk.
+Polars does the rows. A review takes 32 bytes of memory, two to three times as much while it is sorted: names of users
+and items are held as 64-bit hashes and wait on the disk, beside the files to be written; so do the texts of items.
 """
 
 import logging
-from array import array
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
+import polars as pl
 from tqdm import tqdm
 
 from ..errors import InputError
-from .atomic_writer import new_folder, write_inter, write_items
-from .raw import Item, Review
+from .atomic_writer import INTER_HEADER, new_folder, number, row, write_items
+from .raw import REVIEWS, Item
 
-Reviews = Callable[[Counter[str]], Iterable[Review]]
+Reviews = Callable[[Counter[str]], Iterable[pl.DataFrame]]
 Items = Callable[[Counter[str]], Iterable[Item]]
 
 COUNTS: tuple[str, ...] = ("users", "items", "interactions")
 
-_BLOCK = 1 << 16  # rows handled at a time as Python numbers, which take several times the memory
-
-_Record = TypeVar("_Record")
-
-
-class _Kept(NamedTuple):
-    """What is left after the k-core, R rows in file order, U users and I items numbered by `hash`."""
-
-    rows: np.ndarray  # int64 [R], position in the file
-    users: np.ndarray  # int32 [R]
-    items: np.ndarray  # int32 [R]
-    times: np.ndarray  # int64 [R]
-    user_hashes: np.ndarray  # int64 [U]
-    item_hashes: np.ndarray  # int64 [I]
+_BLOCK = 1 << 18  # rows that are written at once
+_PARTS = 4  # names are looked up by a part of their hashes at a time, which takes less memory
 
 
 def build(
@@ -58,18 +47,19 @@ def build(
     shuffle_ties: int | None = None,
     expected: Mapping[str, int] | None = None,
     progress: bool = True,
+    add: Callable[[Path], None] | None = None,
 ) -> dict[str, Any]:
     """Write `<folder>/<name>/<name>.inter` and `.item`; the folder appears whole or not at all.
 
     Parameters
     ----------
     name : of the data set.
-    reviews, items : called with a counter of dirt, each gives its records one by one; `reviews` is called twice and
-        must give the same records again.
+    reviews, items : called with a counter of dirt; `reviews` gives frames (`raw.REVIEWS`) and `items` items one by one.
     user_core, item_core : the fewest interactions of a user and of an item; 1 keeps all.
     shuffle_ties : seed that shuffles interactions of one user at the same time; None keeps the order of the file.
     expected : `users`, `items`, `interactions` as published; each that differs is logged as a warning.
     progress : show progress bars.
+    add : called with the folder before it appears, to put more files into it.
 
     Returns
     -------
@@ -78,51 +68,59 @@ def build(
 
     Raises
     ------
-    InputError : the name or a number is unfit, the data set exists, nothing is left after the k-core, or the reviews
-        read differ from the first to the second time.
+    InputError : the name or a number is unfit, the data set exists, or nothing is left after the k-core.
     """
     check_options(name, user_core, item_core, shuffle_ties, expected or {})
     dirt: Counter[str] = Counter()
-    dropped: Counter[str] = Counter()
-    read: Counter[str] = Counter()
     with new_folder(Path(folder) / name) as temporary:
-        kept = _select(_counted(reviews(dirt), "reviews", read, progress), user_core, item_core, dropped)
-        if not len(kept.rows):
+        names = temporary / "names"
+        names.mkdir()
+        found = _hashed(reviews(dirt), names, progress)
+        once = found.filter(_earliest(found))
+        n_read, n_once = len(found), len(once)
+        del found
+        left = k_core(once, user_core, item_core)
+        del once
+        if left.is_empty():
             raise InputError(
-                f"{name}: none of {read['reviews']} reviews is left, expected users with {user_core} and items with "
+                f"{name}: none of {n_read} reviews is left, expected users with {user_core} and items with "
                 f"{item_core} interactions; check the raw files ({_listed(dirt)}) or lower user_core and item_core"
             )
-        users, tokens, ratings = _names(name, kept, reviews, read["reviews"], progress)
-        order = _order(kept, users, tokens, shuffle_ties)
-        columns = _blocks(*(column[order] for column in (kept.users, kept.items, ratings, kept.times)))
-        rows = ((users[user], tokens[item], rating, time) for user, item, rating, time in columns)
-        write_inter(temporary / f"{name}.inter", rows)
-        found = _counted(items(dirt), "items", read, progress)
-        write_items(temporary / f"{name}.item", sorted(tokens), found, dirt)
-    counts = dict(zip(COUNTS, (len(users), len(tokens), len(order)), strict=True))
+        left, users = _numbered(left, "user", names)
+        left, tokens = _numbered(left, "item", names)
+        shutil.rmtree(names)
+        left = _ordered(left, shuffle_ties)
+        _write_inter(temporary / f"{name}.inter", left, users, tokens)
+        counts = dict(zip(COUNTS, (len(users), len(tokens), len(left)), strict=True))
+        del left, users
+        bar = tqdm(items(dirt), desc="read items", unit="row", unit_scale=True, disable=not progress, leave=False)
+        n_items = write_items(temporary / f"{name}.item", tokens.to_list(), bar, dirt)
+        if add:
+            add(temporary)
+    dropped = {
+        "reviews of a user about an item reviewed before": n_read - n_once,
+        "reviews of users or items with too few of them": n_once - counts["interactions"],
+    }
     return {
         "name": name,
         "counts": counts,
-        "read": {what: read[what] for what in ("reviews", "items")},
+        "read": {"reviews": n_read, "items": n_items},
         "dropped": {reason: count for reason, count in dropped.items() if count},
         "dirt": {reason: dirt[reason] for reason in sorted(dirt) if dirt[reason]},
         "differences": _differences(name, counts, expected or {}),
     }
 
 
-def k_core(users: np.ndarray, items: np.ndarray, user_core: int, item_core: int) -> np.ndarray:
-    """Return the positions of the interactions that are left, ascending.
-
-    The result is the largest set in which every user has `user_core` and every item `item_core` interactions.
-    """
-    kept = np.arange(len(users))
-    while True:
-        user_stays = np.bincount(users) >= user_core
-        item_stays = np.bincount(items) >= item_core
-        stays = user_stays[users] & item_stays[items]
-        if stays.all():
-            return kept
-        kept, users, items = kept[stays], users[stays], items[stays]
+def k_core(reviews: pl.DataFrame, user_core: int, item_core: int) -> pl.DataFrame:
+    """Return the largest set of reviews in which every user has `user_core` and every item `item_core` of them."""
+    cores = [(name, core) for name, core in (("user", user_core), ("item", item_core)) if core > 1]
+    before = None
+    while len(reviews) != before:
+        before = len(reviews)
+        for name, core in cores:
+            left = reviews.group_by(name).len().filter(pl.col("len") >= core)
+            reviews = reviews.join(left, on=name, how="semi", maintain_order="left")
+    return reviews
 
 
 def check_options(
@@ -140,107 +138,74 @@ def check_options(
         raise InputError(f"expected counts: found {', '.join(unknown)}, expected names out of {', '.join(COUNTS)}")
 
 
-def _counted(records: Iterable[_Record], what: str, read: Counter[str], progress: bool) -> Iterable[_Record]:
-    """Pass `records` on, counting them as they go by."""
-    for record in tqdm(records, desc=f"read {what}", unit="row", unit_scale=True, disable=not progress, leave=False):
-        read[what] += 1
-        yield record
+def _hashed(frames: Iterable[pl.DataFrame], names: Path, progress: bool) -> pl.DataFrame:
+    """Return all reviews with hashes for names; files in the folder `names` tell which hash has which name."""
+    found = [pl.DataFrame(schema={**REVIEWS, "user": pl.UInt64, "item": pl.UInt64})]
+    with tqdm(desc="read reviews", unit="row", unit_scale=True, disable=not progress, leave=False) as bar:
+        for frame in frames:
+            hashed = frame.with_columns(_hash(frame["user"]), _hash(frame["item"]))
+            named = frame.select(user_name="user", item_name="item").hstack(hashed.select("user", "item"))
+            named.write_ipc(names / f"{len(found)}.arrow", compression="lz4")
+            found.append(hashed)
+            bar.update(len(frame))
+    return pl.concat(found)
 
 
-def _select(reviews: Iterable[Review], user_core: int, item_core: int, dropped: Counter[str]) -> _Kept:
-    """First pass: what counts, by rules 1 and 2.
-
-    Names are known by their hashes only: a set of names would take many times the memory. Python salts the hash of a
-    text anew in every process, so nothing may depend on its value; that two names share one is noticed in `_names`.
-    """
-    user_column, item_column, time_column = array("q"), array("q"), array("q")
-    for review in reviews:
-        user_column.append(hash(review.user))
-        item_column.append(hash(review.item))
-        time_column.append(review.time)
-    user_hashes, users = _numbered(user_column)
-    item_hashes, items = _numbered(item_column)
-    times = np.frombuffer(time_column, dtype=np.int64) if time_column else np.empty(0, np.int64)
-    rows = _earliest(users, items, times, len(item_hashes))
-    dropped["reviews of a user about an item reviewed before"] = len(users) - len(rows)
-    left = rows[k_core(users[rows], items[rows], user_core, item_core)]
-    dropped["reviews of users or items with too few of them"] = len(rows) - len(left)
-    user_at, users = np.unique(users[left], return_inverse=True)
-    item_at, items = np.unique(items[left], return_inverse=True)
-    users, items = users.astype(np.int32), items.astype(np.int32)
-    return _Kept(left, users, items, times[left], user_hashes[user_at], item_hashes[item_at])
+def _hash(names: pl.Series) -> pl.Series:
+    return names.hash()
 
 
-def _numbered(column: "array[int]") -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct values and, int32, the number of each entry's value; empties `column`."""
-    values = np.array(column, dtype=np.int64)
-    del column[:]
-    distinct, numbers = np.unique(values, return_inverse=True)
-    return distinct, numbers.astype(np.int32)
+def _earliest(reviews: pl.DataFrame) -> pl.Series:
+    """Return, for every review, whether it counts by rule 1."""
+    # Few pairs come twice, and sorting one number per review takes far less memory than grouping reviews.
+    pairs = reviews["user"] * 3 + reviews["item"]
+    ordered = pairs.sort()
+    several = pairs.is_in(ordered.filter(ordered == ordered.shift()).unique())
+    del pairs, ordered
+    again = reviews.with_row_index("row").filter(several).sort("time", "row")
+    first = again.unique(["user", "item"], keep="first", maintain_order=True)["row"]
+    counts = ~several
+    counts[first] = True
+    return counts
 
 
-def _earliest(users: np.ndarray, items: np.ndarray, times: np.ndarray, n_items: int) -> np.ndarray:
-    """Return the positions of the earliest interaction of each pair, ascending."""
-    pairs = users.astype(np.int64) * n_items + items
-    order = np.lexsort((times, pairs))  # stable: of equally early ones the first in the file leads
-    pairs = pairs[order]
-    leads = np.ones(len(pairs), dtype=bool)
-    leads[1:] = pairs[1:] != pairs[:-1]
-    return np.sort(order[leads])
+def _numbered(reviews: pl.DataFrame, column: str, folder: Path) -> tuple[pl.DataFrame, pl.Series]:
+    """Return `reviews` with numbers for hashes in one column, and the names in the order of the numbers, sorted."""
+    named = pl.scan_ipc(list(folder.iterdir()), glob=False).select(column, name=f"{column}_name")
+    parts = []
+    for part in range(_PARTS):
+        left = reviews.lazy().select(column).filter(pl.col(column) % _PARTS == part).unique()
+        parts.append(named.join(left, on=column, how="semi").unique().collect(engine="streaming"))
+    found = pl.concat(parts).sort("name")
+    del parts
+    if twice := found.filter(pl.col(column).is_duplicated()).sort(column)["name"].to_list():
+        raise InputError(f"{twice[0]!r} and {twice[1]!r} have the same hash, a rare chance; rename one of them")
+    numbers = reviews.select(column).join(
+        found.select(column).with_row_index("number"), on=column, how="left", maintain_order="left"
+    )
+    return reviews.with_columns(numbers["number"].alias(column)), found["name"]
 
 
-def _names(
-    name: str, kept: _Kept, reviews: Reviews, n_reviews: int, progress: bool
-) -> tuple[list[str], list[str], np.ndarray]:
-    """Second pass: the tokens of users and items by number, and the rating of each row."""
-    users, items = [""] * len(kept.user_hashes), [""] * len(kept.item_hashes)
-    ratings = np.empty(len(kept.rows))
-    wanted = _blocks(kept.rows, kept.users, kept.items, kept.times)
-    row_at, user, item, time = next(wanted)
-    seen: Counter[str] = Counter()
-    n_found = 0
-    for position, review in enumerate(_counted(reviews(Counter()), "reviews", seen, progress)):
-        if position != row_at:
-            continue
-        hashes = hash(review.user), hash(review.item), review.time
-        if hashes != (kept.user_hashes[user], kept.item_hashes[item], time):
-            break
-        for tokens, at, token in ((users, user, review.user), (items, item, review.item)):
-            if tokens[at] not in ("", token):
-                raise InputError(f"{name}: {tokens[at]!r} and {token!r} have the same hash, a rare chance; run again")
-            tokens[at] = token
-        ratings[n_found] = review.rating
-        n_found += 1
-        row_at, user, item, time = next(wanted, (-1, 0, 0, 0))
-    if n_found != len(ratings) or seen["reviews"] != n_reviews:
-        raise InputError(
-            f"{name}: the reviews differ from the first to the second reading; let the files be, run again"
-        )
-    return users, items, ratings
-
-
-def _blocks(*columns: np.ndarray) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of equally long `columns` as plain Python numbers."""
-    for start in range(0, len(columns[0]), _BLOCK):
-        yield from zip(*(column[start : start + _BLOCK].tolist() for column in columns), strict=True)
-
-
-def _order(kept: _Kept, users: list[str], items: list[str], shuffle_ties: int | None) -> np.ndarray:
-    """Return the order of the rows of `.inter`, rule 3."""
-    by_user = _ranks(users)[kept.users]
+def _ordered(reviews: pl.DataFrame, shuffle_ties: int | None) -> pl.DataFrame:
+    """Return the reviews, which are in the order of the file, in that of `.inter`, rule 3."""
     if shuffle_ties is None:
-        return np.lexsort((kept.times, by_user))  # stable
+        return reviews.sort("user", "time", maintain_order=True)
     # One random number per row of an order that owes nothing to the file.
-    order = np.lexsort((_ranks(items)[kept.items], kept.times, by_user))
-    chance = np.random.default_rng(shuffle_ties).permutation(len(order))
-    return order[np.lexsort((chance, kept.times[order], by_user[order]))]
+    reviews = reviews.sort("user", "time", "item")
+    chance = np.random.default_rng(shuffle_ties).permutation(len(reviews))
+    return reviews.with_columns(chance=chance).sort("user", "time", "chance")
 
 
-def _ranks(tokens: list[str]) -> np.ndarray:
-    """Return the rank of each token among all."""
-    ranks = np.empty(len(tokens), dtype=np.int32)
-    ranks[sorted(range(len(tokens)), key=tokens.__getitem__)] = np.arange(len(tokens), dtype=np.int32)
-    return ranks
+def _write_inter(path: Path, reviews: pl.DataFrame, users: pl.Series, items: pl.Series) -> None:
+    ratings = reviews["rating"].unique()
+    texts = [number(rating) for rating in ratings]
+    with open(path, "wb") as file:
+        file.write(row(INTER_HEADER))
+        for part in reviews.iter_slices(_BLOCK):
+            cells = [users.gather(part["user"]), items.gather(part["item"])]
+            cells += [part["rating"].replace_strict(ratings, texts, return_dtype=pl.String), part["time"]]
+            rows = pl.DataFrame(dict(zip(INTER_HEADER, cells, strict=True)))
+            rows.write_csv(file, include_header=False, separator="\t", quote_style="never")
 
 
 def _differences(name: str, counts: Mapping[str, int], expected: Mapping[str, int]) -> dict[str, dict[str, int]]:

@@ -10,8 +10,10 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 
+import polars as pl
+
 from ..errors import InputError
-from .raw import Item, Review, as_rating, as_time, as_token
+from .raw import Item, Review, as_rating, as_time, as_token, frames
 
 SETS = ("ml-100k", "ml-1m")
 
@@ -20,9 +22,13 @@ _MOVIES = {"ml-100k": ("u.item", "|"), "ml-1m": ("movies.dat", "::")}
 _GENRES_FROM = 5  # u.item: id, title, date, video date, IMDb address, then one flag per line of u.genre
 
 
-def reviews(path: str | os.PathLike, name: str, dirt: Counter[str]) -> Iterator[Review]:
-    """Yield the ratings of the archive `path` of the set `name` in file order; broken lines are counted."""
-    member, separator = _RATINGS[_known(name)]
+def reviews(path: str | os.PathLike, name: str, dirt: Counter[str]) -> Iterator[pl.DataFrame]:
+    """Yield the ratings of the archive `path` of the set `name` in frames, in file order; broken lines are counted."""
+    return frames(_reviews(path, _known(name), dirt))
+
+
+def _reviews(path: str | os.PathLike, name: str, dirt: Counter[str]) -> Iterator[Review]:
+    member, separator = _RATINGS[name]
     for line in _lines(path, f"{name}/{member}"):
         cells = line.split(separator)
         user, item = map(as_token, cells[:2]) if len(cells) == 4 else ("", "")

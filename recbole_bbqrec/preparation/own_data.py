@@ -1,6 +1,5 @@
 """Anyone's own tables and images to a data set: `bbqrec prepare <Name> --from interactions.csv --items items.csv`."""
 
-import contextlib
 import os
 import shlex
 import shutil
@@ -9,14 +8,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from ..errors import InputError
 from .atomic import read_atomic
-from .atomic_writer import refuse_existing
 from .bad_rows import BadRows, write_bad_rows
 from .build import build
 from .images import images_by_token
 from .raw import COLUMN_FLAGS, Item, Review
-from .table_files import header
+from .table_files import open_table
 from .tables import item_columns, read_items, read_reviews, review_columns
 
 TEXTS = ("title", "brand", "categories", "description")
@@ -27,7 +27,7 @@ def prepare_own(
     name: str,
     interactions: str | os.PathLike,
     items: str | os.PathLike | None,
-    folder: str | os.PathLike,
+    folder: str | Path,
     *,
     images: str | os.PathLike | None = None,
     columns: Mapping[str, str] | None = None,
@@ -61,9 +61,10 @@ def prepare_own(
     given = dict(columns or {})
     of_reviews = {field: given.pop(field) for field in Review._fields if field in given}
     found = {str(interactions): review_columns(interactions, of_reviews)}
-    if items is not None and "token" not in given and of_reviews.get("item") in header(items):
-        given["token"] = of_reviews["item"]  # both tables call it the same
     if items is not None:
+        with open_table(items) as table:
+            if "token" not in given and of_reviews.get("item") in table.names:
+                given["token"] = of_reviews["item"]  # both tables call it the same
         found[str(items)] = item_columns(items, given)
     elif given:
         raise InputError(f"--item-id-column: found the column {sorted(given.values())[0]}, expected --items with it")
@@ -72,22 +73,28 @@ def prepare_own(
     listed = Path(folder) / f"{name}.bad_rows.tsv"
     described: set[str] = set()
 
-    def reviews(dirt: Counter[str]) -> Iterator[Review]:
-        yield from read_reviews(interactions, bad[0], of_reviews)
+    def reviews(dirt: Counter[str]) -> Iterator[pl.DataFrame]:
+        yield from read_reviews(interactions, found[str(interactions)].places, bad[0])
         _enter(dirt, bad[0])
 
     def texts(dirt: Counter[str]) -> Iterator[Item]:
-        for item in () if items is None else read_items(items, bad[1], given):
+        for item in () if items is None else read_items(items, found[str(items)].places, bad[1]):
             if any((item.title, item.brand, item.categories, item.description)):
                 described.add(item.token)
             yield item
         _enter(dirt, bad[1])
         write_bad_rows(listed, bad)  # now, so that a data set never stands without the list of what it lacks
 
-    with _staged(Path(folder), name, pictures) as place:
-        report = build(name, reviews, texts, place, user_core, item_core, shuffle_ties, progress=progress)
-        tokens = set(read_atomic(place / name / f"{name}.item", ["item_id"])[0]["item_id"])
-    report["folder"] = str(Path(folder) / name)
+    def copy_pictures(place: Path) -> None:
+        (place / "images").mkdir()
+        for path in pictures.values():
+            shutil.copyfile(path, place / "images" / path.name)
+
+    options: dict[str, Any] = {"progress": progress, "add": copy_pictures if pictures else None}
+    report = build(name, reviews, texts, folder, user_core, item_core, shuffle_ties, **options)
+    place = Path(folder) / name
+    tokens = set(read_atomic(place / f"{name}.item", ["item_id"])[0]["item_id"])
+    report["folder"] = str(place)
     report["columns"] = {path: {"used": used.used, "unused": used.unused} for path, used in found.items()}
     report["bad_rows"] = [rows.summary() for rows in bad[: len(found)]]
     report["bad_rows_file"] = str(listed) if listed.is_file() else None
@@ -141,22 +148,3 @@ def _images(folder: str | os.PathLike | None) -> dict[str, Path]:
 
 def _enter(dirt: Counter[str], bad: BadRows) -> None:
     dirt.update({f"bad rows of {bad.path.name}, {reason}": count for reason, count in bad.counts.items()})
-
-
-@contextlib.contextmanager
-def _staged(folder: Path, name: str, pictures: Mapping[str, Path]) -> Iterator[Path]:
-    """Yield the folder to build in; with pictures one aside, so that they and the tables appear in one step."""
-    if not pictures:
-        yield folder
-        return
-    refuse_existing(folder / name)
-    aside = folder / f".{name}.own.part"
-    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
-    try:
-        yield aside
-        (aside / name / "images").mkdir()
-        for path in pictures.values():
-            shutil.copyfile(path, aside / name / "images" / path.name)
-        os.rename(aside / name, folder / name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

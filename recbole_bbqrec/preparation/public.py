@@ -12,10 +12,10 @@ A description is the mapping `source` of such a file:
 
 import difflib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import InputError
 from . import amazon, movielens
@@ -27,17 +27,8 @@ RAW = "raw"
 """Folder beside the data sets where raw files are kept unless told otherwise."""
 
 
-class Reader(NamedTuple):
-    """What reads a form of raw files: both take the path, the variant, and a counter of dirt."""
-
-    reviews: Callable[..., Iterable[Any]]
-    items: Callable[..., Iterable[Any]]
-
-
-READERS = {
-    "amazon": Reader(amazon.reviews, amazon.items),
-    "movielens": Reader(movielens.reviews, movielens.items),
-}
+READERS = {"amazon": amazon, "movielens": movielens}
+"""Forms of raw files -> module whose `reviews` and `items` take a path, the variant and a counter of dirt."""
 
 
 @dataclass(frozen=True)
@@ -135,13 +126,13 @@ def prepare_public(
     InputError : the data set exists, or see `download.fetch` and `build.build`.
     """
     folder, name = Path(folder), public.name if written is None else written
+    published = (public.user_core, public.item_core)
     cores = (
         public.user_core if user_core is None else user_core,
         public.item_core if item_core is None else item_core,
     )
     check_options(name, *cores, shuffle_ties, public.expected)
     refuse_existing(folder / name)
-    as_published = cores == (public.user_core, public.item_core)
     raw = Path(raw_dir) if raw_dir else folder / RAW / f"{public.reader}-{public.variant}"
     logging.getLogger().info(f"{name}: {public.about}; {public.terms}. Please cite {public.cite}")
     sources = list(dict.fromkeys(public.files.values()))
@@ -155,7 +146,7 @@ def prepare_public(
         folder,
         *cores,
         shuffle_ties,
-        expected=public.expected if as_published else None,
+        expected=public.expected if cores == published else None,
         progress=progress,
     )
     return {**report, "folder": str(folder / name), "raw": [str(path) for path in paths.values()]}

@@ -9,16 +9,19 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+import polars as pl
+
 from ..errors import InputError
 from .atomic import nearest
-from .bad_rows import BadRows
-from .raw import COLUMN_FLAGS, Item, Review
-from .table_files import NOT_UTF8, UNDECODABLE, header, read_rows
+from .bad_rows import Bad, BadRows
+from .batches import digits, is_undecodable, typed
+from .raw import COLUMN_FLAGS, CONTROL, Item, Review
+from .table_files import NOT_UTF8, open_table
 
 _ITEM_IDS = ("item_id", "item", "iid", "parent_asin", "asin", "movie_id", "product_id", "product", "article_id")
 _ITEM_IDS += ("article", "sku", "book_id", "isbn", "track_id", "song_id", "video_id", "business_id", "listing_id")
@@ -43,11 +46,11 @@ ITEM_COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """Field of an item -> names by which its column is known, the likeliest first. The token alone is needed."""
 
+_NEEDED = {"user", "item", "time", "token"}
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _UNITS = tuple((Decimal(10) ** size, Decimal(10) ** (14 - size)) for size in (11, 14, 17, 20))
 """Below which size a time has which unit: what it is multiplied by to be milliseconds."""
 _EXACT = 1 << 53  # larger floats are not exact, and no names
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
 _WHOLE = re.compile(r"(-?\d+)[.,]0+")
 _ROUNDED = re.compile(r"-?\d([.,]\d+)?E\+\d+", re.IGNORECASE)
 _NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)(e[-+]?\d+)?", re.IGNORECASE | re.ASCII)
@@ -73,70 +76,70 @@ class Columns(NamedTuple):
     unused: list[str]
 
 
-class _Bad(Exception):
-    """A cell that makes its row unusable: `reason` and the text of the cell."""
-
-    def __init__(self, reason: str, text: str):
-        super().__init__(reason)
-        self.reason, self.text = reason, text
-
-
 def review_columns(path: str | os.PathLike, given: Mapping[str, str] | None = None) -> Columns:
     """Find the columns of a file of interactions, `given` (field -> name) before guesses by `REVIEW_COLUMNS`."""
-    return _find(path, REVIEW_COLUMNS, ("user", "item", "time"), given or {})
+    return _find(path, REVIEW_COLUMNS, given or {})
 
 
 def item_columns(path: str | os.PathLike, given: Mapping[str, str] | None = None) -> Columns:
     """Find the columns of a file of items, `given` (field -> name) before guesses by `ITEM_COLUMNS`."""
-    return _find(path, ITEM_COLUMNS, ("token",), given or {})
+    return _find(path, ITEM_COLUMNS, given or {})
 
 
-def read_reviews(path: str | os.PathLike, bad: BadRows, given: Mapping[str, str] | None = None) -> Iterator[Review]:
-    """Yield the interactions of a table in the order of the file; rows that cannot be used go to `bad`.
+def read_reviews(path: str | os.PathLike, places: Mapping[str, int], bad: BadRows) -> Iterator[pl.DataFrame]:
+    """Yield the interactions of a table in frames, in the order of the file; rows that cannot be used go to `bad`.
 
     Times become milliseconds since 1970. Without a rating column, or where its cell is blank, the rating is NaN.
 
     Parameters
     ----------
-    path : file with an ending out of `table_files.FORMATS`.
-    given : field of `Review` -> name of its column; the others are guessed by `REVIEW_COLUMNS`.
+    places : field of `Review` -> position of its column, see `review_columns`.
 
     Raises
     ------
-    InputError : the file cannot be read, a column is missing, no row at all can be used, or a row is bad and
-        `bad.on_bad` is `error`.
+    InputError : the file cannot be read, no row at all can be used, or a row is bad and `bad.on_bad` is `error`.
     """
-    columns = review_columns(path, given)
 
-    def review(cells: Mapping[str, Any]) -> Review:
+    def review(values: Sequence[Any]) -> Review:
+        cells = dict(zip(places, values, strict=True))
         user, item = _identifier("user", cells["user"]), _identifier("item", cells["item"])
         return Review(user, item, _rating(cells.get("rating")), _milliseconds(cells["time"]))
 
-    yield from _read(path, columns, bad, review)
+    bad.start(path)
+    with open_table(path) as table:
+        for frame in table.frames(places, bad, lambda cells: typed(cells, _plain_milliseconds(cells["time"])), review):
+            bad.good += len(frame)
+            yield frame
+    bad.refuse_none()
 
 
-def read_items(path: str | os.PathLike, bad: BadRows, given: Mapping[str, str] | None = None) -> Iterator[Item]:
+def read_items(path: str | os.PathLike, places: Mapping[str, int], bad: BadRows) -> Iterator[Item]:
     """Yield the items of a table in the order of the file; rows that cannot be used go to `bad`.
 
     Texts are as they came but for blanks around them. Categories are a list: that of the file, one written as JSON or
     in Python, or the parts between `|`, `>`, `;` or `,`. Of several images the first counts. Parameters and errors are
     those of `read_reviews`.
     """
-    columns = item_columns(path, given)
 
-    def item(cells: Mapping[str, Any]) -> Item:
+    def item(values: Sequence[Any]) -> Item:
+        cells = dict(zip(places, values, strict=True))
         texts = {field: _text(cells.get(field)) for field in ("title", "brand", "description", "price")}
         token, categories = _identifier("item", cells["token"]), _parts(cells.get("categories"))
         image_url = next(iter(_parts(cells.get("image_url"), split=False)), "")
         return Item(token, **texts, categories=categories, image_url=image_url, year=_plain(_text(cells.get("year"))))
 
-    yield from _read(path, columns, bad, item)
+    bad.start(path)
+    with open_table(path) as table:
+        for line, values in table.rows(list(places.values()), bad):
+            if found := bad.made(line, item, values):
+                bad.good += 1
+                yield found
+    bad.refuse_none()
 
 
-def _find(
-    path: str | os.PathLike, known: Mapping[str, tuple[str, ...]], needed: Sequence[str], given: Mapping[str, str]
-) -> Columns:
-    names = header(path)
+def _find(path: str | os.PathLike, known: Mapping[str, tuple[str, ...]], given: Mapping[str, str]) -> Columns:
+    with open_table(path) as table:
+        names = table.names
     if unknown := sorted(set(given) - set(known)):
         raise InputError(f"{path}: there is no field {unknown[0]!r} ({nearest(unknown[0], known)}); correct its name")
     plain = [_plain_name(name) for name in names]
@@ -150,7 +153,7 @@ def _find(
         how = f"name the right one with {COLUMN_FLAGS[field]}"
         if len(found) > 1:
             raise InputError(f"{path}: {' and '.join(names[at] for at in found)} may both be the {field}; {how}")
-        if not found and (field in given or field in needed):
+        if not found and (field in given or field in _NEEDED):
             wanted = given.get(field) or known[field][0]
             raise InputError(
                 f"{path}: found no column for the {field}, expected {wanted} in the first line "
@@ -168,22 +171,6 @@ def _plain_name(name: str) -> str:
     return re.sub(r"[\W_]+", "", name).lower()
 
 
-def _read(
-    path: str | os.PathLike, columns: Columns, bad: BadRows, make: Callable[[dict[str, Any]], Any]
-) -> Iterator[Any]:
-    fields = list(columns.places)
-    for line, values in read_rows(path, list(columns.places.values()), bad):
-        try:
-            made = make(dict(zip(fields, values, strict=True)))
-        except _Bad as error:
-            bad.add(line, error.reason, error.text)
-            continue
-        bad.good += 1
-        yield made
-    if not bad.good:
-        raise InputError(f"no row can be used; {bad.summary()}; mend the file, or name its columns")
-
-
 def _text(value: Any) -> str:
     """Return a cell as text: "" where there is none, whole numbers without `.0`, lists with blanks between."""
     if value is None or value != value:  # NaN
@@ -197,8 +184,8 @@ def _text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return " ".join(filter(None, map(_text, value)))
     text = str(value).strip()
-    if not text.isascii() and UNDECODABLE.search(text):
-        raise _Bad(NOT_UTF8, text)
+    if is_undecodable(text):
+        raise Bad(NOT_UTF8, text)
     return text
 
 
@@ -211,14 +198,14 @@ def _plain(text: str) -> str:
 def _identifier(what: str, value: Any) -> str:
     """Return the name of a user or an item, as text."""
     if isinstance(value, (bool, list, tuple, Mapping)):
-        raise _Bad(f"{what}: not one name", str(value))
+        raise Bad(f"{what}: not one name", str(value))
     text = _text(value)
     if not text:
-        raise _Bad(f"{what}: blank", "")
-    if _CONTROL.search(text):
-        raise _Bad(f"{what}: a tab, line end or control character inside", text)
+        raise Bad(f"{what}: blank", "")
+    if CONTROL.search(text):
+        raise Bad(f"{what}: a tab, line end or control character inside", text)
     if _ROUNDED.fullmatch(text):  # 1.23457E+12 may have been several names
-        raise _Bad(f"{what}: a number that a spreadsheet has rounded (export the column as text)", text)
+        raise Bad(f"{what}: a number that a spreadsheet has rounded (export the column as text)", text)
     return _plain(text)
 
 
@@ -232,7 +219,7 @@ def _rating(value: Any) -> float:
     number = None if isinstance(value, bool) else _number(text)
     rating = math.nan if number is None else float(number)
     if text and not math.isfinite(rating):
-        raise _Bad("rating: not a number", text)
+        raise Bad("rating: not a number", text)
     return rating
 
 
@@ -249,7 +236,7 @@ def _milliseconds(value: Any) -> int:
         return (value - _EPOCH.date()).days * 86_400_000
     text = _text(value)
     if not text:
-        raise _Bad("time: blank", "")
+        raise Bad("time: blank", "")
     number = None if isinstance(value, bool) else _number(text)
     if number is not None:
         for limit, factor in _UNITS:
@@ -260,7 +247,28 @@ def _milliseconds(value: Any) -> int:
             return _date_time(found)
         except (ValueError, OverflowError):  # the 31st of February
             pass
-    raise _Bad("time: neither a number of seconds nor a date like 2024-01-31 12:30", text)
+    raise Bad("time: neither a number of seconds nor a date like 2024-01-31 12:30", text)
+
+
+def _plain_milliseconds(times: pl.Series) -> pl.Expr:
+    """Return the column `time`, which is `times`, as `_milliseconds` does, null for all but digits and common dates."""
+    whole = digits(18)
+    scaled = pl.when(whole < 10**11).then(whole * 1000).when(whole < 10**14).then(whole)
+    scaled = scaled.when(whole < 10**17).then(whole // 1000).otherwise(whole // 10**6)
+    if not times.str.contains("-", literal=True).any():
+        return scaled
+    text = pl.col("time").str.replace("T", " ", literal=True)
+    date = r"^[12][0-9]{3}-[0-9]{2}-[0-9]{2}"
+    filled = (
+        pl.when(text.str.contains(rf"{date}$"))
+        .then(text + " 00:00:00")
+        .when(text.str.contains(rf"{date} [0-9]{{2}}:[0-5][0-9]$"))
+        .then(text + ":00")
+        .when(text.str.contains(rf"{date} [0-9]{{2}}:[0-5][0-9]:[0-5][0-9]$"))
+        .then(text)
+    )
+    moment = filled.str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="ms", strict=False).dt.epoch("ms")
+    return pl.coalesce(scaled, moment)
 
 
 def _date_time(found: re.Match[str]) -> int:

@@ -8,7 +8,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.preparation import atomic
 from recbole_bbqrec.preparation.atomic import read_atomic
 
 HEADER = "item_id:token\ttitle:token_seq\tprice:float\tvec:float_seq\n"
@@ -101,8 +100,7 @@ def test_faults_of_the_request(tmp_path: Path) -> None:
         read_atomic(path, field_separator="")
 
 
-def test_a_fault_beyond_the_first_block_names_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic, "_BLOCK", 3)
+def test_a_fault_far_down_names_its_line(tmp_path: Path) -> None:
     lines = [f"{row}\t{row}" for row in range(10)]
     path = write(tmp_path, "\n".join(["u:token\tx:float", *lines]))
     assert read_atomic(path)[0].x.tolist() == list(map(float, range(10)))

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from preparation.test_amazon import records
 
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.preparation import movielens
@@ -35,7 +36,7 @@ def archive(path: Path, members: dict[str, str]) -> Path:
 
 def test_ml_100k(tmp_path: Path) -> None:
     path, dirt = archive(tmp_path / "ml-100k.zip", ML_100K), Counter[str]()
-    assert list(movielens.reviews(path, "ml-100k", dirt)) == [
+    assert records(movielens.reviews(path, "ml-100k", dirt)) == [
         Review("196", "242", 3.0, 881250949),
         Review("22", "377", 1.0, 878887116),
     ]
@@ -48,7 +49,7 @@ def test_ml_100k(tmp_path: Path) -> None:
 
 def test_ml_1m(tmp_path: Path) -> None:
     path, dirt = archive(tmp_path / "ml-1m.zip", ML_1M), Counter[str]()
-    assert list(movielens.reviews(path, "ml-1m", dirt)) == [
+    assert records(movielens.reviews(path, "ml-1m", dirt)) == [
         Review("1", "1193", 5.0, 978300760),
         Review("2", "1193", 4.0, 978298413),
     ]

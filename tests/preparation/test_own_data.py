@@ -176,11 +176,11 @@ def test_a_copy_that_breaks_leaves_no_data_set(tmp_path: Path, monkeypatch: pyte
         copyfile(source, target)
 
     monkeypatch.setattr(own_data.shutil, "copyfile", broken)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(InputError, match=r"Shop: cannot be written \(no space left\)"):
         prepare(tmp_path, images=photos)
     assert sorted(content(tmp_path / "data")) == ["Shop.bad_rows.tsv"]
     monkeypatch.undo()
-    left = tmp_path / "data" / ".Shop.own.part" / "Shop"  # as a killed run leaves it
+    left = tmp_path / "data" / ".Shop.999999999.part" / "images"  # as a killed run leaves it
     left.mkdir(parents=True)
     (left / "Shop.inter").write_text("half")
     prepare(tmp_path, images=photos)

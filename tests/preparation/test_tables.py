@@ -6,12 +6,13 @@ import io
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.preparation import bad_rows, table_files
 from recbole_bbqrec.preparation.bad_rows import BadRows, write_bad_rows
 from recbole_bbqrec.preparation.raw import Item, Review
-from recbole_bbqrec.preparation.table_files import header
+from recbole_bbqrec.preparation.table_files import open_table
 from recbole_bbqrec.preparation.tables import item_columns, read_items, read_reviews, review_columns
 
 ROWS = [("ann", "lamp", 1_700_000_000, 4.5), ("bob", "tent", 1_700_000_060, 3.0)]
@@ -34,16 +35,25 @@ def put(folder: Path, content: str | bytes, name: str = "x.csv") -> Path:
     return path
 
 
+def records(frames: Iterable[pl.DataFrame]) -> list[Review]:
+    return [Review(*row) for frame in frames for row in frame.iter_rows()]
+
+
+def header(path: Path) -> list[str]:
+    with open_table(path) as table:
+        return table.names
+
+
 def reviews(path: Path, columns: Mapping[str, str] | None = None) -> tuple[list[Review], BadRows]:
     bad = BadRows()
-    found = list(read_reviews(path, bad, columns))
+    found = records(read_reviews(path, review_columns(path, columns).places, bad))
     assert bad.good == len(found)
     return found, bad
 
 
 def items(path: Path, columns: Mapping[str, str] | None = None) -> tuple[list[Item], BadRows]:
     bad = BadRows()
-    return list(read_items(path, bad, columns)), bad
+    return list(read_items(path, item_columns(path, columns).places, bad)), bad
 
 
 def separated(mark: str) -> str:
@@ -176,7 +186,7 @@ def test_bad_rows_are_named_and_the_next_rows_read(
     assert found == [Review("ann", "lamp", 5, 1000), Review("bob", "tent", 4, 2000)]
     assert bad.rows == [expected] and bad.counts == {expected[1]: 1}
     with pytest.raises(InputError) as error:
-        list(read_reviews(path, BadRows("error")))
+        list(read_reviews(path, review_columns(path).places, BadRows("error")))
     assert f"{path}, line 3: {expected[1]}, found" in str(error.value) and "--on-bad=skip" in str(error.value)
 
 
@@ -392,9 +402,12 @@ def test_endings_and_damaged_files(tmp_path: Path) -> None:
 
 def test_reading_again_counts_nothing_twice(tmp_path: Path) -> None:
     path, bad = put(tmp_path, BAD + "ann,,1,1\n\n"), BadRows()
-    first = list(read_reviews(path, bad))
+    first = records(read_reviews(path, review_columns(path).places, bad))
     once = (list(bad.rows), dict(bad.counts), bad.good, bad.blank)
-    assert list(read_reviews(path, bad)) == first and (bad.rows, bad.counts, bad.good, bad.blank) == once
+    assert (
+        records(read_reviews(path, review_columns(path).places, bad)) == first
+        and (bad.rows, bad.counts, bad.good, bad.blank) == once
+    )
     assert once == ([(3, "item: blank", "")], {"item: blank": 1}, 1, 1)
 
 
