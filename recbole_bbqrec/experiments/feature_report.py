@@ -10,7 +10,7 @@ from ..data.feature_sources import Source, gather, item_file, modalities, read_t
 from ..data.features import cache_file, read_file
 from ..errors import InputError
 from ..evaluation.report import markdown_table
-from ..preparation.encoding_parts import read_parts
+from ..preparation.encoders import read_parts
 from ..preparation.image_download import FAILURES, addresses_of, images_command, read_failures
 from ..preparation.images import images_by_token, token_of
 

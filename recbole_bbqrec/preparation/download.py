@@ -28,23 +28,18 @@ from tqdm import tqdm
 from ..errors import InputError
 from ..storage import replacing, write_json
 
-ATTEMPTS, PAUSE, TIMEOUT = 5, 1.0, 60.0
-"""Failures in a row until a mirror is given up, seconds before the second try (doubled each time), and seconds of
-silence that end a try."""
-
-PROGRESS = 1 << 20
-"""Bytes that a try must bring for the count of failures to start anew: long files outlive many broken connections."""
-
-MIN_BYTES = 16 << 10
-"""A connection that brings fewer bytes than this within the timeout is as good as dead."""
-
-MAX_WAIT = 120.0
-"""Seconds of waiting that a server may ask for by Retry-After; what it asks beyond that is cut."""
+ATTEMPTS = 5  # failures in a row until a mirror is given up
+PAUSE = 1.0  # seconds before the second try, doubled each time
+TIMEOUT = 60.0  # seconds of silence that end a try
+PROGRESS = 1 << 20  # bytes of a try that start the count anew: long files outlive many broken connections
+MIN_BYTES = 16 << 10  # a connection that brings fewer within the timeout is as good as dead
+MAX_WAIT = 120.0  # most seconds of waiting that a server gets by Retry-After
+REPLACED = " (if its publisher replaced it, correct size and sha256)"
 
 
 class Failed(Exception):
-    """A try that came to nothing: the reason, whether another may do better, and after how many seconds at least; they
-    are infinite where only another run may."""
+    """A try that came to nothing: why, whether another may do better, and after how many seconds (`inf`: not in this
+    run)."""
 
     def __init__(self, reason: str, transient: bool, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -65,12 +60,8 @@ def fetch(sources: Sequence[Source], folder: Path, progress: bool = True) -> lis
     """Make sure that every source is at `folder / name`, whole, and return these paths.
 
     Files that are there are checked against what is known of them (size, sha256) or was recorded when they were
-    fetched; a file put there by hand, of which nothing is known, is recorded as it is. Others are fetched. Processes
-    that want the same folder wait for each other.
-
-    Raises
-    ------
-    InputError : a file cannot be fetched from any mirror or kept, or is not the one expected.
+    fetched; a file put there by hand, of which nothing is known, is recorded as it is. Processes that want the same
+    folder wait for each other.
     """
     files = [_File(source, folder, progress) for source in sources]
     with disk_errors(folder, "or name another folder with --raw_dir="):
@@ -146,10 +137,8 @@ class _File:
     """A source in its folder: there, or on its way as a `part` of the version that `note` names."""
 
     def __init__(self, source: Source, folder: Path, progress: bool) -> None:
-        self.source, self.sha256 = source, (source.sha256 or "").lower()
-        self.path, self.part, self.note, self.record = (
-            folder / f"{source.name}{ending}" for ending in ("", ".part", ".part.json", ".sha256")
-        )
+        self.source, self.sha256, self.path = source, (source.sha256 or "").lower(), folder / source.name
+        self.part, self.note, self.record = (Path(f"{self.path}{end}") for end in (".part", ".part.json", ".sha256"))
         self.bar = partial(tqdm, unit="B", unit_scale=True, ncols=100, leave=False, disable=not progress)
 
     def check(self) -> None:
@@ -281,6 +270,3 @@ class _File:
             os.fsync(file.fileno())
         self.record.unlink(missing_ok=True)  # that of an earlier version
         os.replace(self.part, self.path)  # the note goes when the hash is recorded
-
-
-REPLACED = " (if its publisher replaced it, correct size and sha256)"

@@ -22,7 +22,7 @@ from recbole_bbqrec import storage
 from recbole_bbqrec.data import feature_sources, features
 from recbole_bbqrec.data.features import ItemFeatures, build_item_features
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.preparation import encoders, encoding_parts
+from recbole_bbqrec.preparation import encoders
 from recbole_bbqrec.preparation.vectors import write_vectors
 
 ROWS = {
@@ -344,7 +344,7 @@ def test_changed_inputs_do_not_go_on(items: Path, models: Path, monkeypatch: pyt
 
 def killed_at(moment: str, file: Path, config: dict) -> None:
     """Encode in this process, which ends at a moment: to be run in a process of its own."""
-    encoding_parts.SECONDS_PER_PART = -1.0
+    encoders.SECONDS_PER_PART = -1.0
     genuine, save_file, calls = encoders._image_features, storage.save_file, []
 
     def die(*_: Any, **__: Any) -> None:
