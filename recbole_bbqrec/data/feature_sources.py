@@ -22,8 +22,8 @@ from .. import storage
 from ..errors import InputError
 from ..preparation import atomic, encoders, images, vectors
 
+# Encoders without a model; all others read vectors or are transformers models.
 COUNTED = {"tfidf": encoders.tfidf, "codes": encoders.codes}
-"""Encoders without a model; all others read vectors or are transformers models."""
 
 
 def modalities(config: Any) -> dict[str, str]:
@@ -97,10 +97,8 @@ def template_of(config: Any, name: str) -> Template:
         elif at % 2 and len(pieces) == 1:
             found = f"[{part}] without a column"
         if found:
-            raise InputError(
-                f"{name}_fields: found {found} in {fields!r}, expected columns as {{title}}, and parts that go when "
-                "one of their columns is blank as [ by {brand}]; correct the template"
-            )
+            expected = "columns as {title}, and parts that go when one of their columns is blank as [ by {brand}]"
+            raise InputError(f"{name}_fields: found {found} in {fields!r}, expected {expected}; correct the template")
         parts.append((pieces, at % 2 == 1))
     return Template(parts)
 

@@ -20,11 +20,7 @@ HEADER = ("modality", "encoder", "source", "items with", "without", "state")
 def feature_report(config: Any) -> str:
     """Return a Markdown table of a data set's item features by modality, and lines that say what to do.
 
-    Nothing is encoded, trained or downloaded.
-
-    Raises
-    ------
-    InputError : the interaction file is missing or broken. A modality whose source is has a row that says so.
+    Nothing is encoded, trained or downloaded. A modality whose source is missing or broken has a row that says so.
     """
     plain = copy.copy(config)
     without = {"attach_item_features": False, "attach_semantic_ids": False, "similarity_attention": "off"}
@@ -32,10 +28,9 @@ def feature_report(config: Any) -> str:
     dataset = MultiModalSequentialDataset(plain)  # its items are those that a run sees
     tokens, folder = sorted(dataset.catalogue.tokens[1:]), dataset.cache_dir
     unused = set(folder.glob("features-*")) if modalities(config) else set()
-    rows: list[list[str]] = []
-    lines: list[str] = []
+    rows, lines = [], []
     for name, encoder in modalities(config).items():
-        perhaps = {path for path in unused if path.name.startswith(f"features-{name}-")}
+        perhaps = set(folder.glob(f"features-{name}-*"))
         try:
             source = gather(name, config, read_texts(config, tokens, [name]), tokens, download=False)
         except InputError as error:
@@ -46,8 +41,8 @@ def feature_report(config: Any) -> str:
         file = cache_file(folder, source)
         unused -= perhaps if source.model_is_missing else {file, file.with_suffix(".parts")}
         state, remark = _state(source, file, config["encode_batch_size"])
-        counts = [str(source.available), str(len(tokens) - source.available)]
-        rows.append([name, encoder, source.place.name, *counts, state])
+        have = source.available
+        rows.append([name, encoder, source.place.name, str(have), str(len(tokens) - have), state])
         lines += [f"{name}: {remark}"] if remark else []
     table = markdown_table(HEADER, rows) if rows else "no modality has an encoder: set text_encoder"
     lines = [f"{config['dataset']}: item features of {len(tokens)} items", "", table, "", *lines]

@@ -38,8 +38,7 @@ REPLACED = " (if its publisher replaced it, correct size and sha256)"
 
 
 class Failed(Exception):
-    """A try that came to nothing: why, whether another may do better, and after how many seconds (`inf`: not in this
-    run)."""
+    """A try that came to nothing, whether another may help, and after how many seconds (infinite: in another run)."""
 
     def __init__(self, reason: str, transient: bool, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -82,10 +81,8 @@ def disk_errors(folder: Path, advice: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f"{error.filename or folder}: cannot be read or written ({error.strerror or error}); make room or correct "
-            f"its permissions, {advice}"
-        ) from error
+        fault = f"{error.filename or folder}: cannot be read or written ({error.strerror or error})"
+        raise InputError(f"{fault}; make room or correct its permissions, {advice}") from error
 
 
 def folder_lock(folder: Path) -> contextlib.AbstractContextManager:
@@ -146,10 +143,8 @@ class _File:
         recorded = self.record.read_text(encoding="utf-8", errors="replace").split() if self.record.is_file() else []
         expected = self.sha256 or "".join(recorded[:1])
         if wrong := self._fault(self.path, self.source.size, expected):
-            raise InputError(
-                f"{self.path}: {wrong}; delete it and {self.record.name} to have it fetched; where you put the right "
-                f"file there, {self.record.name} alone"
-            )
+            remedy = f"delete it and {self.record.name} to have it fetched, or {self.record.name} alone if it is right"
+            raise InputError(f"{self.path}: {wrong}; {remedy}")
         if not recorded:
             line = f"{self._hash(self.path)}  {self.path.name}\n"
             with contextlib.suppress(OSError):  # files fetched by hand may lie where nothing can be written
@@ -183,10 +178,9 @@ class _File:
                 return self._fetch_from(url)
             except Failed as error:
                 reasons.append(f"{url}: {error}")
-        raise InputError(
-            f"{self.path}: could not be fetched ({'; '.join(reasons) or 'no address is known'}); run the same command "
-            "again to go on where it stopped, or fetch it by hand and name its folder with --raw_dir="
-        )
+        why = "; ".join(reasons) or "no address is known"
+        remedy = "run again to go on where it stopped, or fetch it by hand and name its folder with --raw_dir="
+        raise InputError(f"{self.path}: could not be fetched ({why}); {remedy}")
 
     def _version(self) -> tuple[str, str, int | None]:
         """Address, validator and length of the file that the part is of; empty where nothing says so."""

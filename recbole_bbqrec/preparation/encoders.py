@@ -23,17 +23,15 @@ from .. import storage
 from ..errors import InputError
 from .images import decode, require_pillow
 
+# What a model's folder is read for: settings, weights, vocabularies. Pickled weights (`.bin`) are never read.
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
-"""What a model's folder is read for: settings, weights, vocabularies. Pickled weights (`.bin`) are never read."""
-
+# Work of so many seconds is kept at a time: a kill costs no more, and writing costs next to nothing.
 SECONDS_PER_PART = 10.0
-"""Work of so many seconds is kept at a time: a kill costs no more, and writing costs next to nothing."""
 
 Device = str | torch.device
 Encoded = tuple[Tensor, Tensor, dict[str, Any]]
-
+# What some batches gave: rows [n], their features float32 [n, D], and row -> why it has none.
 Piece = tuple[Tensor, Tensor, dict[int, str]]
-"""What some batches gave: rows [n], their features float32 [n, D], and row -> why it has none."""
 
 
 def tfidf(texts: Sequence[str], dim: int, seed: int) -> Encoded:
@@ -122,7 +120,8 @@ def transformers_text(
         batch = tokenizer([texts[row] for row in rows], truncation=True, max_length=limit, **how).to(device)
         if hasattr(network, "get_text_features"):
             asked = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
-            return rows, _pooled(network.get_text_features(**asked)), {}
+            found = network.get_text_features(**asked)  # a tensor or, of other versions, an output
+            return rows, getattr(found, "pooler_output", found), {}
         hidden = network(**batch).last_hidden_state  # [B, T, D]
         mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).unsqueeze(-1).to(hidden.dtype)
         return rows, (hidden * mask).sum(1) / mask.sum(1).clamp(min=1), {}
@@ -152,12 +151,12 @@ def transformers_image(paths: Sequence[Path | None], folder: Path, device: Devic
             return [], torch.zeros(0), bad
         batch = processor(images=list(images.values()), return_tensors="pt").to(device)
         if hasattr(network, "get_image_features"):
-            return list(images), _pooled(network.get_image_features(pixel_values=batch["pixel_values"])), bad
+            found = network.get_image_features(pixel_values=batch["pixel_values"])
+            return list(images), getattr(found, "pooler_output", found), bad
         output = network(**batch)
         if pooled and getattr(output, "pooler_output", None) is not None:
             return list(images), output.pooler_output.flatten(1), bad
-        # [B, T, D] of a transformer, [B, D, height, width] of a convolution
-        hidden = output.last_hidden_state
+        hidden = output.last_hidden_state  # [B, T, D] of a transformer, [B, D, height, width] of a convolution
         return list(images), hidden.mean((2, 3)) if hidden.dim() == 4 else hidden.mean(1), bad
 
     order = [row for row, path in enumerate(paths) if path is not None]
@@ -167,11 +166,6 @@ def transformers_image(paths: Sequence[Path | None], folder: Path, device: Devic
         logging.getLogger().warning(f"image left out: {line}")
     kinds = Counter(reason.partition(":")[0] for reason in bad.values())
     return matrix, known, {"unreadable": dict(sorted(kinds.items()))}
-
-
-def _pooled(found: Any) -> Tensor:
-    """Features of a CLIP-like tower, which comes as a tensor or, with some versions and models, in an output."""
-    return found if isinstance(found, Tensor) else found.pooler_output
 
 
 def model_folder(model: str, download: bool = True) -> Path | None:
@@ -184,8 +178,7 @@ def model_folder(model: str, download: bool = True) -> Path | None:
     if folder.is_dir():
         return folder
     if model.startswith((".", "~", os.sep)) or model.count("/") > 1 or "\\" in model:
-        expected = "expected a transformers model saved with safetensors, or a hub name"
-        raise InputError(f"{model}: no such folder; {expected}")
+        raise InputError(f"{model}: no such folder; expected a model saved with safetensors, or a hub name")
     from huggingface_hub import snapshot_download
 
     files: dict[str, Any] = {"allow_patterns": list(MODEL_FILES), "ignore_patterns": ["*/*"]}
@@ -194,9 +187,9 @@ def model_folder(model: str, download: bool = True) -> Path | None:
     except Exception as error:  # the hub's client and its transports raise all kinds
         if not download:
             return None
+        remedy = "check name, connection and HF_HUB_OFFLINE, or download it elsewhere and name its folder"
         raise InputError(
-            f"{model}: neither a local folder nor to be had from the hub ({error!r:.200}); check the name, the "
-            "connection and HF_HUB_OFFLINE, or download the model elsewhere and name its folder"
+            f"{model}: neither a local folder nor to be had from the hub ({error!r:.200}); {remedy}"
         ) from error
 
 
@@ -208,11 +201,9 @@ def _load(folder: Path, part: str, **options: Any) -> Any:
         # The folder decides what is built, never which code runs.
         return getattr(transformers, part).from_pretrained(str(folder), trust_remote_code=False, **options)
     except Exception as error:  # transformers raises all kinds for one and the same broken folder
-        raise InputError(
-            f"{folder}: not a model that can be loaded ({error!r:.200}); expected config.json, model.safetensors and "
-            "the tokenizer or image processor, as save_pretrained writes them; if a package is missing, pip install "
-            "'recbole-bbqrec[images]'"
-        ) from error
+        expected = "config.json, model.safetensors and the tokenizer or image processor, as save_pretrained writes them"
+        remedy = f"expected {expected}; if a package is missing, pip install 'recbole-bbqrec[images]'"
+        raise InputError(f"{folder}: not a model that can be loaded ({error!r:.200}); {remedy}") from error
 
 
 def _load_model(folder: Path, device: Device) -> tuple[Any, list[str]]:
@@ -221,12 +212,10 @@ def _load_model(folder: Path, device: Device) -> tuple[Any, list[str]]:
     with torch.random.fork_rng(devices=[]):
         network, report = _load(folder, "AutoModel", use_safetensors=True, output_loading_info=True)
     missing = sorted(report["missing_keys"])
-    needed = [name for name in missing if "pooler" not in name]
-    if needed:
-        raise InputError(
-            f"{folder}: the weights file lacks {len(needed)} weights ({needed[0]}, ...), which would be random; "
-            "expected the file that belongs to config.json, download or save the model again"
-        )
+    if needed := [name for name in missing if "pooler" not in name]:
+        lacks = f"the weights file lacks {len(needed)} weights ({needed[0]}, ...), which would be random"
+        remedy = "expected the file that belongs to config.json, download or save the model again"
+        raise InputError(f"{folder}: {lacks}; {remedy}")
     if network.config.is_encoder_decoder:
         network = network.get_encoder()
     return network.to(device=device, dtype=torch.float32).eval(), missing

@@ -96,10 +96,8 @@ def fetch_images(dataset: Path, folder: Path | None = None, progress: bool = Tru
     require_pillow()
     item_file, folder = dataset / f"{dataset.name}.item", folder or dataset / "images"
     if not (urls := addresses_of(item_file)):
-        raise InputError(
-            f"{item_file}: found no item with an address, expected a column {ADDRESS}; prepare the data set from files "
-            f"that have one, or put images of your own into {folder}"
-        )
+        remedy = f"prepare the data set from files that have one, or put images of your own into {folder}"
+        raise InputError(f"{item_file}: found no item with an address, expected a column {ADDRESS}; {remedy}")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: found a file, expected a folder or nothing; remove what is in its place")
     with disk_errors(folder, "and run again, images that are there are kept"):
@@ -111,10 +109,9 @@ def fetch_images(dataset: Path, folder: Path | None = None, progress: bool = Tru
                 leftover.unlink()
             report = _Run(place).go(urls, progress)
             if report.passing and place != folder and not partial:
-                raise InputError(
-                    f"{folder}: {report.passing} of {report.wanted} images did not come but may on another try; run "
-                    f"again to go on, or take what there is with `{images_command(dataset)}`"
-                )
+                fault = f"{report.passing} of {report.wanted} images did not come but may on another try"
+                remedy = f"run again to go on, or take what there is with `{images_command(dataset)}`"
+                raise InputError(f"{folder}: {fault}; {remedy}")
             if place != folder:
                 place.rename(folder)
     return report
@@ -242,8 +239,7 @@ def read_failures(path: Path) -> dict[str, Failure]:
 def write_failures(path: Path, failures: Mapping[str, Failure]) -> None:
     """Write the list, sorted, so that its content does not tell which thread was first; none is no file."""
     if not failures:
-        path.unlink(missing_ok=True)
-        return
+        return path.unlink(missing_ok=True)
     rows = [(stem, one.url, "yes" if one.transient else "no", one.reason) for stem, one in sorted(failures.items())]
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors="replace", newline="") as file:
         csv.writer(file, delimiter="\t", lineterminator="\n").writerows([HEADER, *rows])
