@@ -60,10 +60,7 @@ def _kind(config: Any, name: str) -> str:
 
 
 class Template(NamedTuple):
-    """How the cells of an item become its text.
-
-    Each part is words and columns in turn, words first, and whether it stood in brackets, which makes it optional.
-    """
+    """How cells become a text: parts of words and columns in turn, words first, and whether each is optional."""
 
     parts: list[tuple[list[str], bool]]
 

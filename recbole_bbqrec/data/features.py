@@ -81,9 +81,9 @@ def _encode(source: Source, file: Path) -> ItemFeatures:
     if not known.any():
         raise InputError(nothing)
     features = ItemFeatures(source.tokens, {name: matrix}, {name: known})
-    header = {**source.about, **source.method, **notes, "inputs": source.inputs}
-    header |= {"items": len(known), "present": int(known.sum())}
+    counts = {"items": len(known), "present": int(known.sum())}
     # So that damage inside the file is seen as well.
-    header["content"] = storage.fingerprint(source.tokens, features.matrices, features.present, source.hashes)
+    content = storage.fingerprint(source.tokens, features.matrices, features.present, source.hashes)
+    header = {**source.about, **source.method, **notes, **counts, "inputs": source.inputs, "content": content}
     features.save(file, header, {name: source.hashes})
     return features

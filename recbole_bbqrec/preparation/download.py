@@ -143,7 +143,8 @@ class _File:
         recorded = self.record.read_text(encoding="utf-8", errors="replace").split() if self.record.is_file() else []
         expected = self.sha256 or "".join(recorded[:1])
         if wrong := self._fault(self.path, self.source.size, expected):
-            remedy = f"delete it and {self.record.name} to have it fetched, or {self.record.name} alone if it is right"
+            name = self.record.name
+            remedy = f"delete it and {name} to have it fetched; where you put the right file there, {name} alone"
             raise InputError(f"{self.path}: {wrong}; {remedy}")
         if not recorded:
             line = f"{self._hash(self.path)}  {self.path.name}\n"

@@ -30,8 +30,8 @@ SECONDS_PER_PART = 10.0
 
 Device = str | torch.device
 Encoded = tuple[Tensor, Tensor, dict[str, Any]]
-# What some batches gave: rows [n], their features float32 [n, D], and row -> why it has none.
-Piece = tuple[Tensor, Tensor, dict[int, str]]
+# What some batches gave: n rows, their features [n, D] (`zeros(0)` without any), and row -> why it has none.
+Piece = tuple[list[int], Tensor, dict[int, str]]
 
 
 def tfidf(texts: Sequence[str], dim: int, seed: int) -> Encoded:
@@ -116,7 +116,7 @@ def transformers_text(
     # SigLIP was trained on texts padded to the full length and reads the last position.
     how = {"padding": "max_length" if "siglip" in network.config.model_type else True, "return_tensors": "pt"}
 
-    def encode(rows: list[int]) -> tuple[list[int], Tensor, dict[int, str]]:
+    def encode(rows: list[int]) -> Piece:
         batch = tokenizer([texts[row] for row in rows], truncation=True, max_length=limit, **how).to(device)
         if hasattr(network, "get_text_features"):
             asked = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
@@ -131,11 +131,10 @@ def transformers_text(
 
 
 def transformers_image(paths: Sequence[Path | None], folder: Path, device: Device = "cpu", **batching: Any) -> Encoded:
-    """Encode image files with a transformers vision model.
+    """Encode image files with a transformers vision model: its image features (CLIP, SigLIP), pooled output, or mean.
 
-    The image features of models that have them (CLIP, SigLIP), else the pooled output, else the mean over the last
-    layer. `None` and files that are no usable image are not known; the reasons are logged. Notes: `unreadable`, kind
-    of reason -> number of images.
+    `None` and files that are no usable image are not known; the reasons are logged. Notes: `unreadable`, kind of reason
+    -> number of images.
     """
     require_pillow()
     network, untrained = _load_model(folder, device)
@@ -143,7 +142,7 @@ def transformers_image(paths: Sequence[Path | None], folder: Path, device: Devic
     # A pooler that is not in the weights file has been filled with random numbers.
     pooled = not any("pooler" in name for name in untrained)
 
-    def encode(rows: list[int]) -> tuple[list[int], Tensor, dict[int, str]]:
+    def encode(rows: list[int]) -> Piece:
         decoded = {row: decode(paths[row]) for row in rows}  # type: ignore[arg-type]  (only rows with a path)
         images = {row: image for row, (image, _) in decoded.items() if image is not None}
         bad = {row: reason for row, (image, reason) in decoded.items() if image is None}
@@ -188,9 +187,8 @@ def model_folder(model: str, download: bool = True) -> Path | None:
         if not download:
             return None
         remedy = "check name, connection and HF_HUB_OFFLINE, or download it elsewhere and name its folder"
-        raise InputError(
-            f"{model}: neither a local folder nor to be had from the hub ({error!r:.200}); {remedy}"
-        ) from error
+        fault = f"neither a local folder nor to be had from the hub ({error!r:.200})"
+        raise InputError(f"{model}: {fault}; {remedy}") from error
 
 
 def _load(folder: Path, part: str, **options: Any) -> Any:
@@ -222,9 +220,9 @@ def _load_model(folder: Path, device: Device) -> tuple[Any, list[str]]:
 
 
 def encode_in_batches(
-    order: Sequence[int],
+    order: list[int],
     n_rows: int,
-    encode: Callable[[list[int]], tuple[list[int], Tensor, dict[int, str]]],
+    encode: Callable[[list[int]], Piece],
     model: Path,
     device: Device,
     batch_size: int = 32,
@@ -232,13 +230,12 @@ def encode_in_batches(
 ) -> tuple[Tensor, Tensor, dict[int, str]]:
     """Encode the rows `order` of `n_rows`: features [n_rows, D], whether a row has them [n_rows], row -> why not.
 
-    `encode` gives the same for a batch: rows encoded, their features [n, D] (`zeros(0)` without any), row -> why it has
-    none. Batches depend on the items alone, never on where an encoding began, so that one in several goes ends with the
-    same numbers as one in a single go. On the way pieces are kept in the folder `parts`, which is named by all that the
+    Batches depend on the items alone, never on where an encoding began, so that one in several goes ends with the same
+    numbers as one in a single go. On the way pieces are kept in the folder `parts`, which is named by all that the
     encoding depends on; `None` keeps nothing. `model`, its folder, is for messages.
     """
     pieces = read_parts(parts) if parts else []
-    done = {row for rows, _, bad in pieces for row in (*rows.tolist(), *bad)}
+    done = {row for rows, _, bad in pieces for row in (*rows, *bad)}
     starts = range(0, len(order), batch_size)
     todo = [start for start in starts if order[start] not in done]
     kept, began = len(pieces), time.monotonic()
@@ -251,16 +248,15 @@ def encode_in_batches(
                 if time.monotonic() - began > SECONDS_PER_PART:
                     _keep(pieces[kept:], parts)
                     kept, began = len(pieces), time.monotonic()
-                rows, features, bad = encode(list(order[start : start + batch_size]))
+                rows, features, bad = encode(order[start : start + batch_size])
                 if not torch.isfinite(features).all():
-                    remedy = "expected numbers, use another model or device"
-                    raise InputError(f"{model}: its features are not finite; {remedy}")
-                pieces.append((torch.tensor(rows, dtype=torch.long), features.float().cpu(), bad))
+                    raise InputError(f"{model}: its features are not finite; use another model or device")
+                pieces.append((rows, features.float().cpu(), bad))
         except BaseException:
             _keep(pieces[kept:], parts)
             raise
     # What is left is not kept as a part: the whole is written next.
-    filled = [(rows, features) for rows, features, _ in pieces if len(rows)]
+    filled = [(rows, features) for rows, features, _ in pieces if rows]
     matrix = torch.zeros(n_rows, filled[0][1].shape[1] if filled else 0)
     known = torch.zeros(n_rows, dtype=torch.bool)
     for rows, features in filled:
@@ -274,9 +270,9 @@ def read_parts(folder: Path) -> list[Piece]:
     for path in sorted(folder.glob("*.safetensors")):
         try:
             tensors, header = storage.load(path, "encoding part")
-            piece = tensors["rows"], tensors["features"], {int(row): why for row, why in header["bad"].items()}
-            if path.stem == storage.fingerprint(folder.name, *piece):
-                pieces.append(piece)
+            bad = {int(row): why for row, why in header["bad"].items()}
+            if path.stem == storage.fingerprint(folder.name, tensors["rows"], tensors["features"], bad):
+                pieces.append((tensors["rows"].tolist(), tensors["features"], bad))
                 continue
         except (InputError, KeyError, ValueError, AttributeError):
             pass
@@ -288,7 +284,8 @@ def _keep(pieces: Sequence[Piece], folder: Path | None) -> None:
     """Write pieces as one file, called by the fingerprint of its content; where that fails the encoding goes on."""
     if not folder or not pieces:
         return
-    rows, features = (torch.cat([piece[at] for piece in pieces]) for at in (0, 1))  # type: ignore[misc]
+    rows = torch.tensor([row for rows, *_ in pieces for row in rows], dtype=torch.long)
+    features = torch.cat([features for _, features, _ in pieces])
     bad = {row: why for *_, reasons in pieces for row, why in reasons.items()}
     path = folder / f"{storage.fingerprint(folder.name, rows, features, bad)}.safetensors"
     try:

@@ -62,7 +62,7 @@ def every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def kept(parts: Path) -> list[list[int]]:
     """Rows of the pieces that are kept, each in the order of encoding."""
-    pieces = [sorted([*rows.tolist(), *bad], key=ORDER.index) for rows, _, bad in read_parts(parts)]
+    pieces = [sorted([*rows, *bad], key=ORDER.index) for rows, _, bad in read_parts(parts)]
     return sorted(pieces, key=lambda rows: ORDER.index(rows[0]))
 
 
