@@ -211,15 +211,11 @@ def _encoder(
         method = {"method": encoder, "feature_dim": dim, "seed": seed}
         return {**method, "versions": _versions("scikit-learn", "scipy", "numpy")}, lambda _: counted(rows, dim, seed)
     model, size, device = encoders.model_folder(encoder, download), config["encode_batch_size"], config["device"]
-    files = [path for pattern in encoders.MODEL_FILES for path in model.glob(pattern)] if model else []
+    files = {path.name: path for pattern in encoders.MODEL_FILES for path in model.glob(pattern)} if model else {}
+    method = {"method": "transformers", "model": storage.fingerprint(files) if model else None}
     # Batch size and device decide how sums are rounded, the half precision of a GPU does so visibly.
-    method = {
-        "method": "transformers",
-        "model": storage.fingerprint({path.name: path for path in files}) if model else None,
-        "encode_batch_size": size,
-        "device": torch.device(device).type,
-        "versions": _versions("transformers", "tokenizers", "torch", "torchvision", "pillow", "numpy"),
-    }
+    method |= {"encode_batch_size": size, "device": torch.device(device).type}
+    method["versions"] = _versions("transformers", "tokenizers", "torch", "torchvision", "pillow", "numpy")
     how: dict[str, Any] = {"folder": model, "device": device, "batch_size": size}
     if kind == "images":
         return method, lambda parts: encoders.transformers_image(rows, **how, parts=parts)

@@ -59,8 +59,7 @@ def _state(source: Source, file: Path, batch_size: int) -> tuple[str, str]:
     if cached := read_file(file, source.inputs):
         failed = available - cached[1]["present"]
         return "ready", f"{failed} items have something that could not be encoded" if failed else ""
-    done = sum(len(rows) + len(bad) for rows, _, bad in read_parts(file.with_suffix(".parts")))
-    if done:
+    if done := sum(len(rows) + len(bad) for rows, _, bad in read_parts(file.with_suffix(".parts"))):
         batches = f"{-(-done // batch_size)} of {-(-available // batch_size)} batches"
         return "begun", f"{batches} are done, the next run goes on from there"
     if not available:
@@ -88,9 +87,8 @@ def _earlier(source: Source, folder: Path) -> str:
         {token: one for token, one in zip(tokens, numbers.tolist(), strict=True) if one}
         for tokens, numbers in ((features.tokens, hashes), (source.tokens, source.hashes))
     )
-    both = now.keys() & before.keys()
-    counts = {"changed": sum(now[token] != before[token] for token in both)}
-    counts |= {"new": len(now) - len(both), "gone": len(before) - len(both)}
+    counts = {"changed": sum(now[token] != before[token] for token in now.keys() & before.keys())}
+    counts |= {"new": len(now.keys() - before.keys()), "gone": len(before.keys() - now.keys())}
     changes += [f"{count} items {what}" for what, count in counts.items() if count]
     file = f"features-{source.about['modality']}-{header['inputs']}.safetensors"
     if not changes and source.model_is_missing:

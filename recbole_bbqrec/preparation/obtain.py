@@ -35,8 +35,8 @@ def obtain(name: str, folder: Path, **options: Any) -> dict[str, Any]:
     """Fetch and build the public data set `name`, telling what is done; see `prepare_public` for options and report."""
     logger = logging.getLogger()
     handlers, level = [*logger.handlers], logger.level
-    if not handlers:  # those who have set up no log of their own see what is logged meanwhile
-        logging.basicConfig(format="%(message)s", level=logging.INFO)
+    # Those who have set up no log of their own see what is logged meanwhile; for others this does nothing.
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
     try:
         return prepare_public(public_set(name), folder, **options)
     finally:
@@ -49,5 +49,4 @@ def advice(name: str, report: Mapping[str, Any]) -> str:
     written = Path(report["folder"])
     if written.name != name:  # without a YAML file of its own, so the command has to say what those of others say
         return f"next: {run_command(written, 'title brand categories')}"
-    note = public_set(name).note
-    return f"{note}\nnext: {run_command(written)}" if note else f"next: {run_command(written)}"
+    return f"{public_set(name).note}\nnext: {run_command(written)}".lstrip()
