@@ -46,10 +46,10 @@ image_download.fetch_images(Path(given["set"]), folder / "images", progress=Fals
 ENCODING = """
 import shutil
 from recbole_bbqrec.data.features import build_item_features
-from recbole_bbqrec.preparation import encoding_parts
+from recbole_bbqrec.preparation import encoders
 import transformers, torch
 torch.set_num_threads(1)
-encoding_parts.SECONDS_PER_PART = 0.2
+encoders.SECONDS_PER_PART = 0.2
 if not (folder / "Set").exists():
     shutil.copytree(given["set"], folder / "Set.new")
     (folder / "Set.new").rename(folder / "Set")

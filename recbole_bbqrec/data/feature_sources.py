@@ -1,16 +1,18 @@
 """Where the features of a modality come from, and everything they depend on.
 
 A modality (`text`, `image`) has an encoder and a source: columns of the .item file, a folder of images, or a file of
-vectors, which stands in the encoder's place.
+vectors, which stands in the encoder's place. Columns become a text as a plain list of their names, or by a template
+such as `{title}[ by {brand}][, in {tags}]`.
 """
 
 import functools
 import logging
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -18,10 +20,10 @@ from torch import Tensor
 
 from .. import storage
 from ..errors import InputError
-from ..preparation import atomic, encoders, images, templates, vectors
+from ..preparation import atomic, encoders, images, vectors
 
+# Encoders without a model; all others read vectors or are transformers models.
 COUNTED = {"tfidf": encoders.tfidf, "codes": encoders.codes}
-"""Encoders without a model; all others read vectors or are transformers models."""
 
 
 def modalities(config: Any) -> dict[str, str]:
@@ -57,14 +59,51 @@ def _kind(config: Any, name: str) -> str:
     return "images" if encoder not in COUNTED and _given(config, f"{name}_folder") else "columns"
 
 
+class Template(NamedTuple):
+    """How cells become a text: parts of words and columns in turn, words first, and whether each is optional."""
+
+    parts: list[tuple[list[str], bool]]
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns, each once, in the order they are met."""
+        return list(dict.fromkeys(name for pieces, _ in self.parts for name in pieces[1::2]))
+
+    def fill(self, cells: Mapping[str, str]) -> str:
+        """Return the text of an item with these cells, blanks joined; "" where no cell that is shown says anything."""
+        shown = [pieces for pieces, optional in self.parts if not optional or all(map(cells.get, pieces[1::2]))]
+        if not any(cells[name] for pieces in shown for name in pieces[1::2]):
+            return ""
+        text = "".join(cells[piece] if at % 2 else piece for pieces in shown for at, piece in enumerate(pieces))
+        return " ".join(text.split())
+
+
+def template_of(config: Any, name: str) -> Template:
+    """Return what a modality's `<name>_fields` says: names of columns, or a template, which holds a `{`."""
+    fields = _given(config, f"{name}_fields") or []
+    if not isinstance(fields, str) or "{" not in fields:
+        names = fields.split() if isinstance(fields, str) else fields
+        return Template([([piece for column in names for piece in (" ", str(column))] + [""], False)])
+    parts = []
+    for at, part in enumerate(re.split(r"\[([^][]*)\]", fields)):  # what stood in brackets has the odd places
+        pieces, found = re.split(r"\{([^{}]*)\}", part), ""
+        if wrong := re.search(r"[][{}]", "".join(pieces[::2])):
+            found = f"a {wrong[0]} without its other half, or brackets and braces within one another"
+        elif "" in pieces[1::2]:
+            found = "{} without the name of a column"
+        elif at % 2 and len(pieces) == 1:
+            found = f"[{part}] without a column"
+        if found:
+            expected = "columns as {title}, and parts that go when one of their columns is blank as [ by {brand}]"
+            raise InputError(f"{name}_fields: found {found} in {fields!r}, expected {expected}; correct the template")
+        parts.append((pieces, at % 2 == 1))
+    return Template(parts)
+
+
 def read_texts(config: Any, tokens: list[str], names: Iterable[str]) -> dict[str, list[str]]:
     """Read the .item file, once for all modalities `names` that are made from its columns: name -> a text per token.
 
     A text is "" where nothing is known of the item; of several rows of an item the first one counts.
-
-    Raises
-    ------
-    InputError : a modality has no fields or no proper template; the file or a column is missing or broken.
     """
     made = {name: template_of(config, name) for name in names if _kind(config, name) == "columns"}
     if not made:
@@ -75,13 +114,12 @@ def read_texts(config: Any, tokens: list[str], names: Iterable[str]) -> dict[str
             source = f"{name}_fields" + (" or image_folder" if name == "image" else "")
             raise InputError(f"{source}: found nothing for {name}_encoder; name columns of {file}")
         if not file.is_file():
-            raise InputError(
-                f"{file}: no such file, but {name}_fields asks for its columns {' '.join(template.columns)}; add the "
-                f"file, or set {name}_encoder to ~"
-            )
+            asked = f"{name}_fields asks for its columns {' '.join(template.columns)}"
+            raise InputError(f"{file}: no such file, but {asked}; add the file, or set {name}_encoder to ~")
     columns = dict.fromkeys(column for template in made.values() for column in template.columns)
     how = (config["field_separator"], config["encoding"] or "utf-8", separator)
-    table = atomic.read_atomic(file, [item, *columns], *how)[0].map(_as_text)
+    table, _ = atomic.read_atomic(file, [item, *columns], *how)
+    table = table.map(lambda cell: cell if isinstance(cell, str) else "" if pd.isna(cell) else f"{cell:.15g}")
     first = table.drop_duplicates(item).set_index(item, drop=False)
     if repeated := len(table) - len(first):
         logging.getLogger().warning(f"{file}: {repeated} rows repeat an item and are left out")
@@ -92,15 +130,6 @@ def read_texts(config: Any, tokens: list[str], names: Iterable[str]) -> dict[str
     words = cells.map(lambda cell: cell.replace("_", " ").strip())
     rows = {name: cells if modalities(config)[name] == "codes" else words for name in made}
     return {name: [template.fill(row) for row in rows[name].to_dict("records")] for name, template in made.items()}
-
-
-def template_of(config: Any, name: str) -> templates.Template:
-    """Return what a modality's `<name>_fields` says; without columns where it is empty."""
-    return templates.parse(f"{name}_fields", _given(config, f"{name}_fields"))
-
-
-def _as_text(cell: Any) -> str:
-    return cell if isinstance(cell, str) else "" if pd.isna(cell) else f"{cell:.15g}"
 
 
 @dataclass(frozen=True)
@@ -118,7 +147,7 @@ class Source:
     @property
     def available(self) -> int:
         """Number of items that have something to encode."""
-        return int((self.hashes != 0).sum())
+        return int(self.hashes.count_nonzero())
 
     @property
     def model_is_missing(self) -> bool:
@@ -134,10 +163,7 @@ class Source:
 def gather(name: str, config: Any, texts: dict[str, list[str]], tokens: list[str], download: bool = True) -> Source:
     """Read the source of one modality for the sorted item `tokens` and bind its encoder to it.
 
-    Parameters
-    ----------
-    texts : from `read_texts`, of this modality among others.
-    download : fetch a model that is only on the hub.
+    `texts` are from `read_texts`, of this modality among others; `download` fetches a model that is only on the hub.
     """
     kind, encoder, fields = _kind(config, name), modalities(config)[name], None
     beside = _below(config, encoder)
@@ -185,20 +211,16 @@ def _encoder(
         method = {"method": encoder, "feature_dim": dim, "seed": seed}
         return {**method, "versions": _versions("scikit-learn", "scipy", "numpy")}, lambda _: counted(rows, dim, seed)
     model, size, device = encoders.model_folder(encoder, download), config["encode_batch_size"], config["device"]
-    files = [path for pattern in encoders.MODEL_FILES for path in model.glob(pattern)] if model else []
+    files = {path.name: path for pattern in encoders.MODEL_FILES for path in model.glob(pattern)} if model else {}
+    method = {"method": "transformers", "model": storage.fingerprint(files) if model else None}
     # Batch size and device decide how sums are rounded, the half precision of a GPU does so visibly.
-    method = {
-        "method": "transformers",
-        "model": storage.fingerprint({path.name: path for path in files}) if model else None,
-        "encode_batch_size": size,
-        "device": torch.device(device).type,
-        "versions": _versions("transformers", "tokenizers", "torch", "torchvision", "pillow", "numpy"),
-    }
-    encode = functools.partial(encoders.transformers_image, rows, model or Path(), device=device, batch_size=size)
-    if kind == "columns":
-        limit = method["max_text_tokens"] = config["max_text_tokens"]
-        encode = functools.partial(encoders.transformers_text, rows, model or Path(), limit, device, batch_size=size)
-    return method, lambda parts: encode(parts=parts)
+    method |= {"encode_batch_size": size, "device": torch.device(device).type}
+    method["versions"] = _versions("transformers", "tokenizers", "torch", "torchvision", "pillow", "numpy")
+    how: dict[str, Any] = {"folder": model, "device": device, "batch_size": size}
+    if kind == "images":
+        return method, lambda parts: encoders.transformers_image(rows, **how, parts=parts)
+    how["max_tokens"] = method["max_text_tokens"] = config["max_text_tokens"]
+    return method, lambda parts: encoders.transformers_text(rows, **how, parts=parts)
 
 
 def _versions(*packages: str) -> dict[str, str | None]:

@@ -22,11 +22,8 @@ from .feature_sources import Source, gather, modalities, read_texts
 def build_item_features(config: Any, item_tokens: Sequence[str], cache_dir: Path) -> tuple[ItemFeatures, float]:
     """Return the features of the items, rows in sorted order of their tokens, and the seconds spent on encoding.
 
-    What `cache_dir` holds is read: one file per modality and state of its inputs, see `cache_file`.
-
-    Raises
-    ------
-    InputError : a file, column or model that the settings name is missing or broken, or no item has the modality.
+    What `cache_dir` holds is read. A file, column or model that is missing or broken is an `InputError`, and so is a
+    modality that no item has.
     """
     tokens = sorted({str(token) for token in item_tokens} - {PADDING})
     result, seconds = ItemFeatures(tokens), 0.0
@@ -43,20 +40,15 @@ def build_item_features(config: Any, item_tokens: Sequence[str], cache_dir: Path
             seconds += time.perf_counter() - started
         shutil.rmtree(file.with_suffix(".parts"), ignore_errors=True)
         width, missing = found.matrices[name].shape[1], int((~found.present[name]).sum())
-        logging.getLogger().info(
-            f"{name} features: {len(tokens)} items x {width}, {missing} items ({100 * missing / len(tokens):.1f} %) "
-            "have none"
-        )
+        share = f"{missing} items ({100 * missing / len(tokens):.1f} %) have none"
+        logging.getLogger().info(f"{name} features: {len(tokens)} items x {width}, {share}")
         result.matrices |= found.matrices
         result.present |= found.present
     return result, seconds
 
 
 def cache_file(cache_dir: Path, source: Source) -> Path:
-    """Return where the features of a source are kept, whether it exists or not.
-
-    What an interrupted encoding left is in the folder of the same name with the ending `.parts`.
-    """
+    """Return where the features of a source are kept; what an interrupted encoding left is in `.parts` beside it."""
     return cache_dir / f"features-{source.about['modality']}-{source.inputs}.safetensors"
 
 
@@ -69,18 +61,14 @@ def read_file(file: Path, inputs: str | None = None) -> tuple[ItemFeatures, dict
         tensors, header = storage.load(file, "features")
         features = ItemFeatures._from_file(file, tensors, header)
         hashes = tensors[f"hash.{header['modality']}"]
-        if header["content"] == _content(features, hashes) and inputs in (None, header["inputs"]):
+        content = storage.fingerprint(features.tokens, features.matrices, features.present, hashes)
+        if header["content"] == content and inputs in (None, header["inputs"]):
             return features, header, hashes
     except (InputError, KeyError):
         pass
     if inputs and file.is_file():
         logging.getLogger().warning(f"{file}: a damaged file of item features; they are computed again")
     return None
-
-
-def _content(features: ItemFeatures, hashes: Tensor) -> str:
-    """Fingerprint of what a features file holds, so that damage inside it is seen as well."""
-    return storage.fingerprint(features.tokens, features.matrices, features.present, hashes)
 
 
 def _encode(source: Source, file: Path) -> ItemFeatures:
@@ -93,7 +81,9 @@ def _encode(source: Source, file: Path) -> ItemFeatures:
     if not known.any():
         raise InputError(nothing)
     features = ItemFeatures(source.tokens, {name: matrix}, {name: known})
-    header = {**source.about, **source.method, **notes, "inputs": source.inputs}
-    header |= {"items": len(known), "present": int(known.sum()), "content": _content(features, source.hashes)}
+    counts = {"items": len(known), "present": int(known.sum())}
+    # So that damage inside the file is seen as well.
+    content = storage.fingerprint(source.tokens, features.matrices, features.present, source.hashes)
+    header = {**source.about, **source.method, **notes, **counts, "inputs": source.inputs, "content": content}
     features.save(file, header, {name: source.hashes})
     return features

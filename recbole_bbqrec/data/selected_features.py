@@ -14,10 +14,6 @@ def load_selected_features(config: Any, chosen: bool) -> None:
     RecBole's default is the column `class` of its ml-100k, and its models end in a `KeyError` where that is not loaded.
     Models without the key, and runs whose `load_col` names item columns, are left alone. `chosen` says whether the
     run's own settings name the features.
-
-    Raises
-    ------
-    InputError : there is no .item file, it lacks a selected column, or nothing says which columns are meant.
     """
     selected, columns = config["selected_features"], config["load_col"]
     if not selected or (columns or {}).get("item"):
@@ -27,21 +23,18 @@ def load_selected_features(config: Any, chosen: bool) -> None:
         return
     path = item_file(config)
     if not path.is_file():
-        raise InputError(
-            f"{path}: no such file, but {config['model']} reads columns of items (selected_features); add the file, or "
-            "take a model that reads none, such as SASRec"
-        )
+        reads = f"{config['model']} reads columns of items (selected_features)"
+        raise InputError(f"{path}: no such file, but {reads}; add it, or take a model that reads none, such as SASRec")
     there = atomic.read_header(path, config["field_separator"], config["encoding"] or "utf-8")
     if not chosen and not set(selected) <= {*there, *attached}:
-        described = [template_of(config, name).columns for name in ("text", "image")]
-        selected = list(dict.fromkeys(column for columns in described for column in columns)) or selected
+        described = template_of(config, "text").columns + template_of(config, "image").columns
+        selected = list(dict.fromkeys(described)) or selected
     wanted = [name for name in selected if name not in attached]
     for name in wanted:
         if name not in there:
-            raise InputError(
-                f"selected_features: found {name!r}, expected columns of {path} ({atomic.nearest(name, there)}); "
-                "name them, for example --selected_features=\"['brand']\""
-            )
+            expected = f"columns of {path} ({atomic.nearest(name, there)})"
+            example = "name them, for example --selected_features=\"['brand']\""
+            raise InputError(f"selected_features: found {name!r}, expected {expected}; {example}")
     config["selected_features"] = list(selected)
     if columns is not None:  # none is RecBole's word for all columns
         config["load_col"] = {**columns, "item": [config["ITEM_ID_FIELD"], *wanted]}

@@ -10,7 +10,7 @@ from ..data.feature_sources import Source, gather, item_file, modalities, read_t
 from ..data.features import cache_file, read_file
 from ..errors import InputError
 from ..evaluation.report import markdown_table
-from ..preparation.encoding_parts import read_parts
+from ..preparation.encoders import read_parts
 from ..preparation.image_download import FAILURES, addresses_of, images_command, read_failures
 from ..preparation.images import images_by_token, token_of
 
@@ -20,11 +20,7 @@ HEADER = ("modality", "encoder", "source", "items with", "without", "state")
 def feature_report(config: Any) -> str:
     """Return a Markdown table of a data set's item features by modality, and lines that say what to do.
 
-    Nothing is encoded, trained or downloaded.
-
-    Raises
-    ------
-    InputError : the interaction file is missing or broken. A modality whose source is has a row that says so.
+    Nothing is encoded, trained or downloaded. A modality whose source is missing or broken has a row that says so.
     """
     plain = copy.copy(config)
     without = {"attach_item_features": False, "attach_semantic_ids": False, "similarity_attention": "off"}
@@ -32,10 +28,9 @@ def feature_report(config: Any) -> str:
     dataset = MultiModalSequentialDataset(plain)  # its items are those that a run sees
     tokens, folder = sorted(dataset.catalogue.tokens[1:]), dataset.cache_dir
     unused = set(folder.glob("features-*")) if modalities(config) else set()
-    rows: list[list[str]] = []
-    lines: list[str] = []
+    rows, lines = [], []
     for name, encoder in modalities(config).items():
-        perhaps = {path for path in unused if path.name.startswith(f"features-{name}-")}
+        perhaps = set(folder.glob(f"features-{name}-*"))
         try:
             source = gather(name, config, read_texts(config, tokens, [name]), tokens, download=False)
         except InputError as error:
@@ -46,8 +41,8 @@ def feature_report(config: Any) -> str:
         file = cache_file(folder, source)
         unused -= perhaps if source.model_is_missing else {file, file.with_suffix(".parts")}
         state, remark = _state(source, file, config["encode_batch_size"])
-        counts = [str(source.available), str(len(tokens) - source.available)]
-        rows.append([name, encoder, source.place.name, *counts, state])
+        have = source.available
+        rows.append([name, encoder, source.place.name, str(have), str(len(tokens) - have), state])
         lines += [f"{name}: {remark}"] if remark else []
     table = markdown_table(HEADER, rows) if rows else "no modality has an encoder: set text_encoder"
     lines = [f"{config['dataset']}: item features of {len(tokens)} items", "", table, "", *lines]
@@ -64,8 +59,7 @@ def _state(source: Source, file: Path, batch_size: int) -> tuple[str, str]:
     if cached := read_file(file, source.inputs):
         failed = available - cached[1]["present"]
         return "ready", f"{failed} items have something that could not be encoded" if failed else ""
-    done = sum(len(rows) + len(bad) for rows, _, bad in read_parts(file.with_suffix(".parts")))
-    if done:
+    if done := sum(len(rows) + len(bad) for rows, _, bad in read_parts(file.with_suffix(".parts"))):
         batches = f"{-(-done // batch_size)} of {-(-available // batch_size)} batches"
         return "begun", f"{batches} are done, the next run goes on from there"
     if not available:
@@ -93,9 +87,8 @@ def _earlier(source: Source, folder: Path) -> str:
         {token: one for token, one in zip(tokens, numbers.tolist(), strict=True) if one}
         for tokens, numbers in ((features.tokens, hashes), (source.tokens, source.hashes))
     )
-    both = now.keys() & before.keys()
-    counts = {"changed": sum(now[token] != before[token] for token in both)}
-    counts |= {"new": len(now) - len(both), "gone": len(before) - len(both)}
+    counts = {"changed": sum(now[token] != before[token] for token in now.keys() & before.keys())}
+    counts |= {"new": len(now.keys() - before.keys()), "gone": len(before.keys() - now.keys())}
     changes += [f"{count} items {what}" for what, count in counts.items() if count]
     file = f"features-{source.about['modality']}-{header['inputs']}.safetensors"
     if not changes and source.model_is_missing:

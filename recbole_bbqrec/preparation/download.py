@@ -28,23 +28,17 @@ from tqdm import tqdm
 from ..errors import InputError
 from ..storage import replacing, write_json
 
-ATTEMPTS, PAUSE, TIMEOUT = 5, 1.0, 60.0
-"""Failures in a row until a mirror is given up, seconds before the second try (doubled each time), and seconds of
-silence that end a try."""
-
-PROGRESS = 1 << 20
-"""Bytes that a try must bring for the count of failures to start anew: long files outlive many broken connections."""
-
-MIN_BYTES = 16 << 10
-"""A connection that brings fewer bytes than this within the timeout is as good as dead."""
-
-MAX_WAIT = 120.0
-"""Seconds of waiting that a server may ask for by Retry-After; what it asks beyond that is cut."""
+ATTEMPTS = 5  # failures in a row until a mirror is given up
+PAUSE = 1.0  # seconds before the second try, doubled each time
+TIMEOUT = 60.0  # seconds of silence that end a try
+PROGRESS = 1 << 20  # bytes of a try that start the count anew: long files outlive many broken connections
+MIN_BYTES = 16 << 10  # a connection that brings fewer within the timeout is as good as dead
+MAX_WAIT = 120.0  # most seconds of waiting that a server gets by Retry-After
+REPLACED = " (if its publisher replaced it, correct size and sha256)"
 
 
 class Failed(Exception):
-    """A try that came to nothing: the reason, whether another may do better, and after how many seconds at least; they
-    are infinite where only another run may."""
+    """A try that came to nothing, whether another may help, and after how many seconds (infinite: in another run)."""
 
     def __init__(self, reason: str, transient: bool, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -65,12 +59,8 @@ def fetch(sources: Sequence[Source], folder: Path, progress: bool = True) -> lis
     """Make sure that every source is at `folder / name`, whole, and return these paths.
 
     Files that are there are checked against what is known of them (size, sha256) or was recorded when they were
-    fetched; a file put there by hand, of which nothing is known, is recorded as it is. Others are fetched. Processes
-    that want the same folder wait for each other.
-
-    Raises
-    ------
-    InputError : a file cannot be fetched from any mirror or kept, or is not the one expected.
+    fetched; a file put there by hand, of which nothing is known, is recorded as it is. Processes that want the same
+    folder wait for each other.
     """
     files = [_File(source, folder, progress) for source in sources]
     with disk_errors(folder, "or name another folder with --raw_dir="):
@@ -91,10 +81,8 @@ def disk_errors(folder: Path, advice: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f"{error.filename or folder}: cannot be read or written ({error.strerror or error}); make room or correct "
-            f"its permissions, {advice}"
-        ) from error
+        fault = f"{error.filename or folder}: cannot be read or written ({error.strerror or error})"
+        raise InputError(f"{fault}; make room or correct its permissions, {advice}") from error
 
 
 def folder_lock(folder: Path) -> contextlib.AbstractContextManager:
@@ -146,10 +134,8 @@ class _File:
     """A source in its folder: there, or on its way as a `part` of the version that `note` names."""
 
     def __init__(self, source: Source, folder: Path, progress: bool) -> None:
-        self.source, self.sha256 = source, (source.sha256 or "").lower()
-        self.path, self.part, self.note, self.record = (
-            folder / f"{source.name}{ending}" for ending in ("", ".part", ".part.json", ".sha256")
-        )
+        self.source, self.sha256, self.path = source, (source.sha256 or "").lower(), folder / source.name
+        self.part, self.note, self.record = (Path(f"{self.path}{end}") for end in (".part", ".part.json", ".sha256"))
         self.bar = partial(tqdm, unit="B", unit_scale=True, ncols=100, leave=False, disable=not progress)
 
     def check(self) -> None:
@@ -157,10 +143,9 @@ class _File:
         recorded = self.record.read_text(encoding="utf-8", errors="replace").split() if self.record.is_file() else []
         expected = self.sha256 or "".join(recorded[:1])
         if wrong := self._fault(self.path, self.source.size, expected):
-            raise InputError(
-                f"{self.path}: {wrong}; delete it and {self.record.name} to have it fetched; where you put the right "
-                f"file there, {self.record.name} alone"
-            )
+            name = self.record.name
+            remedy = f"delete it and {name} to have it fetched; where you put the right file there, {name} alone"
+            raise InputError(f"{self.path}: {wrong}; {remedy}")
         if not recorded:
             line = f"{self._hash(self.path)}  {self.path.name}\n"
             with contextlib.suppress(OSError):  # files fetched by hand may lie where nothing can be written
@@ -194,10 +179,9 @@ class _File:
                 return self._fetch_from(url)
             except Failed as error:
                 reasons.append(f"{url}: {error}")
-        raise InputError(
-            f"{self.path}: could not be fetched ({'; '.join(reasons) or 'no address is known'}); run the same command "
-            "again to go on where it stopped, or fetch it by hand and name its folder with --raw_dir="
-        )
+        why = "; ".join(reasons) or "no address is known"
+        remedy = "run again to go on where it stopped, or fetch it by hand and name its folder with --raw_dir="
+        raise InputError(f"{self.path}: could not be fetched ({why}); {remedy}")
 
     def _version(self) -> tuple[str, str, int | None]:
         """Address, validator and length of the file that the part is of; empty where nothing says so."""
@@ -281,6 +265,3 @@ class _File:
             os.fsync(file.fileno())
         self.record.unlink(missing_ok=True)  # that of an earlier version
         os.replace(self.part, self.path)  # the note goes when the hash is recorded
-
-
-REPLACED = " (if its publisher replaced it, correct size and sha256)"

@@ -8,23 +8,30 @@ result depends on the rows, their order and the arguments alone. Transformers mo
 
 import logging
 import os
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from .. import storage
 from ..errors import InputError
-from .encoding_parts import Device, encode_in_batches
 from .images import decode, require_pillow
 
+# What a model's folder is read for: settings, weights, vocabularies. Pickled weights (`.bin`) are never read.
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
-"""What a model's folder is read for: settings, weights, vocabularies. Pickled weights (`.bin`) are never read."""
+# Work of so many seconds is kept at a time: a kill costs no more, and writing costs next to nothing.
+SECONDS_PER_PART = 10.0
 
+Device = str | torch.device
 Encoded = tuple[Tensor, Tensor, dict[str, Any]]
+# What some batches gave: n rows, their features [n, D] (`zeros(0)` without any), and row -> why it has none.
+Piece = tuple[list[int], Tensor, dict[int, str]]
 
 
 def tfidf(texts: Sequence[str], dim: int, seed: int) -> Encoded:
@@ -48,15 +55,13 @@ def codes(rows: Sequence[str], dim: int, seed: int) -> Encoded:
     """
     from sklearn.feature_extraction.text import CountVectorizer
 
-    def split(row: str) -> list[tuple[int, str]]:
-        return list(enumerate(row.split()))
-
-    pairs = sorted({pair for row in rows for pair in split(row)})
-    vectorizer = CountVectorizer(analyzer=split, vocabulary=pairs, lowercase=False, dtype=np.float64)
-    return _counted(rows, [vectorizer], dim, seed)
+    pairs = [list(enumerate(row.split())) for row in rows]
+    vocabulary = sorted({pair for row in pairs for pair in row})
+    vectorizer = CountVectorizer(analyzer=list, vocabulary=vocabulary, lowercase=False, dtype=np.float64)
+    return _counted(pairs, [vectorizer], dim, seed)
 
 
-def _counted(rows: Sequence[str], vectorizers: Sequence[Any], dim: int, seed: int) -> Encoded:
+def _counted(rows: Sequence[Any], vectorizers: Sequence[Any], dim: int, seed: int) -> Encoded:
     """Return what the first of the vectorizers that finds a term makes of the rows, in at most `dim` columns."""
     from sklearn.decomposition import TruncatedSVD
 
@@ -96,7 +101,11 @@ def transformers_text(
     tokenizer = _load(folder, "AutoTokenizer")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    limit = _token_limit(network.config, tokenizer, max_tokens)
+    limit = min(max_tokens, tokenizer.model_max_length)
+    if positions := getattr(network.config.get_text_config(), "max_position_embeddings", None):
+        # transformers puts in a huge number for a tokenizer that knows no limit, as RoBERTa's kind, whose network keeps
+        # the first two positions for padding.
+        limit = min(limit, positions - 2 if tokenizer.model_max_length >= 1 << 20 else positions)
     blocks = (texts[start : start + 1024] for start in range(0, len(texts), 1024))
     lengths = [len(ids) for block in blocks for ids in tokenizer(list(block), verbose=False)["input_ids"]]
     cut = sum(length > limit for length in lengths)
@@ -105,41 +114,27 @@ def transformers_text(
     # Texts of like length share a batch, so that little is computed for padding; `sorted` is stable.
     order = sorted((at for at, text in enumerate(texts) if text.strip()), key=lengths.__getitem__)
     # SigLIP was trained on texts padded to the full length and reads the last position.
-    padding = "max_length" if "siglip" in network.config.model_type else True
+    how = {"padding": "max_length" if "siglip" in network.config.model_type else True, "return_tensors": "pt"}
 
-    def encode(rows: list[int]) -> tuple[list[int], Tensor, dict[int, str]]:
-        batch = tokenizer(
-            [texts[row] for row in rows], padding=padding, truncation=True, max_length=limit, return_tensors="pt"
-        ).to(device)
-        return rows, _text_features(network, batch), {}
+    def encode(rows: list[int]) -> Piece:
+        batch = tokenizer([texts[row] for row in rows], truncation=True, max_length=limit, **how).to(device)
+        if hasattr(network, "get_text_features"):
+            asked = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+            found = network.get_text_features(**asked)  # a tensor or, of other versions, an output
+            return rows, getattr(found, "pooler_output", found), {}
+        hidden = network(**batch).last_hidden_state  # [B, T, D]
+        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).unsqueeze(-1).to(hidden.dtype)
+        return rows, (hidden * mask).sum(1) / mask.sum(1).clamp(min=1), {}
 
     matrix, known, _ = encode_in_batches(order, len(texts), encode, folder, device, **batching)
     return matrix, known, {"cut_texts": cut, "token_limit": limit}
 
 
-def _token_limit(config: Any, tokenizer: Any, max_tokens: int) -> int:
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if tokenizer.model_max_length < 1 << 20:  # else unknown: transformers puts in a huge number
-        return min(max_tokens, tokenizer.model_max_length, positions or max_tokens)
-    return min(max_tokens, (positions or max_tokens + 2) - 2)  # RoBERTa's kind keeps the first two for padding
-
-
-def _text_features(network: Any, batch: Any) -> Tensor:
-    if hasattr(network, "get_text_features"):
-        names = ("input_ids", "attention_mask")
-        found = network.get_text_features(**{name: batch[name] for name in names if name in batch})
-        return found if isinstance(found, Tensor) else found.pooler_output
-    hidden = network(**batch).last_hidden_state  # [B, T, D]
-    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).unsqueeze(-1).to(hidden.dtype)
-    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-
-
 def transformers_image(paths: Sequence[Path | None], folder: Path, device: Device = "cpu", **batching: Any) -> Encoded:
-    """Encode image files with a transformers vision model.
+    """Encode image files with a transformers vision model: its image features (CLIP, SigLIP), pooled output, or mean.
 
-    The image features of models that have them (CLIP, SigLIP), else the pooled output, else the mean over the last
-    layer. `None` and files that are no usable image are not known; the reasons are logged. Notes: `unreadable`, kind
-    of reason -> number of images.
+    `None` and files that are no usable image are not known; the reasons are logged. Notes: `unreadable`, kind of reason
+    -> number of images.
     """
     require_pillow()
     network, untrained = _load_model(folder, device)
@@ -147,14 +142,21 @@ def transformers_image(paths: Sequence[Path | None], folder: Path, device: Devic
     # A pooler that is not in the weights file has been filled with random numbers.
     pooled = not any("pooler" in name for name in untrained)
 
-    def encode(rows: list[int]) -> tuple[list[int], Tensor, dict[int, str]]:
+    def encode(rows: list[int]) -> Piece:
         decoded = {row: decode(paths[row]) for row in rows}  # type: ignore[arg-type]  (only rows with a path)
         images = {row: image for row, (image, _) in decoded.items() if image is not None}
         bad = {row: reason for row, (image, reason) in decoded.items() if image is None}
         if not images:
             return [], torch.zeros(0), bad
         batch = processor(images=list(images.values()), return_tensors="pt").to(device)
-        return list(images), _image_features(network, batch, pooled), bad
+        if hasattr(network, "get_image_features"):
+            found = network.get_image_features(pixel_values=batch["pixel_values"])
+            return list(images), getattr(found, "pooler_output", found), bad
+        output = network(**batch)
+        if pooled and getattr(output, "pooler_output", None) is not None:
+            return list(images), output.pooler_output.flatten(1), bad
+        hidden = output.last_hidden_state  # [B, T, D] of a transformer, [B, D, height, width] of a convolution
+        return list(images), hidden.mean((2, 3)) if hidden.dim() == 4 else hidden.mean(1), bad
 
     order = [row for row, path in enumerate(paths) if path is not None]
     matrix, known, bad = encode_in_batches(order, len(paths), encode, folder, device, **batching)
@@ -165,34 +167,17 @@ def transformers_image(paths: Sequence[Path | None], folder: Path, device: Devic
     return matrix, known, {"unreadable": dict(sorted(kinds.items()))}
 
 
-def _image_features(network: Any, batch: Any, pooled: bool) -> Tensor:
-    if hasattr(network, "get_image_features"):
-        found = network.get_image_features(pixel_values=batch["pixel_values"])
-        return found if isinstance(found, Tensor) else found.pooler_output
-    output = network(**batch)
-    if pooled and getattr(output, "pooler_output", None) is not None:
-        return output.pooler_output.flatten(1)
-    hidden = output.last_hidden_state  # [B, T, D] of a transformer, [B, D, height, width] of a convolution
-    return hidden.mean((2, 3)) if hidden.dim() == 4 else hidden.mean(1)
-
-
 def model_folder(model: str, download: bool = True) -> Path | None:
     """Return the local folder of a transformers model; a name on the hub is looked up and downloaded there first.
 
     Only `MODEL_FILES` are fetched. Without a connection an earlier download is used. Without `download` nothing is
     fetched, and `None` stands for what is not on this machine.
-
-    Raises
-    ------
-    InputError : a path that is no folder, or a model that is not to be had.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
     if model.startswith((".", "~", os.sep)) or model.count("/") > 1 or "\\" in model:
-        raise InputError(
-            f"{model}: no such folder; expected a transformers model saved with safetensors, or a hub name"
-        )
+        raise InputError(f"{model}: no such folder; expected a model saved with safetensors, or a hub name")
     from huggingface_hub import snapshot_download
 
     files: dict[str, Any] = {"allow_patterns": list(MODEL_FILES), "ignore_patterns": ["*/*"]}
@@ -201,10 +186,9 @@ def model_folder(model: str, download: bool = True) -> Path | None:
     except Exception as error:  # the hub's client and its transports raise all kinds
         if not download:
             return None
-        raise InputError(
-            f"{model}: neither a local folder nor to be had from the hub ({error!r:.200}); check the name, the "
-            "connection and HF_HUB_OFFLINE, or download the model elsewhere and name its folder"
-        ) from error
+        remedy = "check name, connection and HF_HUB_OFFLINE, or download it elsewhere and name its folder"
+        fault = f"neither a local folder nor to be had from the hub ({error!r:.200})"
+        raise InputError(f"{model}: {fault}; {remedy}") from error
 
 
 def _load(folder: Path, part: str, **options: Any) -> Any:
@@ -215,11 +199,9 @@ def _load(folder: Path, part: str, **options: Any) -> Any:
         # The folder decides what is built, never which code runs.
         return getattr(transformers, part).from_pretrained(str(folder), trust_remote_code=False, **options)
     except Exception as error:  # transformers raises all kinds for one and the same broken folder
-        raise InputError(
-            f"{folder}: not a model that can be loaded ({error!r:.200}); expected config.json, model.safetensors and "
-            "the tokenizer or image processor, as save_pretrained writes them; if a package is missing, pip install "
-            "'recbole-bbqrec[images]'"
-        ) from error
+        expected = "config.json, model.safetensors and the tokenizer or image processor, as save_pretrained writes them"
+        remedy = f"expected {expected}; if a package is missing, pip install 'recbole-bbqrec[images]'"
+        raise InputError(f"{folder}: not a model that can be loaded ({error!r:.200}); {remedy}") from error
 
 
 def _load_model(folder: Path, device: Device) -> tuple[Any, list[str]]:
@@ -228,12 +210,85 @@ def _load_model(folder: Path, device: Device) -> tuple[Any, list[str]]:
     with torch.random.fork_rng(devices=[]):
         network, report = _load(folder, "AutoModel", use_safetensors=True, output_loading_info=True)
     missing = sorted(report["missing_keys"])
-    needed = [name for name in missing if "pooler" not in name]
-    if needed:
-        raise InputError(
-            f"{folder}: the weights file lacks {len(needed)} weights ({needed[0]}, ...), which would be random; "
-            "expected the file that belongs to config.json, download or save the model again"
-        )
+    if needed := [name for name in missing if "pooler" not in name]:
+        lacks = f"the weights file lacks {len(needed)} weights ({needed[0]}, ...), which would be random"
+        remedy = "expected the file that belongs to config.json, download or save the model again"
+        raise InputError(f"{folder}: {lacks}; {remedy}")
     if network.config.is_encoder_decoder:
         network = network.get_encoder()
     return network.to(device=device, dtype=torch.float32).eval(), missing
+
+
+def encode_in_batches(
+    order: list[int],
+    n_rows: int,
+    encode: Callable[[list[int]], Piece],
+    model: Path,
+    device: Device,
+    batch_size: int = 32,
+    parts: Path | None = None,
+) -> tuple[Tensor, Tensor, dict[int, str]]:
+    """Encode the rows `order` of `n_rows`: features [n_rows, D], whether a row has them [n_rows], row -> why not.
+
+    Batches depend on the items alone, never on where an encoding began, so that one in several goes ends with the same
+    numbers as one in a single go. On the way pieces are kept in the folder `parts`, which is named by all that the
+    encoding depends on; `None` keeps nothing. `model`, its folder, is for messages.
+    """
+    pieces = read_parts(parts) if parts else []
+    done = {row for rows, _, bad in pieces for row in (*rows, *bad)}
+    starts = range(0, len(order), batch_size)
+    todo = [start for start in starts if order[start] not in done]
+    kept, began = len(pieces), time.monotonic()
+    bar = tqdm(todo, f"encode with {model.name}", len(starts), initial=len(starts) - len(todo), disable=not starts)
+    kind = torch.device(device).type
+    # Half precision pays on a GPU only; autocast keeps the sums that need it in full precision.
+    with bar, torch.inference_mode(), torch.autocast(kind, torch.float16, enabled=kind == "cuda"):
+        try:
+            for start in bar:
+                if time.monotonic() - began > SECONDS_PER_PART:
+                    _keep(pieces[kept:], parts)
+                    kept, began = len(pieces), time.monotonic()
+                rows, features, bad = encode(order[start : start + batch_size])
+                if not torch.isfinite(features).all():
+                    raise InputError(f"{model}: its features are not finite; use another model or device")
+                pieces.append((rows, features.float().cpu(), bad))
+        except BaseException:
+            _keep(pieces[kept:], parts)
+            raise
+    # What is left is not kept as a part: the whole is written next.
+    filled = [(rows, features) for rows, features, _ in pieces if rows]
+    matrix = torch.zeros(n_rows, filled[0][1].shape[1] if filled else 0)
+    known = torch.zeros(n_rows, dtype=torch.bool)
+    for rows, features in filled:
+        matrix[rows], known[rows] = features, True
+    return matrix, known, dict(sorted((row, why) for *_, bad in pieces for row, why in bad.items()))
+
+
+def read_parts(folder: Path) -> list[Piece]:
+    """Return the pieces in `folder` that can be trusted; what is damaged, or of another folder, is computed again."""
+    pieces: list[Piece] = []
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            tensors, header = storage.load(path, "encoding part")
+            bad = {int(row): why for row, why in header["bad"].items()}
+            if path.stem == storage.fingerprint(folder.name, tensors["rows"], tensors["features"], bad):
+                pieces.append((tensors["rows"].tolist(), tensors["features"], bad))
+                continue
+        except (InputError, KeyError, ValueError, AttributeError):
+            pass
+        logging.getLogger().warning(f"{path}: not a part of this encoding, or damaged; it is computed again")
+    return pieces
+
+
+def _keep(pieces: Sequence[Piece], folder: Path | None) -> None:
+    """Write pieces as one file, called by the fingerprint of its content; where that fails the encoding goes on."""
+    if not folder or not pieces:
+        return
+    rows = torch.tensor([row for rows, *_ in pieces for row in rows], dtype=torch.long)
+    features = torch.cat([features for _, features, _ in pieces])
+    bad = {row: why for *_, reasons in pieces for row, why in reasons.items()}
+    path = folder / f"{storage.fingerprint(folder.name, rows, features, bad)}.safetensors"
+    try:
+        storage.save(path, "encoding part", {"rows": rows, "features": features}, {"bad": bad})
+    except OSError as error:
+        logging.getLogger().warning(f"{folder}: a part of the encoding could not be kept ({error.strerror or error})")

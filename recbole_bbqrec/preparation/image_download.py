@@ -6,6 +6,7 @@ those that may pass, and those whose address has changed. To have all of them tr
 """
 
 import csv
+import itertools
 import math
 import os
 import shlex
@@ -26,27 +27,18 @@ from .atomic import read_atomic
 from .download import Failed, answer, disk_errors, folder_lock, stream
 from .images import decode, file_stem, images_by_token, require_pillow
 
-ADDRESS = "image_url"
-"""Column of an .item file with the address of an item's image."""
-
+ADDRESS = "image_url"  # column of an .item file with the address of an item's image
 FAILURES = "failures.tsv"
 HEADER = ["item_id", "url", "tried_again", "reason"]
-
-WORKERS, PER_HOST, HOST_PAUSE = 16, 4, 0.05
-"""Requests at a time in all and to one host, and seconds between two to one host."""
-
-ATTEMPTS, PAUSE, TIMEOUT, GIVE_UP = 3, 1.0, 20.0, 20
-"""Tries for an image, seconds before the second (doubled each time), seconds of silence that end one, and images in a
-row whose failure may pass, after which a host is left alone for this run."""
-
-MAX_BYTES = 20 << 20
-"""Larger answers are broken off: no picture of a product or a film needs them."""
-
-ENDINGS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp"}
-"""How images begin, and the ending of such a file whatever its address says."""
-
-MAX_NAME = 240
-"""Bytes of a file name without its ending; most file systems allow 255 with it and the temporary file's addition."""
+WORKERS, PER_HOST = 16, 4  # requests at a time in all, and to one host
+HOST_PAUSE = 0.05  # seconds between two requests to one host
+ATTEMPTS = 3  # tries for an image
+PAUSE = 1.0  # seconds before the second try, doubled each time
+TIMEOUT = 20.0  # seconds of silence that end a try
+GIVE_UP = 20  # images in a row whose failure may pass, after which a host is left alone for this run
+MAX_BYTES = 20 << 20  # larger answers are broken off: no picture of a product or a film needs them
+MAX_NAME = 240  # bytes of a file name; most file systems allow 255 with its ending and the temporary file's addition
+ENDINGS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp"}  # by how a file begins
 
 
 class Failure(NamedTuple):
@@ -72,11 +64,9 @@ class ImageReport(NamedTuple):
     def __str__(self) -> str:
         failed, reasons = len(self.failures), Counter(failure.reason for failure in self.failures.values())
         fetched = self.wanted - self.kept - failed
-        counts = (
-            f"images: {self.wanted:,} wanted, {self.kept:,} there before, {fetched:,} fetched, {failed:,} failed, "
-            f"{self.passing:,} of them may come on another try"
-        )
-        return "\n".join([counts, *(f"failed: {reasons[reason]:,} {reason}" for reason in sorted(reasons))])
+        counts = f"images: {self.wanted:,} wanted, {self.kept:,} there before, {fetched:,} fetched, {failed:,} failed"
+        counts += f", {self.passing:,} of them may come on another try"
+        return "\n".join([counts, *(f"failed: {count:,} {reason}" for reason, count in sorted(reasons.items()))])
 
 
 def addresses_of(item_file: Path) -> dict[str, str]:
@@ -85,8 +75,8 @@ def addresses_of(item_file: Path) -> dict[str, str]:
         table, _ = read_atomic(item_file, ["item_id", ADDRESS])
     except InputError:
         return {}
-    rows = zip(table["item_id"], table[ADDRESS], strict=True)
-    return {item: address.strip() for item, address in rows if address.strip()}
+    addresses = table.set_index("item_id")[ADDRESS].str.strip()
+    return addresses[addresses != ""].to_dict()
 
 
 def images_command(folder: Path) -> str:
@@ -96,29 +86,18 @@ def images_command(folder: Path) -> str:
 
 
 def fetch_images(dataset: Path, folder: Path | None = None, progress: bool = True, partial: bool = True) -> ImageReport:
-    """Fetch the images of a data set's items; what fails is listed beside them in `failures.tsv`.
+    """Fetch the images of a data set's items into `folder`, `<dataset>/images` where none is given.
 
-    Images that are there are kept, whoever put them there. A file appears under its name only once it has been decoded,
-    and a folder that is new only once all have been asked for: one that is there is taken for complete.
-
-    Parameters
-    ----------
-    dataset : folder with `<its name>.item`, whose column `image_url` has the addresses.
-    folder : where the images go; `<dataset>/images` where none is given.
-    partial : a new folder may appear although images have failed that may come on another try.
-
-    Raises
-    ------
-    InputError : no item has an address, pillow is missing, the folder cannot be written, or images are missing that may
-        come on another try and `partial` is off; what has come is kept for that. Nothing about a single image raises.
+    Addresses stand in the column `image_url` of `<dataset>/<its name>.item`. Images that are there are kept, whoever
+    put them there. A file appears under its name only once it has been decoded, and a folder that is new only once all
+    have been asked for: one that is there is taken for complete. Nothing about a single image raises. Unless `partial`,
+    images that may come on another try are an `InputError`, and a new folder does not appear; what came is kept.
     """
     require_pillow()
     item_file, folder = dataset / f"{dataset.name}.item", folder or dataset / "images"
     if not (urls := addresses_of(item_file)):
-        raise InputError(
-            f"{item_file}: found no item with an address, expected a column {ADDRESS}; prepare the data set from files "
-            f"that have one, or put images of your own into {folder}"
-        )
+        remedy = f"prepare the data set from files that have one, or put images of your own into {folder}"
+        raise InputError(f"{item_file}: found no item with an address, expected a column {ADDRESS}; {remedy}")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: found a file, expected a folder or nothing; remove what is in its place")
     with disk_errors(folder, "and run again, images that are there are kept"):
@@ -128,23 +107,21 @@ def fetch_images(dataset: Path, folder: Path | None = None, progress: bool = Tru
             place.mkdir(exist_ok=True)
             for leftover in place.glob(".*.tmp"):  # of a killed run; nobody else writes here now
                 leftover.unlink()
-            report = _Run(urls, place).go(progress)
+            report = _Run(place).go(urls, progress)
             if report.passing and place != folder and not partial:
-                raise InputError(
-                    f"{folder}: {report.passing} of {report.wanted} images did not come but may on another try; run "
-                    f"again to go on, or take what there is with `{images_command(dataset)}`"
-                )
+                fault = f"{report.passing} of {report.wanted} images did not come but may on another try"
+                remedy = f"run again to go on, or take what there is with `{images_command(dataset)}`"
+                raise InputError(f"{folder}: {fault}; {remedy}")
             if place != folder:
                 place.rename(folder)
     return report
 
 
 class _Run:
-    """One run over all images of a folder."""
+    """One run over all images of a folder, in lanes that ask one host for one image after the other."""
 
-    def __init__(self, urls: Mapping[str, str], folder: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.wanted = {file_stem(token): url.strip() for token, url in urls.items()}
         self.failures: dict[str, Failure] = {}
         self.free_at: dict[str, float] = defaultdict(float)  # by host: when it may be asked again
         self.in_a_row: Counter[str] = Counter()  # by host: failures that may pass
@@ -152,12 +129,13 @@ class _Run:
         self.lock = threading.Lock()
         self.decoding = threading.Lock()  # decode switches warnings off, which threads cannot do side by side
 
-    def go(self, progress: bool) -> ImageReport:
-        """Fetch what is missing and return the report."""
-        have = {file_stem(token) for token in images_by_token(self.folder)} & self.wanted.keys()
+    def go(self, urls: Mapping[str, str], progress: bool) -> ImageReport:
+        """Fetch what is missing of the images at `urls`, by item token, and return the report."""
+        wanted = {file_stem(token): url for token, url in urls.items()}
+        have = {file_stem(token) for token in images_by_token(self.folder)} & wanted.keys()
         earlier = read_failures(self.folder / FAILURES)
         jobs: dict[str, list[tuple[str, str]]] = defaultdict(list)  # by host
-        for stem, url in self.wanted.items():
+        for stem, url in wanted.items():
             known = earlier.get(stem)
             if stem in have:
                 continue
@@ -167,24 +145,19 @@ class _Run:
                 self.failures[stem] = Failure(url, False, f"its file name would not have 1 to {MAX_NAME} bytes")
             else:
                 jobs["".join(url.lower().split("/")[2:3])].append((stem, url))
-        total = sum(map(len, jobs.values()))
-        with tqdm(desc="images", total=total, unit="image", ncols=100, disable=not progress, leave=False) as self.bar:
-            try:
-                self._work(jobs)
-            finally:
-                write_failures(self.folder / FAILURES, self.failures)
-        return ImageReport(len(self.wanted), len(have), self.failures)
-
-    def _work(self, jobs: Mapping[str, Sequence[tuple[str, str]]]) -> None:
-        """Run the lanes. A host has as many as requests it may see at a time, so no thread waits for a busy host."""
+        # A host has as many lanes as requests it may see at a time, so no thread waits for a busy host.
         lanes = [(host, images[at::PER_HOST]) for at in range(PER_HOST) for host, images in jobs.items()]
-        with ThreadPoolExecutor(WORKERS) as pool:
+        total = sum(map(len, jobs.values()))
+        self.bar = tqdm(desc="images", total=total, unit="image", ncols=100, disable=not progress, leave=False)
+        with self.bar, ThreadPoolExecutor(WORKERS) as pool:
             try:
-                for lane in as_completed([pool.submit(self._lane, *lane) for lane in lanes if lane[1]]):
+                for lane in as_completed([pool.submit(self._lane, *lane) for lane in lanes]):
                     lane.result()
             finally:
                 self.stop.set()
                 pool.shutdown(cancel_futures=True)
+                write_failures(self.folder / FAILURES, self.failures)
+        return ImageReport(len(wanted), len(have), self.failures)
 
     def _lane(self, host: str, images: Sequence[tuple[str, str]]) -> None:
         """Fetch images of one host, one after the other."""
@@ -204,13 +177,12 @@ class _Run:
 
     def _fetch(self, session: requests.Session, host: str, url: str) -> bytes:
         """Return the content at `url`, trying again what may pass."""
-        tries = 0
-        while True:
+        for tries in itertools.count(1):
             with self.lock:
                 turn = max(time.monotonic(), self.free_at[host])
                 self.free_at[host] = turn + HOST_PAUSE
             if self.stop.wait(turn - time.monotonic()):
-                raise Failed("the run was ended", True)
+                break
             try:
                 return _content(session, url)
             except Failed as error:
@@ -218,10 +190,10 @@ class _Run:
                     raise
                 with self.lock:  # a host that asks for time gets it from all lanes
                     self.free_at[host] = max(self.free_at[host], time.monotonic() + error.wait)
-                tries += 1
                 if tries == ATTEMPTS:
                     raise
                 self.stop.wait(PAUSE * 2 ** (tries - 1))
+        raise Failed("the run was ended", True)
 
     def _store(self, stem: str, content: bytes) -> None:
         """Give the image its name, with the ending of its true type, once it has been decoded."""
@@ -267,8 +239,7 @@ def read_failures(path: Path) -> dict[str, Failure]:
 def write_failures(path: Path, failures: Mapping[str, Failure]) -> None:
     """Write the list, sorted, so that its content does not tell which thread was first; none is no file."""
     if not failures:
-        path.unlink(missing_ok=True)
-        return
+        return path.unlink(missing_ok=True)
     rows = [(stem, one.url, "yes" if one.transient else "no", one.reason) for stem, one in sorted(failures.items())]
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors="replace", newline="") as file:
         csv.writer(file, delimiter="\t", lineterminator="\n").writerows([HEADER, *rows])

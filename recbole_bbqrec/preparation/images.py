@@ -10,14 +10,11 @@ import numpy as np
 
 from ..errors import InputError
 
+# Where an item has several files, the first of these endings counts.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-"""Endings of image files; where an item has several, the first of these counts."""
-
-MAX_PIXELS = 64_000_000
-"""Larger images are left out: a few kilobytes can unpack to gigabytes."""
-
+MAX_PIXELS = 64_000_000  # larger images are left out: a few kilobytes can unpack to gigabytes
+# Smaller or longer images are no pictures (tracking pixels, rules); models would blow them up to enormous strips.
 MIN_SIDE, MAX_ASPECT = 4, 20
-"""Smaller or longer images are no pictures (tracking pixels, rules); models would blow them up to enormous strips."""
 
 
 def require_pillow() -> Any:
@@ -26,25 +23,18 @@ def require_pillow() -> Any:
         import PIL.Image
         import PIL.ImageOps
     except ImportError as error:
-        raise InputError(
-            "image_folder: reading images needs pillow, which is not installed; pip install 'recbole-bbqrec[images]'"
-        ) from error
+        remedy = "which is not installed; pip install 'recbole-bbqrec[images]'"
+        raise InputError(f"image_folder: reading images needs pillow, {remedy}") from error
     return PIL
 
 
 def file_stem(token: str) -> str:
-    """Return the file name without ending for an item token: what no file name may hold becomes %XX.
-
-    Most tokens stay as they are; `token_of` is the way back.
-    """
+    """Return the file name without ending for an item token: what no file name may hold becomes %XX."""
     return re.sub(r'[%/\\:*?"<>|\x00-\x1f\x7f]|^\.', lambda found: f"%{ord(found[0]):02X}", token)
 
 
 def token_of(stem: str) -> str:
-    """Return the item token of a file name without ending.
-
-    Only names that `file_stem` could have made are read as such; any other `%` (`50%`, `a%20b`) stands for itself.
-    """
+    """Return the item token of a name that `file_stem` can make; any other (`50%`, `a%20b`) stands for itself."""
     token = unquote(stem)
     return token if file_stem(token) == stem else stem
 
@@ -52,15 +42,12 @@ def token_of(stem: str) -> str:
 def images_by_token(folder: Path) -> dict[str, Path]:
     """Map item token -> image file for the files `<item token>.jpg` (.jpeg, .png, .webp) of `folder`.
 
-    Names with %XX, as `file_stem` makes them, are found under their token. A file called exactly as the token comes
-    before one with %XX, then the first of `SUFFIXES` counts. The folder is listed and tokens are looked up in the
-    list. A token never becomes a part of a path, so that one such as `../x` reaches no file outside.
+    A file called exactly as the token comes before one with %XX, then the first of `SUFFIXES` counts. A token never
+    becomes a part of a path, so that one such as `../x` reaches no file outside.
     """
     if not folder.is_dir():
-        raise InputError(
-            f"{folder}: no such folder; image_folder must name the folder with the images (<item token>.jpg), relative "
-            "to the data set; set image_encoder to ~ to go without images"
-        )
+        expected = "image_folder must name the folder with the images (<item token>.jpg), relative to the data set"
+        raise InputError(f"{folder}: no such folder; {expected}; set image_encoder to ~ to go without images")
     files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
     # Later entries win, so the most wanted come last; the name decides between `1.jpg` and `1.JPG`.
     files.sort(key=lambda path: (token_of(path.stem) == path.stem, -SUFFIXES.index(path.suffix.lower()), path.name))
@@ -68,10 +55,7 @@ def images_by_token(folder: Path) -> dict[str, Path]:
 
 
 def decode(path: Path) -> tuple[Any, str]:
-    """Return `(RGB image, "")`, or `(None, reason)` where the file is no picture that a model could use.
-
-    The reason is one line: its kind, a colon, and what was found.
-    """
+    """Return `(RGB image, "")`, or, for what no model could use, `(None, "kind of reason: what was found")`."""
     pillow = require_pillow()
     try:
         with warnings.catch_warnings():

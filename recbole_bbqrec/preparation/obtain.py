@@ -12,31 +12,22 @@ from ..settings import public_sets, public_source
 from .own_data import run_command
 from .public import PublicSet, prepare_public
 
-TEXT_FIELDS = "title brand categories"
-"""Setting of a data set made from public files that has no YAML file of its own, as those that have one say it."""
-
 
 def public_set(name: str) -> PublicSet:
-    """Return the public data set `name`, such as `Sports` or `Amazon2018-Video_Games`.
-
-    Raises
-    ------
-    InputError : no YAML file says where it comes from.
-    """
-    found = public_source(name)
-    if found is not None:
+    """Return the public data set `name`, such as `Sports` or `Amazon2018-Video_Games`."""
+    if (found := public_source(name)) is not None:
         return PublicSet.from_description(name, found)
     names: list[str] = []
-    spelt: dict[str, list[str]] = defaultdict(list)  # a name or category in small letters -> the names meant
+    meant: dict[str, list[str]] = defaultdict(list)  # a name or category in small letters -> the names it may mean
     for known in public_sets():
         source = public_source(known) or {}
         categories = [] if "category" in source else source.get("categories", [])
         names.append(f"{known}-<Category>" if categories else known)
-        spelt[known.lower()].append(names[-1])
+        meant[known.lower()].append(names[-1])
         for category in categories:
-            spelt[category.lower()].append(f"{known}-{category}")
-    near = difflib.get_close_matches(name.lower(), spelt, n=1)
-    hint = f"did you mean {' or '.join(spelt[near[0]])}?" if near else f"expected one of {', '.join(names)}"
+            meant[category.lower()].append(f"{known}-{category}")
+    near = difflib.get_close_matches(name.lower(), meant, n=1)
+    hint = f"did you mean {' or '.join(meant[near[0]])}?" if near else f"expected one of {', '.join(names)}"
     raise InputError(f"{name}: not known, {hint}; your own tables: bbqrec prepare {name} --from interactions.csv")
 
 
@@ -44,8 +35,8 @@ def obtain(name: str, folder: Path, **options: Any) -> dict[str, Any]:
     """Fetch and build the public data set `name`, telling what is done; see `prepare_public` for options and report."""
     logger = logging.getLogger()
     handlers, level = [*logger.handlers], logger.level
-    if not handlers:  # those who have set up no log of their own see what is logged meanwhile
-        logging.basicConfig(format="%(message)s", level=logging.INFO)
+    # Those who have set up no log of their own see what is logged meanwhile; for others this does nothing.
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
     try:
         return prepare_public(public_set(name), folder, **options)
     finally:
@@ -56,6 +47,6 @@ def obtain(name: str, folder: Path, **options: Any) -> dict[str, Any]:
 def advice(name: str, report: Mapping[str, Any]) -> str:
     """Return what to do with the public data set `name` once it has been obtained, as lines to read."""
     written = Path(report["folder"])
-    note = public_set(name).note
-    lines = [note] if note and written.name == name else []
-    return "\n".join([*lines, f"next: {run_command(written, '' if written.name == name else TEXT_FIELDS)}"])
+    if written.name != name:  # without a YAML file of its own, so the command has to say what those of others say
+        return f"next: {run_command(written, 'title brand categories')}"
+    return f"{public_set(name).note}\nnext: {run_command(written)}".lstrip()

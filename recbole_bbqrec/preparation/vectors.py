@@ -1,6 +1,6 @@
-"""Vectors computed elsewhere, kept with the tokens of their items.
+"""Vectors computed elsewhere, with the tokens of their items.
 
-Two forms are read: `<name>.safetensors` as `write_vectors` writes it, and `<name>.npy` [N, D] with the tokens in
+Two forms: `<name>.safetensors` as `write_vectors` writes it, and `<name>.npy` [N, D] with the tokens in
 `<name>.tokens.txt` beside it, UTF-8 text, one token a line.
 """
 
@@ -18,8 +18,6 @@ from ..errors import InputError
 
 SUFFIXES = (".npy", ".safetensors")
 
-_HOW = "write it with recbole_bbqrec.preparation.vectors.write_vectors, or with numpy.save and a .tokens.txt beside it"
-
 
 def write_vectors(path: str | os.PathLike, tokens: Sequence[str], vectors: Tensor | np.ndarray) -> None:
     """Write `vectors` [N, D] and the N item `tokens` as a `.safetensors` file that `read_vectors` takes."""
@@ -32,13 +30,7 @@ def write_vectors(path: str | os.PathLike, tokens: Sequence[str], vectors: Tenso
 
 
 def read_vectors(path: Path) -> tuple[list[str], Tensor]:
-    """Read item vectors: `(tokens, float32 [N, D])`.
-
-    Raises
-    ------
-    InputError : the file or its tokens are missing or unreadable, their numbers differ, a token is blank or comes
-        twice, a value is not finite.
-    """
+    """Read item vectors, `(tokens, float32 [N, D])`; a fault of the file or one of its rows is an `InputError`."""
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path}: found the ending {path.suffix!r}, expected {' or '.join(SUFFIXES)}")
     try:
@@ -53,7 +45,8 @@ def read_vectors(path: Path) -> tuple[list[str], Tensor]:
             tensors, _ = storage.load(path, "vectors")
             vectors, text = tensors["vectors"], bytes(tensors["item_tokens"].numpy()).decode()
     except (OSError, ValueError, EOFError, KeyError, AttributeError) as error:  # an archive of arrays has no dtype
-        raise InputError(f"{path}: no vectors that can be read ({error}); {_HOW}") from error
+        how = f"write it with {__name__}.write_vectors, or with numpy.save and a .tokens.txt beside it"
+        raise InputError(f"{path}: no vectors that can be read ({error}); {how}") from error
     tokens = text.split("\n") if text else []
     return tokens, _checked(path, tokens, vectors)
 

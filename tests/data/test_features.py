@@ -22,7 +22,7 @@ from recbole_bbqrec import storage
 from recbole_bbqrec.data import feature_sources, features
 from recbole_bbqrec.data.features import ItemFeatures, build_item_features
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.preparation import encoders, encoding_parts
+from recbole_bbqrec.preparation import encoders
 from recbole_bbqrec.preparation.vectors import write_vectors
 
 ROWS = {
@@ -282,17 +282,23 @@ def test_a_damaged_cache_file_is_made_again(items: Path, caplog: pytest.LogCaptu
     assert build(items, **TEXT)[1] == 0
 
 
-def counted(monkeypatch: pytest.MonkeyPatch, name: str, stop: int = 99) -> list[int]:
-    """Make the model note the items of each batch, and break off at batch number `stop`."""
-    genuine, sizes = getattr(encoders, name), []
+def counted(patch: Any, stop: int = 99, end: Callable[[], None] | None = None) -> list[int]:
+    """Make the models note the items of each batch, and `end` at batch number `stop`."""
+    genuine, sizes = encoders._load_model, []
 
-    def encode(network: Any, batch: Any, *rest: Any) -> torch.Tensor:
+    def note(network: Any, _: tuple, batch: dict[str, torch.Tensor]) -> None:
         if len(sizes) == stop:
-            raise KeyboardInterrupt
+            if end is None:
+                raise KeyboardInterrupt
+            end()
         sizes.append(len(next(iter(batch.values()))))
-        return genuine(network, batch, *rest)
 
-    monkeypatch.setattr(encoders, name, encode)
+    def load(*given: Any) -> tuple[Any, list[str]]:
+        network, missing = genuine(*given)
+        network.register_forward_pre_hook(note, with_kwargs=True)
+        return network, missing
+
+    patch.setattr(encoders, "_load_model", load)
     return sizes
 
 
@@ -317,12 +323,11 @@ def test_an_interrupted_encoding_goes_on(
         base = {"image_folder": "images", "image_encoder": str(models / "vit")}
     base |= {"encode_batch_size": 1, "max_text_tokens": 5}
     expected = whole(items, base)
-    name = f"_{modality}_features"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        counted(patch, name, stop=2)
+        counted(patch, stop=2)
         build(items, **base)
     assert cached(items).suffix == ".parts"
-    sizes = counted(monkeypatch, name)
+    sizes = counted(monkeypatch)
     build(items, **base)
     assert sizes == ([1, 1] if modality == "text" else [1])  # of 4 texts, or of 3 readable images
     assert cached(items).read_bytes() == expected
@@ -334,25 +339,21 @@ def test_an_interrupted_encoding_goes_on(
 def test_changed_inputs_do_not_go_on(items: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = {"text_fields": "title", "text_encoder": str(models / "bert"), "encode_batch_size": 1}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        counted(patch, "_text_features", stop=3)
+        counted(patch, stop=3)
         build(items, **base)
     items.write_text(items.read_text().replace("red", "tent"))
-    sizes = counted(monkeypatch, "_text_features")
+    sizes = counted(monkeypatch)
     build(items, **base)
     assert sizes == [1, 1, 1, 1]
 
 
 def killed_at(moment: str, file: Path, config: dict) -> None:
     """Encode in this process, which ends at a moment: to be run in a process of its own."""
-    encoding_parts.SECONDS_PER_PART = -1.0
-    genuine, save_file, calls = encoders._image_features, storage.save_file, []
+    encoders.SECONDS_PER_PART = -1.0
+    save_file = storage.save_file
 
     def die(*_: Any, **__: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
-
-    def dies(*arguments: Any) -> Any:
-        calls.append(1)
-        return die() if len(calls) == 3 else genuine(*arguments)
 
     def dies_writing(tensors: Any, path: str, **more: Any) -> None:
         if moment == "writing the whole" and "features-" not in Path(path).name:
@@ -361,7 +362,7 @@ def killed_at(moment: str, file: Path, config: dict) -> None:
         die()
 
     if moment == "encoding":
-        encoders._image_features = dies
+        counted(pytest.MonkeyPatch(), 2, die)
     elif "writing" in moment:
         storage.save_file = dies_writing
     else:
@@ -383,7 +384,7 @@ def test_a_killed_run_goes_on(
     assert process.exitcode == -signal.SIGKILL
     assert any(name.endswith(".parts") for name in files(items))
     assert any(name.endswith(".safetensors") for name in files(items)) == (moment == "clearing up")
-    sizes = counted(monkeypatch, "_image_features")
+    sizes = counted(monkeypatch)
     build(items, **base)
     assert len(sizes) == left and cached(items).read_bytes() == expected
 

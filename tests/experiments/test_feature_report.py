@@ -203,7 +203,7 @@ def test_files_that_cannot_be_read_are_missing(folder: Path) -> None:
 
 def test_an_encoding_under_way(folder: Path, vit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"image_folder": "images", "image_encoder": vit, "encode_batch_size": 1}
-    genuine, calls = encoders._image_features, []
+    genuine, calls = encoders.decode, []
 
     def stops(*arguments: Any) -> Any:
         calls.append(1)
@@ -212,7 +212,7 @@ def test_an_encoding_under_way(folder: Path, vit: str, monkeypatch: pytest.Monke
         return genuine(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(encoders, "_image_features", stops)
+        patch.setattr(encoders, "decode", stops)
         run(folder, **changes)
     begun = report(folder, **changes)
     assert [one.state for one in states(begun)] == ["ready", "begun"] and unused(begun) == []

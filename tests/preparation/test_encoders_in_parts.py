@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 
 from recbole_bbqrec import storage
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.preparation import encoding_parts
-from recbole_bbqrec.preparation.encoding_parts import encode_in_batches, read_parts
+from recbole_bbqrec.preparation import encoders
+from recbole_bbqrec.preparation.encoders import encode_in_batches, read_parts
 
 N_ROWS, BATCH = 11, 2
 ORDER = [7, 3, 10, 1, 0, 4, 8, 2, 6]  # rows 5 and 9 have nothing
@@ -57,12 +57,12 @@ def parts(tmp_path: Path) -> Path:
 @pytest.fixture
 def every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every batch is kept as a part of its own."""
-    monkeypatch.setattr(encoding_parts, "SECONDS_PER_PART", -1.0)
+    monkeypatch.setattr(encoders, "SECONDS_PER_PART", -1.0)
 
 
 def kept(parts: Path) -> list[list[int]]:
     """Rows of the pieces that are kept, each in the order of encoding."""
-    pieces = [sorted([*rows.tolist(), *bad], key=ORDER.index) for rows, _, bad in read_parts(parts)]
+    pieces = [sorted([*rows, *bad], key=ORDER.index) for rows, _, bad in read_parts(parts)]
     return sorted(pieces, key=lambda rows: ORDER.index(rows[0]))
 
 
@@ -81,8 +81,8 @@ def test_what_takes_a_moment_writes_no_part(parts: Path) -> None:
 
 def test_parts_are_written_as_time_passes(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
-    monkeypatch.setattr(encoding_parts.time, "monotonic", lambda: next(clock))  # a look at the clock takes a second
-    monkeypatch.setattr(encoding_parts, "SECONDS_PER_PART", 1.5)
+    monkeypatch.setattr(encoders.time, "monotonic", lambda: next(clock))  # a look at the clock takes a second
+    monkeypatch.setattr(encoders, "SECONDS_PER_PART", 1.5)
     assert is_whole(encode(Encoder(), parts))
     assert kept(parts) == [[7, 3], [10, 1, 0, 4]]
 
@@ -196,7 +196,7 @@ def test_half_precision_is_for_gpus(monkeypatch: pytest.MonkeyPatch, device: str
         assert asked[-1] == "on"
         return rows, torch.ones(len(rows), 2, dtype=torch.float16), {}
 
-    monkeypatch.setattr(encoding_parts.torch, "autocast", Autocast)
+    monkeypatch.setattr(encoders.torch, "autocast", Autocast)
     matrix, _, _ = encode_in_batches(ORDER, N_ROWS, in_half, Path("fake"), device, BATCH)
     assert asked == [(device.partition(":")[0], torch.float16, half), "on", "off"]
     assert matrix.dtype == torch.float32

@@ -4,8 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recbole_bbqrec.data.feature_sources import Template, template_of
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.preparation.templates import parse
+
+
+def parse(key: str, fields: str | list[str] | None) -> Template:
+    return template_of({key: fields}, key.removesuffix("_fields"))
+
 
 PLACES = "{title}[ by {brand}][, in {tags}]"
 
