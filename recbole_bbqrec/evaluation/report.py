@@ -52,15 +52,10 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def bar_figure(title: str, panels: Mapping[str, Mapping[str, Any]], reference: str | None = None) -> bytes:
-    """Draw horizontal bars with intervals, a panel beside the other, and return the figure as PNG.
+    """Draw horizontal bars with intervals, a panel beside the other; return a PNG, equal for equal input.
 
-    Equal input gives an equal file.
-
-    Parameters
-    ----------
-    panels : panel title -> label -> `mean`, `low` and `high`, or none where there is no bar; a panel without any is
-        left out. All share the labels, in the order of the first one.
-    reference : label whose value is drawn through all bars of a panel.
+    Panels are title -> label -> `mean`, `low` and `high`, or none where there is no bar; one without any is left out.
+    All share the labels of the first one. The mean of `reference` is drawn through all bars of a panel.
     """
     from matplotlib.figure import Figure
 

@@ -61,10 +61,7 @@ def holm(entries: Iterable[dict[str, Any]]) -> None:
 
 
 def bootstrap_users(values: np.ndarray) -> np.ndarray:
-    """Means [n, C] of the columns of `values` [U, C] over users drawn with replacement.
-
-    All columns see the same draws, so that differences between them stay paired.
-    """
+    """Means [n, C] of the columns of `values` [U, C] over users drawn with replacement, the same for all columns."""
     n_users, generator, means = len(values), np.random.default_rng(0), []
     for size in _blocks(RESAMPLES, n_users):
         drawn = generator.integers(0, n_users, (size, n_users), dtype=np.int32)
@@ -86,16 +83,9 @@ def estimate(mean: float, samples: np.ndarray) -> Estimate:
 
 
 class PairedValues:
-    """One metric of several rows of a table, by row and seed, over the same users.
+    """One metric of several rows of a table over the same users, from row -> seed -> (users [R], values [R]).
 
-    Parameters
-    ----------
-    values : row -> seed -> (users [R], values [R]); an `InputError` where the users of two runs differ.
-
-    Attributes
-    ----------
-    seeds : row -> its seeds, ascending.
-    n_users : users that all rows were judged on.
+    Values are averaged per user first. An `InputError` where the users of two runs differ.
     """
 
     def __init__(self, values: Mapping[str, Mapping[int, tuple[np.ndarray, np.ndarray]]]) -> None:

@@ -29,10 +29,7 @@ class NotApplicableError(Exception):
 
 @functools.cache
 def definition() -> dict[str, dict[str, Any]]:
-    """Content of `properties/ablation.yaml`: rows by name, in the order of the table, and what they may need.
-
-    Each row changes `full` in one respect; what it is compared with is always `full`.
-    """
+    """Content of `properties/ablation.yaml`: rows by name, in the order of the table, and what they may need."""
     return yaml.safe_load((PROPERTIES / "ablation.yaml").read_text(encoding="utf-8"))
 
 

@@ -23,10 +23,8 @@ from .runner import QUIET, given_and_files
 
 AS_SET, NO_CLUB = "as set", "without CLUB"
 
-CODES = {
-    **{"lowest utilisation": ".3f", "lowest perplexity": ".1f", "sharing": ",.0f", "moved": ",.0f"},
-    **{"fit s": ".0f", "encode s": ".2f"},
-}
+CODES = {"lowest utilisation": ".3f", "lowest perplexity": ".1f", "sharing": ",.0f", "moved": ",.0f"}
+CODES |= {"fit s": ".0f", "encode s": ".2f"}
 PARTS = {"r2": "probe R2", "club": "CLUB", "reconstruction": "reconstruction", "dimensions": "dimensions of z_S"}
 """Columns of the two tables: of the first with their format, of the second by their name in a card."""
 

@@ -83,7 +83,7 @@ def content(
     found = [run for run in judged if run.record["name"] in (run.model, FULL)]
     found.sort(key=lambda run: (run.record.get("finished", ""), run.key), reverse=True)
     # What the runs do about ties in time: the default, or where no record has it what the latest did.
-    ties = [*map(ties_of, found), default_ties(dataset)]
+    ties = [*(run.ties for run in found), default_ties(dataset)]
     usual = ties[-1] if ties[-1] in ties[:-1] else ties[0]
     chosen = choose(found, usual, models, keys, planned or {})
     if not chosen:
@@ -141,16 +141,15 @@ def choose(
     for start in keys:
         meant = {run.key: run for run in found if run.key.startswith(start)}
         if len(meant) != 1:
-            raise InputError(
-                f"--keys: found {len(meant)} keys that begin with {start!r}, expected one; the page lists them"
-            )
+            text = f"found {len(meant)} keys that begin with {start!r}, expected one; the page lists them"
+            raise InputError(f"--keys: {text}")
         (run,) = meant.values()
         if chosen.setdefault(run.model, run).key != run.key:
             raise InputError(f"--keys: found two keys of {run.model}, expected one a model; keep one")
     for run in found:
         if planned.get(run.model) == run.key:
             chosen.setdefault(run.model, run)
-    plain = [run for run in found if ties_of(run) == usual and run.model not in planned]
+    plain = [run for run in found if run.ties == usual and run.model not in planned]
     data = {run.data for run in [*chosen.values()] or plain[:1]}
     for run in plain:
         if run.data in data:
@@ -161,26 +160,19 @@ def choose(
     return {model: run for model, run in chosen.items() if not models or model in models}
 
 
-def ties_of(run: Run) -> int | None:
-    """Seed by which a run shuffled interactions of equal times; none where it did not."""
-    return run.record["settings"].get("shuffle_ties")
-
-
 def default_ties(dataset: str) -> int | None:
     """What runs on a data set do about ties unless told otherwise: a seed to shuffle them by, or none."""
     files = [yaml.safe_load(path.read_text(encoding="utf-8")) or {} for path in property_files("BBQRec", dataset)]
     return functools.reduce(lambda known, content: content.get("shuffle_ties", known), files, None)
 
 
-def others_of(
-    found: Sequence[Run], usual: int | None, chosen: Mapping[str, Run], models: Sequence[str]
-) -> list[dict[str, Any]]:
+def others_of(found: Sequence[Run], usual: int | None, chosen: Mapping[str, Run], models: Sequence[str]) -> list[Row]:
     """Settings that have records but are not shown, with what they change; other ties have a place of their own."""
     others: dict[str, dict[str, Any]] = {}
     data = {run.data for run in chosen.values()}
     for run in found:
         shown = chosen.get(run.model)
-        if ties_of(run) != usual or (shown.key == run.key if shown else models):
+        if run.ties != usual or (shown.key == run.key if shown else models):
             continue
         here, there = (shown or run).record["settings"], run.record["settings"]
         others[run.key] = {
@@ -228,8 +220,7 @@ def _costs(found: Sequence[Row]) -> dict[str, float | None]:
 
 def _total_seconds(rows: Sequence[Row], runs: Runs) -> float:
     """What all runs take together, a training that rows share once; no cache spares features or tokenizer."""
-    trainings: dict[str, float] = {}
-    fitted = 0.0
+    trainings, fitted = {}, 0.0
     for row in rows:
         for run in runs[row["model"]].values():
             seconds, folder = run.record["seconds"], run.record["run_dir"]
@@ -259,19 +250,17 @@ def _standing(rows: Sequence[Row], reference: str, metric: str) -> dict[str, lis
     return places
 
 
-def _other_ties(
-    found: Sequence[Run], judged: Sequence[Run], chosen: Mapping[str, Run], split: str
-) -> list[dict[str, Any]]:
+def _other_ties(found: Sequence[Run], judged: Sequence[Run], chosen: Mapping[str, Run], split: str) -> list[Row]:
     """Rows whose settings are those of a row shown, but for what they do about ties in time."""
     rows = {}
     for run in found:
         shown = chosen.get(run.model)
-        if not shown or ties_of(shown) == ties_of(run):
+        if not shown or shown.ties == run.ties:
             continue
-        if shown.record["settings"] == {**run.record["settings"], "shuffle_ties": ties_of(shown)}:
+        if shown.record["settings"] == {**run.record["settings"], "shuffle_ties": shown.ties}:
             runs = records.by_seed(judged, run.key, split)
             means = _means(runs, split, TESTED)
-            rows[run.key] = {"model": run.model, "shuffle_ties": ties_of(run), "seeds": list(runs), "masked": means}
+            rows[run.key] = {"model": run.model, "shuffle_ties": run.ties, "seeds": list(runs), "masked": means}
     return sorted(rows.values(), key=lambda row: (row["model"], row["shuffle_ties"] is not None, row["shuffle_ties"]))
 
 
@@ -315,9 +304,7 @@ def _inline(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}: {'~' if value is None else value}" for key, value in shown.items())
 
 
-def model_settings(
-    dataset: str, settings: Mapping[str, Mapping[str, Any]]
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def model_settings(dataset: str, settings: Mapping[str, Row]) -> tuple[Row, dict[str, Row]]:
     """Split the rows' settings into those of all rows and those of each model, in the order of the property files.
 
     Keys of a model's own files, ours and RecBole's, and those of training stand with the model even where all agree.

@@ -22,15 +22,9 @@ def run_many(arguments: Sequence[str]) -> int:
     """Run every pair of model and data set that has no record yet, and write the leaderboards after every run.
 
     The first seed of all pairs comes first. Names, settings and data sets are checked before anything runs; public
-    data sets that are missing are fetched.
-
-    Parameters
-    ----------
-    arguments : `--model`, `--dataset`, `--seeds`, `--single` and `--results`; everything else are settings of all runs.
-
-    Returns
-    -------
-    Exit code: 0, or 1 where a run failed or a leaderboard could not be written.
+    data sets that are missing are fetched. `--model`, `--dataset`, `--seeds`, `--single` and `--results` are read here;
+    everything else are settings of all runs. Returns the exit code: 1 where a run failed or a leaderboard could not be
+    written, else 0.
     """
     given, files = given_and_files(arguments)
     models, datasets = (_names(option, given.pop(option, "")) for option in ("model", "dataset"))

@@ -131,6 +131,7 @@ class Run:
         self.model, self.seed = self.record["model"], self.record["seed"]
         self.key, self.data = self.record["run_key"], self.record["data_fingerprint"]
         self.splits = set(self.record["metrics"])
+        self.ties = self.record["settings"].get("shuffle_ties")
 
     @functools.cached_property
     def ranks(self) -> dict[str, Ranks]:

@@ -33,18 +33,9 @@ def given_and_files(arguments: Sequence[str], owner: str = "") -> tuple[dict[str
 
 
 class Job:
-    """One run that a table asks for.
+    """One run that a table asks for: its name there, its settings with `dataset` and `seed`, and its record's folder.
 
-    Parameters
-    ----------
-    name : what it is called there.
-    given, files : its settings, see `given_and_files`, `dataset` and `seed` among them.
-    data : `records.about_data` of what it reads.
-    folder : where its record goes.
-
-    Attributes
-    ----------
-    settings, key : `records.comparable_settings`, and `records.run_key`, which is the same for all its seeds.
+    `data` is `records.about_data` of what it reads, `key` its `records.run_key`, the same for all its seeds.
     """
 
     def __init__(
@@ -60,12 +51,8 @@ def run_jobs(jobs: Sequence[Job], final: bool, after: Callable[[Job], object]) -
     """Run what has no record yet, in the given order, keep a record of each and call `after` with its job.
 
     A model that turns out to be untrained has nothing that a seed could change: its further seeds are passed over.
-
-    Where `final`, a record has to be judged on test to count.
-
-    Returns
-    -------
-    "name, seed n" -> message of the error, for each run that failed; the data set is named where there are several.
+    Where `final`, a record has to be judged on test to count. Returns "name, seed n" -> message of the error, for each
+    run that failed; the data set is named where there are several.
     """
     source = records.code_fingerprint()  # of the code that is running, whatever is edited meanwhile
     splits = ("valid", "test") if final else ("valid",)

@@ -90,16 +90,11 @@ def write(results: Path, name: str, content: Mapping[str, Any], files: Mapping[s
 
 def page(template: str, **shown: Any) -> str:
     """Fill one of the templates beside this module; paragraphs that come to nothing leave no gap."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader, undefined = jinja2.FileSystemLoader(Path(__file__).parent / "templates"), jinja2.StrictUndefined
+    environment = jinja2.Environment(loader=loader, undefined=undefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"table": _table, "interval": _interval, "p": _p_value, "short": short, "marks": marks}
     environment.filters |= {"form": lambda value, form: "-" if value is None else format(value, form)}
-    names = {"SPLITS": SPLITS, "TESTED": TESTED, "FLIPS": FLIPS}
-    text = environment.get_template(template).render(names, **shown)
+    text = environment.get_template(template).render(shown, SPLITS=SPLITS, TESTED=TESTED, FLIPS=FLIPS)
     return "\n\n".join(filter(None, (part.strip("\n") for part in text.split("\n\n")))) + "\n"
 
 

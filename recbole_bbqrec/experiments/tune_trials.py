@@ -51,6 +51,8 @@ class Search:
         self.where = f"study {name} in --storage" if url else str(self.path)
         for folder in (place, self.path.parent):
             folder.mkdir(parents=True, exist_ok=True)
+        before = self.path.with_suffix(".json")  # the form in which searches were kept before there were journals
+        earlier = records.read(before)["trials"] if before.is_file() else []
         # Optuna's own lock on a journal outlives a kill by half a minute; the system's does not.
         lock: Any = FileLock(place / ".journal.lock")
         try:
@@ -59,26 +61,18 @@ class Search:
                 self.study = optuna.create_study(
                     study_name=name, storage=self.storage, direction="maximize", load_if_exists=True
                 )
-                self._begin()
-        except InputError:
-            raise
+                for key, value in {**head, "minutes": minutes}.items():
+                    if self.study.user_attrs.get(key) != value:
+                        self.study.set_user_attr(key, value)
+                for trial in earlier[len(self.study.trials) :]:
+                    state = {"done": DONE, "failed": FAILED}.get(trial["state"], CUT)
+                    score = trial["metrics"][head["metric"]] if state == DONE else None
+                    kept = {**trial, "metrics": {} if state == FAILED else trial["metrics"]}
+                    self.study.add_trial(optuna.create_trial(state=state, value=score, user_attrs=kept))
         except Exception as error:  # every database has errors of its own
             text = " ".join(f"{type(error).__name__}: {error}".split())
             mend = "give a URL such as sqlite:///search.db" if url else "delete it to begin again"
             raise InputError(f"{self.where}: not readable ({text}); {mend}") from error
-
-    def _begin(self) -> None:
-        """Say what the search is, and take over the trials of one that was kept as JSON, before there were journals."""
-        for key, value in {**self.head, "minutes": self.minutes}.items():
-            if self.study.user_attrs.get(key) != value:
-                self.study.set_user_attr(key, value)
-        path = self.path.with_suffix(".json")
-        earlier = records.read(path)["trials"] if path.is_file() else []
-        for trial in earlier[len(self.study.trials) :]:
-            state = {"done": DONE, "failed": FAILED}.get(trial["state"], CUT)
-            value = trial["metrics"][self.head["metric"]] if state == DONE else None
-            kept = {**trial, "metrics": {} if state == FAILED else trial["metrics"]}
-            self.study.add_trial(optuna.create_trial(state=state, value=value, user_attrs=kept))
 
     @property
     def trials(self) -> list[FrozenTrial]:

@@ -17,7 +17,7 @@ RANKS = {"valid": Ranks(np.array([3, 1, 2]), np.array([5, 999, 4000]), np.array(
 
 def record(seed=1, key="a" * 16, **more):
     about = {"model": "BBQRec", "seed": seed, "run_key": key, "data_fingerprint": "d" * 16}
-    return {**about, "metrics": {"valid": {}}, **more}
+    return {**about, "metrics": {"valid": {}}, "settings": {}, **more}
 
 
 def config(folder, **changes):
