@@ -23,22 +23,12 @@ Estimate = dict[str, float]
 """A figure with its 95 % interval: `mean`, `low` and `high`."""
 
 
-def per_user(users: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Average the values [R] of a user's rows: the users [U], ascending, and their means [U]."""
-    unique, place = np.unique(users, return_inverse=True)
-    return unique, np.bincount(place, values) / np.bincount(place)
-
-
 def sign_flip_test(differences: np.ndarray) -> float:
     """Two-sided paired permutation test of a mean difference of zero; equal differences give an equal p-value.
 
-    Under the null hypothesis each user's difference is as likely to have the other sign. The statistic is the absolute
-    mean; a flip that reaches the observed one counts, and so does the observed assignment itself, which keeps the test
-    exact for any number of flips: p = (1 + count) / (1 + FLIPS).
-
-    Parameters
-    ----------
-    differences : [U] differences per user, already averaged over seeds.
+    Under the null hypothesis each user's difference [U] is as likely to have the other sign. The statistic is the
+    absolute mean; a flip that reaches the observed one counts, and so does the observed assignment itself, which keeps
+    the test exact for any number of flips: p = (1 + count) / (1 + FLIPS).
     """
     moving = differences[differences != 0]  # the sign of a zero changes nothing
     # Differences of recall are few distinct fractions, so flips often tie with the observed sum: rounding must not
@@ -71,10 +61,7 @@ def holm(entries: Iterable[dict[str, Any]]) -> None:
 
 
 def bootstrap_users(values: np.ndarray) -> np.ndarray:
-    """Means [n, C] of the columns of `values` [U, C] over users drawn with replacement.
-
-    All columns see the same draws, so that differences between them stay paired.
-    """
+    """Means [n, C] of the columns of `values` [U, C] over users drawn with replacement, the same for all columns."""
     n_users, generator, means = len(values), np.random.default_rng(0), []
     for size in _blocks(RESAMPLES, n_users):
         drawn = generator.integers(0, n_users, (size, n_users), dtype=np.int32)
@@ -96,28 +83,18 @@ def estimate(mean: float, samples: np.ndarray) -> Estimate:
 
 
 class PairedValues:
-    """One metric of several rows of a table, by row and seed, over the same users.
+    """One metric of several rows of a table over the same users, from row -> seed -> (users [R], values [R]).
 
-    Parameters
-    ----------
-    values : row -> seed -> (users [R], values [R]).
-
-    Attributes
-    ----------
-    seeds : row -> its seeds, ascending.
-    n_users : users that all rows were judged on.
-
-    Raises
-    ------
-    InputError : two runs were judged on different users.
+    Values are averaged per user first. An `InputError` where the users of two runs differ.
     """
 
     def __init__(self, values: Mapping[str, Mapping[int, tuple[np.ndarray, np.ndarray]]]) -> None:
         self.seeds = {row: sorted(by_seed) for row, by_seed in values.items()}
         runs = [(row, seed) for row, seeds in self.seeds.items() for seed in seeds]
-        found = [per_user(*values[row][seed]) for row, seed in runs]
-        first = found[0][0]
-        for (row, seed), (users, _) in zip(runs, found, strict=True):
+        first, means = np.unique(values[runs[0][0]][runs[0][1]][0]), []
+        for row, seed in runs:
+            users, place = np.unique(values[row][seed][0], return_inverse=True)
+            means.append(np.bincount(place, values[row][seed][1]) / np.bincount(place))  # of each user
             if not np.array_equal(users, first):
                 raise InputError(
                     f"{row}, seed {seed}: found {len(users)} users, expected the {len(first)} of {runs[0][0]}, seed "
@@ -126,7 +103,7 @@ class PairedValues:
                 )
         self.n_users = len(first)
         self._column = {run: at for at, run in enumerate(runs)}
-        self._values = np.stack([means for _, means in found], axis=1)  # [U, C]
+        self._values = np.stack(means, axis=1)  # [U, C]
 
     @functools.cached_property
     def _means(self) -> np.ndarray:
@@ -145,10 +122,7 @@ class PairedValues:
         return estimate(self.mean(row) - self.mean(reference), self._resampled(row) - self._resampled(reference))
 
     def change(self, row: str, reference: str) -> Estimate | None:
-        """Relative difference of two rows in %, over their common seeds; none without any.
-
-        None also where the reference is zero, so that there is nothing to be relative to.
-        """
+        """Relative difference of two rows in %, over their common seeds; none without any, or where it is to zero."""
         seeds = self.common_seeds(row, reference)
         if not seeds or not (base := self._per_user(reference, seeds).mean()):
             return None
@@ -161,8 +135,8 @@ class PairedValues:
         return sign_flip_test(self._per_user(row, seeds) - self._per_user(reference, seeds))
 
     def common_seeds(self, row: str, reference: str) -> list[int]:
-        """Seeds that both rows were run with."""
-        return [seed for seed in self.seeds[row] if seed in self.seeds[reference]]
+        """Seeds that both rows were run with; none where there is no such reference."""
+        return [seed for seed in self.seeds[row] if seed in self.seeds.get(reference, ())]
 
     def _per_user(self, row: str, seeds: Sequence[int] | None = None) -> np.ndarray:
         return self._values[:, self._columns(row, seeds)].mean(axis=1)  # [U]

@@ -20,7 +20,7 @@ import torch
 from recbole.utils import init_seed
 from tqdm import tqdm
 
-from .. import registry, storage
+from .. import registry
 from ..config import Config
 from ..data.dataloader import split_loaders
 from ..errors import InputError
@@ -29,7 +29,7 @@ from ..model.candidates import CANDIDATES, build_candidates
 from ..serving.bundle import WEIGHTS, load_bundle, write_bundle
 from ..settings import plain_settings
 from ..training import checkpoint
-from . import records
+from . import records, tables
 from .runner import QUIET, given_and_files
 
 PLAIN = {"similarity_attention": "off", "use_code_embedding": False, "candidate_similarity": []}
@@ -39,9 +39,6 @@ CODES = {"with": {}, "without": PLAIN}
 
 VARIANTS = [(scoring, code) for scoring in ("dense", "codes", "joint", "generate") for code in CODES]
 """Ways of scoring, each `with` and `without` the additional code."""
-
-INTERVAL = 0.001
-"""Seconds between two looks at the resident memory."""
 
 
 def cost(
@@ -66,7 +63,11 @@ def cost(
     data = registry.get_dataset(config["model"])(config)
     train, valid, _ = split_loaders(config, data)
     models = [_model(one, train._dataset) for one in configs]
-    histories, batch = _histories(valid._dataset, n_users, config["seed"]), config["eval_batch_size"]
+    # The longest last, as they are ranked in evaluation; [U, T].
+    histories = valid._dataset.inter_feat[data.iid_field + config["LIST_SUFFIX"]].numpy()
+    histories = histories[np.random.default_rng(config["seed"]).permutation(len(histories))[:n_users]]
+    histories = histories[np.argsort((histories != 0).sum(1), kind="stable")]
+    batch = config["eval_batch_size"]
     seconds = _time(models, histories, batch, rounds)
     measured = {
         "dataset": dataset,
@@ -79,21 +80,14 @@ def cost(
         "machine": f"{platform.system()} {platform.machine()}",
         "versions": report.versions(),
         "settings": records.comparable_settings(config),
-        "variants": [
-            {
-                "scoring": scoring,
-                "code": code,
-                "seconds_per_user": seconds[at],
-                "peak_growth_mib": _memory(configs[at], models[at], data, histories, batch),
-                "model_mib": _size(models[at]),
-            }
-            for at, (scoring, code) in enumerate(tqdm(VARIANTS, "Memory", ncols=100))
-        ],
+        "variants": [],
     }
-    stem, page = results / f"inference-cost-{dataset}", markdown(measured)
-    report.write_file(stem.with_suffix(".png"), figure(measured))
-    report.write_file(stem.with_suffix(".md"), page)
-    storage.write_json(stem.with_suffix(".json"), measured)
+    for at, (scoring, code) in enumerate(tqdm(VARIANTS, "Memory", ncols=100)):
+        found = {"scoring": scoring, "code": code, "seconds_per_user": seconds[at]}
+        found["peak_growth_mib"] = _memory(configs[at], models[at], data, histories, batch)
+        measured["variants"].append({**found, "model_mib": _size(models[at])})
+    page = markdown(measured)
+    tables.write(results, f"inference-cost-{dataset}", measured, {"png": figure(measured), "md": page})
     print(page)
     return measured
 
@@ -104,13 +98,6 @@ def _model(config: Config, dataset: Any) -> Any:
     candidates = build_candidates(config, dataset)
     model.candidates = candidates.to(config["device"]) if candidates is not None else None
     return model.eval()
-
-
-def _histories(dataset: Any, n_users: int, seed: int) -> np.ndarray:
-    """Histories [U, T] of users drawn from a split, longest last, as they are ranked in evaluation."""
-    rows = dataset.inter_feat[dataset.iid_field + dataset.config["LIST_SUFFIX"]].numpy()
-    rows = rows[np.random.default_rng(seed).permutation(len(rows))[:n_users]]
-    return rows[np.argsort((rows != 0).sum(1), kind="stable")]
 
 
 @torch.no_grad()
@@ -125,11 +112,8 @@ def score_all(model: Any, histories: np.ndarray, batch: int) -> None:
 
 
 def _time(models: Sequence[Any], histories: np.ndarray, batch: int, rounds: int) -> list[list[float]]:
-    """Seconds per user of each model and round: side by side, in alternating order, after a first batch each.
-
-    What slows the machine meanwhile slows all of them.
-    """
-    for model in models:
+    """Seconds per user of each model and round, in alternating order: what slows the machine slows all of them."""
+    for model in models:  # whose first batch takes its time
         score_all(model, histories[-batch:], batch)
     seconds: list[list[float]] = [[] for _ in models]
     turns = [(index, turn) for turn in range(rounds) for index in range(len(models))[:: 1 - 2 * (turn % 2)]]
@@ -161,7 +145,7 @@ def _growth_of(bundle: str, histories: np.ndarray, batch: int) -> float:
 
 
 def peak_growth(work: Callable[[], object]) -> float:
-    """Largest growth of this process's resident memory while `work` runs, in MiB.
+    """Largest growth in MiB of this process's resident memory while `work` runs.
 
     Looked at in short intervals rather than read from the system's high-water mark, which loading has raised already.
     """
@@ -169,7 +153,7 @@ def peak_growth(work: Callable[[], object]) -> float:
     seen = [process.memory_info().rss]
 
     def watch() -> None:
-        while not done.wait(INTERVAL):
+        while not done.wait(0.001):  # seconds
             seen.append(process.memory_info().rss)
 
     with ThreadPoolExecutor(1) as pool:
@@ -190,43 +174,23 @@ def _size(model: Any) -> float:
 
 def markdown(measured: Mapping[str, Any]) -> str:
     """Return the page of a measurement."""
-    header = ["scoring", *(f"{name} {code}" for name in ("ms/user", "peak MiB", "model MiB") for code in CODES)]
-    header.insert(3, "ratio")
-    entries, rows = measured["variants"], []
-    for pair in zip(entries[::2], entries[1::2], strict=True):  # with and without
-        times = [_milliseconds(entry) for entry in pair]
-        cells = [f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]" for one in times]
-        sizes = [f"{entry[key]:.0f}" for key in ("peak_growth_mib", "model_mib") for entry in pair]
-        rows.append([pair[0]["scoring"], *cells, f"{times[0].value / times[1].value:.2f}", *sizes])
+    entries = [{**entry, **_milliseconds(entry)} for entry in measured["variants"]]
     plain = ", ".join(f"{key}: {value}" for key, value in PLAIN.items())
-    threads = measured["threads"]
-    parts = [
-        f"# Inference cost of BBQRec on {measured['dataset']}",
-        f"{measured['users']} histories (mean length {measured['mean_length']:.1f}) against all {measured['items']} "
-        f"items, in batches of {measured['batch']}; {threads} thread{'s' * (threads > 1)}, torch "
-        f"{measured['versions'].get('torch')}, {measured['machine']}.",
-        report.markdown_table(header, rows),
-        f"*with* and *without* the additional code; without: `{plain}`.",
-        f"ms/user: median [least, most] of {measured['rounds']} rounds, all variants side by side in one process, in "
-        "alternating order; what all histories share, as the rows of the items, is computed once a round; ratio: with "
-        "over without. peak: largest growth of resident memory while scoring, each variant in a process of its own "
-        "that holds the loaded model and nothing else. model: weights, tables and lists of neighbours. Weights are "
-        "untrained: the cost does not depend on their values. Compare ratios; the milliseconds belong to the machine.",
-        f"![Time and memory of each way of scoring](inference-cost-{measured['dataset']}.png)",
-    ]
-    return "\n\n".join(parts) + "\n"
+    return tables.page(
+        "cost.md.jinja", **measured, pairs=[entries[at : at + 2] for at in range(0, len(entries), 2)], plain=plain
+    )
 
 
-def _milliseconds(entry: Mapping[str, Any]) -> report.Bar:
+def _milliseconds(entry: Mapping[str, Any]) -> dict[str, float]:
     """Milliseconds per user: median, least and most of the rounds."""
     values = [1000 * value for value in entry["seconds_per_user"]]
-    return report.Bar(statistics.median(values), min(values), max(values))
+    return {"mean": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def figure(measured: Mapping[str, Any]) -> bytes:
     """Draw time per user and peak memory of all variants; returns a PNG."""
     entries = {f"{entry['scoring']}, {entry['code']}": entry for entry in measured["variants"]}
     times = {label: _milliseconds(entry) for label, entry in entries.items()}
-    sizes = {label: report.Bar(*[entry["peak_growth_mib"]] * 3) for label, entry in entries.items()}
+    sizes = {label: dict.fromkeys(("mean", "low", "high"), of["peak_growth_mib"]) for label, of in entries.items()}
     title = f"Inference cost of BBQRec on {measured['dataset']}, with and without the additional code"
     return report.bar_figure(title, {"ms per user": times, "peak memory, MiB": sizes})

@@ -13,23 +13,18 @@ from typing import Any
 from recbole.utils import init_seed
 from tqdm import tqdm
 
-from .. import registry, storage
+from .. import registry
 from ..config import Config
 from ..errors import InputError
 from ..evaluation import report
 from ..tokenizer.registry import load
-from . import records
+from . import records, tables
 from .runner import QUIET, given_and_files
 
 AS_SET, NO_CLUB = "as set", "without CLUB"
 
-Cards = dict[str, list[dict[str, Any]]]
-"""Report cards by row, a card a seed."""
-
-CODES = {
-    **{"lowest utilisation": ".3f", "lowest perplexity": ".1f", "sharing": ",.0f", "moved": ",.0f"},
-    **{"fit s": ".0f", "encode s": ".2f"},
-}
+CODES = {"lowest utilisation": ".3f", "lowest perplexity": ".1f", "sharing": ",.0f", "moved": ",.0f"}
+CODES |= {"fit s": ".0f", "encode s": ".2f"}
 PARTS = {"r2": "probe R2", "club": "CLUB", "reconstruction": "reconstruction", "dimensions": "dimensions of z_S"}
 """Columns of the two tables: of the first with their format, of the second by their name in a card."""
 
@@ -45,10 +40,6 @@ def study(
     ----------
     seeds : number of seeds, from the configured one upwards.
     arguments : `--key=value` settings of all fits.
-
-    Raises
-    ------
-    InputError : no seeds, or settings without learned IDs.
     """
     if seeds < 1:
         raise InputError(f"--seeds: found {seeds}, expected at least 1")
@@ -60,15 +51,14 @@ def study(
     rows: dict[str, dict[str, Any]] = {AS_SET: {}}
     if config["tokenizer"] == "behavior_bind" and config["sid_club_weight"]:
         rows[NO_CLUB] = {"sid_club_weight": 0.0}
-    found: Cards = {row: [] for row in rows}
+    found: dict[str, list[dict[str, Any]]] = {row: [] for row in rows}
     plan = [(row, config["seed"] + index) for row in rows for index in range(seeds)]
     for row, seed in tqdm(plan, "Tokenizers", ncols=100):
         found[row].append(_card(Config(arguments=files, config_dict={**given, **rows[row], "seed": seed})))
-    settings = records.comparable_settings(config)
-    measured = {"dataset": dataset, "versions": report.versions(), "settings": settings, "rows": found}
-    stem, page = results / f"semantic-ids-{dataset}", markdown(measured)
-    report.write_file(stem.with_suffix(".md"), page)
-    storage.write_json(stem.with_suffix(".json"), measured)
+    measured = {"dataset": dataset, "versions": report.versions()}
+    measured |= {"settings": records.comparable_settings(config), "rows": found}
+    page = markdown(measured)
+    tables.write(results, f"semantic-ids-{dataset}", measured, {"md": page})
     print(page)
     return measured
 
@@ -89,53 +79,30 @@ def _card(config: Config) -> dict[str, Any]:
         started = time.perf_counter()
         fitted.encode(*given)
         seconds = time.perf_counter() - started
-    own = {key: card[key] for key in kept}
-    return {"seed": config["seed"], **own, "rqvae": rqvae, "encode_seconds": seconds}
+    return {"seed": config["seed"], **{key: card[key] for key in kept}, "rqvae": rqvae, "encode_seconds": seconds}
 
 
-def markdown(measured: dict[str, Any]) -> str:
+def markdown(measured: Mapping[str, Any]) -> str:
     """Return the page of a study."""
-    cards: Cards = measured["rows"]
-    first, settings = cards[AS_SET], measured["settings"]
-    seeds = [str(card["seed"]) for card in first]
-    of_codes = {row: [_of_codes(card) for card in of] for row, of in cards.items()}
+    rows = measured["rows"]
+    first = rows[AS_SET]
+    of_codes = {row: [_of_codes(card) for card in cards] for row, cards in rows.items()}
     compared = [_of_codes(card["rqvae"]) for card in first if "skipped" not in card["rqvae"]]
     if compared:
         of_codes["RQ-VAE"] = compared
-    warned = [(row, card) for row, of in cards.items() for card in of if card["warnings"]]
-    warnings = [f"- {row}, seed {card['seed']}: {'; '.join(card['warnings'])}" for row, card in warned]
-    parts = [
-        f"# Semantic IDs of {measured['dataset']}",
-        f"{first[0]['items']} items, {first[0]['codebook_size']} codes a codebook, {len(first[0]['codes'])} codes an "
-        f"item ({settings['tokenizer']}, {settings['sid_mode']}); seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}. "
-        "Where seeds differ: mean [least, most].",
-        "## Before collisions are resolved",
-        report.markdown_table(
-            ["tokenizer", "seeds", *CODES],
-            [[row, str(len(of)), *_over(of, CODES)] for row, of in of_codes.items()],
-        ),
-        "utilisation: share of a codebook's codes in use; perplexity: how many codes an even use would need; both at "
-        "the position where they are lowest. sharing: items whose ID another item has too. moved: items that got "
-        "another ID, after which none share. RQ-VAE: fitted on the same features, with as many codes an item and codes "
-        "a codebook. encode: all items anew from their features, one call.",
-    ]
-    if "skipped" not in first[0]["disentanglement"]:
-        of_parts = {
-            (modality, row): [card["disentanglement"][modality]["after"] for card in of]
-            for modality in first[0]["disentanglement"]
-            for row, of in cards.items()
-        }
-        parts += [
-            "## Specific and behaviour part",
-            report.markdown_table(
-                ["modality", "tokenizer", *PARTS.values()],
-                [[*names, *_over(of, dict.fromkeys(PARTS, ".3f"))] for names, of in of_parts.items()],
-            ),
-            "Judges fitted afresh on three quarters of the items and asked about the rest. probe R2: share of the "
-            "variance of the behaviour part that the specific part predicts; CLUB: bound on what they share, in nats; "
-            "reconstruction: mean squared error, 1 is the error of the mean item.",
-        ]
-    return "\n\n".join([*parts, "## Warnings", "\n".join(warnings) or "None."]) + "\n"
+    modalities = [] if "skipped" in first[0]["disentanglement"] else first[0]["disentanglement"]
+    of_parts = {
+        (modality, row): [card["disentanglement"][modality]["after"] for card in cards]
+        for modality in modalities
+        for row, cards in rows.items()
+    }
+    shown = {
+        "of_codes": [(row, len(found), _over(found, CODES)) for row, found in of_codes.items()],
+        "of_parts": [(*names, _over(found, dict.fromkeys(PARTS, ".3f"))) for names, found in of_parts.items()],
+    }
+    return tables.page(
+        "ids.md.jinja", **measured, **shown, first=first, code_columns=CODES, part_columns=PARTS.values()
+    )
 
 
 def _of_codes(card: Mapping[str, Any]) -> dict[str, float | None]:

@@ -1,4 +1,7 @@
-"""From the records of whole models to a leaderboard: which runs are shown, and what they reached and cost."""
+"""From the records of whole models to a leaderboard: which runs are shown, what they reached and cost, and its page.
+
+The page has the form of RecBole's benchmarks; beside it come LaTeX, CSV, JSON and a figure.
+"""
 
 import functools
 import re
@@ -8,14 +11,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import recbole
 import yaml
 
 from ..errors import InputError
+from ..evaluation import report
 from ..evaluation.statistics import PairedValues, holm
-from ..settings import property_files
-from . import ablation, leaderboard_page, records, tables
+from ..settings import PROPERTIES, property_files, settings_to_load
+from . import ablation, records, tables
 from .records import Run
-from .tables import FULL, TESTED, Row, Runs, Values
+from .tables import FULL, SPLITS, TESTED, Row, Runs, Values, short
 
 SHOWN = [f"{metric}@{k}" for k in (5, 10, 20) for metric in ("recall", "ndcg")]
 """Metrics of the tables, in both columns; `TESTED` of the masked one are tested."""
@@ -27,18 +32,27 @@ LEVEL = 0.01
 CODES = ("SASRecPlusFT", "BBQRec")
 """The model with everything but semantic IDs, and the one that has them too."""
 
+# RecBole's keys of training; its other shared files are about data and models that are not used here.
+_TRAINING = ("learner", "learning_rate", "weight_decay", "train_batch_size", "MAX_ITEM_LIST_LENGTH")
+
+_RECBOLE_MODELS = Path(str(recbole.__file__)).parent / "properties" / "model"
+
+COSTS = ("parameters", *(f"{name}_seconds" for name in ("train", "epoch", "evaluate", "feature")))
+COSTS += ("peak_memory_mib", "epochs")
+"""What a row takes, see `_costs`."""
+
 
 def write(dataset: str, results: Path = Path("results"), *shown: Any, **more: Any) -> str:
-    """Write `<dataset>.md`, `.tex`, `.csv`, `.png` and `.json` from the records alone; return the page.
+    """Write `<dataset>.md`, `.tex`, `.csv`, `.png` and `.json` from the records in `runs/`; return the page.
 
-    Parameters
-    ----------
-    results : folder of the files, and of the records in `runs/<dataset>/`.
-    shown, more : what to show, see `content`.
+    `shown` and `more` say what they show, see `content`.
     """
     found = content(dataset, records.folder_of(results, dataset), *shown, **more)
-    page, tex = leaderboard_page.pages(found)
-    files = {"png": leaderboard_page.figure(found), "tex": tex, "csv": leaderboard_page.csv_text(found), "md": page}
+    page, tex = pages(found)
+    panels = {short(metric): {row["model"]: row["masked"][metric] for row in found["rows"]} for metric in TESTED}
+    title = f"{dataset}, {SPLITS[found['split']].lower()}, seen items masked"
+    figure = report.bar_figure(title, panels, found["reference"])
+    files = {"png": figure, "tex": tex, "csv": csv_text(found), "md": page}
     tables.write(results, dataset, found, files)
     return page
 
@@ -62,10 +76,6 @@ def content(
     keys : run keys (or how they begin) to show instead of their models' latest ones.
     against : row that all others are compared with, instead of the best one.
     planned : model -> run key of runs that are on their way; until there is one of them the model has no row.
-
-    Raises
-    ------
-    InputError : there is no record to show, no such row or key, or rows were judged on different users.
     """
     split = "test" if final else "valid"
     judged = [run for run in records.runs_in(folder) if split in run.splits]
@@ -73,7 +83,7 @@ def content(
     found = [run for run in judged if run.record["name"] in (run.model, FULL)]
     found.sort(key=lambda run: (run.record.get("finished", ""), run.key), reverse=True)
     # What the runs do about ties in time: the default, or where no record has it what the latest did.
-    ties = [*map(ties_of, found), default_ties(dataset)]
+    ties = [*(run.ties for run in found), default_ties(dataset)]
     usual = ties[-1] if ties[-1] in ties[:-1] else ties[0]
     chosen = choose(found, usual, models, keys, planned or {})
     if not chosen:
@@ -81,7 +91,7 @@ def content(
             f"{folder}: found no record of {dataset} to show that was judged on {split}; "
             f"run first: python run_recbole_bbqrec.py --model=... --dataset={dataset} --seeds=3{' --final' * final}"
         )
-    runs = {model: _of_key(judged, run.key) for model, run in chosen.items()}
+    runs = {model: records.by_seed(judged, run.key, split) for model, run in chosen.items()}
     values = tables.paired_values(runs, split, SHOWN)
     ranked = values["masked", RANKED_BY]
     if against not in (None, *runs):
@@ -114,14 +124,10 @@ def content(
         "failed": [
             text
             for (name, _, key), text in records.failures_in(folder).items()
-            if (chosen[name].key == key if name in chosen else not models and name not in ablation.rows())
+            if (chosen[name].key == key if name in chosen else not models and name not in ablation.definition()["rows"])
         ],
         "settings": {row["model"]: chosen[row["model"]].record["settings"] for row in rows},
     }
-
-
-def _of_key(runs: Sequence[Run], key: str) -> dict[int, Run]:
-    return records.by_seed(run for run in runs if run.key == key)
 
 
 def choose(
@@ -129,27 +135,21 @@ def choose(
 ) -> dict[str, Run]:
     """Model -> a run of the settings to show: those of a key that is named, else the latest on the same data.
 
-    Runs that do something else about ties than `usual` are shown only where their key is named. See `content` for what
-    is given.
-
-    Raises
-    ------
-    InputError : a model has no record, or a key none or several; two keys are of one model.
+    Runs that do something else about ties than `usual` are shown only where their key is named.
     """
     chosen: dict[str, Run] = {}
     for start in keys:
         meant = {run.key: run for run in found if run.key.startswith(start)}
         if len(meant) != 1:
-            raise InputError(
-                f"--keys: found {len(meant)} keys that begin with {start!r}, expected one; the page lists them"
-            )
+            text = f"found {len(meant)} keys that begin with {start!r}, expected one; the page lists them"
+            raise InputError(f"--keys: {text}")
         (run,) = meant.values()
         if chosen.setdefault(run.model, run).key != run.key:
             raise InputError(f"--keys: found two keys of {run.model}, expected one a model; keep one")
     for run in found:
         if planned.get(run.model) == run.key:
             chosen.setdefault(run.model, run)
-    plain = [run for run in found if ties_of(run) == usual and run.model not in planned]
+    plain = [run for run in found if run.ties == usual and run.model not in planned]
     data = {run.data for run in [*chosen.values()] or plain[:1]}
     for run in plain:
         if run.data in data:
@@ -160,26 +160,19 @@ def choose(
     return {model: run for model, run in chosen.items() if not models or model in models}
 
 
-def ties_of(run: Run) -> int | None:
-    """Seed by which a run shuffled interactions of equal times; none where it did not."""
-    return run.record["settings"].get("shuffle_ties")
-
-
 def default_ties(dataset: str) -> int | None:
     """What runs on a data set do about ties unless told otherwise: a seed to shuffle them by, or none."""
     files = [yaml.safe_load(path.read_text(encoding="utf-8")) or {} for path in property_files("BBQRec", dataset)]
     return functools.reduce(lambda known, content: content.get("shuffle_ties", known), files, None)
 
 
-def others_of(
-    found: Sequence[Run], usual: int | None, chosen: Mapping[str, Run], models: Sequence[str]
-) -> list[dict[str, Any]]:
+def others_of(found: Sequence[Run], usual: int | None, chosen: Mapping[str, Run], models: Sequence[str]) -> list[Row]:
     """Settings that have records but are not shown, with what they change; other ties have a place of their own."""
     others: dict[str, dict[str, Any]] = {}
     data = {run.data for run in chosen.values()}
     for run in found:
         shown = chosen.get(run.model)
-        if ties_of(run) != usual or (shown.key == run.key if shown else models):
+        if run.ties != usual or (shown.key == run.key if shown else models):
             continue
         here, there = (shown or run).record["settings"], run.record["settings"]
         others[run.key] = {
@@ -227,8 +220,7 @@ def _costs(found: Sequence[Row]) -> dict[str, float | None]:
 
 def _total_seconds(rows: Sequence[Row], runs: Runs) -> float:
     """What all runs take together, a training that rows share once; no cache spares features or tokenizer."""
-    trainings: dict[str, float] = {}
-    fitted = 0.0
+    trainings, fitted = {}, 0.0
     for row in rows:
         for run in runs[row["model"]].values():
             seconds, folder = run.record["seconds"], run.record["run_dir"]
@@ -258,19 +250,17 @@ def _standing(rows: Sequence[Row], reference: str, metric: str) -> dict[str, lis
     return places
 
 
-def _other_ties(
-    found: Sequence[Run], judged: Sequence[Run], chosen: Mapping[str, Run], split: str
-) -> list[dict[str, Any]]:
+def _other_ties(found: Sequence[Run], judged: Sequence[Run], chosen: Mapping[str, Run], split: str) -> list[Row]:
     """Rows whose settings are those of a row shown, but for what they do about ties in time."""
     rows = {}
     for run in found:
         shown = chosen.get(run.model)
-        if not shown or ties_of(shown) == ties_of(run):
+        if not shown or shown.ties == run.ties:
             continue
-        if shown.record["settings"] == {**run.record["settings"], "shuffle_ties": ties_of(shown)}:
-            runs = _of_key(judged, run.key)
+        if shown.record["settings"] == {**run.record["settings"], "shuffle_ties": shown.ties}:
+            runs = records.by_seed(judged, run.key, split)
             means = _means(runs, split, TESTED)
-            rows[run.key] = {"model": run.model, "shuffle_ties": ties_of(run), "seeds": list(runs), "masked": means}
+            rows[run.key] = {"model": run.model, "shuffle_ties": run.ties, "seeds": list(runs), "masked": means}
     return sorted(rows.values(), key=lambda row: (row["model"], row["shuffle_ties"] is not None, row["shuffle_ties"]))
 
 
@@ -280,3 +270,84 @@ def _means(runs: Mapping[int, Run], split: str, metrics: Sequence[str]) -> dict[
         metric: float(np.mean([tables.values_of(run, split, "masked", metric)[1].mean() for run in runs.values()]))
         for metric in metrics
     }
+
+
+def pages(content: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the page and the table of all metrics in both columns for LaTeX, which needs `booktabs`."""
+    settings = list(content["settings"].values())
+    shared, own = model_settings(content["dataset"], content["settings"])
+    checks = dict.fromkeys(check for row in content["rows"] for check in row["leakage_checks"])
+    shown = {
+        **content,
+        "of_all": lambda key: " or ".join(dict.fromkeys(str(one.get(key)) for one in settings)),
+        "orders": dict.fromkeys("{split} in order {order}".format_map(one["eval_args"]) for one in settings),
+        "is_bold": lambda model, metric: is_bold(content, model, metric),
+        "checks": {of: [row["model"] for row in content["rows"] if of in row["leakage_checks"]] for of in checks},
+        "shared": shared,
+        "own": own,
+        "inline": _inline,
+        "yaml": _yaml,
+        "has_own_file": (PROPERTIES / "dataset" / f"{content['dataset']}.yaml").is_file(),
+    }
+    return tables.page("leaderboard.md.jinja", **shown), tables.page("leaderboard.tex.jinja", **shown)
+
+
+def is_bold(content: Mapping[str, Any], model: str, metric: str) -> bool:
+    """Whether a row is the reference and significantly better than every other row by this metric."""
+    places = content["standing"].get(metric, {})  # which metrics without a test lack
+    return model == content["reference"] and [side for side, rows in places.items() if rows] == ["worse"]
+
+
+def _inline(settings: Mapping[str, Any]) -> str:
+    """Settings in one line."""
+    shown = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in settings.items()}
+    return ", ".join(f"{key}: {'~' if value is None else value}" for key, value in shown.items())
+
+
+def model_settings(dataset: str, settings: Mapping[str, Row]) -> tuple[Row, dict[str, Row]]:
+    """Split the rows' settings into those of all rows and those of each model, in the order of the property files.
+
+    Keys of a model's own files, ours and RecBole's, and those of training stand with the model even where all agree.
+    """
+    # As they would be given: RecBole turns a few settings into forms of its own.
+    given = {model: settings_to_load({**found, "data_path": ""}) for model, found in settings.items()}
+    general, own = {}, {}
+    for model in settings:
+        files = property_files(model, dataset)
+        about_model = [path for path in files if path.parent.name == "model"]
+        general |= tables.keys_of(path for path in files if path not in about_model)
+        own[model] = [*tables.keys_of([*about_model, _RECBOLE_MODELS / f"{model}.yaml"]), *_TRAINING]
+    of_models, shared = {key for keys in own.values() for key in keys}, {}
+    for key in general:
+        values = [found[key] for found in given.values() if key in found]
+        if key not in of_models and values and values.count(values[0]) == len(values):
+            shared[key] = values[0]
+    return shared, {
+        model: {key: found[key] for key in dict.fromkeys([*own[model], *general]) if key in found and key not in shared}
+        for model, found in given.items()
+    }
+
+
+def _yaml(settings: Mapping[str, Any]) -> str:
+    # One line a key; of a bare value YAML writes a second line that ends the document.
+    lines = [f"{key}: {yaml.safe_dump(value, default_flow_style=True, width=1000)}" for key, value in settings.items()]
+    text = "\n".join(line.removesuffix("...\n").rstrip() for line in lines)
+    return f"```yaml\n{text}\n```" if text else "None of its own."
+
+
+def csv_text(content: Mapping[str, Any]) -> str:
+    """Return all figures of the rows, unrounded; what there is none of is blank."""
+    lines = []
+    for row in content["rows"]:
+        line: dict[str, Any] = {"model": row["model"], "split": content["split"], "seeds": len(row["seeds"])}
+        for column in ("masked", "unmasked", "valid_masked"):
+            line |= {f"{column} {metric}": entry["mean"] for metric, entry in row.get(column, {}).items()}
+        for metric in TESTED:
+            entry = row["masked"][metric]
+            change = entry["difference"] or {}
+            line |= {f"{metric} {end}": entry[end] for end in ("low", "high")}
+            line |= {f"{metric} difference": change.get("mean")}
+            line |= {f"{metric} difference {end}": change.get(end) for end in ("low", "high")}
+            line |= {f"{metric} p (Holm)": entry.get("p_holm")}
+        lines.append(line | {key: row[key] for key in (*COSTS, "hit_cap", "other_code", "times_tested", "run_key")})
+    return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")

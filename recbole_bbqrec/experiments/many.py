@@ -1,16 +1,15 @@
 """Several models on several data sets over seeds, from one command line: the runs of leaderboards."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .. import quick_start, registry
-from ..config import MissingDataSetError
+from ..config import Config, MissingDataSetError
 from ..errors import InputError
 from ..settings import public_source
 from . import leaderboard, records
-from .runner import QUIET, Execute, Job, Planned, exit_code, given_and_files, run_jobs, say
+from .runner import QUIET, Job, exit_code, given_and_files, run_jobs, say
 
 
 def asked_for(arguments: Sequence[str]) -> bool:
@@ -19,24 +18,13 @@ def asked_for(arguments: Sequence[str]) -> bool:
     return any(key == "--seeds" or (key in ("--model", "--dataset") and "," in text) for key, _, text in options)
 
 
-def run_many(arguments: Sequence[str], execute: Execute | None = None) -> int:
+def run_many(arguments: Sequence[str]) -> int:
     """Run every pair of model and data set that has no record yet, and write the leaderboards after every run.
 
     The first seed of all pairs comes first. Names, settings and data sets are checked before anything runs; public
-    data sets that are missing are fetched.
-
-    Parameters
-    ----------
-    arguments : `--model`, `--dataset`, `--seeds`, `--single` and `--results`; everything else are settings of all runs.
-    execute : stands in for `quick_start.execute`.
-
-    Returns
-    -------
-    Exit code: 0, or 1 where a run failed or a leaderboard could not be written.
-
-    Raises
-    ------
-    InputError : an option twice, no or repeated names, no number of seeds, `--single` of a model that is not run.
+    data sets that are missing are fetched. `--model`, `--dataset`, `--seeds`, `--single` and `--results` are read here;
+    everything else are settings of all runs. Returns the exit code: 1 where a run failed or a leaderboard could not be
+    written, else 0.
     """
     given, files = given_and_files(arguments)
     models, datasets = (_names(option, given.pop(option, "")) for option in ("model", "dataset"))
@@ -51,13 +39,24 @@ def run_many(arguments: Sequence[str], execute: Execute | None = None) -> int:
         raise InputError(f"--seeds: found {str(n_seeds)!r}, expected how many runs each model gets, at least 1")
 
     shared = {**QUIET, **given, "final": bool(given.get("final"))}
-    pairs = [
-        Planned(model, {**shared, "model": model, "dataset": dataset}, files)
-        for dataset in datasets
-        for model in models
-    ]
-    _check(pairs)
-    jobs = _jobs(pairs, n_seeds, single, results)
+    pairs = [{**shared, "model": model, "dataset": dataset} for dataset in datasets for model in models]
+    # What cannot run is refused before anything is fetched or run.
+    for model in models:
+        registry.get_model(model)
+    for pair in pairs:
+        try:
+            Config(arguments=files, config_dict=pair)
+        except MissingDataSetError as error:
+            if public_source(error.name) is None:
+                raise
+    jobs = []
+    for pair in pairs:
+        quick_start.fetch_missing(files, pair)
+        config = Config(arguments=files, config_dict=pair)
+        data, folder = records.about_data(config), records.folder_of(results, config["dataset"])
+        seeds = range(config["seed"], config["seed"] + (1 if pair["model"] in single else n_seeds))
+        jobs += [(at, Job(pair["model"], {**pair, "seed": seed}, files, data, folder)) for at, seed in enumerate(seeds)]
+    jobs = [job for _, job in sorted(jobs, key=lambda found: found[0])]  # the first seed of all pairs first
     planned: dict[str, dict[str, str]] = {name: {} for name in datasets}
     for job in jobs:
         # Runs that do something else about ties stand beside the rows, not in their place.
@@ -71,7 +70,7 @@ def run_many(arguments: Sequence[str], execute: Execute | None = None) -> int:
             say(f"no leaderboard of {dataset}: {error}")
             return None
 
-    failures = run_jobs(jobs, shared["final"], lambda job: write(job.dataset), execute)
+    failures = run_jobs(jobs, shared["final"], lambda job: write(job.dataset))
     pages = [write(dataset) for dataset in datasets]
     print("\n".join(page for page in pages if page))
     return max(exit_code(failures), int(None in pages))
@@ -86,30 +85,3 @@ def _names(option: str, text: Any) -> list[str]:
         if names.count(name) > 1:
             raise InputError(f"--{option}: found {name!r} {names.count(name)} times, expected every name once")
     return names
-
-
-def _check(pairs: Sequence[Planned]) -> None:
-    """Refuse what cannot run, before anything is fetched or run."""
-    for run in pairs:
-        registry.get_model(run.name)
-    for run in pairs:
-        try:
-            run.config()
-        except MissingDataSetError as error:
-            if public_source(error.name) is None:
-                raise
-
-
-def _jobs(pairs: Sequence[Planned], n_seeds: int, single: Sequence[str], results: Path) -> list[Job]:
-    """All runs in their order, the data read once for each pair."""
-    found = []
-    for run in pairs:
-        quick_start.fetch_missing(run.files, dict(run.given))
-        config = run.config()
-        found.append((run, config["seed"], records.Data.of(config), records.folder_of(results, config["dataset"])))
-    return [
-        Job(replace(run, given={**run.given, "seed": first + at}), data, folder)
-        for at in range(n_seeds)
-        for run, first, data, folder in found
-        if at == 0 or run.name not in single
-    ]

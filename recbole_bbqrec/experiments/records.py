@@ -9,7 +9,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,23 +39,18 @@ def code_fingerprint() -> str:
 def comparable_settings(config: Any) -> dict[str, Any]:
     """Settings that can change a result, the seed left out: runs that share them differ by chance alone.
 
-    An encoder that is a file or a folder on this disk has the fingerprint of its content behind its name.
+    An encoder that is a file or a folder on this disk has a fingerprint behind its name: of the content of a file of
+    vectors, of the names and sizes of a model's files.
     """
     settings = {**learning_settings(config), **candidate_settings(config)}
     del settings["seed"]
     for key in ("text_encoder", "image_encoder"):
         name = settings.get(key)
-        path = Path(config["data_path"]) / Path(name).expanduser() if isinstance(name, str) else None
-        if path is not None and path.exists():
-            settings[key] = f"{name} ({storage.fingerprint(_content(path))})"
+        if isinstance(name, str) and (path := Path(config["data_path"]) / Path(name).expanduser()).exists():
+            files = [file for file in (files_of(path) if path.is_file() else sorted(path.iterdir())) if file.is_file()]
+            content = {file.name: file if path.is_file() else [file.stat().st_size] for file in files}
+            settings[key] = f"{name} ({storage.fingerprint(content)})"
     return settings
-
-
-def _content(path: Path) -> dict[str, Any]:
-    """What a file or folder holds: files of vectors by content, those of a model by name and size."""
-    if path.is_file():
-        return {file.name: file for file in files_of(path) if file.is_file()}
-    return {file.name: [file.stat().st_size] for file in sorted(path.iterdir()) if file.is_file()}
 
 
 def data_fingerprint(config: Any) -> str:
@@ -94,7 +89,7 @@ def data_statistics(config: Any) -> dict[str, Any]:
 
 
 def run_key(settings: Mapping[str, Any], data: str) -> str:
-    """Fingerprint of what makes runs the same but for their seed, from `comparable_settings` and the data's one."""
+    """Fingerprint of what makes runs the same but for their seed: `comparable_settings` and `data_fingerprint`."""
     return storage.fingerprint(dict(settings), data)
 
 
@@ -103,26 +98,13 @@ def folder_of(results: Path, dataset: str) -> Path:
     return results / "runs" / dataset
 
 
-class Data(NamedTuple):
-    """What a record says about the data: `data_fingerprint` and `data_statistics`."""
-
-    fingerprint: str
-    statistics: dict[str, Any]
-
-    @classmethod
-    def of(cls, config: Any) -> "Data":
-        """Read the files of the configured data set."""
-        return cls(data_fingerprint(config), data_statistics(config))
+def about_data(config: Any) -> dict[str, Any]:
+    """What a record says about the data."""
+    return {"data": data_statistics(config), "data_fingerprint": data_fingerprint(config)}
 
 
 def write(folder: Path, name: str, record: Mapping[str, Any], ranks: Mapping[str, Ranks]) -> Path:
-    """Keep a finished run under its name in tables, and return its record's path.
-
-    Parameters
-    ----------
-    record : plain data with `seed` and `run_key`.
-    ranks : split -> ranks of its rows.
-    """
+    """Keep a finished run under its name in tables, with its ranks by split, and return its record's path."""
     path = folder / f"{name}-{record['seed']}-{record['run_key']}.json"
     report.write_file(path.with_suffix(".npz"), pack_ranks(ranks))
     storage.write_json(path, {"name": name, **record})
@@ -131,12 +113,7 @@ def write(folder: Path, name: str, record: Mapping[str, Any], ranks: Mapping[str
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a record.
-
-    Raises
-    ------
-    InputError : it is damaged.
-    """
+    """Read a record; an `InputError` where it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -144,16 +121,9 @@ def read(path: Path) -> dict[str, Any]:
 
 
 class Run:
-    """A finished run: its record, what it is found by, and its ranks, which are read when they are asked for.
+    """A finished run: its record and what it is found by; its ranks by split are read when they are asked for.
 
-    Attributes
-    ----------
-    model, seed, key, data : what the record says; `key` of its settings and data, `data` the fingerprint of the latter.
-    splits : names of the splits it was judged on.
-
-    Raises
-    ------
-    InputError : one of the two files is missing or damaged.
+    An `InputError` where one of the two files is missing or damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -161,10 +131,10 @@ class Run:
         self.model, self.seed = self.record["model"], self.record["seed"]
         self.key, self.data = self.record["run_key"], self.record["data_fingerprint"]
         self.splits = set(self.record["metrics"])
+        self.ties = self.record["settings"].get("shuffle_ties")
 
     @functools.cached_property
     def ranks(self) -> dict[str, Ranks]:
-        """Ranks by split."""
         path = self.path.with_suffix(".npz")
         try:
             return unpack_ranks(path.read_bytes())
@@ -182,13 +152,10 @@ def find(folder: Path, seed: int, key: str, splits: Iterable[str] = ()) -> Run |
     return next((run for run in runs_in(folder, f"*-{seed}-{key}") if run.splits.issuperset(splits)), None)
 
 
-def by_seed(runs: Iterable[Run]) -> dict[int, Run]:
-    """Runs of one key by seed, ascending; of several of one seed, the first of those judged on most splits."""
-    found: dict[int, Run] = {}
-    for run in runs:
-        if run.seed not in found or len(run.splits) > len(found[run.seed].splits):
-            found[run.seed] = run
-    return dict(sorted(found.items()))
+def by_seed(runs: Iterable[Run], key: str, split: str) -> dict[int, Run]:
+    """The runs of a key judged on `split` by seed, ascending; of several of a seed, the first of most splits."""
+    found = sorted((run for run in runs if run.key == key and split in run.splits), key=lambda run: -len(run.splits))
+    return dict(sorted({run.seed: run for run in reversed(found)}.items()))
 
 
 def pack_ranks(ranks: Mapping[str, Ranks]) -> bytes:

@@ -41,13 +41,13 @@ def values_of(run: Run, split: str, column: str, metric: str) -> tuple[np.ndarra
 
 def paired_values(runs: Runs, split: str, metrics: Iterable[str]) -> Values:
     """Values per user of all rows, by column and metric."""
-
-    def of(column: str, metric: str) -> PairedValues:
-        return PairedValues(
-            {row: {seed: values_of(run, split, column, metric) for seed, run in runs[row].items()} for row in runs}
+    return {
+        (column, metric): PairedValues(
+            {row: {seed: values_of(run, split, column, metric) for seed, run in of.items()} for row, of in runs.items()}
         )
-
-    return {(column, metric): of(column, metric) for column in COLUMNS for metric in metrics}
+        for column in COLUMNS
+        for metric in metrics
+    }
 
 
 def metrics_of(row: str, values: Values, compared: Callable[[str, PairedValues], Row]) -> Row:
@@ -90,16 +90,11 @@ def write(results: Path, name: str, content: Mapping[str, Any], files: Mapping[s
 
 def page(template: str, **shown: Any) -> str:
     """Fill one of the templates beside this module; paragraphs that come to nothing leave no gap."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"table": _table, "form": _form, "interval": _interval, "p": _p_value}
-    environment.filters |= {"short": short, "marks": marks}
-    names = {"SPLITS": SPLITS, "TESTED": TESTED, "FLIPS": FLIPS}
-    text = environment.get_template(template).render(names, **shown)
+    loader, undefined = jinja2.FileSystemLoader(Path(__file__).parent / "templates"), jinja2.StrictUndefined
+    environment = jinja2.Environment(loader=loader, undefined=undefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"table": _table, "interval": _interval, "p": _p_value, "short": short, "marks": marks}
+    environment.filters |= {"form": lambda value, form: "-" if value is None else format(value, form)}
+    text = environment.get_template(template).render(shown, SPLITS=SPLITS, TESTED=TESTED, FLIPS=FLIPS)
     return "\n\n".join(filter(None, (part.strip("\n") for part in text.split("\n\n")))) + "\n"
 
 
@@ -109,16 +104,11 @@ def _table(text: str) -> str:
     return report.markdown_table(header, rows) + "\n"
 
 
-def _form(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
 def _interval(entry: Row, form: str = ".4f") -> str:
     return f"[{entry['low']:{form}}, {entry['high']:{form}}]"
 
 
 def _p_value(value: Any) -> str:
-    """A p-value as tables show it; nothing for none."""
     return "" if isinstance(value, jinja2.Undefined) else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
@@ -132,12 +122,3 @@ def marks(row: Row) -> str:
     """Marks of what a row must not be taken for; the template `legend` says what they mean."""
     one_seed = len(row["seeds"]) == 1 and not row.get("untrained")
     return "\\*" * bool(row["hit_cap"]) + "†" * one_seed + "‡" * bool(row["other_code"])
-
-
-def figure(title: str, panels: Mapping[str, Mapping[str, Row | None]], reference: str) -> bytes:
-    """Draw panel -> row -> entry as bars with intervals; what has no entry is left out. Returns a PNG."""
-    drawn = {
-        panel: {row: report.Bar(one["mean"], one["low"], one["high"]) for row, one in entries.items() if one}
-        for panel, entries in panels.items()
-    }
-    return report.bar_figure(title, {panel: bars for panel, bars in drawn.items() if bars}, reference)

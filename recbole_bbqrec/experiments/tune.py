@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import yaml
 from filelock import FileLock
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -23,10 +24,19 @@ from ..config import Config
 from ..data.feature_sources import modalities
 from ..errors import InputError
 from ..evaluation.leakage import check_leakage
+from ..settings import EXTENDS, PROPERTIES
 from . import records
-from .runner import QUIET, Planned, given_and_files, say
-from .tune_space import checked_space, read_space, space_file
+from .runner import QUIET, given_and_files, say
 from .tune_trials import CUT, DONE, FAILED, RUNNING, Search
+
+SPACES = PROPERTIES / "tune"
+"""Folder of the spaces that come with the program, `<Model>.yaml`."""
+
+# What all trials share, or they could not be compared.
+PROTOCOL = (
+    *("model", "dataset", "seed", "eval_args", "metrics", "topk", "valid_metric", "repeatable", "shuffle_ties"),
+    *("epochs", "stopping_step", "eval_step", "load_col"),
+)
 
 KEEP_EVERY = 2.0
 """CPU seconds of training after which a trial's time is kept and compared with the budget."""
@@ -64,46 +74,41 @@ def tune(
     Returns
     -------
     Exit code: 0, or 1 where no trial could be judged.
-
-    Raises
-    ------
-    InputError : the test split is asked for; a setting, the space or the storage is wrong.
     """
     if not 0 < minutes < float("inf"):
         raise InputError(f"--minutes: found {minutes:g}, expected CPU minutes above 0")
     given, files = given_and_files(arguments, "tuning")
-    run = Planned(model, {**QUIET, **given, "model": model, "dataset": dataset}, files)
+    given = {**QUIET, **given, "model": model, "dataset": dataset}
     registry.get_model(model)
-    path = space_file(model, space)
-    quick_start.fetch_missing(run.files, dict(run.given))
-    config = run.config()
+    path = space or SPACES / f"{model}.yaml"
+    if not path.is_file():
+        where = f"--space={space}: no such file" if space else f"--model={model}: found no space to search"
+        raise InputError(f"{where}; write lines key: [value, value] into a file for --space=FILE, or into {path}")
+    quick_start.fetch_missing(files, given)
+    config = Config(arguments=files, config_dict=given)
     if config["final"]:
         raise InputError("final: settings are chosen on validation alone; drop it, and judge the chosen ones on test")
     if config["worker"]:
         raise InputError(f"worker: found {config['worker']}, expected 0: the time of further processes is not counted")
-    head = _head(config, run, checked_space(path, read_space(path, config.yaml_loader), run))
-    place = Path(config["checkpoint_dir"]) / "tune" / f"{model}-{dataset}-{head['key']}"
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return _go_on(Search(head, minutes, results, place, storage), run, config)
-
-
-def _head(config: Config, run: Planned, space: dict[str, list[Any]]) -> dict[str, Any]:
-    """What a search is; its `key` stands for all that its trials depend on."""
+    searched = checked_space(path, read_space(path, config.yaml_loader), given, files)
     base = records.comparable_settings(config)
-    what = {"settings": base, "space": space, "seed": config["seed"]}
-    return {
+    what = {"settings": base, "space": searched, "seed": config["seed"]}  # all that the trials depend on
+    head = {
         "model": config["model"],
         "dataset": config["dataset"],
         "key": records.run_key(what, records.data_fingerprint(config)),
         "seed": config["seed"],
         "metric": config["valid_metric"].lower(),
-        "space": space,
-        "defaults": {key: config[key] for key in space},
-        "given": {key: value for key, value in run.given.items() if key in base and key not in ("model", "dataset")},
+        "space": searched,
+        "defaults": {key: config[key] for key in searched},
+        "given": {key: value for key, value in given.items() if key in base and key not in ("model", "dataset")},
     }
+    place = Path(config["checkpoint_dir"]) / "tune" / f"{model}-{dataset}-{head['key']}"
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return _go_on(Search(head, minutes, results, place, storage), given, files, config)
 
 
-def _go_on(search: Search, run: Planned, config: Config) -> int:
+def _go_on(search: Search, given: dict[str, Any], files: Sequence[str], config: Config) -> int:
     """Run trials until the budget is used up, and print all of them."""
     source, ended = records.code_fingerprint(), "the budget is used up; --minutes raises it"
     if not search.is_spent:
@@ -114,22 +119,27 @@ def _go_on(search: Search, run: Planned, config: Config) -> int:
             elsewhere = any(trial.state == RUNNING for trial in search.trials)
             ended = "every setting of the space has been tried" + ", or runs in another process" * elsewhere
             break
-        _run(search, *taken, run)
+        _run(search, *taken, given, files)
         search.keep_best()
-        _stop_where_all_fail(search)
+        last = [trial for trial in search.trials if trial.state in (DONE, FAILED)][-FAILURES:]
+        if [trial.state for trial in last] == [FAILED] * FAILURES:
+            raise InputError(
+                f"{FAILURES} trials in a row failed, the last one with {last[-1].user_attrs['error']}; mend that and "
+                f"delete {search.where} to begin again, or give the same command, which tries the next"
+            )
     best = search.keep_best()
     print(search.page())
     say(ended)
     if best is None:
         return 1
-    files = " ".join([*(argument.partition("=")[2] for argument in run.files), str(best)])
-    place_of_data = f" --data_path={run.given['data_path']}" if "data_path" in run.given else ""
-    what = f"--model={run.name} --dataset={config['dataset']}{place_of_data} --seeds=3 --config_files='{files}'"
+    listed = " ".join([*(argument.partition("=")[2] for argument in files), str(best)])
+    place_of_data = f" --data_path={given['data_path']}" if "data_path" in given else ""
+    what = f"--model={given['model']} --dataset={given['dataset']}{place_of_data} --seeds=3 --config_files='{listed}'"
     print(f"\n{best}, the best of them:\n{best.read_text(encoding='utf-8')}\npython run_recbole_bbqrec.py {what}")
     return 0
 
 
-def _run(search: Search, trial: optuna.Trial, lock: FileLock, run: Planned) -> None:
+def _run(search: Search, trial: optuna.Trial, lock: FileLock, given: dict[str, Any], files: Sequence[str]) -> None:
     """Run a trial to its end or to that of the budget, its time kept all along."""
     number, settings, before = (trial.number, *(trial.user_attrs[key] for key in ("settings", "cpu_seconds")))
     best, folder = search.score(search.ordered[0]), search.folder(number)
@@ -150,16 +160,16 @@ def _run(search: Search, trial: optuna.Trial, lock: FileLock, run: Planned) -> N
     def after_epoch(trainer: Any) -> None:
         found, state, mark = trainer.best_valid_result, trainer.state, "masked_"
         metrics = {name.removeprefix(mark): value for name, value in found.items() if name.startswith(mark)}
-        search.judged(trial, metrics, {"best": state.best_epoch + 1, "done": state.epochs_done})
+        search.keep(trial, metrics=metrics, epochs={"best": state.best_epoch + 1, "done": state.epochs_done})
         keep_time()
 
-    given = {**run.given, **settings, "checkpoint_dir": str(folder), "cache_dir": str(search.place / "cache")}
+    given = {**given, **settings, "checkpoint_dir": str(folder), "cache_dir": str(search.place / "cache")}
     state, known = RUNNING, {}
     steps = register_optimizer_step_post_hook(lambda *_: keep_time(KEEP_EVERY))
     try:
         # A run prints its own table and that --final judges test; a trial has a row among the others instead.
         with contextlib.redirect_stdout(io.StringIO()):
-            record, _ = quick_start.execute(run.files, given, inspect=check_leakage, after_epoch=after_epoch)
+            record, _ = quick_start.execute(files, given, inspect=check_leakage, after_epoch=after_epoch)
         state, known = DONE, {"metrics": record["metrics"]["valid"]["masked"], "epochs": record["epochs"]}
     except BudgetSpent:
         state = CUT
@@ -189,10 +199,50 @@ def _share_features(config: Config, cache: Path) -> None:
                 shutil.copyfile(path, own)
 
 
-def _stop_where_all_fail(search: Search) -> None:
-    last = [trial for trial in search.trials if trial.state in (DONE, FAILED)][-FAILURES:]
-    if [trial.state for trial in last] == [FAILED] * FAILURES:
-        raise InputError(
-            f"{FAILURES} trials in a row failed, the last one with {last[-1].user_attrs['error']}; mend that and "
-            f"delete {search.where} to begin again, or give the same command, which tries the next"
-        )
+def read_space(path: Path, loader: Any = yaml.SafeLoader) -> dict[str, list[Any]]:
+    """Read a space, keys with lists of different values; those of the model whose space it `extends` come first."""
+    space, files = {}, [path]
+    for file in files:
+        try:
+            content = yaml.load(file.read_text(encoding="utf-8"), Loader=loader)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"{file}: not a readable YAML file ({' '.join(str(error).split())})") from error
+        if not isinstance(content, dict) or not content:
+            raise InputError(f"{file}: found no keys, expected lines of the form key: [value, value]")
+        if (base := content.pop(EXTENDS, None)) is not None:
+            below = SPACES / f"{base}.yaml"
+            if not below.is_file() or below in files:
+                raise InputError(f"{file}: {EXTENDS} {base!r}, expected another model that has a file in {SPACES}")
+            files.append(below)
+        for key, values in content.items():
+            if not isinstance(values, list) or not values or any(values.count(value) > 1 for value in values):
+                raise InputError(f"{file}: {key}: found {values!r}, expected a list of different values: [0.1, 0.3]")
+        space = {**content, **space}
+    return space
+
+
+def checked_space(
+    path: Path, space: dict[str, list[Any]], given: dict[str, Any], files: Sequence[str] = ()
+) -> dict[str, list[Any]]:
+    """Return the keys of a space that the command leaves open, every value checked and in the type of its key.
+
+    `given` and `files` are the settings that all trials share.
+    """
+    fixed = ", ".join(key for key in space if key in given)
+    checked: dict[str, list[Any]] = {key: [] for key in space if key not in given}
+    if not checked:
+        raise InputError(f"{path}: the command fixes all of its keys ({fixed}); nothing is left to search")
+    if fixed:
+        say(f"not searched, for the command fixes it: {fixed}")
+    deciding = records.comparable_settings(Config(arguments=files, config_dict=given))
+    for key, found in checked.items():
+        if key in PROTOCOL:
+            raise InputError(f"{path}: {key}: all trials share it; take it out of the space")
+        for value in space[key]:
+            try:
+                found.append(Config(arguments=files, config_dict={**given, str(key): value})[key])
+            except InputError as error:
+                raise InputError(f"{path}: {key}: {error}") from error
+        if key not in deciding:
+            raise InputError(f"{path}: {key}: no result depends on it; take it out of the space")
+    return checked

@@ -8,9 +8,11 @@ import itertools
 import json
 import math
 import platform
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import yaml
 from filelock import FileLock, Timeout
@@ -21,7 +23,6 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from ..errors import InputError
 from ..evaluation import report
 from . import records
-from .tune_space import drawn
 
 RUNNING, CUT, DONE, FAILED = TrialState.RUNNING, TrialState.WAITING, TrialState.COMPLETE, TrialState.FAIL
 NAMES = {RUNNING: "running", CUT: "cut", DONE: "done", FAILED: "failed"}
@@ -38,10 +39,6 @@ class Search:
     results : folder below which it is kept, as `tune/<Dataset>/<Model>-<key>`.
     place : folder of its processes on this disk.
     url : database to keep the trials in; without one, a journal beside the best settings.
-
-    Raises
-    ------
-    InputError : the journal is damaged, or the database cannot be used.
     """
 
     def __init__(self, head: dict[str, Any], minutes: float, results: Path, place: Path, url: str | None = None):
@@ -54,6 +51,8 @@ class Search:
         self.where = f"study {name} in --storage" if url else str(self.path)
         for folder in (place, self.path.parent):
             folder.mkdir(parents=True, exist_ok=True)
+        before = self.path.with_suffix(".json")  # the form in which searches were kept before there were journals
+        earlier = records.read(before)["trials"] if before.is_file() else []
         # Optuna's own lock on a journal outlives a kill by half a minute; the system's does not.
         lock: Any = FileLock(place / ".journal.lock")
         try:
@@ -62,26 +61,18 @@ class Search:
                 self.study = optuna.create_study(
                     study_name=name, storage=self.storage, direction="maximize", load_if_exists=True
                 )
-                self._begin()
-        except InputError:
-            raise
+                for key, value in {**head, "minutes": minutes}.items():
+                    if self.study.user_attrs.get(key) != value:
+                        self.study.set_user_attr(key, value)
+                for trial in earlier[len(self.study.trials) :]:
+                    state = {"done": DONE, "failed": FAILED}.get(trial["state"], CUT)
+                    score = trial["metrics"][head["metric"]] if state == DONE else None
+                    kept = {**trial, "metrics": {} if state == FAILED else trial["metrics"]}
+                    self.study.add_trial(optuna.create_trial(state=state, value=score, user_attrs=kept))
         except Exception as error:  # every database has errors of its own
             text = " ".join(f"{type(error).__name__}: {error}".split())
             mend = "give a URL such as sqlite:///search.db" if url else "delete it to begin again"
             raise InputError(f"{self.where}: not readable ({text}); {mend}") from error
-
-    def _begin(self) -> None:
-        """Say what the search is, and take over the trials of one that was kept as JSON, before there were journals."""
-        for key, value in {**self.head, "minutes": self.minutes}.items():
-            if self.study.user_attrs.get(key) != value:
-                self.study.set_user_attr(key, value)
-        path = self.path.with_suffix(".json")
-        earlier = records.read(path)["trials"] if path.is_file() else []
-        for trial in earlier[len(self.study.trials) :]:
-            state = {"done": DONE, "failed": FAILED}.get(trial["state"], CUT)
-            value = trial["metrics"][self.head["metric"]] if state == DONE else None
-            kept = {**trial, "metrics": {} if state == FAILED else trial["metrics"]}
-            self.study.add_trial(optuna.create_trial(state=state, value=value, user_attrs=kept))
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -95,7 +86,6 @@ class Search:
 
     @property
     def is_spent(self) -> bool:
-        """Whether the budget is used up."""
         return self.used >= 60 * self.minutes
 
     def take(self, source: str) -> tuple[Trial, FileLock] | None:
@@ -157,12 +147,6 @@ class Search:
             values = [known["metrics"][self.head["metric"]]] if state == DONE else None
             self.storage.set_trial_state_values(trial._trial_id, state, values)
 
-    def judged(self, trial: Trial, metrics: dict[str, float], epochs: dict[str, int]) -> None:
-        """Keep what a trial has reached by its last evaluation; a trial trained anew says it again."""
-        self.keep(trial, metrics=metrics, epochs=epochs)
-        score = metrics[self.head["metric"]]
-        self.storage.set_trial_intermediate_value(trial._trial_id, epochs["done"], score)
-
     def score(self, trial: FrozenTrial) -> float:
         """Value by which trials are compared; below all others where validation has not judged it."""
         return trial.user_attrs["metrics"].get(self.head["metric"], -math.inf)
@@ -218,3 +202,21 @@ class Search:
             notes += ["‡ made by another version of the code"]
         about = f"{len(rows)} trials, {spent}; trial 0: the defaults"
         return "\n".join([self.title, "", report.markdown_table(header, rows), "", about, *notes])
+
+
+def drawn(space: Mapping[str, list[Any]], defaults: Mapping[str, Any], seed: int) -> Iterator[dict[str, Any]]:
+    """Yield the defaults, then settings drawn evenly from the space, none of them twice, until all have been.
+
+    Equal spaces give equal settings in equal order, whatever the order of their keys. Of each key there is a default,
+    which need not be one of its values.
+    """
+    generator = np.random.default_rng(seed)
+    keys = sorted(space)
+    yield {key: defaults[key] for key in keys}
+    size, known = math.prod(len(space[key]) for key in keys), set[tuple[int, ...]]()
+    while len(known) < size:
+        places = tuple(int(generator.integers(len(space[key]))) for key in keys)
+        settings = {key: space[key][place] for key, place in zip(keys, places, strict=True)}
+        if places not in known and any(settings[key] != defaults[key] for key in keys):
+            yield settings
+        known.add(places)

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from recbole_bbqrec.evaluation import report
-from recbole_bbqrec.evaluation.report import Bar, bar_figure, markdown_table
+from recbole_bbqrec.evaluation.report import bar_figure, markdown_table
 
 RECORD = {
     "model": "BBQRec",
@@ -45,11 +45,14 @@ def pixels(png):
 
 
 def test_figures():
-    bars = {"full": Bar(0.5, 0.4, 0.6), "club": Bar(0.3, 0.31, 0.32)}
-    panels = {"R@10": bars, "change": {"club": Bar(-10.0, -12.0, -8.0)}}
+    def bar(mean, low, high):
+        return {"mean": mean, "low": low, "high": high}
+
+    bars = {"full": bar(0.5, 0.4, 0.6), "club": bar(0.3, 0.31, 0.32)}
+    panels = {"R@10": bars, "change": {"full": None, "club": bar(-10.0, -12.0, -8.0)}}
     png = bar_figure("Title", panels, "full")
-    assert png == bar_figure("Title", panels, "full"), "equal input, equal file"
-    other = {**panels, "R@10": {**bars, "club": Bar(0.45, 0.4, 0.5)}}
+    assert png == bar_figure("Title", {**panels, "none": {"full": None}}, "full"), "equal input, equal file"
+    other = {**panels, "R@10": {**bars, "club": bar(0.45, 0.4, 0.5)}}
     before, after = pixels(png), pixels(bar_figure("Title", other, "full"))
     assert before.shape == after.shape and (before != after).any()
     colours = {tuple(colour) for colour in before.reshape(-1, 3)}

@@ -15,7 +15,6 @@ from recbole_bbqrec.evaluation.statistics import (
     draw_seeds,
     estimate,
     holm,
-    per_user,
     sign_flip_test,
 )
 
@@ -121,8 +120,8 @@ def test_holm_rejects_what_the_step_down_rule_rejects(p_values):
 
 
 def test_values_are_averaged_per_user():
-    users, means = per_user(np.array([7, 3, 7, 7]), np.array([1.0, 0.5, 0.0, 0.5]))
-    assert users.tolist() == [3, 7] and means.tolist() == [0.5, 0.5]
+    values = PairedValues({"a": {1: (np.array([7, 3, 7, 7]), np.array([1.0, 0.25, 0.0, 0.5]))}})
+    assert values.n_users == 2 and values.mean("a") == (0.5 + 0.25) / 2
 
 
 def test_bootstrap_of_users_has_the_known_spread():

@@ -1,10 +1,23 @@
 """Runs that cost nothing: what an execution returns, with ranks that follow from its settings and seed."""
 
-import numpy as np
+import contextlib
 
+import numpy as np
+import pytest
+
+from recbole_bbqrec import quick_start
 from recbole_bbqrec.evaluation.ranking import Ranks
 
 N_USERS = 400
+
+
+@contextlib.contextmanager
+def in_place_of_runs(execute):
+    """Have `execute` called where `quick_start.execute` would be; none leaves that in its place."""
+    with pytest.MonkeyPatch.context() as patch:
+        if execute is not None:
+            patch.setattr(quick_start, "execute", execute)
+        yield
 
 
 class FakeExecute:
@@ -16,7 +29,7 @@ class FakeExecute:
     def __init__(self, fails=(), interrupted_at=None):
         self.calls, self.fails, self.interrupted_at = [], set(fails), interrupted_at
 
-    def __call__(self, arguments=(), config_dict=None):
+    def __call__(self, arguments=(), config_dict=None, inspect=None):
         if len(self.calls) == self.interrupted_at:
             raise KeyboardInterrupt
         self.calls.append(config_dict)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 from conftest import arguments
-from experiments.fakes import FakeExecute
+from experiments.fakes import FakeExecute, in_place_of_runs
 
 from recbole_bbqrec import cli, quick_start
 from recbole_bbqrec.errors import InputError
@@ -23,7 +23,7 @@ def _no_figures(request, monkeypatch):
 class Fake(FakeExecute):
     """GRU4Rec is untrained here and SASRec's ranks are worse; models named in `fails` fail."""
 
-    def __call__(self, arguments=(), config_dict=None):
+    def __call__(self, arguments=(), config_dict=None, inspect=None):
         record, ranks = super().__call__(arguments, config_dict)
         model = config_dict["model"]
         if model in self.fails:
@@ -47,7 +47,8 @@ def two(tmp_path):
 def run(folder, tmp_path, *given, execute=None, models="GRU4Rec,SASRec,BBQRec", datasets="tiny,other"):
     execute = execute or Fake()
     arguments = [f"--model={models}", f"--dataset={datasets}", f"--results={tmp_path / 'results'}", *given]
-    return run_many([*arguments, f"--data_path={folder}", "--text_encoder=tfidf"], execute), execute
+    with in_place_of_runs(execute):
+        return run_many([*arguments, f"--data_path={folder}", "--text_encoder=tfidf"]), execute
 
 
 def calls(execute):
@@ -151,7 +152,8 @@ def test_an_ablation_takes_the_run_of_the_leaderboard_for_its_full_row(two, tmp_
     run(two, tmp_path, datasets="tiny")
     given = [f"--data_path={two}", "--text_encoder=tfidf"]
     execute = Fake()
-    assert ablation.ablate("tiny", ["no-codes"], 1, given, False, tmp_path / "results", execute) == 0
+    with in_place_of_runs(execute):
+        assert ablation.ablate("tiny", ["no-codes"], 1, given, False, tmp_path / "results") == 0
     assert [call["codes"] for call in execute.calls] == ["none"], "the leaderboard has run full"
     page = (tmp_path / "results/ablation-tiny.md").read_bytes()
     for name in ("md", "json"):  # with the table on disk, and from records alone
@@ -182,8 +184,8 @@ def test_an_ablation_takes_the_run_of_the_leaderboard_for_its_full_row(two, tmp_
 )
 def test_mistakes_are_said_before_the_first_run(two, tmp_path, given, message):
     execute = Fake()
-    with pytest.raises(InputError, match=message):
-        run_many([*given, f"--data_path={two}", f"--results={tmp_path / 'results'}"], execute)
+    with pytest.raises(InputError, match=message), in_place_of_runs(execute):
+        run_many([*given, f"--data_path={two}", f"--results={tmp_path / 'results'}"])
     assert not execute.calls and not (tmp_path / "results").exists()
 
 

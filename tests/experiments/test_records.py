@@ -17,7 +17,7 @@ RANKS = {"valid": Ranks(np.array([3, 1, 2]), np.array([5, 999, 4000]), np.array(
 
 def record(seed=1, key="a" * 16, **more):
     about = {"model": "BBQRec", "seed": seed, "run_key": key, "data_fingerprint": "d" * 16}
-    return {**about, "metrics": {"valid": {}}, **more}
+    return {**about, "metrics": {"valid": {}}, "settings": {}, **more}
 
 
 def config(folder, **changes):
@@ -93,7 +93,7 @@ def test_finding_goes_by_seed_key_and_splits_not_by_name(tmp_path):
     other = records.write(tmp_path, "later-name", both, {**RANKS, "test": RANKS["valid"]})
     assert found(20, "a" * 16, ("valid", "test")) == other
     records.write(tmp_path, "full", record(seed=3), RANKS)
-    runs = records.by_seed(records.runs_in(tmp_path))
+    runs = records.by_seed(records.runs_in(tmp_path), "a" * 16, "valid")
     assert list(runs) == [3, 20] and set(runs[20].ranks) == runs[20].splits == {"valid", "test"}
 
 

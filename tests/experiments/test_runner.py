@@ -2,22 +2,23 @@ import json
 
 import pytest
 from conftest import settings
-from experiments.fakes import FakeExecute
+from experiments.fakes import FakeExecute, in_place_of_runs
 
-from recbole_bbqrec.experiments import ablation, leaderboard, leaderboard_page, records, runner
-from recbole_bbqrec.experiments.records import Data
-from recbole_bbqrec.experiments.runner import Job, Planned, run_jobs
+from recbole_bbqrec.config import Config
+from recbole_bbqrec.experiments import ablation, leaderboard, records, runner
+from recbole_bbqrec.experiments.runner import Job, run_jobs
 
-DATA = Data("d" * 16, {"users": 1})
+DATA = {"data": {"users": 1}, "data_fingerprint": "d" * 16}
 
 
 def plan(folder, *rows, **changes):
     base = {**settings(folder), "final": False, **changes}
-    return [Planned(name, {**base, **change, "seed": seed}) for seed in (1, 2) for name, change in rows]
+    return [(name, {**base, **change, "seed": seed}) for seed in (1, 2) for name, change in rows]
 
 
 def run_all(planned, folder, execute=None, data=DATA, final=False, after=lambda _: None):
-    return run_jobs([Job(run, data, folder) for run in planned], final, after, execute)
+    with in_place_of_runs(execute):
+        return run_jobs([Job(name, given, (), data, folder) for name, given in planned], final, after)
 
 
 ROWS = (("full", {}), ("narrow", {"hidden_size": 8}))
@@ -41,8 +42,12 @@ def test_what_a_record_says(tiny, tmp_path):
     (path,) = tmp_path.glob("*.json")
     record = json.loads(path.read_text())
     assert record["name"] == "full" and record["seed"] == 1 and record["data"] == {"users": 1}
-    assert record["data_fingerprint"] == DATA.fingerprint and record["source"] == records.code_fingerprint()
-    assert record["run_key"] == records.run_key(record["settings"], DATA.fingerprint) == path.stem.rpartition("-")[2]
+    assert record["data_fingerprint"] == DATA["data_fingerprint"] and record["source"] == records.code_fingerprint()
+    assert (
+        record["run_key"]
+        == records.run_key(record["settings"], DATA["data_fingerprint"])
+        == path.stem.rpartition("-")[2]
+    )
     assert record["run_dir"] == "BBQRec-tiny-1" and "/" not in record["run_dir"]
     assert str(tiny) not in path.read_text()
 
@@ -50,7 +55,7 @@ def test_what_a_record_says(tiny, tmp_path):
 def test_other_data_and_test_ask_for_runs_of_their_own(tiny, tmp_path):
     execute = FakeExecute()
     run_all(plan(tiny, ROWS[0])[:1], tmp_path, execute)
-    run_all(plan(tiny, ROWS[0])[:1], tmp_path, execute, Data("e" * 16, {}))
+    run_all(plan(tiny, ROWS[0])[:1], tmp_path, execute, {"data": {}, "data_fingerprint": "e" * 16})
     assert len(execute.calls) == 2
     final = plan(tiny, ROWS[0], final=True)[:1]
     run_all(final, tmp_path, execute, final=True)
@@ -80,19 +85,23 @@ def test_an_interrupt_keeps_what_is_finished(tiny, tmp_path):
     assert [(call["hidden_size"], call["seed"]) for call in execute.calls] == [(8, 2)]
 
 
-def test_estimate_counts_down(monkeypatch):
-    monkeypatch.setattr(runner.time, "monotonic", lambda: 300.0)
-    assert runner._estimate(0.0, 0, 4) == ""
-    assert runner._estimate(0.0, 3, 4) == " (elapsed 0:05:00, about 0:01:40 left)"
+def test_estimate_counts_down(tiny, tmp_path, monkeypatch, capsys):
+    execute = FakeExecute()
+    monkeypatch.setattr(runner.time, "monotonic", lambda: 100.0 * len(execute.calls))
+    run_all(plan(tiny, *ROWS), tmp_path, execute)
+    shown = capsys.readouterr().err
+    assert "[1/4] full, seed 1\n" in shown
+    assert "[4/4] narrow, seed 2 (elapsed 0:05:00, about 0:01:40 left)\n" in shown
 
 
 @pytest.fixture(scope="module")
 def real(tiny, tmp_path_factory):
     """Folder of results with the record of one real run."""
     place = tmp_path_factory.mktemp("real")
-    run = Planned("BBQRec", {**settings(tiny, checkpoint_dir=str(place / "saved")), "final": True, "seed": 3})
+    given = {**settings(tiny, checkpoint_dir=str(place / "saved")), "final": True, "seed": 3}
     folder = records.folder_of(place, "tiny")
-    assert run_all([run], folder, data=Data.of(run.config()), final=True) == {}
+    data = records.about_data(Config(config_dict=given))
+    assert run_all([("BBQRec", given)], folder, data=data, final=True) == {}
     return place
 
 
@@ -113,7 +122,7 @@ def test_a_real_record_has_what_pages_read_and_what_invented_ones_say(real, caps
     assert all(set(invented[key]) <= set(record[key]) for key in ("epochs", "seconds"))
     found = leaderboard.content("tiny", folder, final=True)
     (row,) = found["rows"]
-    assert all(row[key] is not None for key in leaderboard_page.COSTS), "nothing that a real run has not measured"
+    assert all(row[key] is not None for key in leaderboard.COSTS), "nothing that a real run has not measured"
     assert row["leakage_checks"] == ["passed"] and row["times_tested"] >= 1 and not row["untrained"]
     assert record["finished"] and 0 <= found["data"]["tied_times"] <= 1 and found["total_seconds"] > 0
     assert "| BBQRec" in leaderboard.write("tiny", real, True)

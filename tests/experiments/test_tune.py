@@ -19,11 +19,8 @@ from recbole_bbqrec import cli, registry, storage
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.experiments import tune as module
-from recbole_bbqrec.experiments import tune_space
-from recbole_bbqrec.experiments.runner import Planned
-from recbole_bbqrec.experiments.tune import tune
-from recbole_bbqrec.experiments.tune_space import checked_space, drawn, read_space, space_file
-from recbole_bbqrec.experiments.tune_trials import CUT, NAMES, Search
+from recbole_bbqrec.experiments.tune import SPACES, checked_space, read_space, tune
+from recbole_bbqrec.experiments.tune_trials import CUT, NAMES, Search, drawn
 
 SPACE = {"learning_rate": [0.001, 0.01], "hidden_dropout_prob": [0.1, 0.3, 0.5], "n_layers": [1, 2]}
 EPOCHS, EPOCH = 4, 5.0
@@ -72,7 +69,7 @@ class Run:
         """A trainer whose score is higher the nearer the learning rate is to .01 and dropout to .3."""
         score = (0.1 + config["learning_rate"] - abs(config["hidden_dropout_prob"] - 0.3) / 10) * epoch / EPOCHS
         result = {"masked_ndcg@10": score, "masked_recall@10": 2 * score, "ndcg@10": 0.0}
-        return SimpleNamespace(best_valid_result=result, state={"best_epoch": epoch - 1, "epochs_done": epoch})
+        return SimpleNamespace(best_valid_result=result, state=SimpleNamespace(best_epoch=epoch - 1, epochs_done=epoch))
 
 
 @pytest.fixture
@@ -142,7 +139,7 @@ def test_another_seed_draws_another_order_and_defaults_need_not_be_in_the_space(
 
 
 def test_all_spaces_that_come_with_the_program_fit_their_models(tiny):
-    files = sorted(tune_space.SPACES.glob("*.yaml"))
+    files = sorted(SPACES.glob("*.yaml"))
     models = {"BBQRec", "SASRecPlus", "SASRecPlusFT", "UniSRec", "TIGER", "SASRec", "GRU4Rec", "BERT4Rec", "FDSA"}
     assert models | {"TransitionGraph"} <= {path.stem for path in files}
     checked = []
@@ -150,23 +147,23 @@ def test_all_spaces_that_come_with_the_program_fit_their_models(tiny):
         registry.get_model(path.stem)
         space = read_space(path)
         given = {**settings(tiny, path.stem), "final": False, "train_batch_size": 512}
-        run = Planned(path.stem, {key: value for key, value in given.items() if key not in space})
+        given = {key: value for key, value in given.items() if key not in space}
         assert len(space) >= 5 and all(len(values) > 1 for values in space.values()), path
         if space in checked:  # of a model that shares it: its keys are known there as well
             space = {key: values[:1] for key, values in space.items()}
-        assert set(checked_space(path, space, run)) == set(space)
+        assert set(checked_space(path, space, given)) == set(space)
         checked.append(space)
 
 
 def test_the_controls_are_tuned_as_bbqrec_is():
-    space = read_space(space_file("BBQRec"))
+    space = read_space(SPACES / "BBQRec.yaml")
     for name in ("SASRecPlus", "SASRecPlusT", "SASRecPlusFT", "SASRecPlusSeen", "BBQRecWithoutCandidates", "UniSRec"):
-        assert read_space(space_file(name)) == space
+        assert read_space(SPACES / f"{name}.yaml") == space
 
 
 def test_a_space_may_extend_that_of_another_model(tmp_path):
     path = write_space(tmp_path, "extends: BBQRec\nn_layers: [4]\nmore: [1]")
-    assert read_space(path) == {**read_space(space_file("BBQRec")), "n_layers": [4], "more": [1]}
+    assert read_space(path) == {**read_space(SPACES / "BBQRec.yaml"), "n_layers": [4], "more": [1]}
 
 
 @pytest.mark.parametrize(
@@ -466,7 +463,8 @@ def execute(arguments, config_dict, inspect, after_epoch):
         with log.open("a") as file:
             print(os.getpid(), config_dict["hidden_dropout_prob"], config_dict["learning_rate"], epoch, file=file)
         result = {"masked_ndcg@10": config_dict["learning_rate"]}
-        after_epoch(SimpleNamespace(best_valid_result=result, state={"best_epoch": epoch, "epochs_done": epoch + 1}))
+        state = SimpleNamespace(best_epoch=epoch, epochs_done=epoch + 1)
+        after_epoch(SimpleNamespace(best_valid_result=result, state=state))
         done += 1
         if done == int(killed_at):
             os.kill(os.getpid(), 9)
@@ -574,7 +572,7 @@ def test_a_damaged_file_is_named(tiny, tmp_path, clock):
         search(tiny, tmp_path, Run(clock))
 
 
-def test_the_command_line(monkeypatch, capsys):
+def test_the_command_line(tiny, monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(module, "tune", lambda *given: calls.append(given) or 0)
     assert cli.main(["tune", "--model=BBQRec", "--dataset=Beauty"]) == 0
@@ -585,7 +583,7 @@ def test_the_command_line(monkeypatch, capsys):
         ("TIGER", "Beauty", 2.5, ["--n_layers=1"], Path("own.yaml"), Path("out"), "sqlite:///x.db"),
     ]
     monkeypatch.undo()
-    assert cli.main(["tune", "--model=BBQRec", "--dataset=Beauty", "--final"]) == 2
+    assert cli.main(["tune", "--model=BBQRec", "--dataset=tiny", f"--data_path={tiny}", "--final"]) == 2
     assert capsys.readouterr().err.startswith("error: final: settings are chosen on validation alone")
 
 
