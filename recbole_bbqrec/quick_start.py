@@ -110,7 +110,7 @@ def execute(
     record = {**_record(config, dataset, model, trainer, ranks), **inspected}
     if config["result_file"]:
         storage.write_json(config["result_file"], record)
-    _keep_bundle(trainer.run_dir, config, dataset)
+    _keep_bundle(trainer.folder.path, config, dataset)
     print("\n" + report.result_table(record))
     return record, ranks
 
@@ -171,7 +171,7 @@ def _record(config: Config, dataset: Any, model: Any, trainer: Any, ranks: dict[
         "seconds": {**dataset.seconds, **trainer.timings()},
         "peak_memory_mib": peak_memory_mib(),
         "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        "run_dir": str(trainer.run_dir),
+        "run_dir": str(trainer.folder.path),
         "settings": plain_settings(config),
         "versions": report.versions(),
     }

@@ -25,7 +25,7 @@ class WindowDataLoader:
 
     Parameters
     ----------
-    config : settings; reads `train_batch_size`, `MAX_ITEM_LIST_LENGTH`, `shuffle` and `seed`.
+    config : reads `train_batch_size`, `MAX_ITEM_LIST_LENGTH`, `shuffle` and `seed`.
     dataset : training data set; its field names are used for the batches.
     sequences : what to cut into windows.
 
@@ -42,10 +42,9 @@ class WindowDataLoader:
         self.dataset = self._dataset = dataset
         self.sequences = sequences
         self.shuffle = bool(config["shuffle"])
-        self.generator = torch.Generator()
-        self.generator.manual_seed(config["seed"])
+        self.generator = torch.Generator().manual_seed(config["seed"])
         self._start, self._size, self._skipped = windows(sequences, config["MAX_ITEM_LIST_LENGTH"])
-        self._fields = (dataset.iid_field + config["LIST_SUFFIX"], dataset.item_list_length_field)
+        self._fields = (dataset.iid_field + config["LIST_SUFFIX"], dataset.item_list_length_field, self.TARGETS)
         self._n_batches = len(self._batches(np.arange(len(self._start))))
 
     @property
@@ -63,8 +62,7 @@ class WindowDataLoader:
         batches = self._batches(order)
         if self.shuffle:
             batches = [batches[index] for index in torch.randperm(len(batches), generator=self.generator).tolist()]
-        for rows in batches:
-            yield self._collate(rows)
+        yield from map(self._collate, batches)
 
     def _batches(self, order: np.ndarray) -> list[np.ndarray]:
         if not len(order):
@@ -89,14 +87,8 @@ class WindowDataLoader:
         items = np.where(inside, self.sequences.items[position], 0)
         is_target = inside & (columns >= skipped[:, None])
         following = self.sequences.items[np.where(is_target, position + 1, 0)]
-        list_field, length_field = self._fields
-        return Interaction(
-            {
-                list_field: torch.from_numpy(items),
-                length_field: torch.from_numpy(size),
-                self.TARGETS: torch.from_numpy(np.where(is_target, following, 0)),
-            }
-        )
+        columns = dict(zip(self._fields, (items, size, np.where(is_target, following, 0)), strict=True))
+        return Interaction({field: torch.from_numpy(values) for field, values in columns.items()})
 
 
 def split_loaders(config: Any, dataset: Any) -> tuple[Any, Any, Any]:

@@ -65,12 +65,9 @@ def _cached_tokenizer(
     config: Any, features: Features, sequences: Sequences, n_items: int, cache_dir: Path
 ) -> tuple[ItemTokenizer, Path]:
     name, logger = config["tokenizer"], logging.getLogger()
-    kind = TOKENIZERS[name]
-    known = inspect.signature(kind).parameters
-    given = {
-        key.removeprefix(PREFIX): value for key, value in config.final_config_dict.items() if key.startswith(PREFIX)
-    }
-    settings = {key: value for key, value in given.items() if key in known}
+    kind, given = TOKENIZERS[name], config.final_config_dict
+    names = inspect.signature(kind).parameters
+    settings = {name: given[PREFIX + name] for name in names if PREFIX + name in given}
     settings |= {"seed": config["seed"], "device": str(config["device"])}
     source = storage.source_fingerprint(kind.__module__)
     key = storage.fingerprint(
@@ -84,7 +81,7 @@ def _cached_tokenizer(
             return fitted, path
         except InputError as error:
             logger.warning(f"{error}; learning the semantic IDs again")
-    fitted = kind(**settings, **{"progress": config["show_progress"]})
+    fitted = kind(**settings, progress=config["show_progress"])
     fitted.fit(*features, (sequences.offsets, sequences.items), n_items)
     fitted.save(path)
     logger.info(f"semantic IDs: learned and kept in {path}")

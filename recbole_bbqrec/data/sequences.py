@@ -6,6 +6,7 @@ Rows of RecBole's sequential data sets are prefixes: `item_id_list` (right-padde
 
 import functools
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +80,7 @@ def windows(sequences: Sequences, length: int) -> tuple[np.ndarray, np.ndarray, 
     return start, size, skipped
 
 
-def seen_before(evaluated: Any, earlier: list[Any]) -> scipy.sparse.csr_array:
+def seen_before(evaluated: Any, earlier: Iterable[Any]) -> scipy.sparse.csr_array:
     """Collect all earlier interactions of the users of `evaluated` from the split, not from truncated lists.
 
     Parameters
