@@ -190,15 +190,10 @@ def checked(key: str, value: Any, default: Any) -> Any:
         raise InputError(f"{key}: found {value!r} ({type(value).__name__}), expected {expected.__name__}")
     if known.allowed is not None:
         for part in value if isinstance(value, list) else [value]:
-            if not _holds(known.allowed, part):
+            comparable = names or (isinstance(part, (int, float)) and not isinstance(part, bool))
+            if not comparable or not known.allowed.holds(part):
                 raise InputError(f"{key}: found {part!r}, expected {known.allowed.words}")
     return value
-
-
-def _holds(allowed: Allowed, value: Any) -> bool:
-    if not allowed.names and (isinstance(value, bool) or not isinstance(value, (int, float))):
-        return False
-    return allowed.holds(value)
 
 
 def reference() -> str:
@@ -227,13 +222,21 @@ def reference() -> str:
 # Keys that change where a run writes or what it prints, never what it learns.
 NOT_LEARNED_FROM = {
     *("final", "resume", "result_file", "cache_dir", "checkpoint_dir", "show_progress", "state", "data_path"),
-    "report_card",
-    *("log_wandb", "wandb_project", "gpu_id", "device", "config_files", "save_dataset", "save_dataloaders"),
+    *(
+        "report_card",
+        "log_wandb",
+        "wandb_project",
+        "gpu_id",
+        "device",
+        "config_files",
+        "save_dataset",
+        "save_dataloaders",
+    ),
     *("dataset_save_path", "dataloaders_save_path", "metric_decimal_place", "loss_decimal_place", "eval_batch_size"),
 }
 
 # Keys of what is fitted after training, with the trained weights held fixed.
-FITTED_AFTER_TRAINING = (*("candidate_similarity", "n_candidate_neighbours", "n_candidate_bins", "n_candidate_last"),)
+FITTED_AFTER_TRAINING = ("candidate_similarity", "n_candidate_neighbours", "n_candidate_bins", "n_candidate_last")
 
 
 def candidate_settings(config: Any) -> dict[str, Any]:
@@ -254,12 +257,6 @@ def property_files(model: str, dataset: str) -> list[Path]:
     ------
     InputError : `extends` in a model's file names no model that has one, or leads back to the file itself.
     """
-    files = [PROPERTIES / "overall.yaml", *_model_files(model), _dataset_file(dataset)]
-    return [path for path in files if path.is_file()]
-
-
-def _model_files(model: str) -> list[Path]:
-    """Return the YAML file of a model, after those that it extends."""
     files = [PROPERTIES / f"model/{model}.yaml"]
     while (base := _content(files[0]).get(EXTENDS)) is not None:
         path = files[0].with_name(f"{base}.yaml")
@@ -268,7 +265,7 @@ def _model_files(model: str) -> list[Path]:
         if path in files:
             raise InputError(f"{files[0]}: {EXTENDS} {base!r}, which extends this file itself; take one of them out")
         files.insert(0, path)
-    return files
+    return [path for path in (PROPERTIES / "overall.yaml", *files, _dataset_file(dataset)) if path.is_file()]
 
 
 def trained_as(model: str) -> str:

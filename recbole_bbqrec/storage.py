@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from .errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the files written here; a file of another version is refused."""
 
 _KEY = "recbole_bbqrec"

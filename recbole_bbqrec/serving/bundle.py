@@ -19,7 +19,7 @@ from ..settings import plain_settings
 from ..tokenizer.fit import Encoded
 from ..training import checkpoint
 
-BUNDLE, WEIGHTS, FEATURES = "bundle.json", "weights.safetensors", "features.safetensors"
+BUNDLE, WEIGHTS, FEATURES = "bundle.json", checkpoint.WEIGHTS_FILE, "features.safetensors"
 SEMANTIC_IDS, TOKENIZER = "semantic_ids.safetensors", "tokenizer.safetensors"
 BATCH = 512
 
@@ -82,15 +82,13 @@ class Bundle:
     def grown(self, new: ItemFeatures, encoded: Encoded | None = None) -> "Bundle":
         """Return a bundle that also scores and reads items that the model was not trained with.
 
-        Parameters
-        ----------
-        new, encoded : see `Catalogue.grown`.
+        Parameters are those of `Catalogue.grown`.
 
         Raises
         ------
         InputError : too little is known of the items; or the model decodes IDs, and one is taken.
         """
-        if encoded is None and hasattr(self.model, "decoder") and self.model.decoder is not None:
+        if encoded is None and getattr(self.model, "decoder", None) is not None:
             raise InputError("new items: found no codes, expected some; their IDs are what this model decodes")
         return Bundle(self.folder, self.settings, self.catalogue.grown(new, encoded))
 
@@ -142,12 +140,8 @@ class Bundle:
         # Equal scores stand in the ranker's order of ties: a stable sort of columns that are in that order already.
         columns = torch.argsort(tie_order(scores.shape[1], self.settings["seed"]))
         values, places = torch.sort(scores[:, columns], dim=1, descending=True, stable=True)
-        results = []
-        for row_values, row_items in zip(values[:, :k], columns[places[:, :k]], strict=True):
-            finite = torch.isfinite(row_values)
-            tokens = [self.item_tokens[item] for item in row_items[finite].tolist()]
-            results.append((tokens, row_values[finite].tolist()))
-        return results
+        rows = zip(values[:, :k], columns[places[:, :k]], torch.isfinite(values[:, :k]), strict=True)
+        return [([self.item_tokens[item] for item in items[found]], row[found].tolist()) for row, items, found in rows]
 
 
 def write_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
@@ -164,6 +158,22 @@ def write_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
         shutil.copyfile(dataset.tokenizer_file, run_dir / TOKENIZER)
     content = {"format": storage.FORMAT, "version": __version__, "settings": plain_settings(config)}
     storage.write_json(run_dir / BUNDLE, {**content, "item_tokens": catalogue.tokens})
+
+
+def keep_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
+    """As `write_bundle`; a bundle that cannot recommend does not stay: some of RecBole's models need their data set."""
+    write_bundle(run_dir, config, dataset)
+    logger = logging.getLogger()
+    try:
+        bundle = load_bundle(run_dir)
+        bundle.recommend([[bundle.item_tokens[1]]], k=1)
+        logger.info(f"bundle: recbole_bbqrec.load_bundle({str(run_dir)!r}).recommend([[item tokens]], k=10)")
+    except Exception as error:  # a model that asks its data set or its user for more than a history fails in many ways
+        if config["model"] in registry.MODELS:
+            raise
+        (run_dir / BUNDLE).unlink()
+        why = f"{config['model']} needs its data set to recommend ({error})"
+        logger.warning(f"no bundle: {why}; use load_data_and_model")
 
 
 def restore_candidates(folder: Path, model: Any) -> None:

@@ -47,7 +47,7 @@ class SequenceTrainer(ProtocolTrainer):
         with self._averaged():
             return super()._valid_epoch(valid_data, show_progress)
 
-    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+    def _save_checkpoint(self, epoch: int | None, verbose: bool = True, **kwargs: Any) -> None:
         with self._averaged():
             super()._save_checkpoint(epoch, verbose, **kwargs)
 

@@ -154,7 +154,7 @@ class ProtocolTrainer(Trainer):
 
     # Files
 
-    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+    def _save_checkpoint(self, epoch: int | None, verbose: bool = True, **kwargs: Any) -> None:
         path = Path(kwargs.get("saved_model_file", self.saved_model_file))
         header = {"model": self.config["model"], "epoch": epoch, "settings": plain_settings(self.config)}
         checkpoint.save_weights(path, self.model, header)
