@@ -30,12 +30,7 @@ class MissingDataSetError(InputError):
 
 
 def parse_command_line(arguments: Sequence[str]) -> dict[str, Any]:
-    """Turn `--key=value` arguments into a dict; values are Python or YAML-like literals, never evaluated code.
-
-    Raises
-    ------
-    InputError : an argument of another form, or one key with two values.
-    """
+    """Turn `--key=value` arguments into a dict; values are Python or YAML-like literals, never evaluated code."""
     parsed: dict[str, Any] = {}
     for argument in arguments:
         key, equals, text = argument[2:].partition("=")

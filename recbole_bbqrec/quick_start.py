@@ -114,12 +114,7 @@ def execute(
 
 
 def fetch_missing(arguments: Sequence[str], config_dict: dict[str, Any] | None) -> None:
-    """Fetch and build a public data set that is not there yet, and the images that a run reads and does not find.
-
-    Raises
-    ------
-    InputError : settings are not as they should be, the data set is none of the public ones, or it does not come.
-    """
+    """Fetch and build a public data set that is not there yet, and the images that a run reads and does not find."""
     given = {"arguments": arguments, "config_dict": config_dict}
     try:
         config = Config(**given)

@@ -161,12 +161,7 @@ KEYS: dict[str, Key] = {
 
 
 def checked(key: str, value: Any, default: Any) -> Any:
-    """Return `value` in the type of its key, or raise `InputError`.
-
-    Parameters
-    ----------
-    default : value the key has without it; its type counts where `KEYS` does not know the key.
-    """
+    """Return `value` in the type of its key, or raise `InputError`; the type of `default` counts beside `KEYS`."""
     known = KEYS.get(key) or Key(type(None) if default is None else type(default), "", None, default is None)
     expected, names = known.type, known.allowed.names if known.allowed else ()
     # What YAML and the command line make of the words none and off.
@@ -199,11 +194,10 @@ def checked(key: str, value: Any, default: Any) -> Any:
 def reference() -> str:
     """Return docs/settings.md: every key with its default in each of our YAML files, its meaning and its bounds."""
     lines = [
-        "# Settings",
-        "",
-        "Every key of `properties/`, made by `python -m recbole_bbqrec.settings`. RecBole's other keys keep RecBole's",
-        "defaults. The command line (`--key=value`) wins over `--config_files`, those over `properties/dataset/`, then",
-        "`properties/model/`, `properties/overall.yaml`, RecBole.",
+        "# Settings\n\n"
+        "Every key of `properties/`, made by `python -m recbole_bbqrec.settings`. RecBole's other keys keep RecBole's\n"
+        "defaults. The command line (`--key=value`) wins over `--config_files`, those over `properties/dataset/`, then\n"
+        "`properties/model/`, `properties/overall.yaml`, RecBole."
     ]
     for path in [PROPERTIES / "overall.yaml", *sorted((PROPERTIES / "model").glob("*.yaml"))]:
         content = _content(path)
@@ -251,12 +245,7 @@ SOURCE, EXTENDS = NO_SETTINGS = ("source", "extends")
 
 
 def property_files(model: str, dataset: str) -> list[Path]:
-    """Return our YAML files for a run, those that win later in the list.
-
-    Raises
-    ------
-    InputError : `extends` in a model's file names no model that has one, or leads back to the file itself.
-    """
+    """Return our YAML files for a run, those that win later in the list: a model's after those that it extends."""
     files = [PROPERTIES / f"model/{model}.yaml"]
     while (base := _content(files[0]).get(EXTENDS)) is not None:
         path = files[0].with_name(f"{base}.yaml")

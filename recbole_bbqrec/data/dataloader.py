@@ -23,16 +23,8 @@ class WindowDataLoader:
     A batch holds as many windows as have about `train_batch_size` targets together, so that every target weighs the
     same in the epoch's loss and every step costs the same. Windows of about equal length share a batch.
 
-    Parameters
-    ----------
-    config : reads `train_batch_size`, `MAX_ITEM_LIST_LENGTH`, `shuffle` and `seed`.
-    dataset : training data set; its field names are used for the batches.
-    sequences : what to cut into windows.
-
-    Yields
-    ------
-    Interaction with `item_id_list` [B, T] (0 pads on the right), `item_length` [B] and `target_list` [B, T], the item
-    after each position; 0 where there is none or an earlier window has it.
+    A batch is an `Interaction` with `item_id_list` [B, T] (0 pads on the right), `item_length` [B] and `target_list`
+    [B, T], the item after each position; 0 where there is none or an earlier window has it.
     """
 
     TARGETS = "target_list"
@@ -45,12 +37,8 @@ class WindowDataLoader:
         self.generator = torch.Generator().manual_seed(config["seed"])
         self._start, self._size, self._skipped = windows(sequences, config["MAX_ITEM_LIST_LENGTH"])
         self._fields = (dataset.iid_field + config["LIST_SUFFIX"], dataset.item_list_length_field, self.TARGETS)
+        self.n_targets = int((self._size - self._skipped).sum())
         self._n_batches = len(self._batches(np.arange(len(self._start))))
-
-    @property
-    def n_targets(self) -> int:
-        """Number of training targets in an epoch."""
-        return int((self._size - self._skipped).sum())
 
     def __len__(self) -> int:
         return self._n_batches

@@ -87,7 +87,11 @@ class MultiModalSequentialDataset(SequentialDataset):
                 if kind in (FeatureType.FLOAT, FeatureType.FLOAT_SEQ):
                     self.field2bucketnum[field] = 2
             if kind in (FeatureType.TOKEN_SEQ, FeatureType.FLOAT_SEQ):
-                frame[field] = self._split(frame[field], field, float if kind == FeatureType.FLOAT_SEQ else str)
+                part_type, separator = float if kind == FeatureType.FLOAT_SEQ else str, self.config["seq_separator"]
+                rows = [np.array([part_type(part) for part in text.split(separator) if part]) for text in frame[field]]
+                longest = max((len(row) for row in rows), default=0)
+                self.field2seqlen[field] = min((self.config["seq_len"] or {}).get(field, longest), longest)
+                frame[field] = [row[: self.field2seqlen[field]] for row in rows]
             else:
                 self.field2seqlen[field] = 1
                 if kind == FeatureType.TOKEN:
@@ -111,13 +115,6 @@ class MultiModalSequentialDataset(SequentialDataset):
                     f"{path}, line {blank[0] + 2}: found a blank {field}, expected a value in every row of an "
                     f"interaction file ({len(blank)} are blank); fill it in or delete the line"
                 )
-
-    def _split(self, column: pd.Series, field: str, kind: type) -> list[np.ndarray]:
-        rows = [np.array([kind(part) for part in text.split(self.config["seq_separator"]) if part]) for text in column]
-        longest = max((len(row) for row in rows), default=0)
-        limit = (self.config["seq_len"] or {}).get(field, longest)
-        self.field2seqlen[field] = min(limit, longest)
-        return [row[:limit] for row in rows]
 
     def _data_filtering(self) -> None:
         try:

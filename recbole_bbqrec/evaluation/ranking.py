@@ -34,8 +34,8 @@ def rank_targets(
 
     Parameters
     ----------
-    scores : [B, N]; column 0 is ignored.
-    targets : [B] item ids, compared by the score that stands in the same row.
+    scores : [B, N], all finite; column 0 is ignored.
+    targets : [B] item ids.
     seen : (row, item) pairs to leave out of the masked column; a row's own target may not be among them.
     order : [N] from `tie_order`.
     finds_some : whether minus infinity stands for an item that the model has not found, which no list shows.
@@ -43,10 +43,6 @@ def rank_targets(
     Returns
     -------
     `masked` and `unmasked` ranks [B], 1 is best; `NOT_FOUND` for a target without a score.
-
-    Raises
-    ------
-    InputError : a score is not finite.
     """
     scores = scores[:, 1:]
     low, high = torch.aminmax(scores)
@@ -84,13 +80,7 @@ def _count(mask: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks of all evaluated rows.
-
-    Attributes
-    ----------
-    users : [R] user id of each row.
-    masked, unmasked : [R] rank of the row's target, 1 is best.
-    """
+    """Of each evaluated row [R] the user's id, and the rank of its target in both columns, 1 is best."""
 
     users: np.ndarray
     masked: np.ndarray

@@ -41,7 +41,6 @@ class _NoData:
         self.iid_field, self.catalogue = item_field, catalogue
 
     def num(self, field: str) -> int:
-        """Number of values of the item field, padding included."""
         if field != self.iid_field:
             raise InputError(f"field {field}: not in a bundle; this model works with its data set only")
         return len(self.catalogue.tokens)

@@ -37,11 +37,8 @@ def fit_candidates(
     Candidates without a weight are too many to look at; random ones stand for them (importance sampling), the best of
     them by the encoder for themselves. A half whose others are nobody keeps the weights it has.
 
-    Parameters
-    ----------
-    score : the encoder's scores [B, N] of histories [B, T].
-    histories, targets : [R, T] (0 pads on the right) and [R] the next items; validation, see the module `candidates`.
-    halves : [R] 0 or 1, the half to which a history's user belongs.
+    `score` gives the encoder's scores [B, N] of histories [B, T]. Of R users in validation there are the histories
+    [R, T] (0 pads on the right), the next items [R], and the half [R] of each, 0 or 1.
     """
     generator = np.random.default_rng(seed)
     fitted = []

@@ -62,16 +62,11 @@ def _content(dataset: Any) -> Iterator[Any]:
 
 def save_weights(path: Path, model: nn.Module, header: dict[str, Any]) -> None:
     """Write the model's weights with `header` (plain data)."""
-    storage.save(path, WEIGHTS, _prefixed(_MODEL, model.state_dict()), header)
+    storage.save(path, WEIGHTS, model.state_dict(prefix=_MODEL), header)
 
 
 def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
-    """Read weights into `model` and return the header.
-
-    Raises
-    ------
-    InputError : the file is damaged or belongs to a model of other settings.
-    """
+    """Read weights into `model` and return the header; those of other settings are an `InputError`."""
     tensors, header = storage.load(path, WEIGHTS)
     _restore(path, "weights", model.load_state_dict, _of_prefix(_MODEL, tensors))
     return header
@@ -81,10 +76,10 @@ def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     """Write everything the next epoch needs: weights, optimizer state and `header` (plain data)."""
     state = optimizer.state_dict()
     flat = {f"{index}.{name}": value for index, entries in state["state"].items() for name, value in entries.items()}
-    moments = {name: value for name, value in flat.items() if isinstance(value, torch.Tensor)}
-    scalars = {name: value for name, value in flat.items() if name not in moments}
-    tensors = {**_prefixed(_MODEL, model.state_dict()), **_prefixed(_OPTIMIZER, moments)}
-    storage.save(path, TRAINING, tensors, {**header, "groups": state["param_groups"], "scalars": scalars})
+    scalars = {name: value for name, value in flat.items() if not isinstance(value, torch.Tensor)}
+    moments = {_OPTIMIZER + name: value for name, value in flat.items() if name not in scalars}
+    header = {**header, "groups": state["param_groups"], "scalars": scalars}
+    storage.save(path, TRAINING, {**model.state_dict(prefix=_MODEL), **moments}, header)
 
 
 def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -97,10 +92,6 @@ def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
         state.setdefault(int(index), {})[entry] = value
     _restore(path, "optimizer state", optimizer.load_state_dict, {"state": state, "param_groups": header["groups"]})
     return header
-
-
-def _prefixed(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {prefix + name: value for name, value in tensors.items()}
 
 
 def _of_prefix(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

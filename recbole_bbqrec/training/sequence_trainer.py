@@ -75,25 +75,21 @@ class SequenceTrainer(ProtocolTrainer):
         self.model.candidates = candidates.to(self.device)
         if fitted is None:
             started = time.perf_counter()
-            self._fit_candidates(candidates, dataset, show_progress)
-            self._drop_where_worse(candidates, valid_data, show_progress)
+            self._fit_candidates(candidates, valid_data, show_progress)
             candidates.save(folder / CANDIDATES)
             self._candidate_seconds = time.perf_counter() - started
 
-    @torch.no_grad()
-    def _fit_candidates(self, candidates: CandidateSimilarity, dataset: Any, show_progress: bool) -> None:
-        model, rows = self.model.eval(), dataset.inter_feat
-        histories, targets = rows[model.ITEM_SEQ].to(self.device), rows[model.ITEM_ID].to(self.device)
-        with model.cached_rows():
-            given = histories, targets, halves_of(dataset), self.config["seed"]
-            fit_candidates(candidates, model.encoder_score, *given, show_progress)
-        candidates.fitted_on = fingerprint_of(dataset)
-
-    def _drop_where_worse(self, candidates: CandidateSimilarity, valid_data: Any, show_progress: bool) -> None:
-        """Leave the fitted weights out where each half of the users is served worse by what the other half gave.
+    def _fit_candidates(self, candidates: CandidateSimilarity, valid_data: Any, show_progress: bool) -> None:
+        """Fit the weights, and leave them out where each half of the users is served worse by what the other half gave.
 
         That happens where a few hundred users are all there is to fit on.
         """
+        model, dataset = self.model.eval(), valid_data._dataset
+        histories, targets = (dataset.inter_feat[field].to(self.device) for field in (model.ITEM_SEQ, model.ITEM_ID))
+        with torch.no_grad(), model.cached_rows():
+            given = histories, targets, halves_of(dataset), self.config["seed"]
+            fit_candidates(candidates, model.encoder_score, *given, show_progress)
+        candidates.fitted_on = fingerprint_of(dataset)
         score, without = self._validate(valid_data, show_progress)["masked"][self.valid_metric], self.best_valid_score
         what = f"{self.config['valid_metric']} {without:.4f} without, {score:.4f} with candidate similarity"
         if score > without - ROUNDING:  # equal where nothing but seen items has a weight: they are masked

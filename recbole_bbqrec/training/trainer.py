@@ -72,8 +72,6 @@ class ProtocolTrainer(Trainer):
         # Of each split, what its users have seen before it: collected once.
         self._seen_before = functools.cache(seen_before)
 
-    # Training
-
     def fit(
         self,
         train_data: Any,
@@ -86,8 +84,15 @@ class ProtocolTrainer(Trainer):
         """Train as RecBole does; continue an interrupted run of the same settings and data where it stopped."""
         train_data = self._training_batches(train_data)
         self._open_run(train_data, valid_data)
-        if saved and self.config["resume"] and (self.folder.training / LAST_FILE).is_file():
-            self._resume()
+        path = self.folder.training / LAST_FILE
+        if saved and self.config["resume"] and path.is_file():
+            header = checkpoint.load_training(path, self.model, self.optimizer)
+            self.start_epoch, self.state = header["epoch"] + 1, TrainingState(**header["state"])
+            for name in RESUMED:
+                setattr(self, name, header[name])
+            going_on = f"going on at epoch {self.start_epoch}"
+            done = "finished run found, training is skipped" if self.state.finished else going_on
+            self.logger.info(f"{path}: {done} (--resume=False trains anew)")
         elif saved:
             shutil.rmtree(self.folder.training, ignore_errors=True)
 
@@ -109,9 +114,8 @@ class ProtocolTrainer(Trainer):
 
     def _open_run(self, train_data: Any, valid_data: Any) -> None:
         if valid_data is None or not len(valid_data):
-            raise InputError(
-                "no validation interaction: users need at least four items; loosen the filters of the data set"
-            )
+            why = "users need at least four items; loosen the filters of the data set"
+            raise InputError(f"no validation interaction: {why}")
         self._train_dataset = train_data._dataset
         parts, written_in = [train_data._dataset, valid_data._dataset], [type(self), type(self.model)]
         self.folder = RunFolder.of(self.config, parts, written_in)
@@ -152,8 +156,6 @@ class ProtocolTrainer(Trainer):
         ranks = self.rank(valid_data, [self._train_dataset], show_progress)
         return ranks.metrics(self.config["metrics"], self.config["topk"])
 
-    # Files
-
     def _save_checkpoint(self, epoch: int | None, verbose: bool = True, **kwargs: Any) -> None:
         path = Path(kwargs.get("saved_model_file", self.saved_model_file))
         header = {"model": self.config["model"], "epoch": epoch, "settings": plain_settings(self.config)}
@@ -165,16 +167,6 @@ class ProtocolTrainer(Trainer):
         header = {"epoch": epoch, "state": asdict(self.state), **{name: getattr(self, name) for name in RESUMED}}
         checkpoint.save_training(self.folder.training / LAST_FILE, self.model, self.optimizer, header)
 
-    def _resume(self) -> None:
-        path = self.folder.training / LAST_FILE
-        header = checkpoint.load_training(path, self.model, self.optimizer)
-        self.start_epoch, self.state = header["epoch"] + 1, TrainingState(**header["state"])
-        for name in RESUMED:
-            setattr(self, name, header[name])
-        going_on = f"going on at epoch {self.start_epoch}"
-        done = "finished run found, training is skipped" if self.state.finished else going_on
-        self.logger.info(f"{path}: {done} (--resume=False trains anew)")
-
     def load_best(self, model_file: Any = None) -> None:
         """Put the best weights by validation into the model."""
         path = Path(model_file or self.saved_model_file)
@@ -184,8 +176,6 @@ class ProtocolTrainer(Trainer):
     def finish(self, valid_data: Any, show_progress: bool = False) -> None:
         """Bring the best weights into the model, and fit on validation what is fitted after training, once a folder."""
         self.load_best()
-
-    # Evaluation
 
     def evaluate(
         self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
