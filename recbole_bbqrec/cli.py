@@ -53,8 +53,6 @@ RESULTS = _option("--results", type=Path, default=Path("results"), help="folder 
 DATA_PATH = _option("--data_path", type=Path, default=Path("dataset"), help="folder of data sets (default dataset)")
 STUDY = DATASET, RESULTS
 
-# Data
-
 
 @_command(
     "a data set from public files or your own tables",
@@ -112,9 +110,6 @@ def _features(given: argparse.Namespace) -> None:
     from .experiments.feature_report import feature_report
 
     print(feature_report(Config("BBQRec", given.name, arguments=given.settings)))
-
-
-# Studies
 
 
 @_command(
@@ -190,9 +185,6 @@ def _ids(given: argparse.Namespace) -> None:
     from .experiments.ids import study
 
     study(given.dataset, given.seeds, given.settings, given.results)
-
-
-# Use
 
 
 @_command(

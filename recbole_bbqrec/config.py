@@ -13,9 +13,8 @@ from recbole.evaluator.register import metric_types
 from . import compat, registry
 from .data.selected_features import load_selected_features
 from .errors import InputError
+from .evaluation.ranking import METRICS
 from .settings import NO_SETTINGS, checked, property_files, public_source
-
-METRICS = ("recall", "ndcg", "mrr", "hit", "precision")
 
 # Keys that RecBole reads from its config although none of its YAML files names them.
 READ_BY_RECBOLE = ("encoding", "reg_weight", "selected_features", "log_wandb", "wandb_project", "alias_of_user_id")
@@ -62,9 +61,7 @@ class Config(RecBoleConfig):
     arguments : command line (`--key=value` strings) that wins over everything. Unlike RecBole's, nothing is read from
         `sys.argv` unless it is handed over here.
 
-    Raises
-    ------
-    InputError : unknown key, wrong type or value, unknown model, missing data set, unreadable config file.
+    Whatever is wrong is an `InputError`: a key, type or value, the model, a missing data set, a config file.
     """
 
     def __init__(
@@ -167,8 +164,7 @@ def _check_protocol(final: dict[str, Any]) -> None:
         raise InputError(
             f"metrics: found {name!r}{known_elsewhere}, expected some of Recall, NDCG, MRR, Hit, Precision"
         )
-    topk = final["topk"] if isinstance(final["topk"], list) else [final["topk"]]
-    allowed = [f"{name}@{k}" for name in names for k in topk]
+    allowed = [f"{name}@{k}" for name in names for k in final["topk"]]
     if str(final["valid_metric"]).lower() not in allowed:
         raise InputError(f"valid_metric: found {final['valid_metric']!r}, expected one of {', '.join(allowed)}")
     width, heads = final.get("hidden_size"), final.get("n_heads")

@@ -55,25 +55,14 @@ def execute(
     inspect: Callable[[Any, Any, Any, Any], dict[str, Any]] | None = None,
     after_epoch: Callable[[Any], None] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Ranks]]:
-    """Train and judge one model on one data set, print its table, and return its record and all ranks.
+    """Train and judge one model on one data set, print its table, and return its record and, by split, all ranks.
 
-    Parameters
-    ----------
-    arguments : `--key=value` strings, as on the command line.
-    config_dict : settings from Python; the command line wins over them.
-    inspect : looks at the data set and its training, validation and test loaders before the training; what it returns
-        goes into the record.
-    after_epoch : is handed the trainer after every epoch that validation has judged, once its state is on the disk.
+    Settings come as `--key=value` strings and as a dict; the strings win. `inspect` looks at the data set and its
+    training, validation and test loaders before the training, and what it returns goes into the record; `after_epoch`
+    is handed the trainer after every epoch that validation has judged, once its state is on the disk.
 
-    Returns
-    -------
-    record : model, dataset, seed, metrics by split and column, users, epochs, seconds, peak memory (MiB), number of
-        parameters, settings, versions, and the folder of the run.
-    ranks : by split, of every user.
-
-    Raises
-    ------
-    InputError : settings, data or files are not as they should be.
+    The record holds model, dataset, seed, metrics by split and column, users, epochs, seconds, peak memory (MiB),
+    number of parameters, settings, versions, and the folder of the run.
     """
     fetch_missing(arguments, config_dict)
     config = Config(arguments=arguments, config_dict=config_dict)

@@ -44,12 +44,8 @@ SEED = Allowed("a whole number from 0 to 4294967295", lambda value: 0 <= value <
 FACTOR = Allowed("numbers above 0 and at most 1", lambda value: 0 < value <= 1)
 
 
-def _one_of(*names: str) -> Allowed:
-    return Allowed(f"one of {', '.join(names)}", lambda value: value in names, names)
-
-
-def _some_of(*names: str) -> Allowed:
-    return Allowed(f"some of {', '.join(names)}, or [] for none", lambda value: value in names, names)
+def _one_of(*names: str, words: str = "one of {}") -> Allowed:
+    return Allowed(words.format(", ".join(names)), lambda value: value in names, names)
 
 
 def _whole(least: int, most: int) -> Allowed:
@@ -142,7 +138,7 @@ KEYS: dict[str, Key] = {
     "temperature": Key(float, "divides the cosine", POSITIVE),
     "n_negatives": Key(int, "uniform negatives a step, shared by its targets; 0: all items", NOT_NEGATIVE),
     # Candidate similarity
-    "candidate_similarity": Key(list, "signals that compare candidates with the last items; [seen]: one weight for seen items alone", _some_of("behavior", "text", "image", "seen")),
+    "candidate_similarity": Key(list, "signals that compare candidates with the last items; [seen]: one weight for seen items alone", _one_of("behavior", "text", "image", "seen", words="some of {}, or [] for none")),
     "n_candidate_last": Key(int, "last items of the history that candidates are compared with", POSITIVE),
     "n_candidate_neighbours": Key(int, "nearest neighbours kept per item and signal", POSITIVE),
     "n_candidate_bins": Key(int, "buckets of the neighbours' similarity", POSITIVE),
@@ -201,8 +197,7 @@ def reference() -> str:
     ]
     for path in [PROPERTIES / "overall.yaml", *sorted((PROPERTIES / "model").glob("*.yaml"))]:
         content = _content(path)
-        base = content.pop(EXTENDS, None)
-        above = f": `{base}` with" if base else ""
+        above = f": `{content.pop(EXTENDS)}` with" if EXTENDS in content else ""
         title = "Every model" if path.stem == "overall" else f"{path.stem}{above}"
         lines += ["", f"## {title}", "", "| key | default | type | meaning |", "| --- | --- | --- | --- |"]
         for name, value in content.items():

@@ -47,9 +47,7 @@ def save(path: str | os.PathLike, kind: str, tensors: Mapping[str, torch.Tensor]
 def load(path: str | os.PathLike, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read what `save` wrote: `(tensors, header)`, tensors on the CPU.
 
-    Raises
-    ------
-    InputError : the file is missing, damaged, of another kind or of another format version.
+    A file that is missing, damaged, of another kind or of another format version is an `InputError`.
     """
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such file; expected a {kind} file written by recbole_bbqrec")

@@ -87,8 +87,8 @@ class MultiModalSequentialDataset(SequentialDataset):
                 if kind in (FeatureType.FLOAT, FeatureType.FLOAT_SEQ):
                     self.field2bucketnum[field] = 2
             if kind in (FeatureType.TOKEN_SEQ, FeatureType.FLOAT_SEQ):
-                part_type, separator = float if kind == FeatureType.FLOAT_SEQ else str, self.config["seq_separator"]
-                rows = [np.array([part_type(part) for part in text.split(separator) if part]) for text in frame[field]]
+                read, mark = float if kind == FeatureType.FLOAT_SEQ else str, self.config["seq_separator"]
+                rows = [np.array([read(part) for part in text.split(mark) if part]) for text in frame[field]]
                 longest = max((len(row) for row in rows), default=0)
                 self.field2seqlen[field] = min((self.config["seq_len"] or {}).get(field, longest), longest)
                 frame[field] = [row[: self.field2seqlen[field]] for row in rows]

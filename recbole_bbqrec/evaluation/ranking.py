@@ -3,7 +3,7 @@
 Shapes: B histories, N items (column 0 = padding), R evaluated rows.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,15 @@ NOT_FOUND = 2**31 - 1
 
 COLUMNS = ("masked", "unmasked")
 """Whether what the user had seen before the target leaves the ranking. The two are never mixed."""
+
+METRICS: Mapping[str, Callable[[np.ndarray, int], np.ndarray | float]] = {
+    "recall": lambda ranks, k: 1.0,
+    "hit": lambda ranks, k: 1.0,
+    "precision": lambda ranks, k: 1.0 / k,
+    "ndcg": lambda ranks, k: 1.0 / np.log2(1.0 + ranks),
+    "mrr": lambda ranks, k: 1.0 / ranks,
+}
+"""What a target among the first `k` counts; with one target recall and hit rate are the same."""
 
 
 def tie_order(n_items: int, seed: int) -> torch.Tensor:
@@ -100,19 +109,5 @@ class Ranks:
 
 
 def per_row(ranks: np.ndarray, metric: str, k: int) -> np.ndarray:
-    """Return a metric's value [R] for each row with one target at the given rank.
-
-    With one target recall and hit rate are the same, precision is their k-th part, NDCG is 1 / log2(1 + rank) and the
-    reciprocal rank 1 / rank, all zero beyond `k`.
-    """
-    inside = ranks <= k
-    values: Mapping[str, np.ndarray] = {
-        "recall": inside.astype(float),
-        "hit": inside.astype(float),
-        "precision": inside / k,
-        "ndcg": inside / np.log2(1.0 + ranks),
-        "mrr": inside / ranks,
-    }
-    if metric.lower() not in values:
-        raise InputError(f"metrics: found {metric!r}, expected one of {', '.join(values)}")
-    return values[metric.lower()]
+    """Return a metric's value [R] for each row with one target at the given rank; zero beyond `k`."""
+    return (ranks <= k) * METRICS[metric.lower()](ranks, k)

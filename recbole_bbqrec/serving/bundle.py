@@ -69,9 +69,8 @@ class Bundle:
         try:
             self.model = registry.build_model(settings, _NoData(settings["ITEM_ID_FIELD"], catalogue))
         except AttributeError as error:
-            raise InputError(
-                f"{folder}: {settings['model']} needs its data set ({error}); use load_data_and_model"
-            ) from error
+            why = f"{settings['model']} needs its data set ({error}); use load_data_and_model"
+            raise InputError(f"{folder}: {why}") from error
         checkpoint.load_weights(folder / WEIGHTS, self.model)
         restore_candidates(folder, self.model)
         self.ranker = ranker_of(self.model.eval(), settings)
@@ -109,9 +108,8 @@ class Bundle:
         if k < 1:
             raise InputError(f"k: found {k}, expected at least 1")
         if any(isinstance(history, str) for history in histories):
-            raise InputError(
-                "histories: found a string, expected a list of lists of item tokens: [['B0048KGFHU', ...]]"
-            )
+            expected = "a list of lists of item tokens: [['B0048KGFHU', ...]]"
+            raise InputError(f"histories: found a string, expected {expected}")
         unknown = [[token for token in history if token not in self._ids] for history in histories]
         if any(unknown):
             some = sorted({token for tokens in unknown for token in tokens})
