@@ -4,9 +4,11 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from operator import methodcaller
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from .errors import InputError
 from .preparation.raw import COLUMN_FLAGS
@@ -15,46 +17,44 @@ from .training.allocation import keep_freed_memory
 # The parts behind a command are imported when it is called: `bbqrec --help` needs neither torch nor RecBole.
 
 SETTINGS = "Further --key=value arguments are settings, as for run_recbole_bbqrec.py; docs/settings.md has them all."
-Work = Callable[[argparse.Namespace, list[str]], int | None]
+Work = Callable[[argparse.Namespace], int | None]
+
+# No abbreviations: --row would be taken for --rows, and a mistyped setting for an option.
+ABOUT = "Data sets, experiments on top of single runs, and recommendations from a finished run."
+PARSER = argparse.ArgumentParser("bbqrec", description=ABOUT, allow_abbrev=False)
+PARSER.add_argument("--debug", action="store_true", help="show the traceback of an error")
+COMMANDS = PARSER.add_subparsers(dest="command", required=True, metavar="command")
+"""All sub-commands, in the order in which people work: data, studies, use."""
 
 
-class Command(NamedTuple):
-    """A sub-command: its help, its options, whether settings may follow, and what it does with both."""
+def _command(help: str, *options: Any, settings: bool = False, note: str = "") -> Callable[[Work], Work]:
+    """Make a sub-command of the function of its name; settings that follow its options stand in `given.settings`."""
 
-    help: str
-    options: tuple[tuple[tuple[str, ...], dict[str, Any]], ...]
-    takes_settings: bool
-    run: Work
-    note: str
-
-
-COMMANDS: dict[str, Command] = {}
-"""All sub-commands by name, in the order in which people work: data, studies, use."""
-
-
-def _option(*flags: str, **how: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """One option or argument, as `add_argument` takes it."""
-    return flags, how
-
-
-def _command(name: str, help: str, *options: Any, settings: bool = False, note: str = "") -> Callable[[Work], Work]:
     def enter(work: Work) -> Work:
-        COMMANDS[name] = Command(help, options, settings, work, note or SETTINGS * settings)
+        about: dict[str, Any] = {"help": help, "description": help, "epilog": note or SETTINGS * settings}
+        parser = COMMANDS.add_parser(work.__name__.removeprefix("_"), **about, allow_abbrev=False)
+        parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        for option in options:
+            option(parser)
+        parser.set_defaults(work=work, takes_settings=settings)
         return work
 
     return enter
 
 
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+_option = partial(methodcaller, "add_argument")
 NAME = _option("name", help="name of the data set")
 DATASET = _option("--dataset", required=True, help="name of the data set")
 RESULTS = _option("--results", type=Path, default=Path("results"), help="folder of pages and records")
 DATA_PATH = _option("--data_path", type=Path, default=Path("dataset"), help="folder of data sets (default dataset)")
-
-# Data
+STUDY = DATASET, RESULTS
 
 
 @_command(
-    "prepare",
     "a data set from public files or your own tables",
     _option("name", help="name of a public data set, or with --from the name of a new one"),
     DATA_PATH,
@@ -73,143 +73,121 @@ DATA_PATH = _option("--data_path", type=Path, default=Path("dataset"), help="fol
     _option("--on-bad", choices=("skip", "error"), help="own: list bad rows, or stop at one (default skip)"),
     note="Without --from the name is that of a public data set, such as Sports or Amazon2023-Video_Games.",
 )
-def _prepare(given: argparse.Namespace, settings: list[str]) -> None:
-    both = {key: getattr(given, key) for key in ("user_core", "item_core", "shuffle_ties")}
-    both = {key: value for key, value in both.items() if value is not None}
-    columns = {field: getattr(given, field) for field in COLUMN_FLAGS if getattr(given, field) is not None}
+def _prepare(given: argparse.Namespace) -> None:
+    said = {key: value for key, value in vars(given).items() if value is not None}
+    both = {key: said[key] for key in ("user_core", "item_core", "shuffle_ties") if key in said}
+    wrong, why = {"raw_dir": "--raw_dir", "written": "--as"}, "with --from, but it is for public data sets; drop it"
+    if given.interactions is None:
+        wrong = {"items": "--items", "images": "--images", "on_bad": "--on-bad", **COLUMN_FLAGS}
+        why = "without --from, which names your table of interactions"
+    for key, flag in wrong.items():
+        if key in said:
+            raise InputError(f"{flag}: found {str(said[key])!r} {why}")
     if given.interactions is None:
         from .preparation.obtain import advice, obtain
         from .preparation.public import describe
 
-        wrong = {"--items": given.items, "--images": given.images, "--on-bad": given.on_bad}
-        wrong |= {COLUMN_FLAGS[field]: column for field, column in columns.items()}
-        _refuse(wrong, "without --from, which names your table of interactions")
         report = obtain(given.name, given.data_path, written=given.written, raw_dir=given.raw_dir, **both)
         print(f"{describe(report)}\n{advice(given.name, report)}")
     else:
         from .preparation.own_data import describe, prepare_own
 
-        public = {"--raw_dir": given.raw_dir, "--as": given.written}
-        _refuse(public, "with --from, but it is for public data sets; drop it")
+        columns = {field: said[field] for field in COLUMN_FLAGS if field in said}
         more = {"images": given.images, "columns": columns, "on_bad": given.on_bad or "skip", **both}
         print(describe(prepare_own(given.name, given.interactions, given.items, given.data_path, **more)))
 
 
-def _refuse(flags: Mapping[str, object], why: str) -> None:
-    for flag, value in flags.items():
-        if value is not None:
-            raise InputError(f"{flag}: found {str(value)!r} {why}")
-
-
-@_command("images", "fetch the items' images from their addresses", NAME, DATA_PATH)
-def _images(given: argparse.Namespace, settings: list[str]) -> None:
+@_command("fetch the items' images from their addresses", NAME, DATA_PATH)
+def _images(given: argparse.Namespace) -> None:
     from .preparation.image_download import fetch_images
 
     print(fetch_images(given.data_path / given.name))
 
 
-@_command("features", "which item features there are, missing or stale", NAME, settings=True)
-def _features(given: argparse.Namespace, settings: list[str]) -> None:
+@_command("which item features there are, missing or stale", NAME, settings=True)
+def _features(given: argparse.Namespace) -> None:
     from .config import Config
     from .experiments.feature_report import feature_report
 
-    print(feature_report(Config("BBQRec", given.name, arguments=settings)))
-
-
-# Studies
+    print(feature_report(Config("BBQRec", given.name, arguments=given.settings)))
 
 
 @_command(
-    "leaderboard",
     "models side by side, from their records",
-    DATASET,
-    RESULTS,
+    *STUDY,
     _option("--final", action="store_true", help="show the test split instead of validation"),
-    _option("--models", default="", help="rows, separated by commas (default: all that have a record)"),
-    _option("--keys", default="", help="run keys to show instead of the latest of their models"),
+    _option("--models", type=_names, default=[], help="rows, separated by commas (default: all that have a record)"),
+    _option("--keys", type=_names, default=[], help="run keys to show instead of the latest of their models"),
     _option("--against", metavar="MODEL", help="compare with this row (default: the best one)"),
     note="Records are made by run_recbole_bbqrec.py --model=A,B --dataset=X,Y --seeds=3, see there.",
 )
-def _leaderboard(given: argparse.Namespace, settings: list[str]) -> None:
+def _leaderboard(given: argparse.Namespace) -> None:
     from .experiments import leaderboard
 
-    models, keys = _names(given.models), _names(given.keys)
-    print(leaderboard.write(given.dataset, given.results, given.final, models, keys, given.against))
+    rows = given.models, given.keys, given.against
+    print(leaderboard.write(given.dataset, given.results, given.final, *rows))
 
 
 @_command(
-    "ablate",
     "BBQRec with one part changed at a time, over seeds",
-    DATASET,
-    RESULTS,
+    *STUDY,
     _option("--seeds", type=int, default=3, help="runs of each row (default 3; 1 screens)"),
-    _option("--rows", default="", help="names of rows, separated by commas (default: all that apply)"),
+    _option("--rows", type=_names, default=[], help="names of rows, separated by commas (default: all that apply)"),
     _option("--final", action="store_true", help="also evaluate the test split"),
     _option("--table-only", action="store_true", help="make page and figure again from the records"),
     settings=True,
 )
-def _ablate(given: argparse.Namespace, settings: list[str]) -> int | None:
+def _ablate(given: argparse.Namespace) -> int | None:
     from .experiments import ablation
 
     if not given.table_only:
-        rows = _names(given.rows)
-        return ablation.ablate(given.dataset, rows, given.seeds, settings, given.final, given.results)
-    if settings or given.rows:
+        return ablation.ablate(given.dataset, given.rows, given.seeds, given.settings, given.final, given.results)
+    if given.settings or given.rows:
         raise InputError("--table-only reads records alone: give --dataset, --results and --final, nothing else")
     return ablation.remake(given.dataset, given.final, given.results)
 
 
 @_command(
-    "tune",
     "choose a model's settings on validation, within a budget of CPU time",
     _option("--model", required=True, help="name of the model"),
-    DATASET,
-    RESULTS,
+    *STUDY,
     _option("--minutes", type=float, default=60.0, help="CPU time of all trials together (default 60)"),
     _option("--space", type=Path, metavar="FILE", help="keys and their values (default: the model's own)"),
     _option("--storage", metavar="URL", help="database of the trials, for many processes (default: a file)"),
     settings=True,
 )
-def _tune(given: argparse.Namespace, settings: list[str]) -> int:
+def _tune(given: argparse.Namespace) -> int:
     from .experiments.tune import tune
 
-    return tune(given.model, given.dataset, given.minutes, settings, given.space, given.results, given.storage)
+    return tune(given.model, given.dataset, given.minutes, given.settings, given.space, given.results, given.storage)
 
 
 @_command(
-    "cost",
     "time and memory of scoring, with and without the codes",
-    DATASET,
-    RESULTS,
+    *STUDY,
     _option("--users", type=int, default=1000, help="histories that are scored (default 1000)"),
     _option("--rounds", type=int, default=5, help="times each way of scoring is timed (default 5)"),
     settings=True,
 )
-def _cost(given: argparse.Namespace, settings: list[str]) -> None:
+def _cost(given: argparse.Namespace) -> None:
     from .experiments.cost import cost
 
-    cost(given.dataset, given.users, given.rounds, settings, given.results)
+    cost(given.dataset, given.users, given.rounds, given.settings, given.results)
 
 
 @_command(
-    "ids",
     "the item tokenizer's report cards over seeds, with and without CLUB",
-    DATASET,
-    RESULTS,
+    *STUDY,
     _option("--seeds", type=int, default=5, help="fits of each tokenizer (default 5)"),
     settings=True,
 )
-def _ids(given: argparse.Namespace, settings: list[str]) -> None:
+def _ids(given: argparse.Namespace) -> None:
     from .experiments.ids import study
 
-    study(given.dataset, given.seeds, settings, given.results)
-
-
-# Use
+    study(given.dataset, given.seeds, given.settings, given.results)
 
 
 @_command(
-    "recommend",
     "recommend items after a history, from a run's folder",
     _option("folder", help="folder of a finished run, such as saved/BBQRec-ml-100k-2020-..."),
     _option(
@@ -221,7 +199,7 @@ def _ids(given: argparse.Namespace, settings: list[str]) -> None:
     ),
     _option("-k", type=int, default=10, help="number of items (default 10)"),
 )
-def _recommend(given: argparse.Namespace, settings: list[str]) -> None:
+def _recommend(given: argparse.Namespace) -> None:
     from .evaluation.report import markdown_table
     from .serving.bundle import load_bundle
 
@@ -232,35 +210,16 @@ def _recommend(given: argparse.Namespace, settings: list[str]) -> None:
         print(markdown_table(["rank", "item", "score"], rows) if rows else "no known item in it")
 
 
-def _names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
-
-
-def _parser() -> argparse.ArgumentParser:
-    # No abbreviations: --row would be taken for --rows, and a mistyped setting for an option.
-    description = "Data sets, experiments on top of single runs, and recommendations from a finished run."
-    parser = argparse.ArgumentParser("bbqrec", description=description, allow_abbrev=False)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name, (help, options, _, _, note) in COMMANDS.items():
-        own = commands.add_parser(name, help=help, description=help, epilog=note, allow_abbrev=False)
-        own.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        for flags, how in options:
-            own.add_argument(*flags, **how)
-    return parser
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code: 0, 1 where a run failed, 2 where the user has something to mend."""
-    given, settings = _parser().parse_known_args(arguments)
-    name, command = given.command, COMMANDS[given.command]
+    given, settings = PARSER.parse_known_args(arguments)
+    given.settings = settings
 
     def work() -> int | None:
-        if settings and not command.takes_settings:
-            raise InputError(
-                f"argument {settings[0]!r}: {name} takes no settings; bbqrec {name} --help lists its options"
-            )
-        return command.run(given, settings)
+        if settings and not given.takes_settings:
+            why = f"{given.command} takes no settings; bbqrec {given.command} --help lists its options"
+            raise InputError(f"argument {settings[0]!r}: {why}")
+        return given.work(given)
 
     return _answer(work, given.debug)
 

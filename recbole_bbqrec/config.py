@@ -13,9 +13,8 @@ from recbole.evaluator.register import metric_types
 from . import compat, registry
 from .data.selected_features import load_selected_features
 from .errors import InputError
+from .evaluation.ranking import METRICS
 from .settings import NO_SETTINGS, checked, property_files, public_source
-
-METRICS = ("recall", "ndcg", "mrr", "hit", "precision")
 
 # Keys that RecBole reads from its config although none of its YAML files names them.
 READ_BY_RECBOLE = ("encoding", "reg_weight", "selected_features", "log_wandb", "wandb_project", "alias_of_user_id")
@@ -30,12 +29,7 @@ class MissingDataSetError(InputError):
 
 
 def parse_command_line(arguments: Sequence[str]) -> dict[str, Any]:
-    """Turn `--key=value` arguments into a dict; values are Python or YAML-like literals, never evaluated code.
-
-    Raises
-    ------
-    InputError : an argument of another form, or one key with two values.
-    """
+    """Turn `--key=value` arguments into a dict; values are Python or YAML-like literals, never evaluated code."""
     parsed: dict[str, Any] = {}
     for argument in arguments:
         key, equals, text = argument[2:].partition("=")
@@ -67,9 +61,7 @@ class Config(RecBoleConfig):
     arguments : command line (`--key=value` strings) that wins over everything. Unlike RecBole's, nothing is read from
         `sys.argv` unless it is handed over here.
 
-    Raises
-    ------
-    InputError : unknown key, wrong type or value, unknown model, missing data set, unreadable config file.
+    Whatever is wrong is an `InputError`: a key, type or value, the model, a missing data set, a config file.
     """
 
     def __init__(
@@ -89,7 +81,7 @@ class Config(RecBoleConfig):
             if isinstance(error, InputError):
                 raise
             text = str(error.args[0]) if error.args else repr(error)
-            raise InputError(f"settings: {' '.join(text.split())}; see properties/overall.yaml") from error
+            raise InputError(f"settings: {' '.join(text.split())}; see docs/settings.md") from error
         _check_data_path(self)
         load_selected_features(self, chosen="selected_features" in self.external_config_dict)
 
@@ -99,10 +91,7 @@ class Config(RecBoleConfig):
         compat.restore_numpy_names()
 
     def _load_config_files(self, file_list: Iterable[str]) -> dict[str, Any]:
-        merged: dict[str, Any] = {}
-        for name in file_list:
-            merged.update(self._read_yaml(Path(name)))
-        return merged
+        return {key: value for name in file_list for key, value in self._read_yaml(Path(name)).items()}
 
     def _read_yaml(self, path: Path) -> dict[str, Any]:
         try:
@@ -111,7 +100,7 @@ class Config(RecBoleConfig):
             raise InputError(f"config file {path}: {error.strerror}; give the path of a YAML file") from error
         except yaml.YAMLError as error:
             raise InputError(f"config file {path}: no valid YAML ({' '.join(str(error).split())})") from error
-        if content is not None and not isinstance(content, dict):
+        if not isinstance(content, (dict, type(None))):
             raise InputError(
                 f"config file {path}: found {type(content).__name__}, expected lines of the form key: value"
             )
@@ -141,11 +130,8 @@ class Config(RecBoleConfig):
             columns = {**(self.internal_config_dict.get("load_col") or {}), **content.pop("load_col", {})}
             self.internal_config_dict.update(content, load_col=columns)
         # RecBole's default, one sampled negative, stops every model with a cross-entropy loss.
-        if self._setting("loss_type") == "CE":
+        if {**self.internal_config_dict, **self.external_config_dict}.get("loss_type") == "CE":
             self.internal_config_dict["train_neg_sample_args"] = None
-
-    def _setting(self, key: str) -> Any:
-        return self.external_config_dict.get(key, self.internal_config_dict.get(key))
 
     def _get_final_config_dict(self) -> dict[str, Any]:
         known = {*self.internal_config_dict, *READ_BY_RECBOLE, "model", "dataset", "config_files"}
@@ -153,7 +139,7 @@ class Config(RecBoleConfig):
         for key, value in self.external_config_dict.items():
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-                hint = f"did you mean {near[0]}?" if near else "properties/ lists the keys"
+                hint = f"did you mean {near[0]}?" if near else "docs/settings.md lists the keys"
                 raise InputError(f"unknown key {key!r} for model {self.model}; {hint}")
             self.external_config_dict[key] = checked(key, value, self.internal_config_dict.get(key))
         final = super()._get_final_config_dict()
@@ -173,14 +159,12 @@ def _check_protocol(final: dict[str, Any]) -> None:
     if set(mode.values() if isinstance(mode, dict) else [mode]) != {"full"}:
         raise InputError(f"eval_args: found mode {mode!r}, expected full: every item is ranked")
     names = [str(name).lower() for name in final["metrics"]]
-    unknown = [name for name in names if name not in METRICS]
-    if unknown:
-        known_elsewhere = " (RecBole has it, our ranker does not)" if unknown[0] in metric_types else ""
+    for name in (name for name in names if name not in METRICS):
+        known_elsewhere = " (RecBole has it, our ranker does not)" if name in metric_types else ""
         raise InputError(
-            f"metrics: found {unknown[0]!r}{known_elsewhere}, expected some of Recall, NDCG, MRR, Hit, Precision"
+            f"metrics: found {name!r}{known_elsewhere}, expected some of Recall, NDCG, MRR, Hit, Precision"
         )
-    topk = final["topk"] if isinstance(final["topk"], list) else [final["topk"]]
-    allowed = [f"{name}@{k}" for name in names for k in topk]
+    allowed = [f"{name}@{k}" for name in names for k in final["topk"]]
     if str(final["valid_metric"]).lower() not in allowed:
         raise InputError(f"valid_metric: found {final['valid_metric']!r}, expected one of {', '.join(allowed)}")
     width, heads = final.get("hidden_size"), final.get("n_heads")
@@ -189,8 +173,7 @@ def _check_protocol(final: dict[str, Any]) -> None:
 
 
 def _check_data_path(config: Config) -> None:
-    name = config["dataset"]
-    folder = Path(config["data_path"])
+    name, folder = config["dataset"], Path(config["data_path"])
     if (folder / f"{name}.inter").is_file() or config["benchmark_filename"]:
         return
     parent = folder.parent

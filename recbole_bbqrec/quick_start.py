@@ -1,9 +1,7 @@
 """The recipe of a run, read top to bottom: settings, data, features and codes, model, training, judgement."""
 
 import contextlib
-import errno
 import json
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +22,7 @@ from .evaluation.ranking import Ranks
 from .preparation import obtain
 from .preparation.image_download import addresses_of, fetch_images
 from .preparation.public import describe
-from .serving.bundle import load_bundle, restore_candidates, write_bundle
+from .serving.bundle import keep_bundle, restore_candidates
 from .settings import learning_settings, plain_settings, public_source, settings_to_load
 from .tokenizer.base import peak_memory_mib
 from .training import checkpoint
@@ -57,25 +55,14 @@ def execute(
     inspect: Callable[[Any, Any, Any, Any], dict[str, Any]] | None = None,
     after_epoch: Callable[[Any], None] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Ranks]]:
-    """Train and judge one model on one data set, print its table, and return its record and all ranks.
+    """Train and judge one model on one data set, print its table, and return its record and, by split, all ranks.
 
-    Parameters
-    ----------
-    arguments : `--key=value` strings, as on the command line.
-    config_dict : settings from Python; the command line wins over them.
-    inspect : looks at the data set and its training, validation and test loaders before the training; what it returns
-        goes into the record.
-    after_epoch : is handed the trainer after every epoch that validation has judged, once its state is on the disk.
+    Settings come as `--key=value` strings and as a dict; the strings win. `inspect` looks at the data set and its
+    training, validation and test loaders before the training, and what it returns goes into the record; `after_epoch`
+    is handed the trainer after every epoch that validation has judged, once its state is on the disk.
 
-    Returns
-    -------
-    record : model, dataset, seed, metrics by split and column, users, epochs, seconds, peak memory (MiB), number of
-        parameters, settings, versions, and the folder of the run.
-    ranks : by split, of every user.
-
-    Raises
-    ------
-    InputError : settings, data or files are not as they should be.
+    The record holds model, dataset, seed, metrics by split and column, users, epochs, seconds, peak memory (MiB),
+    number of parameters, settings, versions, and the folder of the run.
     """
     fetch_missing(arguments, config_dict)
     config = Config(arguments=arguments, config_dict=config_dict)
@@ -110,24 +97,16 @@ def execute(
     record = {**_record(config, dataset, model, trainer, ranks), **inspected}
     if config["result_file"]:
         storage.write_json(config["result_file"], record)
-    _keep_bundle(trainer.run_dir, config, dataset)
+    keep_bundle(trainer.folder.path, config, dataset)
     print("\n" + report.result_table(record))
     return record, ranks
 
 
 def fetch_missing(arguments: Sequence[str], config_dict: dict[str, Any] | None) -> None:
-    """Fetch and build a public data set that is not there yet, and the images that a run reads and does not find.
-
-    Raises
-    ------
-    InputError : settings are not as they should be, the data set is none of the public ones, or it does not come.
-    """
-
-    def read() -> Config:
-        return Config(arguments=arguments, config_dict=config_dict)
-
+    """Fetch and build a public data set that is not there yet, and the images that a run reads and does not find."""
+    given = {"arguments": arguments, "config_dict": config_dict}
     try:
-        config = read()
+        config = Config(**given)
     except MissingDataSetError as error:
         if public_source(error.name) is None or (error.folder / error.name).exists():
             raise
@@ -138,7 +117,7 @@ def fetch_missing(arguments: Sequence[str], config_dict: dict[str, Any] | None) 
         except InputError:
             if not (error.folder / error.name).exists():  # else another process was faster
                 raise
-        config = read()
+        config = Config(**given)
     folder, place = Path(config["data_path"]), image_folder(config)
     if place is not None and not place.is_dir() and addresses_of(folder / f"{folder.name}.item"):
         print(f"{place} is not there yet: the items' images are fetched first", flush=True)
@@ -147,14 +126,14 @@ def fetch_missing(arguments: Sequence[str], config_dict: dict[str, Any] | None) 
 
 def _check_result_file(path: str | None) -> None:
     """Find out before the run, not after it, that its record cannot be written."""
-    if path is None:
-        return
     try:
-        if Path(path).is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        Path(path).resolve().parent.mkdir(parents=True, exist_ok=True)
+        if path:
+            Path(path).resolve().parent.mkdir(parents=True, exist_ok=True)
+        why = "Is a directory" if path and Path(path).is_dir() else None
     except OSError as error:
-        raise InputError(f"result_file: {path} cannot be written ({error.strerror}); name another file") from error
+        why = error.strerror
+    if why:
+        raise InputError(f"result_file: {path} cannot be written ({why}); name another file")
 
 
 def _record(config: Config, dataset: Any, model: Any, trainer: Any, ranks: dict[str, Any]) -> dict[str, Any]:
@@ -171,7 +150,7 @@ def _record(config: Config, dataset: Any, model: Any, trainer: Any, ranks: dict[
         "seconds": {**dataset.seconds, **trainer.timings()},
         "peak_memory_mib": peak_memory_mib(),
         "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        "run_dir": str(trainer.run_dir),
+        "run_dir": str(trainer.folder.path),
         "settings": plain_settings(config),
         "versions": report.versions(),
     }
@@ -189,24 +168,6 @@ def _count_tests(config: Config, dataset: Any) -> int:
     return counts.get(key, 0)
 
 
-def _keep_bundle(run_dir: Path, config: Config, dataset: Any) -> None:
-    write_bundle(run_dir, config, dataset)
-    logger = getLogger()
-    try:
-        bundle = load_bundle(run_dir)
-        bundle.recommend([[bundle.item_tokens[1]]], k=1)
-    except (InputError, LookupError, AttributeError, TypeError, RuntimeError) as error:
-        if config["model"] in registry.MODELS:
-            raise
-        # Some of RecBole's models ask the data set or the user for more than a history.
-        (run_dir / "bundle.json").unlink()
-        logger.warning(
-            f"no bundle: {config['model']} needs its data set to recommend ({error}); use load_data_and_model"
-        )
-    else:
-        logger.info(f"bundle: recbole_bbqrec.load_bundle({str(run_dir)!r}).recommend([[item tokens]], k=10)")
-
-
 def load_data_and_model(path: str | Path, config_dict: dict[str, Any] | None = None) -> tuple[Any, ...]:
     """Read a run's folder back, with its data, to the same scores.
 
@@ -219,7 +180,7 @@ def load_data_and_model(path: str | Path, config_dict: dict[str, Any] | None = N
     -------
     config, model, dataset, train_data, valid_data, test_data, as RecBole's function of this name does.
     """
-    weights = Path(path) / "weights.safetensors" if Path(path).is_dir() else Path(path)
+    weights = Path(path) / checkpoint.WEIGHTS_FILE if Path(path).is_dir() else Path(path)
     _, header = storage.load(weights, checkpoint.WEIGHTS)
     config = Config(config_dict={**settings_to_load(header["settings"]), **(config_dict or {})})
     init_seed(config["seed"], config["reproducibility"])

@@ -55,12 +55,7 @@ NOT_RUN = {"S3Rec": "its second stage reads the weights of the first from a pick
 
 
 def get_model(name: str) -> type[SequentialRecommender]:
-    """Return the model class called `name`, ours or RecBole's.
-
-    Raises
-    ------
-    InputError : there is no such sequential model, and the nearest names are given; or it cannot run here.
-    """
+    """Return the model class called `name`, ours or RecBole's; an `InputError` gives the nearest names."""
     if name in MODELS:
         return MODELS[name]
     if name in NOT_RUN:
@@ -76,12 +71,7 @@ def get_model(name: str) -> type[SequentialRecommender]:
 
 
 def build_model(config: Any, dataset: Any) -> SequentialRecommender:
-    """Return the configured model, built for `dataset`; RecBole's own with similarity attention where it is asked for.
-
-    Raises
-    ------
-    InputError : RecBole's model has no place for similarity attention.
-    """
+    """Return the configured model for `dataset`; RecBole's own with similarity attention where it is asked for."""
     model = get_model(config["model"])(config, dataset)
     if config["model"] not in MODELS and (config["similarity_attention"] or "off") != "off":
         add_similarity(model, config, dataset)

@@ -44,12 +44,8 @@ SEED = Allowed("a whole number from 0 to 4294967295", lambda value: 0 <= value <
 FACTOR = Allowed("numbers above 0 and at most 1", lambda value: 0 < value <= 1)
 
 
-def _one_of(*names: str) -> Allowed:
-    return Allowed(f"one of {', '.join(names)}", lambda value: value in names, names)
-
-
-def _some_of(*names: str) -> Allowed:
-    return Allowed(f"some of {', '.join(names)}, or [] for none", lambda value: value in names, names)
+def _one_of(*names: str, words: str = "one of {}") -> Allowed:
+    return Allowed(words.format(", ".join(names)), lambda value: value in names, names)
 
 
 def _whole(least: int, most: int) -> Allowed:
@@ -142,7 +138,7 @@ KEYS: dict[str, Key] = {
     "temperature": Key(float, "divides the cosine", POSITIVE),
     "n_negatives": Key(int, "uniform negatives a step, shared by its targets; 0: all items", NOT_NEGATIVE),
     # Candidate similarity
-    "candidate_similarity": Key(list, "signals that compare candidates with the last items; [seen]: one weight for seen items alone", _some_of("behavior", "text", "image", "seen")),
+    "candidate_similarity": Key(list, "signals that compare candidates with the last items; [seen]: one weight for seen items alone", _one_of("behavior", "text", "image", "seen", words="some of {}, or [] for none")),
     "n_candidate_last": Key(int, "last items of the history that candidates are compared with", POSITIVE),
     "n_candidate_neighbours": Key(int, "nearest neighbours kept per item and signal", POSITIVE),
     "n_candidate_bins": Key(int, "buckets of the neighbours' similarity", POSITIVE),
@@ -161,12 +157,7 @@ KEYS: dict[str, Key] = {
 
 
 def checked(key: str, value: Any, default: Any) -> Any:
-    """Return `value` in the type of its key, or raise `InputError`.
-
-    Parameters
-    ----------
-    default : value the key has without it; its type counts where `KEYS` does not know the key.
-    """
+    """Return `value` in the type of its key, or raise `InputError`; the type of `default` counts beside `KEYS`."""
     known = KEYS.get(key) or Key(type(None) if default is None else type(default), "", None, default is None)
     expected, names = known.type, known.allowed.names if known.allowed else ()
     # What YAML and the command line make of the words none and off.
@@ -190,30 +181,23 @@ def checked(key: str, value: Any, default: Any) -> Any:
         raise InputError(f"{key}: found {value!r} ({type(value).__name__}), expected {expected.__name__}")
     if known.allowed is not None:
         for part in value if isinstance(value, list) else [value]:
-            if not _holds(known.allowed, part):
+            comparable = names or (isinstance(part, (int, float)) and not isinstance(part, bool))
+            if not comparable or not known.allowed.holds(part):
                 raise InputError(f"{key}: found {part!r}, expected {known.allowed.words}")
     return value
-
-
-def _holds(allowed: Allowed, value: Any) -> bool:
-    if not allowed.names and (isinstance(value, bool) or not isinstance(value, (int, float))):
-        return False
-    return allowed.holds(value)
 
 
 def reference() -> str:
     """Return docs/settings.md: every key with its default in each of our YAML files, its meaning and its bounds."""
     lines = [
-        "# Settings",
-        "",
-        "Every key of `properties/`, made by `python -m recbole_bbqrec.settings`. RecBole's other keys keep RecBole's",
-        "defaults. The command line (`--key=value`) wins over `--config_files`, those over `properties/dataset/`, then",
-        "`properties/model/`, `properties/overall.yaml`, RecBole.",
+        "# Settings\n\n"
+        "Every key of `properties/`, made by `python -m recbole_bbqrec.settings`. RecBole's other keys keep RecBole's\n"
+        "defaults. The command line (`--key=value`) wins over `--config_files`, those over `properties/dataset/`, then\n"
+        "`properties/model/`, `properties/overall.yaml`, RecBole."
     ]
     for path in [PROPERTIES / "overall.yaml", *sorted((PROPERTIES / "model").glob("*.yaml"))]:
         content = _content(path)
-        base = content.pop(EXTENDS, None)
-        above = f": `{base}` with" if base else ""
+        above = f": `{content.pop(EXTENDS)}` with" if EXTENDS in content else ""
         title = "Every model" if path.stem == "overall" else f"{path.stem}{above}"
         lines += ["", f"## {title}", "", "| key | default | type | meaning |", "| --- | --- | --- | --- |"]
         for name, value in content.items():
@@ -227,13 +211,21 @@ def reference() -> str:
 # Keys that change where a run writes or what it prints, never what it learns.
 NOT_LEARNED_FROM = {
     *("final", "resume", "result_file", "cache_dir", "checkpoint_dir", "show_progress", "state", "data_path"),
-    "report_card",
-    *("log_wandb", "wandb_project", "gpu_id", "device", "config_files", "save_dataset", "save_dataloaders"),
+    *(
+        "report_card",
+        "log_wandb",
+        "wandb_project",
+        "gpu_id",
+        "device",
+        "config_files",
+        "save_dataset",
+        "save_dataloaders",
+    ),
     *("dataset_save_path", "dataloaders_save_path", "metric_decimal_place", "loss_decimal_place", "eval_batch_size"),
 }
 
 # Keys of what is fitted after training, with the trained weights held fixed.
-FITTED_AFTER_TRAINING = (*("candidate_similarity", "n_candidate_neighbours", "n_candidate_bins", "n_candidate_last"),)
+FITTED_AFTER_TRAINING = ("candidate_similarity", "n_candidate_neighbours", "n_candidate_bins", "n_candidate_last")
 
 
 def candidate_settings(config: Any) -> dict[str, Any]:
@@ -248,18 +240,7 @@ SOURCE, EXTENDS = NO_SETTINGS = ("source", "extends")
 
 
 def property_files(model: str, dataset: str) -> list[Path]:
-    """Return our YAML files for a run, those that win later in the list.
-
-    Raises
-    ------
-    InputError : `extends` in a model's file names no model that has one, or leads back to the file itself.
-    """
-    files = [PROPERTIES / "overall.yaml", *_model_files(model), _dataset_file(dataset)]
-    return [path for path in files if path.is_file()]
-
-
-def _model_files(model: str) -> list[Path]:
-    """Return the YAML file of a model, after those that it extends."""
+    """Return our YAML files for a run, those that win later in the list: a model's after those that it extends."""
     files = [PROPERTIES / f"model/{model}.yaml"]
     while (base := _content(files[0]).get(EXTENDS)) is not None:
         path = files[0].with_name(f"{base}.yaml")
@@ -268,7 +249,7 @@ def _model_files(model: str) -> list[Path]:
         if path in files:
             raise InputError(f"{files[0]}: {EXTENDS} {base!r}, which extends this file itself; take one of them out")
         files.insert(0, path)
-    return files
+    return [path for path in (PROPERTIES / "overall.yaml", *files, _dataset_file(dataset)) if path.is_file()]
 
 
 def trained_as(model: str) -> str:

@@ -8,6 +8,7 @@ import ast
 import contextlib
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import tempfile
@@ -22,21 +23,16 @@ from safetensors.torch import save_file
 
 from .errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the files written here; a file of another version is refused."""
 
 _KEY = "recbole_bbqrec"
 
 
 def save(path: str | os.PathLike, kind: str, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> None:
-    """Write `tensors` and the JSON-serialisable `header` to `path` in one atomic step.
+    """Write `tensors` and the JSON-serialisable `header` to `path` in one atomic step; its folder is made.
 
-    Parameters
-    ----------
-    path : target file; its folder is made where missing.
-    kind : what the file is (`features`, `tokenizer`, `checkpoint`, ...), checked again by `load`.
-    tensors : name -> tensor of any shape and dtype.
-    header : plain data that goes with them.
+    `kind` says what the file is (`features`, `tokenizer`, ...) and is checked again by `load`.
     """
     # One entry: safetensors writes several in an order of its own, and equal content should give equal files.
     metadata = {_KEY: json.dumps({"kind": kind, "format": FORMAT, "header": header}, sort_keys=True)}
@@ -51,9 +47,7 @@ def save(path: str | os.PathLike, kind: str, tensors: Mapping[str, torch.Tensor]
 def load(path: str | os.PathLike, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read what `save` wrote: `(tensors, header)`, tensors on the CPU.
 
-    Raises
-    ------
-    InputError : the file is missing, damaged, of another kind or of another format version.
+    A file that is missing, damaged, of another kind or of another format version is an `InputError`.
     """
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such file; expected a {kind} file written by recbole_bbqrec")
@@ -138,10 +132,6 @@ def source_fingerprint(*modules: str) -> str:
 
     It stands in every cache key, so that a change of the code never meets a file made by the code before it. Comments,
     docstrings and formatting do not count. Modules are read once a process: what is edited meanwhile does not run.
-
-    Parameters
-    ----------
-    modules : dotted names, such as `recbole_bbqrec.tokenizer.fit`.
     """
     waiting, found = set(modules), {}
     while waiting:
@@ -149,7 +139,7 @@ def source_fingerprint(*modules: str) -> str:
         tree = ast.parse(_file_of(name).read_bytes())
         found[name] = ""
         waiting |= _imported(tree, name) - found.keys()
-        found[name] = ast.dump(_without_docstrings(tree))
+        found[name] = ast.dump(_WithoutDocstrings().visit(tree))
     return fingerprint(found)
 
 
@@ -160,24 +150,18 @@ def _file_of(module: str) -> Path:
 
 def _imported(tree: ast.Module, module: str) -> set[str]:
     """Modules of this package that the module `module` imports, on top or inside functions."""
-    package = module.split(".")[: None if _file_of(module).name == "__init__.py" else -1]
+    package = module if _file_of(module).name == "__init__.py" else module.rpartition(".")[0]
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
-            start = ".".join([*above, *filter(None, [node.module])])
+            start = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             names |= {start, *(f"{start}.{alias.name}" for alias in node.names)}
     # The package itself is left out: its functions hand over to every room.
     return {name for name in names if name.startswith(f"{__package__}.") and _file_of(name).is_file()}
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [  # type: ignore[attr-defined]
-                part for part in body if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))
-            ]
-    return tree
+class _WithoutDocstrings(ast.NodeTransformer):
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) else node

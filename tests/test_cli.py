@@ -4,6 +4,7 @@ import sys
 import pytest
 from conftest import settings
 
+import recbole_bbqrec
 from recbole_bbqrec import cli, quick_start
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.experiments import ablation, cost
@@ -79,16 +80,17 @@ def test_mistakes_in_settings_are_one_line(tmp_path, capsys):
     assert error.startswith("error: --dataset=nowhere: no file") and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
+@pytest.mark.parametrize("command", cli.COMMANDS.choices)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as error:
         cli.main([command, "--help"])
     shown = capsys.readouterr().out
-    assert error.value.code == 0 and cli.COMMANDS[command].help in " ".join(shown.split())
+    assert error.value.code == 0 and cli.COMMANDS.choices[command].description in " ".join(shown.split())
 
 
 def test_help_loads_nothing_heavy():
-    code = "import sys; from recbole_bbqrec import cli; cli._parser(); print(set(sys.modules) & {'torch', 'recbole'})"
+    code = "import sys; from recbole_bbqrec import cli; cli.PARSER.format_help(); "
+    code += "print(set(sys.modules) & {'torch', 'recbole'})"
     place = cli.Path(cli.__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=place)
     assert done.stdout.strip() == "set()"
@@ -101,7 +103,7 @@ def test_recommend(tiny, tmp_path, capsys):
     first, second = capsys.readouterr().out.split("after zzz")
     assert first.startswith("after i01,i05,nope (unknown, ignored: nope)\n") and "no known item" in second
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in first.splitlines() if line.startswith("|")][2:]
-    (expected,) = quick_start.load_bundle(folder).recommend([["i01", "i05"]], 3)
+    (expected,) = recbole_bbqrec.load_bundle(folder).recommend([["i01", "i05"]], 3)
     assert rows == [[str(at + 1), expected.items[at], f"{expected.scores[at]:.4f}"] for at in range(3)]
     assert cli.main(["recommend", folder, "--history=i01", "--epochs=3"]) == 2
     assert cli.main(["recommend", str(tmp_path), "--history=i01"]) == 2

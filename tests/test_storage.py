@@ -45,19 +45,19 @@ def test_damaged_files_are_refused_with_what_to_do(tmp_path, damage):
 def test_another_kind_or_version_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
     storage.save(path, "thing", {"a": torch.ones(1)}, {})
-    with pytest.raises(InputError, match="found a thing file of format 1, expected a weights file"):
+    with pytest.raises(InputError, match="found a thing file of format 2, expected a weights file"):
         storage.load(path, "weights")
-    monkeypatch.setattr(storage, "FORMAT", 2)
-    with pytest.raises(InputError, match="format 2"):
+    monkeypatch.setattr(storage, "FORMAT", 3)
+    with pytest.raises(InputError, match="found a thing file of format 2, expected a thing file of format 3"):
         storage.load(path, "thing")
     with pytest.raises(InputError, match="no such file"):
         storage.load(tmp_path / "none", "thing")
 
 
-@pytest.mark.parametrize("entry", ["[]", '"text"', '{"kind": "weights", "format": 1}', "{}"])
+@pytest.mark.parametrize("entry", ["[]", '"text"', '{"kind": "weights", "format": 2}', "{}"])
 def test_files_of_others_are_refused(tmp_path, entry):
     save_file({"a": torch.ones(1)}, tmp_path / "a", metadata={"recbole_bbqrec": entry})
-    with pytest.raises(InputError, match="expected a weights file of format 1; delete it"):
+    with pytest.raises(InputError, match="expected a weights file of format 2; delete it"):
         storage.load(tmp_path / "a", "weights")
 
 

@@ -23,16 +23,8 @@ class WindowDataLoader:
     A batch holds as many windows as have about `train_batch_size` targets together, so that every target weighs the
     same in the epoch's loss and every step costs the same. Windows of about equal length share a batch.
 
-    Parameters
-    ----------
-    config : settings; reads `train_batch_size`, `MAX_ITEM_LIST_LENGTH`, `shuffle` and `seed`.
-    dataset : training data set; its field names are used for the batches.
-    sequences : what to cut into windows.
-
-    Yields
-    ------
-    Interaction with `item_id_list` [B, T] (0 pads on the right), `item_length` [B] and `target_list` [B, T], the item
-    after each position; 0 where there is none or an earlier window has it.
+    A batch is an `Interaction` with `item_id_list` [B, T] (0 pads on the right), `item_length` [B] and `target_list`
+    [B, T], the item after each position; 0 where there is none or an earlier window has it.
     """
 
     TARGETS = "target_list"
@@ -42,16 +34,11 @@ class WindowDataLoader:
         self.dataset = self._dataset = dataset
         self.sequences = sequences
         self.shuffle = bool(config["shuffle"])
-        self.generator = torch.Generator()
-        self.generator.manual_seed(config["seed"])
+        self.generator = torch.Generator().manual_seed(config["seed"])
         self._start, self._size, self._skipped = windows(sequences, config["MAX_ITEM_LIST_LENGTH"])
-        self._fields = (dataset.iid_field + config["LIST_SUFFIX"], dataset.item_list_length_field)
+        self._fields = (dataset.iid_field + config["LIST_SUFFIX"], dataset.item_list_length_field, self.TARGETS)
+        self.n_targets = int((self._size - self._skipped).sum())
         self._n_batches = len(self._batches(np.arange(len(self._start))))
-
-    @property
-    def n_targets(self) -> int:
-        """Number of training targets in an epoch."""
-        return int((self._size - self._skipped).sum())
 
     def __len__(self) -> int:
         return self._n_batches
@@ -63,8 +50,7 @@ class WindowDataLoader:
         batches = self._batches(order)
         if self.shuffle:
             batches = [batches[index] for index in torch.randperm(len(batches), generator=self.generator).tolist()]
-        for rows in batches:
-            yield self._collate(rows)
+        yield from map(self._collate, batches)
 
     def _batches(self, order: np.ndarray) -> list[np.ndarray]:
         if not len(order):
@@ -89,14 +75,8 @@ class WindowDataLoader:
         items = np.where(inside, self.sequences.items[position], 0)
         is_target = inside & (columns >= skipped[:, None])
         following = self.sequences.items[np.where(is_target, position + 1, 0)]
-        list_field, length_field = self._fields
-        return Interaction(
-            {
-                list_field: torch.from_numpy(items),
-                length_field: torch.from_numpy(size),
-                self.TARGETS: torch.from_numpy(np.where(is_target, following, 0)),
-            }
-        )
+        columns = dict(zip(self._fields, (items, size, np.where(is_target, following, 0)), strict=True))
+        return Interaction({field: torch.from_numpy(values) for field, values in columns.items()})
 
 
 def split_loaders(config: Any, dataset: Any) -> tuple[Any, Any, Any]:

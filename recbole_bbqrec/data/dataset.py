@@ -47,18 +47,18 @@ class MultiModalSequentialDataset(SequentialDataset):
     def __init__(self, config: Any) -> None:
         for key in ("save_dataset", "save_dataloaders"):
             if config[key]:
-                raise InputError(
-                    f"{key}: this data set is not pickled, its caches are kept by fingerprint; drop the key"
-                )
+                raise InputError(f"{key}: this data set is not pickled, it is cached by fingerprint; drop the key")
         self.seconds = {"features": 0.0, "tokenizer": 0.0}
         with compat.lengths_by_element():
             super().__init__(config)
-        self.catalogue = Catalogue([str(token) for token in self.field2id_token[self.iid_field]])
+        tokens = [str(token) for token in self.field2id_token[self.iid_field]]
+        self.catalogue = Catalogue(tokens)
         # Whether the model needs to know how alike items are, by their codes or by their features.
         compares = bool(config["attach_semantic_ids"]) or config["similarity_attention"] != "off"
         self._needs_codes = compares and config["codes"] != "none"
         if config["attach_item_features"] or compares:
-            self._attach_features()
+            features, self.seconds["features"] = build_item_features(config, tokens[1:], self.cache_dir)
+            self.catalogue = Catalogue(tokens, features.reindex(tokens))
 
     @property
     def cache_dir(self) -> Path:
@@ -67,12 +67,7 @@ class MultiModalSequentialDataset(SequentialDataset):
         return Path(root) / self.dataset_name
 
     def save(self) -> None:
-        """Refuse RecBole's pickle.
-
-        Raises
-        ------
-        InputError : always.
-        """
+        """Refuse RecBole's pickle."""
         raise InputError("this data set is not pickled: features and codes are cached by fingerprint in cache_dir")
 
     # Reading and filtering, where RecBole's own steps stumble over pandas 3 or over a broken file.
@@ -83,8 +78,8 @@ class MultiModalSequentialDataset(SequentialDataset):
             return None
         separator, encoding = self.config["field_separator"], self.config["encoding"] or "utf-8"
         frame, types = read_atomic(Path(filepath), load_col and sorted(load_col), separator, encoding)
-        for field in sorted(unload_col or ()):
-            frame, types = frame.drop(columns=field, errors="ignore"), {k: v for k, v in types.items() if k != field}
+        unwanted = set(unload_col or ()) & types.keys()
+        frame, types = frame.drop(columns=list(unwanted)), {k: v for k, v in types.items() if k not in unwanted}
         for field, name in types.items():
             kind = FeatureType(name)
             if isinstance(source, FeatureSource) or source != "link":
@@ -92,9 +87,11 @@ class MultiModalSequentialDataset(SequentialDataset):
                 if kind in (FeatureType.FLOAT, FeatureType.FLOAT_SEQ):
                     self.field2bucketnum[field] = 2
             if kind in (FeatureType.TOKEN_SEQ, FeatureType.FLOAT_SEQ):
-                frame[field] = self._split_sequences(
-                    frame[field], field, float if kind == FeatureType.FLOAT_SEQ else str
-                )
+                read, mark = float if kind == FeatureType.FLOAT_SEQ else str, self.config["seq_separator"]
+                rows = [np.array([read(part) for part in text.split(mark) if part]) for text in frame[field]]
+                longest = max((len(row) for row in rows), default=0)
+                self.field2seqlen[field] = min((self.config["seq_len"] or {}).get(field, longest), longest)
+                frame[field] = [row[: self.field2seqlen[field]] for row in rows]
             else:
                 self.field2seqlen[field] = 1
                 if kind == FeatureType.TOKEN:
@@ -119,13 +116,6 @@ class MultiModalSequentialDataset(SequentialDataset):
                     f"interaction file ({len(blank)} are blank); fill it in or delete the line"
                 )
 
-    def _split_sequences(self, column: pd.Series, field: str, kind: type) -> list[np.ndarray]:
-        rows = [np.array([kind(part) for part in text.split(self.config["seq_separator"]) if part]) for text in column]
-        longest = max((len(row) for row in rows), default=0)
-        limit = (self.config["seq_len"] or {}).get(field, longest)
-        self.field2seqlen[field] = min(limit, longest)
-        return [row[:limit] for row in rows]
-
     def _data_filtering(self) -> None:
         try:
             super()._data_filtering()
@@ -138,10 +128,7 @@ class MultiModalSequentialDataset(SequentialDataset):
             # RecBole sorts by time with a stable sort, so the order made here decides among equal times.
             shuffled = self.inter_feat.sample(frac=1, random_state=self.config["shuffle_ties"])
             self.inter_feat = shuffled.reset_index(drop=True)
-        self._keep_time_order()
-
-    def _keep_time_order(self) -> None:
-        """Replace times by their rank where RecBole's float32 would merge them (Unix time: steps of 128 s)."""
+        # Times go by their rank where RecBole's float32 would merge them (Unix time: steps of 128 s).
         times = self.inter_feat[self.time_field].to_numpy()
         if times.size and len(np.unique(times.astype(np.float32))) < len(np.unique(times)):
             self.inter_feat[self.time_field] = np.unique(times, return_inverse=True)[1].astype(np.float64)
@@ -167,12 +154,6 @@ class MultiModalSequentialDataset(SequentialDataset):
             return super()._dataframe_to_interaction(data)
 
     # What is attached.
-
-    def _attach_features(self) -> None:
-        tokens = self.catalogue.tokens
-        features, seconds = build_item_features(self.config, tokens[1:], self.cache_dir)
-        self.catalogue = Catalogue(tokens, features.reindex(tokens))
-        self.seconds["features"] = seconds
 
     def build(self) -> list[Any]:
         """Split as RecBole does, then learn the codes from the training split and attach them to all splits."""

@@ -32,16 +32,8 @@ def fit_semantic_ids(
     """Learn the item tokenizer on the training sequences, or read it from the cache.
 
     The tokenizer sees items in the order of their tokens and users in the order of theirs, so its result depends on
-    neither RecBole's numbering nor on anything outside the training split.
-
-    Parameters
-    ----------
-    catalogue : item tokens and, where there are any, features.
-    sequences : training sequences of item ids.
-
-    Returns
-    -------
-    The IDs by item id, the tokenizer's file, and the seconds of the `tokenizer` and of its `report card`.
+    neither RecBole's numbering nor on anything outside the training split. Returned are the IDs by item id, the
+    tokenizer's file, and the seconds of the `tokenizer` and of its `report card`.
     """
     started = time.perf_counter()
     tokens = catalogue.tokens
@@ -58,19 +50,22 @@ def fit_semantic_ids(
     seconds = {"tokenizer": learned_at - started, "report card": time.perf_counter() - learned_at}
     names, size = list(fitted.signals_), fitted.codebooks_.shape[1]
     learned = SemanticIds(fitted.codes_, fitted.vectors_, fitted.present_, names, size)
-    return _by_item_id(CONTROLS[config["codes"]](learned, config["seed"]), place), path, seconds
+    ids = CONTROLS[config["codes"]](learned, config["seed"])
+    # By item id, the padding row first.
+    codes = torch.cat([ids.codes.new_full((1, ids.codes.shape[1]), -1), ids.codes[place]])
+    vectors, present = (
+        torch.cat([torch.zeros_like(part[:, :1]), part[:, place]], dim=1) for part in (ids.vectors, ids.present)
+    )
+    return replace(ids, codes=codes, vectors=vectors, present=present), path, seconds
 
 
 def _cached_tokenizer(
     config: Any, features: Features, sequences: Sequences, n_items: int, cache_dir: Path
 ) -> tuple[ItemTokenizer, Path]:
     name, logger = config["tokenizer"], logging.getLogger()
-    kind = TOKENIZERS[name]
-    known = inspect.signature(kind).parameters
-    given = {
-        key.removeprefix(PREFIX): value for key, value in config.final_config_dict.items() if key.startswith(PREFIX)
-    }
-    settings = {key: value for key, value in given.items() if key in known}
+    kind, given = TOKENIZERS[name], config.final_config_dict
+    names = inspect.signature(kind).parameters
+    settings = {name: given[PREFIX + name] for name in names if PREFIX + name in given}
     settings |= {"seed": config["seed"], "device": str(config["device"])}
     source = storage.source_fingerprint(kind.__module__)
     key = storage.fingerprint(
@@ -84,7 +79,7 @@ def _cached_tokenizer(
             return fitted, path
         except InputError as error:
             logger.warning(f"{error}; learning the semantic IDs again")
-    fitted = kind(**settings, **{"progress": config["show_progress"]})
+    fitted = kind(**settings, progress=config["show_progress"])
     fitted.fit(*features, (sequences.offsets, sequences.items), n_items)
     fitted.save(path)
     logger.info(f"semantic IDs: learned and kept in {path}")
@@ -128,12 +123,3 @@ def _random(ids: SemanticIds, seed: int) -> SemanticIds:
 
 CONTROLS = {"learned": lambda ids, seed: ids, "shuffled": _shuffled, "random": _random}
 """What the key `codes` does to the IDs; `none` does without any."""
-
-
-def _by_item_id(ids: SemanticIds, place: torch.Tensor) -> SemanticIds:
-    """Put rows in the order of item ids and the padding row before them."""
-    codes = torch.cat([ids.codes.new_full((1, ids.codes.shape[1]), -1), ids.codes[place]])
-    vectors, present = (
-        torch.cat([torch.zeros_like(part[:, :1]), part[:, place]], dim=1) for part in (ids.vectors, ids.present)
-    )
-    return replace(ids, codes=codes, vectors=vectors, present=present)

@@ -4,8 +4,7 @@ Rows of RecBole's sequential data sets are prefixes: `item_id_list` (right-padde
 `item_id`. Everything here is derived from those rows, after the split, so it holds for any way of splitting.
 """
 
-import functools
-import operator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +14,7 @@ import scipy.sparse
 
 @dataclass(frozen=True)
 class Sequences:
-    """Sequences of item ids, one after the other.
-
-    Attributes
-    ----------
-    offsets : [U + 1], sequence `u` is `items[offsets[u] : offsets[u + 1]]`.
-    items : [n] item ids in time order.
-    """
+    """Item ids [n] in time order; sequence `u` of U is `items[offsets[u] : offsets[u + 1]]`, so [U + 1] offsets."""
 
     offsets: np.ndarray
     items: np.ndarray
@@ -34,10 +27,9 @@ class Sequences:
 
 
 def training_sequences(train: Any) -> Sequences:
-    """Return the training part of every user's sequence, users in the order of their tokens.
+    """Return the training part of every user's sequence.
 
-    The order of users depends on their tokens alone, not on the ids RecBole gave them, so that what is learned from the
-    sequences does not depend on rows outside the training split.
+    Users are in the order of their tokens, not of RecBole's ids: nothing depends on rows outside the training split.
     """
     rows = train.inter_feat
     tokens = train.field2id_token[train.uid_field].astype(str)[rows[train.uid_field].numpy()]
@@ -56,13 +48,8 @@ def windows(sequences: Sequences, length: int) -> tuple[np.ndarray, np.ndarray, 
 
     A window shows up to `length` items and asks for the item after each of them. Users with more targets give several
     windows; each starts half a window earlier than its first target, so that a target has at least `length // 2` items
-    of context where the user has that many.
-
-    Returns
-    -------
-    start : [W] position of a window's first item in `sequences.items`.
-    size : [W] number of items shown.
-    skipped : [W] leading items of the window whose next item is the target of an earlier window.
+    of context where the user has that many. Returns, of each of W windows, the position of its first item, the number
+    of items shown, and how many of these come first whose next item is the target of an earlier window.
     """
     found: list[tuple[int, int, int]] = []
     stride = max(length // 2, 1)
@@ -79,41 +66,31 @@ def windows(sequences: Sequences, length: int) -> tuple[np.ndarray, np.ndarray, 
     return start, size, skipped
 
 
-def seen_before(evaluated: Any, earlier: list[Any]) -> scipy.sparse.csr_array:
+def seen_before(evaluated: Any, earlier: Iterable[Any]) -> scipy.sparse.csr_array:
     """Collect all earlier interactions of the users of `evaluated` from the split, not from truncated lists.
 
-    Parameters
-    ----------
-    evaluated : data set whose R rows are ranked (validation or test).
-    earlier : the data sets before it in time (training; for test also validation).
-
-    Returns
-    -------
-    [R, N], an entry for each item that the row's user had interacted with before its target; the target itself is never
-    among them, and stays in the ranking.
+    Returns [R, N] for the R ranked rows: an entry for each item that the row's user had interacted with before its
+    target, in the data sets `earlier` in time (training; for test also validation) or in the row's history. The target
+    itself is never among them, and stays in the ranking.
     """
-    met = functools.reduce(operator.add, map(_met, earlier))
-    rows = evaluated.inter_feat
-    users, targets = (rows[field].numpy() for field in (evaluated.uid_field, evaluated.iid_field))
-    seen = scipy.sparse.coo_array(met[users] + _entries(np.arange(len(users)), *_history(evaluated)))
+    users, targets, history = _columns(evaluated)
+    met: Any = 0
+    for dataset in earlier:
+        owner, items, before = _columns(dataset)
+        met = met + _entries(owner, np.c_[before, items], (dataset.user_num, dataset.item_num))
+    own = _entries(np.arange(len(users)), history, (len(users), evaluated.item_num))
+    seen = scipy.sparse.coo_array(met[users] + own)
     other = seen.col != targets[seen.row]
     return scipy.sparse.csr_array((seen.data[other], (seen.row[other], seen.col[other])), shape=seen.shape)
 
 
-def _met(dataset: Any) -> scipy.sparse.csr_array:
-    """Interactions [users, N] of a part of the split."""
-    users, targets = (dataset.inter_feat[field].numpy() for field in (dataset.uid_field, dataset.iid_field))
-    history, n_items = _history(dataset)
-    return _entries(users, np.c_[history, targets], n_items, dataset.user_num)
+def _columns(dataset: Any) -> Iterator[np.ndarray]:
+    """Users [R], targets [R] and histories [R, T] of the rows of a data set."""
+    fields = dataset.uid_field, dataset.iid_field, dataset.iid_field + dataset.config["LIST_SUFFIX"]
+    return (dataset.inter_feat[field].numpy() for field in fields)
 
 
-def _history(dataset: Any) -> tuple[np.ndarray, int]:
-    return dataset.inter_feat[dataset.iid_field + dataset.config["LIST_SUFFIX"]].numpy(), dataset.item_num
-
-
-def _entries(owner: np.ndarray, items: np.ndarray, n_items: int, n_rows: int | None = None) -> scipy.sparse.csr_array:
-    """Matrix [n_rows, N] with an entry at (`owner[i]`, each of `items[i]` but padding)."""
+def _entries(owner: np.ndarray, items: np.ndarray, shape: tuple[int, int]) -> scipy.sparse.csr_array:
+    """Matrix with an entry at (`owner[i]`, each of `items[i]` but padding)."""
     row, column = np.nonzero(items)
-    place = owner[row], items[row, column]
-    shape = (len(owner) if n_rows is None else n_rows, n_items)
-    return scipy.sparse.csr_array((np.ones(len(row), bool), place), shape=shape)
+    return scipy.sparse.csr_array((np.ones(len(row), bool), (owner[row], items[row, column])), shape=shape)

@@ -19,16 +19,8 @@ def check_leakage(dataset: Any, train: Any, valid: Any, test: Any) -> dict[str, 
     """Check a split, and return what the record says of it: `leakage_check`.
 
     Every user's sequence by time is his training part, then his validation and then his test target; training rows and
-    `train_sequences` hold nothing else; the items masked for a target are exactly those before it.
-
-    Parameters
-    ----------
-    dataset : RecBole's data set before its split.
-    train, valid, test : loaders of its parts.
-
-    Raises
-    ------
-    InputError : one of these is not so; the first user with whom it is not is named.
+    `train_sequences` hold nothing else; the items masked for a target are exactly those before it. Where that is not so
+    an `InputError` names the first user. `dataset` is RecBole's before its split, the others are loaders of its parts.
     """
     if dataset.config["benchmark_filename"]:
         return {"leakage_check": "not made, the split comes with the data"}

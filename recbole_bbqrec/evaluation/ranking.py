@@ -3,7 +3,7 @@
 Shapes: B histories, N items (column 0 = padding), R evaluated rows.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,15 @@ NOT_FOUND = 2**31 - 1
 
 COLUMNS = ("masked", "unmasked")
 """Whether what the user had seen before the target leaves the ranking. The two are never mixed."""
+
+METRICS: Mapping[str, Callable[[np.ndarray, int], np.ndarray | float]] = {
+    "recall": lambda ranks, k: 1.0,
+    "hit": lambda ranks, k: 1.0,
+    "precision": lambda ranks, k: 1.0 / k,
+    "ndcg": lambda ranks, k: 1.0 / np.log2(1.0 + ranks),
+    "mrr": lambda ranks, k: 1.0 / ranks,
+}
+"""What a target among the first `k` counts; with one target recall and hit rate are the same."""
 
 
 def tie_order(n_items: int, seed: int) -> torch.Tensor:
@@ -34,8 +43,8 @@ def rank_targets(
 
     Parameters
     ----------
-    scores : [B, N]; column 0 is ignored.
-    targets : [B] item ids, compared by the score that stands in the same row.
+    scores : [B, N], all finite; column 0 is ignored.
+    targets : [B] item ids.
     seen : (row, item) pairs to leave out of the masked column; a row's own target may not be among them.
     order : [N] from `tie_order`.
     finds_some : whether minus infinity stands for an item that the model has not found, which no list shows.
@@ -43,10 +52,6 @@ def rank_targets(
     Returns
     -------
     `masked` and `unmasked` ranks [B], 1 is best; `NOT_FOUND` for a target without a score.
-
-    Raises
-    ------
-    InputError : a score is not finite.
     """
     scores = scores[:, 1:]
     low, high = torch.aminmax(scores)
@@ -84,13 +89,7 @@ def _count(mask: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks of all evaluated rows.
-
-    Attributes
-    ----------
-    users : [R] user id of each row.
-    masked, unmasked : [R] rank of the row's target, 1 is best.
-    """
+    """Of each evaluated row [R] the user's id, and the rank of its target in both columns, 1 is best."""
 
     users: np.ndarray
     masked: np.ndarray
@@ -110,19 +109,5 @@ class Ranks:
 
 
 def per_row(ranks: np.ndarray, metric: str, k: int) -> np.ndarray:
-    """Return a metric's value [R] for each row with one target at the given rank.
-
-    With one target recall and hit rate are the same, precision is their k-th part, NDCG is 1 / log2(1 + rank) and the
-    reciprocal rank 1 / rank, all zero beyond `k`.
-    """
-    inside = ranks <= k
-    values: Mapping[str, np.ndarray] = {
-        "recall": inside.astype(float),
-        "hit": inside.astype(float),
-        "precision": inside / k,
-        "ndcg": inside / np.log2(1.0 + ranks),
-        "mrr": inside / ranks,
-    }
-    if metric.lower() not in values:
-        raise InputError(f"metrics: found {metric!r}, expected one of {', '.join(values)}")
-    return values[metric.lower()]
+    """Return a metric's value [R] for each row with one target at the given rank; zero beyond `k`."""
+    return (ranks <= k) * METRICS[metric.lower()](ranks, k)

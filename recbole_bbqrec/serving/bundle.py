@@ -19,7 +19,7 @@ from ..settings import plain_settings
 from ..tokenizer.fit import Encoded
 from ..training import checkpoint
 
-BUNDLE, WEIGHTS, FEATURES = "bundle.json", "weights.safetensors", "features.safetensors"
+BUNDLE, WEIGHTS, FEATURES = "bundle.json", checkpoint.WEIGHTS_FILE, "features.safetensors"
 SEMANTIC_IDS, TOKENIZER = "semantic_ids.safetensors", "tokenizer.safetensors"
 BATCH = 512
 
@@ -41,7 +41,6 @@ class _NoData:
         self.iid_field, self.catalogue = item_field, catalogue
 
     def num(self, field: str) -> int:
-        """Number of values of the item field, padding included."""
         if field != self.iid_field:
             raise InputError(f"field {field}: not in a bundle; this model works with its data set only")
         return len(self.catalogue.tokens)
@@ -70,9 +69,8 @@ class Bundle:
         try:
             self.model = registry.build_model(settings, _NoData(settings["ITEM_ID_FIELD"], catalogue))
         except AttributeError as error:
-            raise InputError(
-                f"{folder}: {settings['model']} needs its data set ({error}); use load_data_and_model"
-            ) from error
+            why = f"{settings['model']} needs its data set ({error}); use load_data_and_model"
+            raise InputError(f"{folder}: {why}") from error
         checkpoint.load_weights(folder / WEIGHTS, self.model)
         restore_candidates(folder, self.model)
         self.ranker = ranker_of(self.model.eval(), settings)
@@ -82,15 +80,13 @@ class Bundle:
     def grown(self, new: ItemFeatures, encoded: Encoded | None = None) -> "Bundle":
         """Return a bundle that also scores and reads items that the model was not trained with.
 
-        Parameters
-        ----------
-        new, encoded : see `Catalogue.grown`.
+        Parameters are those of `Catalogue.grown`.
 
         Raises
         ------
         InputError : too little is known of the items; or the model decodes IDs, and one is taken.
         """
-        if encoded is None and hasattr(self.model, "decoder") and self.model.decoder is not None:
+        if encoded is None and getattr(self.model, "decoder", None) is not None:
             raise InputError("new items: found no codes, expected some; their IDs are what this model decodes")
         return Bundle(self.folder, self.settings, self.catalogue.grown(new, encoded))
 
@@ -112,9 +108,8 @@ class Bundle:
         if k < 1:
             raise InputError(f"k: found {k}, expected at least 1")
         if any(isinstance(history, str) for history in histories):
-            raise InputError(
-                "histories: found a string, expected a list of lists of item tokens: [['B0048KGFHU', ...]]"
-            )
+            expected = "a list of lists of item tokens: [['B0048KGFHU', ...]]"
+            raise InputError(f"histories: found a string, expected {expected}")
         unknown = [[token for token in history if token not in self._ids] for history in histories]
         if any(unknown):
             some = sorted({token for tokens in unknown for token in tokens})
@@ -142,12 +137,8 @@ class Bundle:
         # Equal scores stand in the ranker's order of ties: a stable sort of columns that are in that order already.
         columns = torch.argsort(tie_order(scores.shape[1], self.settings["seed"]))
         values, places = torch.sort(scores[:, columns], dim=1, descending=True, stable=True)
-        results = []
-        for row_values, row_items in zip(values[:, :k], columns[places[:, :k]], strict=True):
-            finite = torch.isfinite(row_values)
-            tokens = [self.item_tokens[item] for item in row_items[finite].tolist()]
-            results.append((tokens, row_values[finite].tolist()))
-        return results
+        rows = zip(values[:, :k], columns[places[:, :k]], torch.isfinite(values[:, :k]), strict=True)
+        return [([self.item_tokens[item] for item in items[found]], row[found].tolist()) for row, items, found in rows]
 
 
 def write_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
@@ -164,6 +155,22 @@ def write_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
         shutil.copyfile(dataset.tokenizer_file, run_dir / TOKENIZER)
     content = {"format": storage.FORMAT, "version": __version__, "settings": plain_settings(config)}
     storage.write_json(run_dir / BUNDLE, {**content, "item_tokens": catalogue.tokens})
+
+
+def keep_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
+    """As `write_bundle`; a bundle that cannot recommend does not stay: some of RecBole's models need their data set."""
+    write_bundle(run_dir, config, dataset)
+    logger = logging.getLogger()
+    try:
+        bundle = load_bundle(run_dir)
+        bundle.recommend([[bundle.item_tokens[1]]], k=1)
+        logger.info(f"bundle: recbole_bbqrec.load_bundle({str(run_dir)!r}).recommend([[item tokens]], k=10)")
+    except Exception as error:  # a model that asks its data set or its user for more than a history fails in many ways
+        if config["model"] in registry.MODELS:
+            raise
+        (run_dir / BUNDLE).unlink()
+        why = f"{config['model']} needs its data set to recommend ({error})"
+        logger.warning(f"no bundle: {why}; use load_data_and_model")
 
 
 def restore_candidates(folder: Path, model: Any) -> None:

@@ -10,11 +10,8 @@ def keep_freed_memory() -> bool:
     """Make glibc keep freed memory for later tensors, in the whole process and for the rest of its life.
 
     Left alone, it hands every tensor above 32 MiB back to the system and gets it again page by page, each page zeroed,
-    several times a training step: scores of the whole catalogue are such tensors.
-
-    Returns
-    -------
-    Whether it was done; False where the C library is another one than glibc.
+    several times a training step: scores of the whole catalogue are such tensors. Returns whether it was done; False
+    where the C library is another one than glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -4,7 +4,6 @@ Shapes: R histories, N items, F weights, n pairs of a history and a candidate.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import scipy.optimize
@@ -24,25 +23,6 @@ ITERATIONS = 60
 ROWS = 256
 
 
-class Problem(NamedTuple):
-    """Candidates of R histories, a history's side by side.
-
-    Attributes
-    ----------
-    weights : [n, F] which weights a candidate receives, and how often.
-    scores : [n] the encoder's score.
-    offset : [n] log of how many candidates a random one stands for.
-    counts : [R] candidates of each history.
-    target : [R] place of the target among those of its history.
-    """
-
-    weights: scipy.sparse.csr_array
-    scores: np.ndarray
-    offset: np.ndarray
-    counts: np.ndarray
-    target: np.ndarray
-
-
 def fit_candidates(
     candidates: CandidateSimilarity,
     score: Callable[[torch.Tensor], torch.Tensor],
@@ -57,11 +37,8 @@ def fit_candidates(
     Candidates without a weight are too many to look at; random ones stand for them (importance sampling), the best of
     them by the encoder for themselves. A half whose others are nobody keeps the weights it has.
 
-    Parameters
-    ----------
-    score : the encoder's scores [B, N] of histories [B, T].
-    histories, targets : [R, T] (0 pads on the right) and [R] the next items; validation, see the module `candidates`.
-    halves : [R] 0 or 1, the half to which a history's user belongs.
+    `score` gives the encoder's scores [B, N] of histories [B, T]. Of R users in validation there are the histories
+    [R, T] (0 pads on the right), the next items [R], and the half [R] of each, 0 or 1.
     """
     generator = np.random.default_rng(seed)
     fitted = []
@@ -75,7 +52,7 @@ def fit_candidates(
         parts = [_problem(candidates, score, histories[chunk], targets[chunk], generator) for chunk in chunks]
         tables, *columns = zip(*parts, strict=True)
         table = scipy.sparse.csr_array(scipy.sparse.vstack(tables, format="csr"))
-        weights = _solve(Problem(table, *(np.concatenate(column) for column in columns)))
+        weights = _solve(table, *(np.concatenate(column) for column in columns))
         fitted.append(torch.from_numpy(weights).float())
     candidates.weights = torch.stack([*fitted, torch.stack(fitted).mean(0)]).to(candidates.weights.device)
 
@@ -86,8 +63,8 @@ def _problem(
     histories: torch.Tensor,
     targets: torch.Tensor,
     generator: np.random.Generator,
-) -> Problem:
-    """Choose the candidates of some histories."""
+) -> tuple[scipy.sparse.csr_array, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Choose the candidates of R histories; returns what `_solve` takes."""
     scores = score(histories).float().cpu()
     n_rows, n_items = scores.shape
     scores[:, 0] = -torch.inf
@@ -108,34 +85,39 @@ def _problem(
     table = scipy.sparse.csr_array(
         (np.ones(len(given), np.float32), (place[given], weights)), shape=(len(keys), candidates.n_weights)
     )
-    return Problem(
-        weights=table,
-        scores=scores.numpy().ravel()[keys].astype(np.float32),
-        offset=np.where(drawn.ravel()[keys], np.repeat(stands_for, counts), 0.0).astype(np.float32),
-        counts=counts,
-        target=place[own] - (np.cumsum(counts) - counts),
-    )
+    offset = np.where(drawn.ravel()[keys], np.repeat(stands_for, counts), 0.0).astype(np.float32)
+    own_place = place[own] - (np.cumsum(counts) - counts)
+    return table, scores.numpy().ravel()[keys].astype(np.float32), offset, counts, own_place
 
 
-def _solve(problem: Problem) -> np.ndarray:
-    """Return scale and weights [1 + F] of least penalised cross-entropy."""
-    transposed = scipy.sparse.csr_array(problem.weights.T)
-    first = np.cumsum(problem.counts) - problem.counts
-    history, target = np.repeat(np.arange(len(first)), problem.counts), first + problem.target
+def _solve(
+    table: scipy.sparse.csr_array, scores: np.ndarray, offset: np.ndarray, counts: np.ndarray, own_place: np.ndarray
+) -> np.ndarray:
+    """Return scale and weights [1 + F] of least penalised cross-entropy; candidates of a history stand side by side.
+
+    Parameters
+    ----------
+    table : [n, F] which weights a candidate receives, and how often.
+    scores, offset : [n] the encoder's score, and the log of how many candidates a random one stands for.
+    counts, own_place : [R] candidates of each history, and where its target stands among them.
+    """
+    transposed = scipy.sparse.csr_array(table.T)
+    first = np.cumsum(counts) - counts
+    history, target = np.repeat(np.arange(len(first)), counts), first + own_place
 
     def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
         scale, weights = np.float32(x[0]), x[1:].astype(np.float32)
-        logits = scale * problem.scores + problem.weights @ weights + problem.offset
+        logits = scale * scores + table @ weights + offset
         logits -= np.maximum.reduceat(logits, first)[history]
         odds = np.exp(logits)
         total = np.add.reduceat(odds, first)
         value = np.log(total).sum(dtype=np.float64) - logits[target].sum(dtype=np.float64)
         slope = odds / total[history]
         slope[target] -= 1.0
-        gradient = np.r_[slope @ problem.scores, transposed @ slope + 2 * RIDGE * weights].astype(np.float64)
+        gradient = np.r_[slope @ scores, transposed @ slope + 2 * RIDGE * weights].astype(np.float64)
         return value + RIDGE * float(x[1:] @ x[1:]), gradient
 
-    start = np.r_[1.0, np.zeros(problem.weights.shape[1])]
+    start = np.r_[1.0, np.zeros(table.shape[1])]
     bounds = [(0.0, None), *[(None, None)] * (len(start) - 1)]  # a poor encoder must not be turned upside down
     options = {"maxiter": ITERATIONS}
     return scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x

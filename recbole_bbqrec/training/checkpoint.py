@@ -1,32 +1,74 @@
-"""What training leaves on disk: weights and the state to go on from, without pickle."""
+"""What training leaves on disk, without pickle: folders, weights, and the state to go on from."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from .. import storage
 from ..errors import InputError
+from ..settings import candidate_settings, learning_settings, trained_as
 
 WEIGHTS, TRAINING = "weights", "training"
+WEIGHTS_FILE, LAST_FILE = "weights.safetensors", "last.safetensors"
+"""In the folder of a training: the best weights by validation, and the state after the last epoch."""
 _MODEL, _OPTIMIZER = "model.", "optimizer."
+
+
+class RunFolder(NamedTuple):
+    """The folder `path` of a finished run, and that of its `training`, named by everything that can change its result.
+
+    They differ where something is fitted after training: one training serves every setting of that, and all models that
+    are trained alike (`settings.trained_as`).
+    """
+
+    path: Path
+    training: Path
+
+    @classmethod
+    def of(cls, config: Any, parts: list[Any], classes: list[type]) -> "RunFolder":
+        """Name the folders of a run over data sets; the source of its `classes` (trainer, model) counts as well."""
+        afterwards, name = candidate_settings(config), trained_as(config["model"])
+        package = __name__.partition(".")[0]
+        modules = {base.__module__ for each in classes for base in each.__mro__} | {f"{package}.model.stock_attention"}
+        learned_from = {key: value for key, value in learning_settings(config).items() if key not in afterwards}
+        key = storage.fingerprint(
+            {**learned_from, "model": name},
+            str(config["device"]),
+            *(part for dataset in parts for part in _content(dataset)),
+            storage.source_fingerprint(*sorted(module for module in modules if module.startswith(f"{package}."))),
+            torch.__version__,
+        )
+        rest = f"{config['dataset']}-{config['seed']}-{key}"
+        fitted = f"-{storage.fingerprint(afterwards)[:8]}" if afterwards.get("candidate_similarity") else ""
+        root = Path(config["checkpoint_dir"])
+        return cls(root / f"{config['model']}-{rest}{fitted}", root / f"{name}-{rest}")
+
+
+def _content(dataset: Any) -> Iterator[Any]:
+    """Everything of a data set that a model can learn from."""
+    for feat in (dataset.inter_feat, dataset.user_feat, dataset.item_feat):
+        yield {} if feat is None else dict(feat.interaction)
+    yield [str(token) for token in dataset.field2id_token[dataset.uid_field]]
+    yield dataset.catalogue.tokens
+    features, ids = dataset.catalogue.features, dataset.catalogue.semantic_ids
+    if features is not None:
+        yield from (features.matrices, features.present)
+    if ids is not None:
+        yield from (ids.codes, ids.vectors, ids.present)
 
 
 def save_weights(path: Path, model: nn.Module, header: dict[str, Any]) -> None:
     """Write the model's weights with `header` (plain data)."""
-    storage.save(path, WEIGHTS, _prefixed(_MODEL, model.state_dict()), header)
+    storage.save(path, WEIGHTS, model.state_dict(prefix=_MODEL), header)
 
 
 def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
-    """Read weights into `model` and return the header.
-
-    Raises
-    ------
-    InputError : the file is damaged or belongs to a model of other settings.
-    """
+    """Read weights into `model` and return the header; those of other settings are an `InputError`."""
     tensors, header = storage.load(path, WEIGHTS)
-    _restore(path, model, tensors)
+    _restore(path, "weights", model.load_state_dict, _of_prefix(_MODEL, tensors))
     return header
 
 
@@ -34,47 +76,31 @@ def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     """Write everything the next epoch needs: weights, optimizer state and `header` (plain data)."""
     state = optimizer.state_dict()
     flat = {f"{index}.{name}": value for index, entries in state["state"].items() for name, value in entries.items()}
-    moments = {name: value for name, value in flat.items() if isinstance(value, torch.Tensor)}
-    scalars = {name: value for name, value in flat.items() if name not in moments}
-    tensors = {**_prefixed(_MODEL, model.state_dict()), **_prefixed(_OPTIMIZER, moments)}
-    storage.save(path, TRAINING, tensors, {**header, "groups": state["param_groups"], "scalars": scalars})
+    scalars = {name: value for name, value in flat.items() if not isinstance(value, torch.Tensor)}
+    moments = {_OPTIMIZER + name: value for name, value in flat.items() if name not in scalars}
+    header = {**header, "groups": state["param_groups"], "scalars": scalars}
+    storage.save(path, TRAINING, {**model.state_dict(prefix=_MODEL), **moments}, header)
 
 
 def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Read what `save_training` wrote into `model` and `optimizer` and return the header.
-
-    Raises
-    ------
-    InputError : the file is damaged or belongs to a model of other settings.
-    """
+    """Read what `save_training` wrote into `model` and `optimizer`; as `load_weights`."""
     tensors, header = storage.load(path, TRAINING)
-    _restore(path, model, tensors)
+    _restore(path, "weights", model.load_state_dict, _of_prefix(_MODEL, tensors))
     state: dict[int, dict[str, Any]] = {}
     for name, value in {**header["scalars"], **_of_prefix(_OPTIMIZER, tensors)}.items():
         index, _, entry = name.partition(".")
         state.setdefault(int(index), {})[entry] = value
-    try:
-        optimizer.load_state_dict({"state": state, "param_groups": header["groups"]})
-    except ValueError as error:
-        raise InputError(
-            f"{path}: optimizer state of other settings ({error}); delete the folder or --resume=False"
-        ) from error
+    _restore(path, "optimizer state", optimizer.load_state_dict, {"state": state, "param_groups": header["groups"]})
     return header
-
-
-def _prefixed(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {prefix + name: value for name, value in tensors.items()}
 
 
 def _of_prefix(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _restore(path: Path, model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+def _restore(path: Path, what: str, load: Callable[[dict[str, Any]], Any], state: dict[str, Any]) -> None:
     try:
-        model.load_state_dict(_of_prefix(_MODEL, tensors))
-    except RuntimeError as error:
+        load(state)
+    except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"{path}: weights of other settings ({reason}); delete the folder or --resume=False"
-        ) from error
+        raise InputError(f"{path}: {what} of other settings ({reason}); delete the folder or --resume=False") from error

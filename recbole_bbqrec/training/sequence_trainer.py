@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..model.candidates import CANDIDATES, HALVES, CandidateSimilarity, build_candidates, candidates_of
 from .averaging import AveragedAdamW
 from .candidate_fit import fit_candidates
+from .checkpoint import WEIGHTS_FILE
 from .trainer import ProtocolTrainer
 
 ROUNDING = 1e-4
@@ -34,10 +35,9 @@ class SequenceTrainer(ProtocolTrainer):
             if self.config["average_weights"]:
                 raise InputError(f"average_weights: needs learner adamw, found {self.learner}; set it to False")
             return super()._build_optimizer(**kwargs)
-        # Fused: one pass over the item table instead of ten, with the same result but for rounding.
-        given = {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": True}
         kind = AveragedAdamW if self.config["average_weights"] else torch.optim.AdamW
-        return kind(self.model.parameters(), **given)
+        # Fused: one pass over the item table instead of ten, with the same result but for rounding.
+        return kind(self.model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         """The weights that are judged and kept, in place of those that training goes on with."""
@@ -47,13 +47,11 @@ class SequenceTrainer(ProtocolTrainer):
         with self._averaged():
             return super()._valid_epoch(valid_data, show_progress)
 
-    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+    def _save_checkpoint(self, epoch: int | None, verbose: bool = True, **kwargs: Any) -> None:
         with self._averaged():
             super()._save_checkpoint(epoch, verbose, **kwargs)
 
     def _training_batches(self, train_data: Any) -> Any:
-        if isinstance(train_data, WindowDataLoader):
-            return train_data
         dataset = train_data._dataset
         sequences = dataset.train_sequences
         batches = WindowDataLoader(self.config, dataset, sequences)
@@ -64,10 +62,10 @@ class SequenceTrainer(ProtocolTrainer):
 
     def finish(self, valid_data: Any, show_progress: bool = False) -> None:
         super().finish(valid_data, show_progress)
-        if self.run_dir != self.folder.training:
-            self._save_weights(self.run_dir / self.folder.weights.name, self.state.best_epoch)
-        dataset = valid_data._dataset
-        fitted = candidates_of(self.run_dir) if self.config["resume"] else None
+        folder, dataset = self.folder.path, valid_data._dataset
+        if folder != self.folder.training:
+            super()._save_checkpoint(self.state.best_epoch, verbose=False, saved_model_file=folder / WEIGHTS_FILE)
+        fitted = candidates_of(folder) if self.config["resume"] else None
         candidates = fitted or build_candidates(self.config, dataset)
         if candidates is None:
             return
@@ -77,43 +75,35 @@ class SequenceTrainer(ProtocolTrainer):
         self.model.candidates = candidates.to(self.device)
         if fitted is None:
             started = time.perf_counter()
-            self._fit_candidates(candidates, dataset, show_progress)
-            self._drop_where_worse(candidates, valid_data, show_progress)
-            candidates.save(self.run_dir / CANDIDATES)
+            self._fit_candidates(candidates, valid_data, show_progress)
+            candidates.save(folder / CANDIDATES)
             self._candidate_seconds = time.perf_counter() - started
 
-    @torch.no_grad()
-    def _fit_candidates(self, candidates: CandidateSimilarity, dataset: Any, show_progress: bool) -> None:
-        model, rows = self.model.eval(), dataset.inter_feat
-        histories, targets = rows[model.ITEM_SEQ].to(self.device), rows[model.ITEM_ID].to(self.device)
-        with model.cached_rows():
-            given = histories, targets, halves_of(dataset), self.config["seed"]
-            fit_candidates(candidates, model.encoder_score, *given, show_progress)
-        candidates.fitted_on = fingerprint_of(dataset)
-
-    def _drop_where_worse(self, candidates: CandidateSimilarity, valid_data: Any, show_progress: bool) -> None:
-        """Leave the fitted weights out where each half of the users is served worse by what the other half gave.
+    def _fit_candidates(self, candidates: CandidateSimilarity, valid_data: Any, show_progress: bool) -> None:
+        """Fit the weights, and leave them out where each half of the users is served worse by what the other half gave.
 
         That happens where a few hundred users are all there is to fit on.
         """
-        score = self._validate(valid_data, show_progress)["masked"][self.valid_metric]
-        without = self.best_valid_score
+        model, dataset = self.model.eval(), valid_data._dataset
+        histories, targets = (dataset.inter_feat[field].to(self.device) for field in (model.ITEM_SEQ, model.ITEM_ID))
+        with torch.no_grad(), model.cached_rows():
+            given = histories, targets, halves_of(dataset), self.config["seed"]
+            fit_candidates(candidates, model.encoder_score, *given, show_progress)
+        candidates.fitted_on = fingerprint_of(dataset)
+        score, without = self._validate(valid_data, show_progress)["masked"][self.valid_metric], self.best_valid_score
         what = f"{self.config['valid_metric']} {without:.4f} without, {score:.4f} with candidate similarity"
         if score > without - ROUNDING:  # equal where nothing but seen items has a weight: they are masked
             self.logger.info(what)
-            return
-        candidates.reset()
-        self.logger.warning(f"{what}: it is left out (usually there are too few users to fit it on)")
+        else:
+            candidates.reset()
+            self.logger.warning(f"{what}: it is left out (usually there are too few users to fit it on)")
 
     def timings(self) -> dict[str, float]:
         """As `ProtocolTrainer.timings`, and the seconds of fitting `candidates` where this run did so."""
         return {**super().timings(), "candidates": self._candidate_seconds}
 
     def _parts(self, dataset: Any, order: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield the halves of the users where the rows are those that candidate similarity was fitted on.
-
-        Each half is judged with the weights that the other half gave.
-        """
+        """On the rows that candidate similarity was fitted on, each half is judged with what the other half gave."""
         candidates = self.model.candidates
         if candidates is None or candidates.fitted_on != fingerprint_of(dataset):
             yield order

@@ -1,5 +1,6 @@
 """RecBole's `Trainer` under this project's protocol: masked early stopping, exact resume, no pickle."""
 
+import functools
 import random
 import shutil
 import statistics
@@ -25,7 +26,7 @@ from ..model.padding import LENGTH_INDEPENDENT, group_by_length
 from ..model.protocol import Pairs, ranker_of
 from ..settings import plain_settings
 from . import checkpoint
-from .run_folder import RunFolder
+from .checkpoint import LAST_FILE, WEIGHTS_FILE, RunFolder
 
 RESUMED = ("cur_step", "best_valid_score", "best_valid_result")
 """What RecBole's trainer knows of the validation so far; kept with our own state."""
@@ -35,13 +36,8 @@ RESUMED = ("cur_step", "best_valid_score", "best_valid_result")
 class TrainingState:
     """How far training is; kept with the weights of the last epoch.
 
-    Attributes
-    ----------
-    best_epoch : number of the epoch with the best validation score, from 0; none before the first evaluation.
-    epochs_done : epochs trained.
-    epoch_seconds, evaluate_seconds : of each epoch's training and of each evaluation.
-    chosen : settings that were chosen on validation, where a model counts instead of training.
-    finished : whether training has ended.
+    Epochs count from 0; none is the best before the first evaluation. `chosen` are the settings that validation has
+    chosen, where a model counts instead of training.
     """
 
     best_epoch: int | None = None
@@ -58,7 +54,14 @@ class ProtocolTrainer(Trainer):
     A run keeps its files in one folder, see `RunFolder`: the best weights by masked validation score, and the state
     after the last epoch. Every epoch starts from a seed of its own, so a run that was killed goes on to the very result
     it would have had.
+
+    Attributes
+    ----------
+    folder : where the run keeps its files; known once `fit` has seen the data.
     """
+
+    folder: RunFolder
+    _train_dataset: Any = None
 
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
@@ -66,28 +69,8 @@ class ProtocolTrainer(Trainer):
             group_by_length(model)
         self.ranker = ranker_of(model, config)
         self.state = TrainingState()
-        self._folder: RunFolder | None = None
-        self._train_dataset: Any = None
-        self._seen: dict[tuple[Any, ...], csr_array] = {}
-
-    @property
-    def folder(self) -> RunFolder:
-        """Where the run keeps its files.
-
-        Raises
-        ------
-        RuntimeError : `fit` has not seen the data yet, on which the name depends.
-        """
-        if self._folder is None:
-            raise RuntimeError("the run's folder is known only once fit has seen the data")
-        return self._folder
-
-    @property
-    def run_dir(self) -> Path:
-        """Folder of the finished run."""
-        return self.folder.path
-
-    # Training
+        # Of each split, what its users have seen before it: collected once.
+        self._seen_before = functools.cache(seen_before)
 
     def fit(
         self,
@@ -101,8 +84,15 @@ class ProtocolTrainer(Trainer):
         """Train as RecBole does; continue an interrupted run of the same settings and data where it stopped."""
         train_data = self._training_batches(train_data)
         self._open_run(train_data, valid_data)
-        if saved and self.config["resume"] and self.folder.last.is_file():
-            self._resume()
+        path = self.folder.training / LAST_FILE
+        if saved and self.config["resume"] and path.is_file():
+            header = checkpoint.load_training(path, self.model, self.optimizer)
+            self.start_epoch, self.state = header["epoch"] + 1, TrainingState(**header["state"])
+            for name in RESUMED:
+                setattr(self, name, header[name])
+            going_on = f"going on at epoch {self.start_epoch}"
+            done = "finished run found, training is skipped" if self.state.finished else going_on
+            self.logger.info(f"{path}: {done} (--resume=False trains anew)")
         elif saved:
             shutil.rmtree(self.folder.training, ignore_errors=True)
 
@@ -124,13 +114,12 @@ class ProtocolTrainer(Trainer):
 
     def _open_run(self, train_data: Any, valid_data: Any) -> None:
         if valid_data is None or not len(valid_data):
-            raise InputError(
-                "no validation interaction: users need at least four items; loosen the filters of the data set"
-            )
+            why = "users need at least four items; loosen the filters of the data set"
+            raise InputError(f"no validation interaction: {why}")
         self._train_dataset = train_data._dataset
         parts, written_in = [train_data._dataset, valid_data._dataset], [type(self), type(self.model)]
-        self._folder = RunFolder.of(self.config, parts, written_in)
-        self.saved_model_file = str(self._folder.weights)
+        self.folder = RunFolder.of(self.config, parts, written_in)
+        self.saved_model_file = str(self.folder.training / WEIGHTS_FILE)
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
         # One seed per epoch: what an epoch draws does not depend on whether the process began with it.
@@ -167,31 +156,16 @@ class ProtocolTrainer(Trainer):
         ranks = self.rank(valid_data, [self._train_dataset], show_progress)
         return ranks.metrics(self.config["metrics"], self.config["topk"])
 
-    # Files
-
-    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
-        self._save_weights(path, epoch)
+    def _save_checkpoint(self, epoch: int | None, verbose: bool = True, **kwargs: Any) -> None:
+        path = Path(kwargs.get("saved_model_file", self.saved_model_file))
+        header = {"model": self.config["model"], "epoch": epoch, "settings": plain_settings(self.config)}
+        checkpoint.save_weights(path, self.model, header)
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {path}")
 
-    def _save_weights(self, path: Path, epoch: int | None) -> None:
-        header = {"model": self.config["model"], "epoch": epoch, "settings": plain_settings(self.config)}
-        checkpoint.save_weights(path, self.model, header)
-
     def _save_last(self, epoch: int) -> None:
         header = {"epoch": epoch, "state": asdict(self.state), **{name: getattr(self, name) for name in RESUMED}}
-        checkpoint.save_training(self.folder.last, self.model, self.optimizer, header)
-
-    def _resume(self) -> None:
-        header = checkpoint.load_training(self.folder.last, self.model, self.optimizer)
-        self.start_epoch = header["epoch"] + 1
-        self.state = TrainingState(**header["state"])
-        for name in RESUMED:
-            setattr(self, name, header[name])
-        going_on = f"going on at epoch {self.start_epoch}"
-        done = "finished run found, training is skipped" if self.state.finished else going_on
-        self.logger.info(f"{self.folder.last}: {done} (--resume=False trains anew)")
+        checkpoint.save_training(self.folder.training / LAST_FILE, self.model, self.optimizer, header)
 
     def load_best(self, model_file: Any = None) -> None:
         """Put the best weights by validation into the model."""
@@ -200,13 +174,8 @@ class ProtocolTrainer(Trainer):
         self.logger.info(f"Loading model structure and parameters from {path}")
 
     def finish(self, valid_data: Any, show_progress: bool = False) -> None:
-        """Bring the best weights into the model, and fit on validation what is fitted after training.
-
-        That is done once for a run's folder; afterwards it is read from there.
-        """
+        """Bring the best weights into the model, and fit on validation what is fitted after training, once a folder."""
         self.load_best()
-
-    # Evaluation
 
     def evaluate(
         self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
@@ -220,10 +189,7 @@ class ProtocolTrainer(Trainer):
     def rank(self, eval_data: Any, earlier: list[Any], show_progress: bool = False) -> Ranks:
         """Rank the target of every row of `eval_data` with the model as it is.
 
-        Parameters
-        ----------
-        eval_data : RecBole's full-sort evaluation loader.
-        earlier : the data sets before it in time, see `data.sequences.seen_before`.
+        `eval_data` is RecBole's full-sort evaluation loader, `earlier` the data sets before it, see `seen_before`.
         """
         self.model.eval()
         dataset = eval_data._dataset
@@ -233,7 +199,7 @@ class ProtocolTrainer(Trainer):
         lengths = dataset.inter_feat[dataset.item_list_length_field].numpy()
         # Rows of one length side by side: a model that trims its batches has no work with padding.
         order = np.argsort(lengths, kind="stable")
-        seen, ties = self._seen_before(dataset, earlier), tie_order(dataset.item_num, self.config["seed"])
+        seen, ties = self._seen_before(dataset, tuple(earlier)), tie_order(dataset.item_num, self.config["seed"])
         ranks = {column: np.zeros(len(lengths), np.int64) for column in ("masked", "unmasked")}
         bar = tqdm(total=len(order), desc="Rank", ncols=100, disable=not show_progress)
         with bar, self.ranker.cached_rows():
@@ -264,13 +230,6 @@ class ProtocolTrainer(Trainer):
             ranks[column] = rank_targets(scores, targets, seen, ties, finds_some=True)[column]
         return ranks
 
-    def _seen_before(self, dataset: Any, earlier: list[Any]) -> csr_array:
-        """Seen items of a split, collected once."""
-        datasets = (dataset, *earlier)
-        if datasets not in self._seen:
-            self._seen[datasets] = seen_before(dataset, earlier)
-        return self._seen[datasets]
-
     def _pairs(self, seen: csr_array, rows: np.ndarray) -> Pairs:
         """Everything seen by the given rows, as (index into rows, item) pairs."""
         index, items = (torch.from_numpy(part).long().to(self.device) for part in seen[rows].nonzero())
@@ -278,9 +237,6 @@ class ProtocolTrainer(Trainer):
 
     def timings(self) -> dict[str, float]:
         """Seconds of `train` (all epochs with their validation), of a median `epoch` and of a median `evaluate`."""
-        epochs, evaluations = self.state.epoch_seconds, self.state.evaluate_seconds
-        return {
-            "train": sum(epochs) + sum(evaluations),
-            "epoch": statistics.median(epochs) if epochs else 0.0,
-            "evaluate": statistics.median(evaluations) if evaluations else 0.0,
-        }
+        seconds = {"epoch": self.state.epoch_seconds, "evaluate": self.state.evaluate_seconds}
+        medians = {name: statistics.median(values) if values else 0.0 for name, values in seconds.items()}
+        return {"train": sum(map(sum, seconds.values())), **medians}

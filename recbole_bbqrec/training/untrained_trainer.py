@@ -84,11 +84,11 @@ class UntrainedTrainer(ProtocolTrainer):
     @torch.no_grad()
     def _best_point(self, valid_data: Any, show_progress: bool) -> Point:
         """Settings chosen by up to `USERS` users, drawn with the run's seed from users in the order of tokens."""
-        dataset, size = valid_data._dataset, self.config["eval_batch_size"]
+        dataset, size, seed = valid_data._dataset, self.config["eval_batch_size"], self.config["seed"]
         users = dataset.inter_feat[dataset.uid_field].numpy()
         rows = np.argsort(dataset.field2id_token[dataset.uid_field].astype(str)[users], kind="stable")
-        rows = np.random.default_rng(self.config["seed"]).permutation(rows)[:USERS]
-        seen, ties = self._seen_before(dataset, [self._train_dataset]), tie_order(dataset.item_num, self.config["seed"])
+        rows = np.random.default_rng(seed).permutation(rows)[:USERS]
+        seen, ties = self._seen_before(dataset, (self._train_dataset,)), tie_order(dataset.item_num, seed)
         bar = tqdm(desc="Choose", ncols=100, disable=not show_progress, leave=False)
 
         def judge(points: list[Point]) -> list[float]:
@@ -109,10 +109,8 @@ class UntrainedTrainer(ProtocolTrainer):
 def coordinate_search(grid: Mapping[str, list[float]], judge: Callable[[list[Point]], list[float]]) -> Point:
     """Choose one value for every key, one key after the other, until a round changes nothing (at most `ROUNDS`).
 
-    Parameters
-    ----------
-    grid : values by key; the first of each is where the search begins, and stays where others are as good.
-    judge : the value of each of several points that differ in one key; larger is better.
+    The search begins at the first value of each key, which stays where others are as good. `judge` gives the value of
+    each of several points that differ in one key; larger is better.
     """
     best: Point = {key: values[0] for key, values in grid.items()}
     known: dict[tuple[float, ...], float] = {}

@@ -120,7 +120,7 @@ def test_a_run_over_changed_data_never_takes_up_the_old_one(tmp_path, change):
     def folder():
         *_, trainer, (train, valid, _) = made(tmp_path, "SASRecF", **given)
         trainer._open_run(train, valid)
-        return trainer.run_dir
+        return trainer.folder.path
 
     before = folder()
     assert folder() == before
