@@ -19,25 +19,12 @@ from ..errors import InputError
 from .raw import Item, clean
 
 INTER_HEADER = ("user_id:token", "item_id:token", "rating:float", "timestamp:float")
-ITEM_HEADER = (
-    "item_id:token",
-    "title:token_seq",
-    "brand:token",
-    "categories:token_seq",
-    "description:token_seq",
-    "price:token",
-    "image_url:token",
-    "release_year:token",
-)
+ITEM_HEADER = ("item_id:token", "title:token_seq", "brand:token", "categories:token_seq", "description:token_seq")
+ITEM_HEADER += ("price:token", "image_url:token", "release_year:token")
 
 
 def row(cells: Sequence[str]) -> bytes:
-    """Return one line of an atomic file.
-
-    Raises
-    ------
-    InputError : a cell holds a tab or a line end, which an atomic file has no way to write.
-    """
+    """Return one line of an atomic file; it has no way to write tabs and line ends within a cell."""
     for cell in cells:
         if "\t" in cell or "\n" in cell or "\r" in cell:
             raise InputError(f"found {cell[:60]!r}, expected text without tabs and line ends; clean it before writing")
@@ -48,7 +35,7 @@ def row(cells: Sequence[str]) -> bytes:
 
 
 def sequence(words: Iterable[str]) -> str:
-    """Return names as one cell of type `token_seq`: blanks separate names, `_` stands for a blank within one."""
+    """Return names as one cell of type `token_seq`, with `_` for the blanks within a name."""
     return " ".join("_".join(word.split()) for word in words if word.strip())
 
 
@@ -77,13 +64,16 @@ def write_items(path: Path, tokens: Sequence[str], items: Iterable[Item], dirt: 
             dirt["records of an item met before"] += again
             if item.token in titled:
                 continue
-            cells = _item_cells(item, dirt)
-            if again and not cells[1]:
+            texts = (item.title, item.brand, item.description, item.price, item.image_url, item.year)
+            title, brand, *others, year = (clean(text, dirt) for text in texts)
+            categories = sequence([clean(name, dirt) for name in item.categories])
+            if again and not title:
                 continue
+            cells = (item.token, title, brand, categories, *others, year)
             places[item.token] = (rows.tell(), rows.write(row(cells)))
-            dated |= bool(cells[-1])
+            dated |= bool(year)
             described.add(item.token)
-            if cells[1]:
+            if title:
                 titled.add(item.token)
         file.write(row(ITEM_HEADER if dated else ITEM_HEADER[:-1]))
         for token, (start, length) in places.items():
@@ -93,13 +83,6 @@ def write_items(path: Path, tokens: Sequence[str], items: Iterable[Item], dirt: 
     dirt["items left that no record describes"] += len(places) - len(described)
     dirt["items left with a record but no title"] += len(described) - len(titled)
     return n_items
-
-
-def _item_cells(item: Item, dirt: Counter[str]) -> list[str]:
-    texts = (item.title, item.brand, item.description, item.price, item.image_url, item.year)
-    title, brand, description, price, image_url, year = (clean(text, dirt) for text in texts)
-    categories = sequence([clean(name, dirt) for name in item.categories])
-    return [item.token, title, brand, categories, description, price, image_url, year]
 
 
 @contextlib.contextmanager
@@ -116,7 +99,10 @@ def new_folder(target: Path) -> Iterator[Path]:
     temporary = target.parent / f".{target.name}.{os.getpid()}.part"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target)
+        for path in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+            process = path.name.removeprefix(f".{target.name}.").removesuffix(".part")
+            if process.isdigit() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
+                shutil.rmtree(path, ignore_errors=True)
         temporary.mkdir()
         yield temporary
         for path in filter(Path.is_file, temporary.rglob("*")):
@@ -140,10 +126,3 @@ def refuse_existing(target: Path) -> None:
     """Raise an `InputError` where `target` exists."""
     if target.exists():
         raise InputError(f"{target}: exists already, expected none yet; use it, or move it away to prepare it again")
-
-
-def _remove_leftovers(target: Path) -> None:
-    for path in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
-        process = path.name.removeprefix(f".{target.name}.").removesuffix(".part")
-        if process.isdigit() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
-            shutil.rmtree(path, ignore_errors=True)

@@ -28,10 +28,7 @@ from ..errors import InputError
 from .atomic_writer import INTER_HEADER, new_folder, number, row, write_items
 from .raw import REVIEWS, Item
 
-Reviews = Callable[[Counter[str]], Iterable[pl.DataFrame]]
-Items = Callable[[Counter[str]], Iterable[Item]]
-
-COUNTS: tuple[str, ...] = ("users", "items", "interactions")
+COUNTS = ("users", "items", "interactions")
 
 _BLOCK = 1 << 18  # rows that are written at once
 _PARTS = 4  # names are looked up by a part of their hashes at a time, which takes less memory
@@ -39,8 +36,8 @@ _PARTS = 4  # names are looked up by a part of their hashes at a time, which tak
 
 def build(
     name: str,
-    reviews: Reviews,
-    items: Items,
+    reviews: Callable[[Counter[str]], Iterable[pl.DataFrame]],
+    items: Callable[[Counter[str]], Iterable[Item]],
     folder: str | Path,
     user_core: int = 5,
     item_core: int = 5,
@@ -53,7 +50,6 @@ def build(
 
     Parameters
     ----------
-    name : of the data set.
     reviews, items : called with a counter of dirt; `reviews` gives frames (`raw.REVIEWS`) and `items` items one by one.
     user_core, item_core : the fewest interactions of a user and of an item; 1 keeps all.
     shuffle_ties : seed that shuffles interactions of one user at the same time; None keeps the order of the file.
@@ -70,29 +66,31 @@ def build(
     ------
     InputError : the name or a number is unfit, the data set exists, or nothing is left after the k-core.
     """
-    check_options(name, user_core, item_core, shuffle_ties, expected or {})
+    expected = expected or {}
+    check_options(name, user_core, item_core, shuffle_ties, expected)
     dirt: Counter[str] = Counter()
     with new_folder(Path(folder) / name) as temporary:
         names = temporary / "names"
         names.mkdir()
         found = _hashed(reviews(dirt), names, progress)
-        once = found.filter(_earliest(found))
-        n_read, n_once = len(found), len(once)
-        del found
-        left = k_core(once, user_core, item_core)
-        del once
-        if left.is_empty():
+        n_read = len(found)
+        found = found.filter(_earliest(found))
+        n_once = len(found)
+        found = k_core(found, user_core, item_core)
+        if found.is_empty():
+            dirty = ", ".join(f"{count:,} {reason}" for reason, count in dirt.items() if count)
             raise InputError(
-                f"{name}: none of {n_read} reviews is left, expected users with {user_core} and items with "
-                f"{item_core} interactions; check the raw files ({_listed(dirt)}) or lower user_core and item_core"
+                f"{name}: none of {n_read} reviews is left, expected users with {user_core} and items with {item_core} "
+                f"interactions; check the raw files ({dirty or 'no line was left out'}) or lower user_core and "
+                "item_core"
             )
-        left, users = _numbered(left, "user", names)
-        left, tokens = _numbered(left, "item", names)
+        found, users = _numbered(found, "user", names)
+        found, tokens = _numbered(found, "item", names)
         shutil.rmtree(names)
-        left = _ordered(left, shuffle_ties)
-        _write_inter(temporary / f"{name}.inter", left, users, tokens)
-        counts = dict(zip(COUNTS, (len(users), len(tokens), len(left)), strict=True))
-        del left, users
+        found = _ordered(found, shuffle_ties)
+        _write_inter(temporary / f"{name}.inter", found, users, tokens)
+        counts = dict(zip(COUNTS, (len(users), len(tokens), len(found)), strict=True))
+        del found, users
         bar = tqdm(items(dirt), desc="read items", unit="row", unit_scale=True, disable=not progress, leave=False)
         n_items = write_items(temporary / f"{name}.item", tokens.to_list(), bar, dirt)
         if add:
@@ -101,13 +99,22 @@ def build(
         "reviews of a user about an item reviewed before": n_read - n_once,
         "reviews of users or items with too few of them": n_once - counts["interactions"],
     }
+    differences = {
+        what: {"expected": expected[what], "found": count}
+        for what, count in counts.items()
+        if expected.get(what, count) != count
+    }
+    for what, differing in differences.items():
+        logging.getLogger().warning(
+            f"{name}: found {differing['found']:,} {what}, published are {differing['expected']:,}; the raw files may "
+            "be others"
+        )
     return {
-        "name": name,
         "counts": counts,
         "read": {"reviews": n_read, "items": n_items},
         "dropped": {reason: count for reason, count in dropped.items() if count},
         "dirt": {reason: dirt[reason] for reason in sorted(dirt) if dirt[reason]},
-        "differences": _differences(name, counts, expected or {}),
+        "differences": differences,
     }
 
 
@@ -143,16 +150,12 @@ def _hashed(frames: Iterable[pl.DataFrame], names: Path, progress: bool) -> pl.D
     found = [pl.DataFrame(schema={**REVIEWS, "user": pl.UInt64, "item": pl.UInt64})]
     with tqdm(desc="read reviews", unit="row", unit_scale=True, disable=not progress, leave=False) as bar:
         for frame in frames:
-            hashed = frame.with_columns(_hash(frame["user"]), _hash(frame["item"]))
+            hashed = frame.with_columns(frame["user"].hash(), frame["item"].hash())
             named = frame.select(user_name="user", item_name="item").hstack(hashed.select("user", "item"))
             named.write_ipc(names / f"{len(found)}.arrow", compression="lz4")
             found.append(hashed)
             bar.update(len(frame))
     return pl.concat(found)
-
-
-def _hash(names: pl.Series) -> pl.Series:
-    return names.hash()
 
 
 def _earliest(reviews: pl.DataFrame) -> pl.Series:
@@ -202,23 +205,7 @@ def _write_inter(path: Path, reviews: pl.DataFrame, users: pl.Series, items: pl.
     with open(path, "wb") as file:
         file.write(row(INTER_HEADER))
         for part in reviews.iter_slices(_BLOCK):
-            cells = [users.gather(part["user"]), items.gather(part["item"])]
-            cells += [part["rating"].replace_strict(ratings, texts, return_dtype=pl.String), part["time"]]
+            spelt = part["rating"].replace_strict(ratings, texts, return_dtype=pl.String)
+            cells = (users.gather(part["user"]), items.gather(part["item"]), spelt, part["time"])
             rows = pl.DataFrame(dict(zip(INTER_HEADER, cells, strict=True)))
             rows.write_csv(file, include_header=False, separator="\t", quote_style="never")
-
-
-def _differences(name: str, counts: Mapping[str, int], expected: Mapping[str, int]) -> dict[str, dict[str, int]]:
-    """Return and log where `counts` differ from what was expected."""
-    found = {}
-    for what in COUNTS:
-        if what in expected and expected[what] != counts[what]:
-            found[what] = {"expected": expected[what], "found": counts[what]}
-            logging.getLogger().warning(
-                f"{name}: found {counts[what]:,} {what}, published are {expected[what]:,}; the raw files may be others"
-            )
-    return found
-
-
-def _listed(dirt: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in dirt.items() if count) or "no line was left out"

@@ -35,7 +35,6 @@ def prepare_own(
     user_core: int = 5,
     item_core: int = 5,
     shuffle_ties: int | None = None,
-    progress: bool = True,
 ) -> dict[str, Any]:
     """Write the data set `<folder>/<name>` from tables; the folder appears whole or not at all.
 
@@ -46,7 +45,7 @@ def prepare_own(
     columns : `user`, `item`, `time`, `rating` (of the interactions), `token`, `title`, ... (of the items) -> name of
         the column; the others are guessed.
     on_bad : `skip` leaves bad rows out and lists them in `<folder>/<name>.bad_rows.tsv`, `error` stops at the first.
-    user_core, item_core, shuffle_ties, progress : see `build.build`.
+    user_core, item_core, shuffle_ties : see `build.build`.
 
     Returns
     -------
@@ -96,8 +95,8 @@ def prepare_own(
         for path in pictures.values():
             shutil.copyfile(path, place / "images" / path.name)
 
-    options: dict[str, Any] = {"progress": progress, "add": copy_pictures if pictures else None}
-    report = build(name, reviews, texts, folder, user_core, item_core, shuffle_ties, **options)
+    add = copy_pictures if pictures else None
+    report = build(name, reviews, texts, folder, user_core, item_core, shuffle_ties, add=add)
     place = Path(folder) / name
     tokens = set(read_atomic(place / f"{name}.item", ["item_id"])[0]["item_id"])
     return {

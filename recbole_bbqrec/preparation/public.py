@@ -130,8 +130,8 @@ def prepare_public(
         user_core,
         item_core,
         shuffle_ties,
-        expected=public.expected if as_published else None,
-        progress=progress,
+        public.expected if as_published else None,
+        progress,
     )
     return {**report, "folder": str(folder / name), "raw": [str(path) for path in paths.values()]}
 

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.preparation import atomic_writer
-from recbole_bbqrec.preparation import build as module
 from recbole_bbqrec.preparation.atomic import read_atomic
 from recbole_bbqrec.preparation.build import build, k_core
 from recbole_bbqrec.preparation.raw import REVIEWS, Item, Review, clean, frames
@@ -238,7 +237,7 @@ def test_a_data_set_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
 
 
 def test_two_names_with_one_hash_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_hash", lambda names: names.str.len_bytes().cast(pl.UInt64))
+    monkeypatch.setattr(pl.Series, "hash", lambda names: names.str.len_bytes().cast(pl.UInt64))
     with pytest.raises(InputError, match=r"'u1' and 'u2' have the same hash, a rare chance; rename one"):
         make(tmp_path, [("u1", "a", 1), ("u2", "bb", 1)])
 
