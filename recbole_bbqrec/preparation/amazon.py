@@ -20,8 +20,19 @@ from typing import Any
 
 import polars as pl
 
-from .batches import digits, is_undecodable, json_cells, read_lines, typed
-from .raw import Item, Review, as_rating, as_time, as_token, open_text
+from .raw import (
+    Item,
+    Review,
+    as_rating,
+    as_time,
+    as_token,
+    digits,
+    is_undecodable,
+    json_cells,
+    open_text,
+    read_lines,
+    typed,
+)
 
 _REVIEW_KEYS = {
     "2014": ("reviewerID", "asin", "overall", "unixReviewTime"),

@@ -20,8 +20,7 @@ import polars as pl
 
 from ..errors import InputError
 from .bad_rows import Bad, BadRows
-from .batches import is_undecodable, json_cells, merged, read_lines
-from .raw import Review, frames, open_text
+from .raw import Review, frames, is_undecodable, json_cells, merged, open_text, read_lines
 
 FORMATS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 """Endings that are read, in any case."""

@@ -20,8 +20,7 @@ import polars as pl
 from ..errors import InputError
 from .atomic import nearest
 from .bad_rows import Bad, BadRows
-from .batches import digits, is_undecodable, typed
-from .raw import COLUMN_FLAGS, CONTROL, Item, Review
+from .raw import COLUMN_FLAGS, CONTROL, Item, Review, digits, is_undecodable, typed
 from .table_files import NOT_UTF8, open_table
 
 _ITEM_IDS = ("item_id", "item", "iid", "parent_asin", "asin", "movie_id", "product_id", "product", "article_id")

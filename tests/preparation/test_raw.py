@@ -11,7 +11,7 @@ import pytest
 from preparation.test_amazon import records
 
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.preparation import amazon, batches, table_files
+from recbole_bbqrec.preparation import amazon, raw, table_files
 from recbole_bbqrec.preparation.bad_rows import BadRows
 from recbole_bbqrec.preparation.raw import Review
 from recbole_bbqrec.preparation.tables import REVIEW_COLUMNS, find_columns, read_reviews
@@ -91,8 +91,8 @@ def everything(path: Path, on_bad: str) -> Any:
 
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl"])
 def test_tables(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "_LINES", 16)
-    monkeypatch.setattr(batches, "_BYTES", 800)
+    monkeypatch.setattr(raw, "_LINES", 16)
+    monkeypatch.setattr(raw, "_BYTES", 800)
     monkeypatch.setattr(table_files, "_BYTES", 800)
     for seed in range(25):
         random_ = random.Random(seed)
@@ -100,15 +100,15 @@ def test_tables(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) ->
         path.write_bytes(table(random_, ending))
         fast = everything(path, on_bad)
         with monkeypatch.context() as patch:
-            patch.setattr(batches, "_TOKEN", r"^\z.")  # nothing is plain
+            patch.setattr(raw, "_TOKEN", r"^\z.")  # nothing is plain
             assert everything(path, on_bad) == fast, path
     assert isinstance(fast, tuple) or "mend" in fast
 
 
 @pytest.mark.parametrize("release", amazon.VARIANTS)
 def test_amazon(tmp_path: Path, release: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "_LINES", 16)
-    plain = batches._TOKEN
+    monkeypatch.setattr(raw, "_LINES", 16)
+    plain = raw._TOKEN
     user, item, rating, time = amazon._REVIEW_KEYS[release]
     for seed in range(25):
         random_ = random.Random(seed)
@@ -117,10 +117,10 @@ def test_amazon(tmp_path: Path, release: str, monkeypatch: pytest.MonkeyPatch) -
         path, found = tmp_path / "r.json", []
         path.write_bytes(gzip.compress(content) if seed % 2 else content)
         for token in (plain, r"^\z."):
-            monkeypatch.setattr(batches, "_TOKEN", token)
+            monkeypatch.setattr(raw, "_TOKEN", token)
             dirt: Counter[str] = Counter()
             found.append((list(map(repr, records(amazon.reviews(path, release, dirt)))), +dirt))
-        monkeypatch.setattr(batches, "_TOKEN", plain)
+        monkeypatch.setattr(raw, "_TOKEN", plain)
         assert found[0] == found[1]
 
 
