@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -86,7 +86,7 @@ class BadRows:
         return text + (f", {self.blank} blank" if self.blank else "")
 
 
-def write_bad_rows(path: str | os.PathLike, files: Sequence[BadRows]) -> None:
+def write_bad_rows(path: str | os.PathLike, files: Collection[BadRows]) -> None:
     """Write the bad rows of `files` as a table; where there are none, a table that an earlier run left is removed."""
     if not any(bad.counts for bad in files):
         Path(path).unlink(missing_ok=True)

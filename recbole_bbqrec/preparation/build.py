@@ -7,26 +7,35 @@ The rules, in the order they apply:
 3. `.inter` is sorted by user token, then by time. Interactions of one user at the same time keep the order of the file,
    or come in random order with `shuffle_ties`, which then depends on the seed alone and not on the file.
 4. `.item` holds one row per item left, sorted by token, blank where nothing is known. Of several records of one item
-   the first with a title counts; where none has one, the first (`atomic_writer.write_items`).
+   the first with a title counts; where none has one, the first.
 
 Polars does the rows. A review takes 32 bytes of memory, two to three times as much while it is sorted: names of users
 and items are held as 64-bit hashes and wait on the disk, beside the files to be written; so do the texts of items.
 """
 
+import contextlib
+import glob
 import logging
+import math
+import os
 import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import psutil
 from tqdm import tqdm
 
 from ..errors import InputError
-from .atomic_writer import INTER_HEADER, new_folder, number, row, write_items
-from .raw import REVIEWS, Item
+from .raw import REVIEWS, Item, clean
+
+INTER_HEADER = ("user_id:token", "item_id:token", "rating:float", "timestamp:float")
+ITEM_HEADER = ("item_id:token", "title:token_seq", "brand:token", "categories:token_seq", "description:token_seq")
+ITEM_HEADER += ("price:token", "image_url:token", "release_year:token")
 
 COUNTS = ("users", "items", "interactions")
 
@@ -69,7 +78,7 @@ def build(
     expected = expected or {}
     check_options(name, user_core, item_core, shuffle_ties, expected)
     dirt: Counter[str] = Counter()
-    with new_folder(Path(folder) / name) as temporary:
+    with _new_folder(Path(folder) / name) as temporary:
         names = temporary / "names"
         names.mkdir()
         found = _hashed(reviews(dirt), names, progress)
@@ -92,7 +101,7 @@ def build(
         counts = dict(zip(COUNTS, (len(users), len(tokens), len(found)), strict=True))
         del found, users
         bar = tqdm(items(dirt), desc="read items", unit="row", unit_scale=True, disable=not progress, leave=False)
-        n_items = write_items(temporary / f"{name}.item", tokens.to_list(), bar, dirt)
+        n_items = _write_items(temporary / f"{name}.item", tokens.to_list(), bar, dirt)
         if add:
             add(temporary)
     dropped = {
@@ -201,11 +210,105 @@ def _ordered(reviews: pl.DataFrame, shuffle_ties: int | None) -> pl.DataFrame:
 
 def _write_inter(path: Path, reviews: pl.DataFrame, users: pl.Series, items: pl.Series) -> None:
     ratings = reviews["rating"].unique()
-    texts = [number(rating) for rating in ratings]
+    # The shortest form that reads back as the same float64, blank for one that is not finite.
+    texts = [str(int(x)) if x.is_integer() else repr(x) if math.isfinite(x) else "" for x in ratings]
     with open(path, "wb") as file:
-        file.write(row(INTER_HEADER))
+        file.write(_row(INTER_HEADER))
         for part in reviews.iter_slices(_BLOCK):
             spelt = part["rating"].replace_strict(ratings, texts, return_dtype=pl.String)
             cells = (users.gather(part["user"]), items.gather(part["item"]), spelt, part["time"])
             rows = pl.DataFrame(dict(zip(INTER_HEADER, cells, strict=True)))
             rows.write_csv(file, include_header=False, separator="\t", quote_style="never")
+
+
+def _row(cells: Sequence[str]) -> bytes:
+    """Return one line of an atomic file; it has no way to write tabs and line ends within a cell."""
+    for cell in cells:
+        if "\t" in cell or "\n" in cell or "\r" in cell:
+            raise InputError(f"found {cell[:60]!r}, expected text without tabs and line ends; clean it before writing")
+    try:
+        return ("\t".join(cells) + "\n").encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"found {error.object[error.start]!r}, expected text that UTF-8 can spell; clean it") from None
+
+
+def _write_items(path: Path, tokens: Sequence[str], items: Iterable[Item], dirt: Counter[str]) -> int:
+    """Write one row per token, in the order of `tokens`, blank where no item describes it; return how many items came.
+
+    Of several records of one item the first with a title counts; where none has one, the first. Texts are cleaned, a
+    category is one name (`_` for its blanks), and the year is a column only where one is known. Rows wait in the order
+    met in a file beside `path`, so that the memory holds no texts.
+    """
+    places: dict[str, tuple[int, int]] = dict.fromkeys(tokens, (0, 0))  # start and length of a row
+    described, titled, dated, n_items = set[str](), set[str](), False, 0
+    with tempfile.TemporaryFile(dir=path.parent) as rows, open(path, "wb") as file:
+        for item in items:
+            n_items += 1
+            if item.token not in places:
+                continue
+            again = item.token in described
+            dirt["records of an item met before"] += again
+            if item.token in titled:
+                continue
+            texts = (item.title, item.brand, item.description, item.price, item.image_url, item.year)
+            title, brand, *others, year = (clean(text, dirt) for text in texts)
+            categories = " ".join(filter(None, ("_".join(clean(name, dirt).split()) for name in item.categories)))
+            if again and not title:
+                continue
+            cells = (item.token, title, brand, categories, *others, year)
+            places[item.token] = (rows.tell(), rows.write(_row(cells)))
+            dated |= bool(year)
+            described.add(item.token)
+            if title:
+                titled.add(item.token)
+        file.write(_row(ITEM_HEADER if dated else ITEM_HEADER[:-1]))
+        for token, (start, length) in places.items():
+            rows.seek(start)
+            line = rows.read(length) or _row([token] + [""] * (len(ITEM_HEADER) - 1))
+            file.write(line if dated else line.removesuffix(b"\t\n") + b"\n")
+    dirt["items left that no record describes"] += len(places) - len(described)
+    dirt["items left with a record but no title"] += len(described) - len(titled)
+    return n_items
+
+
+@contextlib.contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `target` that is renamed to it once the block has ended well.
+
+    What a killed process left behind is removed by the next one; folders of processes that still run are let be.
+
+    Raises
+    ------
+    InputError : `target` exists, before the block or after it.
+    """
+    refuse_existing(target)
+    temporary = target.parent / f".{target.name}.{os.getpid()}.part"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for path in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+            process = path.name.removeprefix(f".{target.name}.").removesuffix(".part")
+            if process.isdigit() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
+                shutil.rmtree(path, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        for path in filter(Path.is_file, temporary.rglob("*")):
+            with open(path, "r+b") as file:
+                os.fsync(file.fileno())
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            refuse_existing(target)  # another process was faster
+            raise
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or target}: cannot be written ({error.strerror or error}); make room or correct its "
+            "permissions, or name another folder with --data_path="
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_existing(target: Path) -> None:
+    """Raise an `InputError` where `target` exists."""
+    if target.exists():
+        raise InputError(f"{target}: exists already, expected none yet; use it, or move it away to prepare it again")

@@ -67,7 +67,10 @@ def prepare_own(
         found[items] = find_columns(items, ITEM_COLUMNS, given)
     elif given:
         raise InputError(f"--item-id-column: found the column {sorted(given.values())[0]}, expected --items with it")
-    pictures = _images(images)
+    pictures = images_by_token(Path(images)) if images is not None and Path(images).is_dir() else {}
+    if images is not None and not pictures:
+        what = "holds no image" if Path(images).is_dir() else "is no folder"
+        raise InputError(f"--images: {images} {what}, expected one with <item id>.jpg, .png or .webp; correct the path")
     bad = {path: BadRows(path, on_bad) for path in found}
     listed = Path(folder) / f"{name}.bad_rows.tsv"
     described: set[str] = set()
@@ -86,9 +89,7 @@ def prepare_own(
             yield item
         if items is not None:
             enter(dirt, bad[items])
-        write_bad_rows(
-            listed, [*bad.values()]
-        )  # now, so that a data set never stands without the list of what it lacks
+        write_bad_rows(listed, bad.values())  # now, so that a data set never stands without the list of what it lacks
 
     def copy_pictures(place: Path) -> None:
         (place / "images").mkdir()
@@ -142,14 +143,3 @@ def run_command(folder: Path, text_fields: str = "") -> str:
     command = f"python run_recbole_bbqrec.py --model=BBQRec --dataset={shlex.quote(folder.name)}"
     command += f" --data_path={shlex.quote(str(folder.parent))}" if str(folder.parent) != "dataset" else ""
     return command + (f" --text_fields='{text_fields}' --text_encoder=tfidf" if text_fields else "")
-
-
-def _images(folder: str | os.PathLike | None) -> dict[str, Path]:
-    if folder is None:
-        return {}
-    if not Path(folder).is_dir():
-        raise InputError(f"--images: {folder} is no folder, expected one with <item id>.jpg; correct the path")
-    found = images_by_token(Path(folder))
-    if not found:
-        raise InputError(f"--images: {folder} holds no image, expected files called <item id>.jpg, .png or .webp")
-    return found

@@ -19,8 +19,7 @@ from typing import Any
 
 from ..errors import InputError
 from . import amazon, movielens
-from .atomic_writer import refuse_existing
-from .build import build, check_options
+from .build import build, check_options, refuse_existing
 from .download import Source, fetch
 
 READERS = {"amazon": amazon, "movielens": movielens}
