@@ -20,19 +20,8 @@ from typing import Any
 
 import polars as pl
 
-from .raw import (
-    Item,
-    Review,
-    as_rating,
-    as_time,
-    as_token,
-    digits,
-    is_undecodable,
-    json_cells,
-    open_text,
-    read_lines,
-    typed,
-)
+from . import raw
+from .raw import Item, Review, as_rating, as_time, as_token
 
 _REVIEW_KEYS = {
     "2014": ("reviewerID", "asin", "overall", "unixReviewTime"),
@@ -69,15 +58,17 @@ def reviews(path: str | os.PathLike, release: str, dirt: Counter[str]) -> Iterat
         dirt["reviews without a rating, kept"] += rating != rating
         return Review(user, item, rating, time)
 
-    with open_text(path, "\n", *_REMEDIES) as file:
-        yield from read_lines(path, file, lambda lines: typed(json_cells(lines, keys), digits(15)), exact)
+    with raw.open_text(path, "\n", *_REMEDIES) as file:
+        yield from raw.read_lines(
+            path, file, lambda lines: raw.typed(raw.json_cells(lines, keys), raw.digits(15)), exact
+        )
 
 
 def items(path: str | os.PathLike, release: str, dirt: Counter[str]) -> Iterator[Item]:
     """Yield the items of one metadata file in file order; lines that are no record or name no item are counted."""
     parse = _parse_literal if release == "2014" else _decode
     token_key = "parent_asin" if release == "2023" else "asin"
-    with open_text(path, "\n", *_REMEDIES) as file:
+    with raw.open_text(path, "\n", *_REMEDIES) as file:
         for line in file:
             record = _record(line, parse, "item", dirt)
             if record is None:
@@ -90,7 +81,7 @@ def items(path: str | os.PathLike, release: str, dirt: Counter[str]) -> Iterator
 
 def _record(line: str, parse: Callable[[str], Any], what: str, dirt: Counter[str]) -> dict[str, Any] | None:
     """Return the record of a line; None where there is none, which is counted unless the line is blank."""
-    if is_undecodable(line):
+    if raw.is_undecodable(line):
         dirt["lines with bytes that are not UTF-8"] += 1
         line = line.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     line = line.strip("\r\n\t \ufeff")

@@ -174,6 +174,6 @@ def _number(text: str) -> float:
     return number if math.isfinite(number) else math.nan
 
 
-def _short(text: str, limit: int = 60) -> str:
+def _short(text: str) -> str:
     """Return `text` as it may stand in a one-line message."""
-    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
+    return repr(text if len(text) <= 60 else text[:57] + "...")

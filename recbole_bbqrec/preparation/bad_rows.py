@@ -41,8 +41,7 @@ class BadRows:
 
     Attributes
     ----------
-    rows : the first 100,000 bad rows.
-    counts : reason -> number of all bad rows.
+    rows : the first 100,000 bad rows; `counts` has all of them, by their reason.
     good, blank : number of rows that could be used, and of blank ones, which are no data and never an error.
     """
 
@@ -100,11 +99,9 @@ def write_bad_rows(path: str | os.PathLike, files: Collection[BadRows]) -> None:
         Path(temporary).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _excerpt(text: str, limit: int = 100) -> str:
+def _excerpt(text: str) -> str:
     """Return the beginning of `text` as one line that can be written anywhere."""
     text = text.strip()
-    text = text if len(text) <= limit else text[: limit - 3] + "..."
-    plain = "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in text
-    )
+    text = text if len(text) <= 100 else text[:97] + "..."
+    plain = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
     return re.sub(r"\\udc([89a-f][0-9a-f])", r"\\x\1", plain)  # the byte that could not be decoded

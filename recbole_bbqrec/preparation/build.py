@@ -70,10 +70,6 @@ def build(
     -------
     report : `counts` (users, items, interactions), `read` (reviews, items), `dropped` (reviews, by rule), `dirt`
         (reason -> count) and `differences` (name -> expected and found), plain data.
-
-    Raises
-    ------
-    InputError : the name or a number is unfit, the data set exists, or nothing is left after the k-core.
     """
     expected = expected or {}
     check_options(name, user_core, item_core, shuffle_ties, expected)
@@ -96,7 +92,12 @@ def build(
         found, users = _numbered(found, "user", names)
         found, tokens = _numbered(found, "item", names)
         shutil.rmtree(names)
-        found = _ordered(found, shuffle_ties)
+        if shuffle_ties is None:
+            found = found.sort("user", "time", maintain_order=True)
+        else:  # one random number per row of an order that owes nothing to the file
+            found = found.sort("user", "time", "item")
+            chance = np.random.default_rng(shuffle_ties).permutation(len(found))
+            found = found.with_columns(chance=chance).sort("user", "time", "chance")
         _write_inter(temporary / f"{name}.inter", found, users, tokens)
         counts = dict(zip(COUNTS, (len(users), len(tokens), len(found)), strict=True))
         del found, users
@@ -139,9 +140,7 @@ def k_core(reviews: pl.DataFrame, user_core: int, item_core: int) -> pl.DataFram
     return reviews
 
 
-def check_options(
-    name: str, user_core: int, item_core: int, shuffle_ties: int | None, expected: Mapping[str, int]
-) -> None:
+def check_options(name: str, user_core: int, item_core: int, shuffle_ties: int | None, expected: Iterable[str]) -> None:
     """Refuse what `build` cannot go by, before anything is fetched or read; see there."""
     if not name or name.startswith(".") or Path(name).name != name or "\\" in name:
         raise InputError(f"found the data set name {name!r}, expected one that can name a folder, such as Sports")
@@ -198,16 +197,6 @@ def _numbered(reviews: pl.DataFrame, column: str, folder: Path) -> tuple[pl.Data
     return reviews.with_columns(numbers["number"].alias(column)), found["name"]
 
 
-def _ordered(reviews: pl.DataFrame, shuffle_ties: int | None) -> pl.DataFrame:
-    """Return the reviews, which are in the order of the file, in that of `.inter`, rule 3."""
-    if shuffle_ties is None:
-        return reviews.sort("user", "time", maintain_order=True)
-    # One random number per row of an order that owes nothing to the file.
-    reviews = reviews.sort("user", "time", "item")
-    chance = np.random.default_rng(shuffle_ties).permutation(len(reviews))
-    return reviews.with_columns(chance=chance).sort("user", "time", "chance")
-
-
 def _write_inter(path: Path, reviews: pl.DataFrame, users: pl.Series, items: pl.Series) -> None:
     ratings = reviews["rating"].unique()
     # The shortest form that reads back as the same float64, blank for one that is not finite.
@@ -226,10 +215,7 @@ def _row(cells: Sequence[str]) -> bytes:
     for cell in cells:
         if "\t" in cell or "\n" in cell or "\r" in cell:
             raise InputError(f"found {cell[:60]!r}, expected text without tabs and line ends; clean it before writing")
-    try:
-        return ("\t".join(cells) + "\n").encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"found {error.object[error.start]!r}, expected text that UTF-8 can spell; clean it") from None
+    return ("\t".join(cells) + "\n").encode()
 
 
 def _write_items(path: Path, tokens: Sequence[str], items: Iterable[Item], dirt: Counter[str]) -> int:
@@ -276,10 +262,6 @@ def _new_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `target` that is renamed to it once the block has ended well.
 
     What a killed process left behind is removed by the next one; folders of processes that still run are let be.
-
-    Raises
-    ------
-    InputError : `target` exists, before the block or after it.
     """
     refuse_existing(target)
     temporary = target.parent / f".{target.name}.{os.getpid()}.part"

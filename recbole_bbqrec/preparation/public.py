@@ -44,12 +44,7 @@ class PublicSet:
 
     @classmethod
     def from_description(cls, name: str, found: Mapping[str, Any]) -> "PublicSet":
-        """Read a description, see above.
-
-        Raises
-        ------
-        InputError : something is missing from it, or there is no such category.
-        """
+        """Read a description, see above; an `InputError` names what is missing from it, or the nearest category."""
         category, categories = str(found.get("category", "")), list(map(str, found.get("categories", ())))
         if categories and category not in categories:
             spelt = {entry.lower(): entry for entry in categories}
@@ -92,7 +87,7 @@ def prepare_public(
     shuffle_ties: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Fetch what is missing of the raw files and write the data set `<folder>/<name>`, whole or not at all.
+    """Fetch what is missing of the raw files and write the data set `<folder>/<name>`; it appears whole or not at all.
 
     Parameters
     ----------
@@ -105,10 +100,6 @@ def prepare_public(
     Returns
     -------
     report : that of `build.build`, with `folder` (of the data set) and `raw` (paths).
-
-    Raises
-    ------
-    InputError : the data set exists, or see `download.fetch` and `build.build`.
     """
     folder, name = Path(folder), public.name if written is None else written
     user_core = public.user_core if user_core is None else user_core

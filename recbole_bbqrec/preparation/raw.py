@@ -152,14 +152,7 @@ def _number(kind: Callable[[Any], Any], value: Any) -> Any:
 def open_text(path: str | os.PathLike, newline: str, missing: str, damaged: str) -> Iterator[TextIO]:
     """Open a text file, packed or not (its first bytes tell); bytes that are no text come as `UNDECODABLE`.
 
-    Parameters
-    ----------
-    newline : as of `open`.
-    missing, damaged : what to do when the file is not there or cannot be read, for the error.
-
-    Raises
-    ------
-    InputError : within the block too, when a read fails or the file is damaged or cut off.
+    `missing` and `damaged` say in the error, within the block too, what to do when it is not there or cannot be read.
     """
     try:
         with open(path, "rb") as probe:
@@ -226,11 +219,8 @@ def merged(
         return found
     others = ((at, exact(start + at, lines[at])) for at in (~complete).arg_true())
     rows = [(at, *review) for at, review in others if review]
-    merged = [
-        found.with_row_index("at").filter(complete),
-        pl.DataFrame(rows, {"at": pl.UInt32, **REVIEWS}, orient="row"),
-    ]
-    return pl.concat(merged).sort("at").drop("at")
+    exactly = pl.DataFrame(rows, {"at": pl.UInt32, **REVIEWS}, orient="row")
+    return pl.concat([found.with_row_index("at").filter(complete), exactly]).sort("at").drop("at")
 
 
 def json_cells(lines: pl.Series, keys: Mapping[str, str]) -> pl.DataFrame:
@@ -246,10 +236,7 @@ def json_cells(lines: pl.Series, keys: Mapping[str, str]) -> pl.DataFrame:
 
 
 def typed(cells: pl.DataFrame, time: pl.Expr) -> pl.DataFrame:
-    """Return `cells`, texts in columns called as the fields of `Review`, as a frame of reviews.
-
-    Where a user, item or rating is not plain, or `time` gives none, something in the row is null.
-    """
+    """Return `cells`, texts in columns called as the fields of `Review`, as reviews; what is not plain becomes null."""
     user, item = (pl.when(pl.col(name).str.contains(_TOKEN)).then(pl.col(name)) for name in ("user", "item"))
     rating = pl.when(pl.col("rating").str.contains(_RATING)).then(pl.col("rating"))
     rating = rating.cast(pl.Float64, strict=False) if "rating" in cells.columns else pl.lit(float("nan"))

@@ -32,13 +32,10 @@ _LINES_OF_A_CELL = 500  # a quote that is not closed within as many lines was ne
 _KEYS_FROM = 1000  # JSON lines have no header: these many are looked through for column names
 _BATCH = 8192  # rows of a Parquet file that are unpacked at once
 
-
 Columns = Mapping[str, str]  # field -> name of its column
 Make = Callable[[dict[str, Any]], Any]  # takes field -> value (None where missing), raises `Bad` for a bad row
 Exact = Callable[[int, Any], Any]  # takes the line and the raw form of a row, gives None where it is blank or bad
-Plain = Callable[
-    [pl.DataFrame], pl.DataFrame
-]  # takes texts, one column a field; a null leaves a row to the exact rules
+Plain = Callable[[pl.DataFrame], pl.DataFrame]  # takes texts, one column a field; leaves nulls to the exact rules
 
 
 class Table:
@@ -80,12 +77,7 @@ class Table:
 
 @contextmanager
 def open_table(path: str | os.PathLike) -> Iterator[Table]:
-    """Open a table.
-
-    Raises
-    ------
-    InputError : the file is missing, empty, damaged or of another format; also within the block.
-    """
+    """Open a table; a file that is missing, empty, damaged or of another format is an `InputError`, also within."""
     name = Path(path).name.lower()
     kind = next((ending for ending in FORMATS if name.endswith(ending)), None)
     if kind is None:

@@ -64,16 +64,9 @@ _DATE = re.compile(
 def find_columns(
     path: str | os.PathLike, known: Mapping[str, tuple[str, ...]], given: Mapping[str, str]
 ) -> tuple[dict[str, str], list[str]]:
-    """Find which column of a file is used as what, and the names of the columns that are not used.
+    """Find which column of a file is used as what (field -> name), and the names of the columns that are not used.
 
-    Parameters
-    ----------
-    known : `REVIEW_COLUMNS` or `ITEM_COLUMNS`, by which columns are guessed.
-    given : field -> name of its column, which counts before a guess.
-
-    Raises
-    ------
-    InputError : a field that is needed has no column, or one has several.
+    Columns that are `given` (field -> name) count before guesses by `known`, REVIEW_COLUMNS or ITEM_COLUMNS.
     """
     with open_table(path) as table:
         names = table.names
@@ -104,15 +97,8 @@ def find_columns(
 def read_reviews(columns: Mapping[str, str], bad: BadRows) -> Iterator[pl.DataFrame]:
     """Yield the interactions of the table `bad.path` in frames, in its order; rows that cannot be used go to `bad`.
 
-    Times become milliseconds since 1970. Without a rating column, or where its cell is blank, the rating is NaN.
-
-    Parameters
-    ----------
-    columns : field of `Review` -> name of its column, see `find_columns`.
-
-    Raises
-    ------
-    InputError : the file cannot be read, no row at all can be used, or a row is bad and `bad.on_bad` is `error`.
+    Times become milliseconds since 1970. Without a rating column, or where its cell is blank, the rating is NaN. A file
+    of which no row can be used is an `InputError`; for `columns` see `find_columns`.
     """
 
     def review(cells: dict[str, Any]) -> Review:
@@ -130,8 +116,7 @@ def read_items(columns: Mapping[str, str], bad: BadRows) -> Iterator[Item]:
     """Yield the items of the table `bad.path` in its order; rows that cannot be used go to `bad`.
 
     Texts are as they came but for blanks around them. Categories are a list: that of the file, one written as JSON or
-    in Python, or the parts between `|`, `>`, `;` or `,`. Of several images the first counts. Parameters and errors are
-    those of `read_reviews`.
+    in Python, or the parts between `|`, `>`, `;` or `,`. Of several images the first counts.
     """
 
     def item(cells: dict[str, Any]) -> Item:
