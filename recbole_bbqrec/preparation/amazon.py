@@ -100,7 +100,7 @@ def _record(line: str, parse: Callable[[str], Any], what: str, dirt: Counter[str
 _decode = json.JSONDecoder(strict=False).decode  # raw tabs and the like within a text are dirt that `clean` mends
 
 
-_STRING = re.compile(r"""'[^'\\]*(?:\\.[^'\\]*)*'|"[^"\\]*(?:\\.[^"\\]*)*\"""")
+_STRING = re.compile(r"""'[^'\\]*(?:\\.[^'\\]*)*'|"[^"\\]*(?:\\.[^"\\]*)*"|['"\\]""")  # or what belongs to none
 _SPELT_OTHERWISE = {'"': r"\"", r"\'": "'", r"\x": r"\u00", r"\/": r"\\/"}
 
 
@@ -112,6 +112,8 @@ def _parse_literal(line: str) -> Any:
     """
 
     def respelt(found: re.Match[str]) -> str:
+        if len(found[0]) == 1:
+            raise ValueError("a string that does not end, or a backslash outside")
         text = found[0][1:-1]
         if "\\" in text or '"' in text:
             text = re.sub(r'\\.|"', lambda part: _SPELT_OTHERWISE.get(part[0], part[0]), text)

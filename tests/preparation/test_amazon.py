@@ -250,6 +250,12 @@ def test_ways_to_spell_a_string(spelt: str) -> None:
     assert amazon._parse_literal(spelt) == ast.literal_eval(spelt)
 
 
+@pytest.mark.parametrize("spelt", ["""{'k': [\t"\\'']}""", r'''"/\\\'u''''])
+def test_strings_that_do_not_end(spelt: str) -> None:
+    with pytest.raises((ValueError, SyntaxError)):
+        amazon._parse_literal(spelt)
+
+
 @pytest.mark.filterwarnings("error")
 def test_odd_escapes_are_read_without_a_word(tmp_path: Path) -> None:
     line = r"""{'asin': 'B1', 'title': 'a\d "b"', 'brand': u'\w'}"""
