@@ -30,10 +30,7 @@ _REVIEW_KEYS = {
 }
 VARIANTS = tuple(_REVIEW_KEYS)
 
-_REMEDIES = (
-    "fetch it, or give its folder with --raw_dir",
-    "expected a whole file, remove it and fetch it again",
-)
+_REMEDIES = ("fetch it, or give its folder with --raw_dir", "expected a whole file, remove it and fetch it again")
 _PRICE = re.compile(r"\s*(?:from\s+)?\$?\s*(\d[\d,]*(?:\.\d+)?)(?:\s*-\s*\$?\s*\d[\d,]*(?:\.\d+)?)?\s*")
 """A price in dollars, or a range of them, whose lower end counts."""
 

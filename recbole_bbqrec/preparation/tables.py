@@ -51,7 +51,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _UNITS = tuple((Decimal(10) ** size, Decimal(10) ** (14 - size)) for size in (11, 14, 17, 20))
 """Below which size a time has which unit: what it is multiplied by to be milliseconds."""
 _EXACT = 1 << 53  # larger floats are not exact, and no names
-_WHOLE = re.compile(r"(-?\d+)[.,]0+")
+_WHOLE = re.compile(r"\A(-?\d+)[.,]0+\Z")  # a column with gaps turns 1234 into 1234.0
 _ROUNDED = re.compile(r"-?\d([.,]\d+)?E\+\d+", re.IGNORECASE)
 _NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)(e[-+]?\d+)?", re.IGNORECASE | re.ASCII)
 _DATE = re.compile(
@@ -123,7 +123,8 @@ def read_items(columns: Mapping[str, str], bad: BadRows) -> Iterator[Item]:
         texts = {field: _text(cells.get(field)) for field in ("title", "brand", "description", "price")}
         token, categories = _identifier("item", cells["token"]), _parts(cells.get("categories"))
         image_url = next(iter(_parts(cells.get("image_url"), split=False)), "")
-        return Item(token, **texts, categories=categories, image_url=image_url, year=_plain(_text(cells.get("year"))))
+        year = _WHOLE.sub(r"\1", _text(cells.get("year")))
+        return Item(token, **texts, categories=categories, image_url=image_url, year=year)
 
     with open_table(bad.path) as table:
         for found in table.records(columns, item, bad):
@@ -156,12 +157,6 @@ def _text(value: Any) -> str:
     return text
 
 
-def _plain(text: str) -> str:
-    """Return a whole number without its decimals: a column with gaps turns 1234 into 1234.0."""
-    whole = _WHOLE.fullmatch(text)
-    return whole.group(1) if whole else text
-
-
 def _identifier(what: str, value: Any) -> str:
     """Return the name of a user or an item, as text."""
     if isinstance(value, (bool, list, tuple, Mapping)):
@@ -173,7 +168,7 @@ def _identifier(what: str, value: Any) -> str:
         raise Bad(f"{what}: a tab, line end or control character inside", text)
     if _ROUNDED.fullmatch(text):  # 1.23457E+12 may have been several names
         raise Bad(f"{what}: a number that a spreadsheet has rounded (export the column as text)", text)
-    return _plain(text)
+    return _WHOLE.sub(r"\1", text)
 
 
 def _number(text: str) -> Decimal | None:
@@ -235,9 +230,8 @@ def _date_time(found: re.Match[str]) -> int:
     offset = timedelta()
     if zone and zone[0] in "+-":
         offset = timedelta(hours=int(zone[1:3]), minutes=int(zone[-2:])) * (-1 if zone[0] == "-" else 1)
-    numbers = [int(part or 0) for part in (year, month, day, hour, minute, second)]
-    moment = datetime(*numbers, microsecond=int(f"{fraction or '0':0<6.6}"), tzinfo=timezone(offset))  # pyright: ignore
-    return (moment - _EPOCH) // timedelta(milliseconds=1)
+    numbers = [int(part or 0) for part in (year, month, day, hour, minute, second, f"{fraction or '0':0<6.6}")]
+    return (datetime(*numbers, tzinfo=timezone(offset)) - _EPOCH) // timedelta(milliseconds=1)
 
 
 def _parts(value: Any, split: bool = True) -> list[str]:
