@@ -48,25 +48,24 @@ def read_atomic(
         raise InputError(f"{path}: field_separator or seq_separator is empty, expected a character such as a tab")
     lines = _lines(path, field_separator, encoding)
     header = _header(path, lines[0], field_separator)
-    types = _chosen(path, header, fields)
-    if len(header) > 1:
-        while len(lines) > 1 and not lines[-1]:
-            lines.pop()
+    wanted = list(header if fields is None else fields)
+    if missing := [field for field in wanted if field not in header]:
+        raise InputError(
+            f"{path}, line 1: expected the field {missing[0]}, which is not in the header "
+            f"({nearest(missing[0], header)}); correct the name in the configuration or add the column"
+        )
+    types = {name: kind for name, kind in header.items() if name in wanted}
+    while len(header) > 1 and len(lines) > 1 and not lines[-1]:
+        lines.pop()
     columns: dict[str, list[str]] = {name: [] for name in types}
-    wanted = [(columns[name], at) for at, name in enumerate(header) if name in types]
+    places = [(columns[name], at) for at, name in enumerate(header) if name in types]
     for number, line in enumerate(lines[1:], start=2):
         cells = line.split(field_separator)
         if len(cells) != len(header):
             raise _wrong_width(f"{path}, line {number}", cells, list(header), field_separator)
-        for column, at in wanted:
+        for column, at in places:
             column.append(cells[at])
-    # `object` on purpose: what pandas makes of a list of str differs between its versions 2 and 3.
-    data = {
-        name: pd.Series(_numbers(path, name, values), dtype="float64")
-        if types[name] == "float"
-        else pd.Series(_checked(path, name, values, types[name], seq_separator), dtype=object)
-        for name, values in columns.items()
-    }
+    data = {name: _series(path, name, types[name], values, seq_separator) for name, values in columns.items()}
     return pd.DataFrame(data, index=pd.RangeIndex(len(lines) - 1), columns=pd.Index(list(types), dtype=object)), types
 
 
@@ -122,24 +121,13 @@ def _header(path: str | os.PathLike, line: str, separator: str) -> dict[str, str
         if kind not in TYPES:
             raise InputError(f"{place}, field {name}: found the unknown type {_short(kind)}; {remedy}")
         if name in types:
+            first = list(types).index(name) + 1
             raise InputError(
-                f"{place}: found the field {name} again, expected every name once (it is also column "
-                f"{list(types).index(name) + 1}); rename or remove one of them"
+                f"{place}: found the field {name} again, expected every name once (it is also column {first}); rename "
+                "or remove one of them"
             )
         types[name] = kind
     return types
-
-
-def _chosen(path: str | os.PathLike, header: dict[str, str], fields: Iterable[str] | None) -> dict[str, str]:
-    """Return field -> type of the requested columns, in file order."""
-    wanted = list(header if fields is None else fields)
-    for field in wanted:
-        if field not in header:
-            raise InputError(
-                f"{path}, line 1: expected the field {field}, which is not in the header "
-                f"({nearest(field, header)}); correct the name in the configuration or add the column"
-            )
-    return {name: kind for name, kind in header.items() if name in wanted}
 
 
 def _wrong_width(place: str, cells: list[str], names: list[str], separator: str) -> InputError:
@@ -153,29 +141,23 @@ def _wrong_width(place: str, cells: list[str], names: list[str], separator: str)
     )
 
 
-def _numbers(path: str | os.PathLike, name: str, values: list[str]) -> np.ndarray:
-    numbers = np.fromiter(map(_number, values), dtype=np.float64, count=len(values))
-    for at in np.flatnonzero(np.isnan(numbers)):
-        if values[at].strip():
-            raise _no_number(path, name, "float", int(at), values[at])
-    return numbers
-
-
-def _checked(path: str | os.PathLike, name: str, values: list[str], kind: str, seq_separator: str) -> list[str]:
-    """Return `values` as they are; those of a `float_seq` must be numbers."""
-    for at, value in enumerate(values if kind == "float_seq" else ()):
-        for part in value.split(seq_separator):
-            if part and math.isnan(_number(part)):
-                raise _no_number(path, name, kind, at, part)
-    return values
-
-
-def _no_number(path: str | os.PathLike, name: str, kind: str, at: int, found: str) -> InputError:
-    return InputError(
-        f"{path}, line {at + 2}, field {name}: found {_short(found)}, expected a finite number as the header says "
-        f"{name}:{kind}; mend the value, leave it blank, or declare the field as "
-        f"token{'_seq' if kind == 'float_seq' else ''}"
-    )
+def _series(path: str | os.PathLike, name: str, kind: str, values: list[str], seq_separator: str) -> pd.Series:
+    """Return one column; what should be a number must be one."""
+    # `object` on purpose: what pandas makes of a list of str differs between its versions 2 and 3.
+    series, bad = pd.Series(values, dtype=object), []
+    if kind == "float":
+        series = pd.Series(np.fromiter(map(_number, values), dtype=np.float64, count=len(values)))
+        bad = [(int(at), values[at]) for at in np.flatnonzero(series.isna()) if values[at].strip()]
+    elif kind == "float_seq":
+        parts = ((at, part) for at, value in enumerate(values) for part in value.split(seq_separator))
+        bad = [(at, part) for at, part in parts if part and math.isnan(_number(part))]
+    if bad:
+        at, found = bad[0]
+        raise InputError(
+            f"{path}, line {at + 2}, field {name}: found {_short(found)}, expected a finite number as the header says "
+            f"{name}:{kind}; mend the value, leave it blank, or declare the field as {kind.replace('float', 'token')}"
+        )
+    return series
 
 
 def _number(text: str) -> float:
@@ -192,6 +174,6 @@ def _number(text: str) -> float:
     return number if math.isfinite(number) else math.nan
 
 
-def _short(text: str, limit: int = 60) -> str:
+def _short(text: str) -> str:
     """Return `text` as it may stand in a one-line message."""
-    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
+    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -34,55 +34,45 @@ class BadRow(NamedTuple):
 class BadRows:
     """What was wrong with the rows of one file.
 
-    Reading a file again begins the list anew, so that a second pass counts nothing twice.
-
     Parameters
     ----------
+    path : the file.
     on_bad : `skip` leaves bad rows out and lists them; `error` makes the first one an `InputError`.
 
     Attributes
     ----------
-    rows : the first 100,000 bad rows as `BadRow`.
-    counts : reason -> number of all bad rows.
+    rows : the first 100,000 bad rows; `counts` has all of them, by their reason.
     good, blank : number of rows that could be used, and of blank ones, which are no data and never an error.
     """
 
-    def __init__(self, on_bad: str = "skip"):
+    def __init__(self, path: str | os.PathLike, on_bad: str = "skip"):
         if on_bad not in ("skip", "error"):
             raise InputError(f"--on-bad: found {on_bad!r}, expected skip or error")
-        self.on_bad = on_bad
-        self.start("")
-
-    def start(self, path: str | os.PathLike) -> None:
-        """Forget everything; from now on rows of `path` are reported."""
-        self.path, self.good, self.blank = Path(path), 0, 0
+        self.path, self.on_bad, self.good, self.blank = Path(path), on_bad, 0, 0
         self.rows: list[BadRow] = []
         self.counts: Counter[str] = Counter()
+        self._unit = "row" if self.path.suffix.lower() == ".parquet" else "line"
 
     def made(self, line: int, make: Callable[..., _Made], *arguments: Any) -> _Made | None:
         """Return what `make` makes of a row; None, and one bad row more, where it raises `Bad`."""
         try:
             return make(*arguments)
         except Bad as error:
-            self.add(line, error.reason, error.text)
+            found = _excerpt(error.text)
+            if self.on_bad == "error":
+                raise InputError(
+                    f"{self.path}, {self._unit} {line}: {error.reason}, found {found!r}; mend the row, or leave such "
+                    "rows out with --on-bad=skip"
+                ) from None
+            self.counts[error.reason] += 1
+            if len(self.rows) < _KEPT:
+                self.rows.append(BadRow(line, error.reason, found))
             return None
 
     def refuse_none(self) -> None:
         """Raise an `InputError` where no row was good."""
         if not self.good:
             raise InputError(f"no row can be used; {self.summary()}; mend the file, or name its columns")
-
-    def add(self, line: int, reason: str, text: str) -> None:
-        """Report one bad row; `text` is the cell or the row, of which an excerpt is kept."""
-        excerpt = _excerpt(text)
-        if self.on_bad == "error":
-            raise InputError(
-                f"{self.path}, {self._unit} {line}: {reason}, found {excerpt!r}; mend the row, or leave such rows out "
-                "with --on-bad=skip"
-            )
-        self.counts[reason] += 1
-        if len(self.rows) < _KEPT:
-            self.rows.append(BadRow(line, reason, excerpt))
 
     def summary(self) -> str:
         """Return one line: how many rows of the file are used, and how many are not for which reason."""
@@ -94,19 +84,12 @@ class BadRows:
         text += f" ({'; '.join(reasons)})" if reasons else ""
         return text + (f", {self.blank} blank" if self.blank else "")
 
-    @property
-    def _unit(self) -> str:
-        return "row" if self.path.suffix.lower() == ".parquet" else "line"
 
-
-def write_bad_rows(path: str | os.PathLike, files: Sequence[BadRows]) -> bool:
-    """Write the bad rows of `files` as a table of file, line, reason and text; return whether there are any.
-
-    Where there are none, a table that an earlier run has left at `path` is removed.
-    """
+def write_bad_rows(path: str | os.PathLike, files: Collection[BadRows]) -> None:
+    """Write the bad rows of `files` as a table; where there are none, a table that an earlier run left is removed."""
     if not any(bad.counts for bad in files):
         Path(path).unlink(missing_ok=True)
-        return False
+        return
     lines = ["file\tline\treason\tfound"]
     for bad in files:
         lines += ["\t".join(map(str, (bad.path, *row))) for row in bad.rows]
@@ -114,14 +97,11 @@ def write_bad_rows(path: str | os.PathLike, files: Sequence[BadRows]) -> bool:
         lines += [f"{bad.path}\t\tand {more} more, which are only counted\t"] if more else []
     with replacing(path) as temporary:
         Path(temporary).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return True
 
 
-def _excerpt(text: str, limit: int = 100) -> str:
+def _excerpt(text: str) -> str:
     """Return the beginning of `text` as one line that can be written anywhere."""
     text = text.strip()
-    text = text if len(text) <= limit else text[: limit - 3] + "..."
-    plain = "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in text
-    )
+    text = text if len(text) <= 100 else text[:97] + "..."
+    plain = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
     return re.sub(r"\\udc([89a-f][0-9a-f])", r"\\x\1", plain)  # the byte that could not be decoded

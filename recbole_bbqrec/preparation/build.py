@@ -7,31 +7,37 @@ The rules, in the order they apply:
 3. `.inter` is sorted by user token, then by time. Interactions of one user at the same time keep the order of the file,
    or come in random order with `shuffle_ties`, which then depends on the seed alone and not on the file.
 4. `.item` holds one row per item left, sorted by token, blank where nothing is known. Of several records of one item
-   the first with a title counts; where none has one, the first (`atomic_writer.write_items`).
+   the first with a title counts; where none has one, the first.
 
 Polars does the rows. A review takes 32 bytes of memory, two to three times as much while it is sorted: names of users
 and items are held as 64-bit hashes and wait on the disk, beside the files to be written; so do the texts of items.
 """
 
+import contextlib
+import glob
 import logging
+import math
+import os
 import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import psutil
 from tqdm import tqdm
 
 from ..errors import InputError
-from .atomic_writer import INTER_HEADER, new_folder, number, row, write_items
-from .raw import REVIEWS, Item
+from .raw import REVIEWS, Item, clean
 
-Reviews = Callable[[Counter[str]], Iterable[pl.DataFrame]]
-Items = Callable[[Counter[str]], Iterable[Item]]
+INTER_HEADER = ("user_id:token", "item_id:token", "rating:float", "timestamp:float")
+ITEM_HEADER = ("item_id:token", "title:token_seq", "brand:token", "categories:token_seq", "description:token_seq")
+ITEM_HEADER += ("price:token", "image_url:token", "release_year:token")
 
-COUNTS: tuple[str, ...] = ("users", "items", "interactions")
+COUNTS = ("users", "items", "interactions")
 
 _BLOCK = 1 << 18  # rows that are written at once
 _PARTS = 4  # names are looked up by a part of their hashes at a time, which takes less memory
@@ -39,8 +45,8 @@ _PARTS = 4  # names are looked up by a part of their hashes at a time, which tak
 
 def build(
     name: str,
-    reviews: Reviews,
-    items: Items,
+    reviews: Callable[[Counter[str]], Iterable[pl.DataFrame]],
+    items: Callable[[Counter[str]], Iterable[Item]],
     folder: str | Path,
     user_core: int = 5,
     item_core: int = 5,
@@ -53,7 +59,6 @@ def build(
 
     Parameters
     ----------
-    name : of the data set.
     reviews, items : called with a counter of dirt; `reviews` gives frames (`raw.REVIEWS`) and `items` items one by one.
     user_core, item_core : the fewest interactions of a user and of an item; 1 keeps all.
     shuffle_ties : seed that shuffles interactions of one user at the same time; None keeps the order of the file.
@@ -65,49 +70,61 @@ def build(
     -------
     report : `counts` (users, items, interactions), `read` (reviews, items), `dropped` (reviews, by rule), `dirt`
         (reason -> count) and `differences` (name -> expected and found), plain data.
-
-    Raises
-    ------
-    InputError : the name or a number is unfit, the data set exists, or nothing is left after the k-core.
     """
-    check_options(name, user_core, item_core, shuffle_ties, expected or {})
+    expected = expected or {}
+    check_options(name, user_core, item_core, shuffle_ties, expected)
     dirt: Counter[str] = Counter()
-    with new_folder(Path(folder) / name) as temporary:
+    with _new_folder(Path(folder) / name) as temporary:
         names = temporary / "names"
         names.mkdir()
         found = _hashed(reviews(dirt), names, progress)
-        once = found.filter(_earliest(found))
-        n_read, n_once = len(found), len(once)
-        del found
-        left = k_core(once, user_core, item_core)
-        del once
-        if left.is_empty():
+        n_read = len(found)
+        found = found.filter(_earliest(found))
+        n_once = len(found)
+        found = k_core(found, user_core, item_core)
+        if found.is_empty():
+            dirty = ", ".join(f"{count:,} {reason}" for reason, count in dirt.items() if count)
             raise InputError(
-                f"{name}: none of {n_read} reviews is left, expected users with {user_core} and items with "
-                f"{item_core} interactions; check the raw files ({_listed(dirt)}) or lower user_core and item_core"
+                f"{name}: none of {n_read} reviews is left, expected users with {user_core} and items with {item_core} "
+                f"interactions; check the raw files ({dirty or 'no line was left out'}) or lower user_core and "
+                "item_core"
             )
-        left, users = _numbered(left, "user", names)
-        left, tokens = _numbered(left, "item", names)
+        found, users = _numbered(found, "user", names)
+        found, tokens = _numbered(found, "item", names)
         shutil.rmtree(names)
-        left = _ordered(left, shuffle_ties)
-        _write_inter(temporary / f"{name}.inter", left, users, tokens)
-        counts = dict(zip(COUNTS, (len(users), len(tokens), len(left)), strict=True))
-        del left, users
+        if shuffle_ties is None:
+            found = found.sort("user", "time", maintain_order=True)
+        else:  # one random number per row of an order that owes nothing to the file
+            found = found.sort("user", "time", "item")
+            chance = np.random.default_rng(shuffle_ties).permutation(len(found))
+            found = found.with_columns(chance=chance).sort("user", "time", "chance")
+        _write_inter(temporary / f"{name}.inter", found, users, tokens)
+        counts = dict(zip(COUNTS, (len(users), len(tokens), len(found)), strict=True))
+        del found, users
         bar = tqdm(items(dirt), desc="read items", unit="row", unit_scale=True, disable=not progress, leave=False)
-        n_items = write_items(temporary / f"{name}.item", tokens.to_list(), bar, dirt)
+        n_items = _write_items(temporary / f"{name}.item", tokens.to_list(), bar, dirt)
         if add:
             add(temporary)
     dropped = {
         "reviews of a user about an item reviewed before": n_read - n_once,
         "reviews of users or items with too few of them": n_once - counts["interactions"],
     }
+    differences = {
+        what: {"expected": expected[what], "found": count}
+        for what, count in counts.items()
+        if expected.get(what, count) != count
+    }
+    for what, differing in differences.items():
+        logging.getLogger().warning(
+            f"{name}: found {differing['found']:,} {what}, published are {differing['expected']:,}; the raw files may "
+            "be others"
+        )
     return {
-        "name": name,
         "counts": counts,
         "read": {"reviews": n_read, "items": n_items},
         "dropped": {reason: count for reason, count in dropped.items() if count},
         "dirt": {reason: dirt[reason] for reason in sorted(dirt) if dirt[reason]},
-        "differences": _differences(name, counts, expected or {}),
+        "differences": differences,
     }
 
 
@@ -123,9 +140,7 @@ def k_core(reviews: pl.DataFrame, user_core: int, item_core: int) -> pl.DataFram
     return reviews
 
 
-def check_options(
-    name: str, user_core: int, item_core: int, shuffle_ties: int | None, expected: Mapping[str, int]
-) -> None:
+def check_options(name: str, user_core: int, item_core: int, shuffle_ties: int | None, expected: Iterable[str]) -> None:
     """Refuse what `build` cannot go by, before anything is fetched or read; see there."""
     if not name or name.startswith(".") or Path(name).name != name or "\\" in name:
         raise InputError(f"found the data set name {name!r}, expected one that can name a folder, such as Sports")
@@ -143,16 +158,12 @@ def _hashed(frames: Iterable[pl.DataFrame], names: Path, progress: bool) -> pl.D
     found = [pl.DataFrame(schema={**REVIEWS, "user": pl.UInt64, "item": pl.UInt64})]
     with tqdm(desc="read reviews", unit="row", unit_scale=True, disable=not progress, leave=False) as bar:
         for frame in frames:
-            hashed = frame.with_columns(_hash(frame["user"]), _hash(frame["item"]))
+            hashed = frame.with_columns(frame["user"].hash(), frame["item"].hash())
             named = frame.select(user_name="user", item_name="item").hstack(hashed.select("user", "item"))
             named.write_ipc(names / f"{len(found)}.arrow", compression="lz4")
             found.append(hashed)
             bar.update(len(frame))
     return pl.concat(found)
-
-
-def _hash(names: pl.Series) -> pl.Series:
-    return names.hash()
 
 
 def _earliest(reviews: pl.DataFrame) -> pl.Series:
@@ -186,39 +197,100 @@ def _numbered(reviews: pl.DataFrame, column: str, folder: Path) -> tuple[pl.Data
     return reviews.with_columns(numbers["number"].alias(column)), found["name"]
 
 
-def _ordered(reviews: pl.DataFrame, shuffle_ties: int | None) -> pl.DataFrame:
-    """Return the reviews, which are in the order of the file, in that of `.inter`, rule 3."""
-    if shuffle_ties is None:
-        return reviews.sort("user", "time", maintain_order=True)
-    # One random number per row of an order that owes nothing to the file.
-    reviews = reviews.sort("user", "time", "item")
-    chance = np.random.default_rng(shuffle_ties).permutation(len(reviews))
-    return reviews.with_columns(chance=chance).sort("user", "time", "chance")
-
-
 def _write_inter(path: Path, reviews: pl.DataFrame, users: pl.Series, items: pl.Series) -> None:
     ratings = reviews["rating"].unique()
-    texts = [number(rating) for rating in ratings]
+    # The shortest form that reads back as the same float64, blank for one that is not finite.
+    texts = [str(int(x)) if x.is_integer() else repr(x) if math.isfinite(x) else "" for x in ratings]
     with open(path, "wb") as file:
-        file.write(row(INTER_HEADER))
+        file.write(_row(INTER_HEADER))
         for part in reviews.iter_slices(_BLOCK):
-            cells = [users.gather(part["user"]), items.gather(part["item"])]
-            cells += [part["rating"].replace_strict(ratings, texts, return_dtype=pl.String), part["time"]]
+            spelt = part["rating"].replace_strict(ratings, texts, return_dtype=pl.String)
+            cells = (users.gather(part["user"]), items.gather(part["item"]), spelt, part["time"])
             rows = pl.DataFrame(dict(zip(INTER_HEADER, cells, strict=True)))
             rows.write_csv(file, include_header=False, separator="\t", quote_style="never")
 
 
-def _differences(name: str, counts: Mapping[str, int], expected: Mapping[str, int]) -> dict[str, dict[str, int]]:
-    """Return and log where `counts` differ from what was expected."""
-    found = {}
-    for what in COUNTS:
-        if what in expected and expected[what] != counts[what]:
-            found[what] = {"expected": expected[what], "found": counts[what]}
-            logging.getLogger().warning(
-                f"{name}: found {counts[what]:,} {what}, published are {expected[what]:,}; the raw files may be others"
-            )
-    return found
+def _row(cells: Sequence[str]) -> bytes:
+    """Return one line of an atomic file; it has no way to write tabs and line ends within a cell."""
+    for cell in cells:
+        if "\t" in cell or "\n" in cell or "\r" in cell:
+            raise InputError(f"found {cell[:60]!r}, expected text without tabs and line ends; clean it before writing")
+    return ("\t".join(cells) + "\n").encode()
 
 
-def _listed(dirt: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in dirt.items() if count) or "no line was left out"
+def _write_items(path: Path, tokens: Sequence[str], items: Iterable[Item], dirt: Counter[str]) -> int:
+    """Write one row per token, in the order of `tokens`, blank where no item describes it; return how many items came.
+
+    Of several records of one item the first with a title counts; where none has one, the first. Texts are cleaned, a
+    category is one name (`_` for its blanks), and the year is a column only where one is known. Rows wait in the order
+    met in a file beside `path`, so that the memory holds no texts.
+    """
+    places: dict[str, tuple[int, int]] = dict.fromkeys(tokens, (0, 0))  # start and length of a row
+    described, titled, dated, n_items = set[str](), set[str](), False, 0
+    with tempfile.TemporaryFile(dir=path.parent) as rows, open(path, "wb") as file:
+        for item in items:
+            n_items += 1
+            if item.token not in places:
+                continue
+            again = item.token in described
+            dirt["records of an item met before"] += again
+            if item.token in titled:
+                continue
+            texts = (item.title, item.brand, item.description, item.price, item.image_url, item.year)
+            title, brand, *others, year = (clean(text, dirt) for text in texts)
+            categories = " ".join(filter(None, ("_".join(clean(name, dirt).split()) for name in item.categories)))
+            if again and not title:
+                continue
+            cells = (item.token, title, brand, categories, *others, year)
+            places[item.token] = (rows.tell(), rows.write(_row(cells)))
+            dated |= bool(year)
+            described.add(item.token)
+            if title:
+                titled.add(item.token)
+        file.write(_row(ITEM_HEADER if dated else ITEM_HEADER[:-1]))
+        for token, (start, length) in places.items():
+            rows.seek(start)
+            line = rows.read(length) or _row([token] + [""] * (len(ITEM_HEADER) - 1))
+            file.write(line if dated else line.removesuffix(b"\t\n") + b"\n")
+    dirt["items left that no record describes"] += len(places) - len(described)
+    dirt["items left with a record but no title"] += len(described) - len(titled)
+    return n_items
+
+
+@contextlib.contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `target` that is renamed to it once the block has ended well.
+
+    What a killed process left behind is removed by the next one; folders of processes that still run are let be.
+    """
+    refuse_existing(target)
+    temporary = target.parent / f".{target.name}.{os.getpid()}.part"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for path in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+            process = path.name.removeprefix(f".{target.name}.").removesuffix(".part")
+            if process.isdigit() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
+                shutil.rmtree(path, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        for path in filter(Path.is_file, temporary.rglob("*")):
+            with open(path, "r+b") as file:
+                os.fsync(file.fileno())
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            refuse_existing(target)  # another process was faster
+            raise
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or target}: cannot be written ({error.strerror or error}); make room or correct its "
+            "permissions, or name another folder with --data_path="
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_existing(target: Path) -> None:
+    """Raise an `InputError` where `target` exists."""
+    if target.exists():
+        raise InputError(f"{target}: exists already, expected none yet; use it, or move it away to prepare it again")

@@ -17,7 +17,7 @@ from .build import build
 from .images import images_by_token
 from .raw import COLUMN_FLAGS, Item, Review
 from .table_files import open_table
-from .tables import item_columns, read_items, read_reviews, review_columns
+from .tables import ITEM_COLUMNS, REVIEW_COLUMNS, find_columns, read_items, read_reviews
 
 TEXTS = ("title", "brand", "categories", "description")
 """Fields that say what an item is."""
@@ -35,7 +35,6 @@ def prepare_own(
     user_core: int = 5,
     item_core: int = 5,
     shuffle_ties: int | None = None,
-    progress: bool = True,
 ) -> dict[str, Any]:
     """Write the data set `<folder>/<name>` from tables; the folder appears whole or not at all.
 
@@ -46,7 +45,7 @@ def prepare_own(
     columns : `user`, `item`, `time`, `rating` (of the interactions), `token`, `title`, ... (of the items) -> name of
         the column; the others are guessed.
     on_bad : `skip` leaves bad rows out and lists them in `<folder>/<name>.bad_rows.tsv`, `error` stops at the first.
-    user_core, item_core, shuffle_ties, progress : see `build.build`.
+    user_core, item_core, shuffle_ties : see `build.build`.
 
     Returns
     -------
@@ -60,46 +59,57 @@ def prepare_own(
     """
     given = dict(columns or {})
     of_reviews = {field: given.pop(field) for field in Review._fields if field in given}
-    found = {str(interactions): review_columns(interactions, of_reviews)}
+    found = {interactions: find_columns(interactions, REVIEW_COLUMNS, of_reviews)}
     if items is not None:
         with open_table(items) as table:
             if "token" not in given and of_reviews.get("item") in table.names:
                 given["token"] = of_reviews["item"]  # both tables call it the same
-        found[str(items)] = item_columns(items, given)
+        found[items] = find_columns(items, ITEM_COLUMNS, given)
     elif given:
         raise InputError(f"--item-id-column: found the column {sorted(given.values())[0]}, expected --items with it")
-    pictures = _images(images)
-    bad = [BadRows(on_bad), BadRows(on_bad)]
+    pictures = images_by_token(Path(images)) if images is not None and Path(images).is_dir() else {}
+    if images is not None and not pictures:
+        what = "holds no image" if Path(images).is_dir() else "is no folder"
+        raise InputError(f"--images: {images} {what}, expected one with <item id>.jpg, .png or .webp; correct the path")
+    bad = {path: BadRows(path, on_bad) for path in found}
     listed = Path(folder) / f"{name}.bad_rows.tsv"
     described: set[str] = set()
 
+    def enter(dirt: Counter[str], rows: BadRows) -> None:
+        dirt.update({f"bad rows of {rows.path.name}, {reason}": count for reason, count in rows.counts.items()})
+
     def reviews(dirt: Counter[str]) -> Iterator[pl.DataFrame]:
-        yield from read_reviews(interactions, found[str(interactions)].places, bad[0])
-        _enter(dirt, bad[0])
+        yield from read_reviews(found[interactions][0], bad[interactions])
+        enter(dirt, bad[interactions])
 
     def texts(dirt: Counter[str]) -> Iterator[Item]:
-        for item in () if items is None else read_items(items, found[str(items)].places, bad[1]):
+        for item in () if items is None else read_items(found[items][0], bad[items]):
             if any((item.title, item.brand, item.categories, item.description)):
                 described.add(item.token)
             yield item
-        _enter(dirt, bad[1])
-        write_bad_rows(listed, bad)  # now, so that a data set never stands without the list of what it lacks
+        if items is not None:
+            enter(dirt, bad[items])
+        write_bad_rows(listed, bad.values())  # now, so that a data set never stands without the list of what it lacks
 
     def copy_pictures(place: Path) -> None:
         (place / "images").mkdir()
         for path in pictures.values():
             shutil.copyfile(path, place / "images" / path.name)
 
-    options: dict[str, Any] = {"progress": progress, "add": copy_pictures if pictures else None}
-    report = build(name, reviews, texts, folder, user_core, item_core, shuffle_ties, **options)
+    add = copy_pictures if pictures else None
+    report = build(name, reviews, texts, folder, user_core, item_core, shuffle_ties, add=add)
     place = Path(folder) / name
     tokens = set(read_atomic(place / f"{name}.item", ["item_id"])[0]["item_id"])
-    report["folder"] = str(place)
-    report["columns"] = {path: {"used": used.used, "unused": used.unused} for path, used in found.items()}
-    report["bad_rows"] = [rows.summary() for rows in bad[: len(found)]]
-    report["bad_rows_file"] = str(listed) if listed.is_file() else None
-    astray = sorted(path.name for token, path in pictures.items() if token not in tokens)
-    return {**report, "described": len(tokens & described), "pictured": len(tokens & set(pictures)), "astray": astray}
+    return {
+        **report,
+        "folder": str(place),
+        "columns": {str(path): {"used": used, "unused": unused} for path, (used, unused) in found.items()},
+        "bad_rows": [rows.summary() for rows in bad.values()],
+        "bad_rows_file": str(listed) if listed.is_file() else None,
+        "described": len(tokens & described),
+        "pictured": len(tokens & set(pictures)),
+        "astray": sorted(path.name for token, path in pictures.items() if token not in tokens),
+    }
 
 
 def describe(report: Mapping[str, Any]) -> str:
@@ -133,18 +143,3 @@ def run_command(folder: Path, text_fields: str = "") -> str:
     command = f"python run_recbole_bbqrec.py --model=BBQRec --dataset={shlex.quote(folder.name)}"
     command += f" --data_path={shlex.quote(str(folder.parent))}" if str(folder.parent) != "dataset" else ""
     return command + (f" --text_fields='{text_fields}' --text_encoder=tfidf" if text_fields else "")
-
-
-def _images(folder: str | os.PathLike | None) -> dict[str, Path]:
-    if folder is None:
-        return {}
-    if not Path(folder).is_dir():
-        raise InputError(f"--images: {folder} is no folder, expected one with <item id>.jpg; correct the path")
-    found = images_by_token(Path(folder))
-    if not found:
-        raise InputError(f"--images: {folder} holds no image, expected files called <item id>.jpg, .png or .webp")
-    return found
-
-
-def _enter(dirt: Counter[str], bad: BadRows) -> None:
-    dirt.update({f"bad rows of {bad.path.name}, {reason}": count for reason, count in bad.counts.items()})

@@ -19,16 +19,11 @@ from typing import Any
 
 from ..errors import InputError
 from . import amazon, movielens
-from .atomic_writer import refuse_existing
-from .build import build, check_options
+from .build import build, check_options, refuse_existing
 from .download import Source, fetch
 
-RAW = "raw"
-"""Folder beside the data sets where raw files are kept unless told otherwise."""
-
-
 READERS = {"amazon": amazon, "movielens": movielens}
-"""Forms of raw files -> module whose `reviews` and `items` take a path, the variant and a counter of dirt."""
+"""Forms of raw files -> module whose `reviews` and `items` take a path, one of its `VARIANTS` and a counter of dirt."""
 
 
 @dataclass(frozen=True)
@@ -49,51 +44,36 @@ class PublicSet:
 
     @classmethod
     def from_description(cls, name: str, found: Mapping[str, Any]) -> "PublicSet":
-        """Read a description, see above.
+        """Read a description, see above; an `InputError` names what is missing from it, or the nearest category."""
+        category, categories = str(found.get("category", "")), list(map(str, found.get("categories", ())))
+        if categories and category not in categories:
+            spelt = {entry.lower(): entry for entry in categories}
+            near = difflib.get_close_matches(category.lower().replace(" ", "_"), spelt, n=1, cutoff=0.5)
+            hint = f"did you mean {spelt[near[0]]}?" if near else f"expected one of {', '.join(categories)}"
+            raise InputError(f"{name}: found the category {category!r}; {hint}")
 
-        Raises
-        ------
-        InputError : something is missing from it, or there is no such category.
-        """
-        category = str(found.get("category", ""))
-        known = [str(entry) for entry in found.get("categories", ())]
-        if known and category not in known:
-            raise InputError(_no_category(name, category, known))
+        def source(file: Mapping[str, Any]) -> Source:
+            name = file["name"].format(category=category)
+            urls = tuple(url.format(category=category, name=name) for url in file["urls"])
+            return Source(name, urls, file.get("size"), file.get("sha256"))
+
         try:
-            files = {role: _source(file, category) for role, file in found["files"].items()}
-            archive = files.pop("archive", None)
-            if archive:
+            reader, variant = found["reader"], str(found["variant"])
+            files = {role: source(file) for role, file in found["files"].items()}
+            if archive := files.pop("archive", None):
                 files = {"reviews": archive, "items": archive}
-            if found["reader"] not in READERS or set(files) != {"reviews", "items"}:
-                raise ValueError(f"reader {found['reader']!r} and files {', '.join(files)}")
-            return cls(
-                name=name,
-                reader=found["reader"],
-                variant=str(found["variant"]),
-                files=files,
-                user_core=int(found["user_core"]),
-                item_core=int(found["item_core"]),
-                expected=dict(found.get("expected", {})),
-                **{key: " ".join(str(found.get(key, "")).split()) for key in ("about", "terms", "cite", "note")},
-            )
+            if reader not in READERS or set(files) != {"reviews", "items"}:
+                raise ValueError(f"reader {reader!r} and files {', '.join(files)}")
+            if variant not in READERS[reader].VARIANTS:
+                raise ValueError(f"variant {variant!r}, expected one of {', '.join(READERS[reader].VARIANTS)}")
+            cores, expected = (int(found["user_core"]), int(found["item_core"])), dict(found.get("expected", {}))
+            words = {key: " ".join(str(found.get(key, "")).split()) for key in ("about", "terms", "cite", "note")}
+            return cls(name, reader, variant, files, *cores, **words, expected=expected)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"source of {name}: found {type(error).__name__} {error}, expected reader, variant, files, user_core "
                 "and item_core as in properties/dataset/Amazon2014.yaml; correct its YAML file"
             ) from error
-
-
-def _source(file: Mapping[str, Any], category: str) -> Source:
-    name = file["name"].format(category=category)
-    urls = tuple(url.format(category=category, name=name) for url in file["urls"])
-    return Source(name, urls, file.get("size"), file.get("sha256"))
-
-
-def _no_category(name: str, category: str, known: list[str]) -> str:
-    spelt = {entry.lower(): entry for entry in known}
-    near = difflib.get_close_matches(category.lower().replace(" ", "_"), spelt, n=1, cutoff=0.5)
-    hint = f"did you mean {spelt[near[0]]}?" if near else f"expected one of {', '.join(known)}"
-    return f"{name}: found the category {category!r}; {hint}"
 
 
 def prepare_public(
@@ -107,7 +87,7 @@ def prepare_public(
     shuffle_ties: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Fetch what is missing of the raw files and write the data set `<folder>/<name>`, whole or not at all.
+    """Fetch what is missing of the raw files and write the data set `<folder>/<name>`; it appears whole or not at all.
 
     Parameters
     ----------
@@ -120,34 +100,28 @@ def prepare_public(
     Returns
     -------
     report : that of `build.build`, with `folder` (of the data set) and `raw` (paths).
-
-    Raises
-    ------
-    InputError : the data set exists, or see `download.fetch` and `build.build`.
     """
     folder, name = Path(folder), public.name if written is None else written
-    published = (public.user_core, public.item_core)
-    cores = (
-        public.user_core if user_core is None else user_core,
-        public.item_core if item_core is None else item_core,
-    )
-    check_options(name, *cores, shuffle_ties, public.expected)
+    user_core = public.user_core if user_core is None else user_core
+    item_core = public.item_core if item_core is None else item_core
+    as_published = (user_core, item_core) == (public.user_core, public.item_core)
+    check_options(name, user_core, item_core, shuffle_ties, public.expected)
     refuse_existing(folder / name)
-    raw = Path(raw_dir) if raw_dir else folder / RAW / f"{public.reader}-{public.variant}"
+    raw = Path(raw_dir) if raw_dir else folder / "raw" / f"{public.reader}-{public.variant}"
     logging.getLogger().info(f"{name}: {public.about}; {public.terms}. Please cite {public.cite}")
     sources = list(dict.fromkeys(public.files.values()))
     paths = dict(zip(sources, fetch(sources, raw, progress), strict=True))
-    reviews, items = (paths[public.files[role]] for role in ("reviews", "items"))
     reader = READERS[public.reader]
     report = build(
         name,
-        lambda dirt: reader.reviews(reviews, public.variant, dirt),
-        lambda dirt: reader.items(items, public.variant, dirt),
+        lambda dirt: reader.reviews(paths[public.files["reviews"]], public.variant, dirt),
+        lambda dirt: reader.items(paths[public.files["items"]], public.variant, dirt),
         folder,
-        *cores,
+        user_core,
+        item_core,
         shuffle_ties,
-        expected=public.expected if cores == published else None,
-        progress=progress,
+        public.expected if as_published else None,
+        progress,
     )
     return {**report, "folder": str(folder / name), "raw": [str(path) for path in paths.values()]}
 

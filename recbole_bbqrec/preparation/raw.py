@@ -1,7 +1,11 @@
-"""What all raw files are read into: reviews and items, with every kind of dirt counted.
+"""What all raw files are read into: reviews in Polars frames and items one by one, with every kind of dirt counted.
 
 Readers take a `Counter` and add to it under a reason in plain words ("reviews without a time"). They drop nothing
-without counting it. Reviews come in batches, as Polars frames; items come one by one.
+without counting it.
+
+Polars reads the rows that are plain: no rule could read them in another way. They are JSON that every parser takes for
+the same, names of ASCII letters and digits, short numbers, as nearly all rows of real files are. Every other row goes,
+with its line, to a function of its reader that salvages, counts or names it, so that each rule stands in one place.
 """
 
 import contextlib
@@ -12,7 +16,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple, TextIO
 
@@ -24,6 +28,31 @@ REVIEWS = {"user": pl.String, "item": pl.String, "rating": pl.Float64, "time": p
 """Columns of a frame of reviews, the fields of `Review`."""
 
 _BATCH = 1 << 16  # reviews of a frame that is made from single ones
+_LINES = 1 << 15  # lines that are read at once
+_BYTES = 1 << 20  # the same where Python reads them, as characters
+
+# JSON as RFC 8259 has it, but for what is left to the exact rules: escapes in keys, lists within lists, and objects
+# within the record, unless a colon or blank in each of their keys shows that it is none of those looked for.
+_TEXT = r'"(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*"'
+_SCALAR = rf"(?:{_TEXT}|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?|true|false|null)"
+_KEY = r'"[^"\\\x00-\x1f]*"'
+_INNER_KEY = r'"[^"\\\x00-\x1f]*[: ][^"\\\x00-\x1f]*"'
+
+
+def _several(part: str) -> str:
+    return rf"[ \t]*(?:{part}[ \t]*(?:,[ \t]*{part}[ \t]*)*)?"
+
+
+def _object(key: str, value: str) -> str:
+    return rf"\{{{_several(rf'{key}[ ]*:[ ]*{value}')}\}}"
+
+
+_VALUE = rf"(?:{_SCALAR}|\[{_several(_SCALAR)}\]|{_object(_INNER_KEY, _SCALAR)})"
+_RECORD = f"^{_object(_KEY, _VALUE)}$"
+_CELL = r'("[^"\\\x00-\x1f]*"|(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,6})?)'
+
+_TOKEN = "^[0-9A-Za-z_-]{1,64}$"
+_RATING = r"^[0-9]{1,9}(?:\.[0-9]{1,6})?$"
 
 
 class Review(NamedTuple):
@@ -87,6 +116,11 @@ def clean(text: str, dirt: Counter[str]) -> str:
     return _BLANKS.sub(" ", text).strip()
 
 
+def is_undecodable(text: str) -> bool:
+    """Return whether some bytes of `text` were no text."""
+    return not text.isascii() and bool(UNDECODABLE.search(text))
+
+
 def as_token(value: Any) -> str:
     """Return a user or item name as text, "" where `value` is none: no text or integer, blank, or not on one line."""
     if isinstance(value, int) and not isinstance(value, bool):
@@ -99,36 +133,26 @@ def as_token(value: Any) -> str:
 def as_rating(value: Any) -> float:
     """Return a rating as a number, NaN where `value` is none."""
     number = _number(float, value)
-    return number if number is not None and math.isfinite(number) else math.nan
+    return number if math.isfinite(number) else math.nan
 
 
 def as_time(value: Any) -> int | None:
     """Return a time as an integer, None where `value` is none; atomic files hold times as float64, so up to 2^53."""
     time = _number(int, value)
-    return time if time is not None and abs(time) <= 1 << 53 else None
+    return time if abs(time) <= 1 << 53 else None
 
 
 def _number(kind: Callable[[Any], Any], value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        return kind(value)
-    except (ValueError, OverflowError):
-        return None
+    with contextlib.suppress(ValueError, OverflowError, TypeError):
+        return math.nan if isinstance(value, bool) else kind(value)
+    return math.nan
 
 
 @contextlib.contextmanager
 def open_text(path: str | os.PathLike, newline: str, missing: str, damaged: str) -> Iterator[TextIO]:
     """Open a text file, packed or not (its first bytes tell); bytes that are no text come as `UNDECODABLE`.
 
-    Parameters
-    ----------
-    newline : as of `open`.
-    missing, damaged : what to do when the file is not there or cannot be read, for the error.
-
-    Raises
-    ------
-    InputError : within the block too, when a read fails or the file is damaged or cut off.
+    `missing` and `damaged` say in the error, within the block too, what to do when it is not there or cannot be read.
     """
     try:
         with open(path, "rb") as probe:
@@ -143,3 +167,83 @@ def open_text(path: str | os.PathLike, newline: str, missing: str, damaged: str)
     except (OSError, EOFError, UnicodeError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: cannot be read ({reason}); {damaged}") from error
+
+
+def read_lines(
+    path: str | os.PathLike,
+    file: TextIO,
+    plain: Callable[[pl.Series], pl.DataFrame],
+    exact: Callable[[int, str], Review | None],
+) -> Iterator[pl.DataFrame]:
+    """Yield the reviews of a text file with one record a line, in frames, in file order.
+
+    Parameters
+    ----------
+    file : `path`, open at its start. It is read from the line on where Polars finds bytes that are not UTF-8, or a
+        carriage return within a line.
+    plain : gives one row for each line, with something null in it where the line is not plain.
+    exact : gives the review of a line that is not plain, and whose number (from 1) comes first; None where it is none.
+    """
+    done = 0
+    with contextlib.suppress(pl.exceptions.ComputeError):
+        for frame in pl.scan_lines(os.fspath(path), glob=False).collect_batches(chunk_size=_LINES):
+            lines = frame.to_series()
+            if lines.str.contains("\r", literal=True).any():
+                break
+            yield merged(done + 1, lines, plain, exact)
+            done += len(lines)
+        else:
+            return
+    for _ in islice(file, done):
+        pass
+    while taken := file.readlines(_BYTES):
+        yield merged(done + 1, taken, plain, exact)
+        done += len(taken)
+
+
+def merged(
+    start: int,
+    lines: pl.Series | list[str],
+    plain: Callable[[pl.Series], pl.DataFrame],
+    exact: Callable[[int, str], Review | None],
+) -> pl.DataFrame:
+    """Return the reviews of some lines, the first of which has the number `start`; see `read_lines`."""
+    if isinstance(lines, list):
+        if is_undecodable("".join(lines)):
+            reviews = (exact(number, line) for number, line in enumerate(lines, start))
+            return pl.DataFrame([review for review in reviews if review], schema=REVIEWS, orient="row")
+        lines = pl.Series(lines).str.strip_chars_end("\r\n")
+    found = plain(lines)
+    complete = found.select(pl.all_horizontal(pl.all().is_not_null())).to_series()
+    if complete.all():
+        return found
+    others = ((at, exact(start + at, lines[at])) for at in (~complete).arg_true())
+    rows = [(at, *review) for at, review in others if review]
+    exactly = pl.DataFrame(rows, {"at": pl.UInt32, **REVIEWS}, orient="row")
+    return pl.concat([found.with_row_index("at").filter(complete), exactly]).sort("at").drop("at")
+
+
+def json_cells(lines: pl.Series, keys: Mapping[str, str]) -> pl.DataFrame:
+    """Return the values of `keys` (field of `Review` -> key) as texts, null where a line is not plain."""
+    line, names = pl.col("line"), {field: pl.escape_regex(key) for field, key in keys.items()}
+    any_key = "|".join(names.values())
+    once = line.str.count_matches(f'"(?:{any_key})" *:') == len(keys)
+    plain = pl.DataFrame({"line": lines}).select(pl.when(line.str.contains(_RECORD) & once).then(line))
+    return plain.select(
+        line.str.extract(f'"{name}" *: *{_CELL}[ \t]*[,}}]').str.strip_chars('"').alias(field)
+        for field, name in names.items()
+    )
+
+
+def typed(cells: pl.DataFrame, time: pl.Expr) -> pl.DataFrame:
+    """Return `cells`, texts in columns called as the fields of `Review`, as reviews; what is not plain becomes null."""
+    user, item = (pl.when(pl.col(name).str.contains(_TOKEN)).then(pl.col(name)) for name in ("user", "item"))
+    rating = pl.when(pl.col("rating").str.contains(_RATING)).then(pl.col("rating"))
+    rating = rating.cast(pl.Float64, strict=False) if "rating" in cells.columns else pl.lit(float("nan"))
+    return cells.select(user, item, rating.alias("rating"), time.alias("time"))
+
+
+def digits(limit: int) -> pl.Expr:
+    """Return the column `time` as integers, null where it is none of at most `limit` digits."""
+    time = pl.col("time")
+    return pl.when(time.str.contains(rf"^[0-9]{{1,{limit}}}$")).then(time).cast(pl.Int64, strict=False)

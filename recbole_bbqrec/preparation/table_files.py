@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,8 +20,7 @@ import polars as pl
 
 from ..errors import InputError
 from .bad_rows import Bad, BadRows
-from .batches import is_undecodable, json_cells, merged, read_lines
-from .raw import Review, frames, open_text
+from .raw import Review, frames, is_undecodable, json_cells, merged, open_text, read_lines
 
 FORMATS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 """Endings that are read, in any case."""
@@ -33,46 +32,52 @@ _LINES_OF_A_CELL = 500  # a quote that is not closed within as many lines was ne
 _KEYS_FROM = 1000  # JSON lines have no header: these many are looked through for column names
 _BATCH = 8192  # rows of a Parquet file that are unpacked at once
 
-
-Plain = Callable[[pl.DataFrame], pl.DataFrame]
-Exact = Callable[[Sequence[Any]], Review]
+Columns = Mapping[str, str]  # field -> name of its column
+Make = Callable[[dict[str, Any]], Any]  # takes field -> value (None where missing), raises `Bad` for a bad row
+Exact = Callable[[int, Any], Any]  # takes the line and the raw form of a row, gives None where it is blank or bad
+Plain = Callable[[pl.DataFrame], pl.DataFrame]  # takes texts, one column a field; leaves nulls to the exact rules
 
 
 class Table:
-    """An open table; it is read once, by `rows` or by `frames`."""
+    """An open table; it is read once, by `records` or by `frames`, in the order of the file."""
 
     names: list[str]
     """Names of the columns as they stand in the file, stripped of blanks."""
 
-    def rows(self, columns: Sequence[int], bad: BadRows) -> Iterator[tuple[int, list[Any]]]:
-        """Yield `(line, values)` of every readable row, with the values of `columns`; the others go to `bad`.
+    def records(self, columns: Columns, make: Make, bad: BadRows) -> Iterator[Any]:
+        """Yield what `make` makes of every row; rows that cannot be used go to `bad`.
 
         Lines count from 1 as an editor shows them, a row of several lines by its first; in Parquet they are rows.
-        Values of CSV and TSV are `str`, others what the file holds, `None` where a value is missing.
         """
+        yield from filter(None, itertools.starmap(self._exact(columns, make, bad), self._rows(columns.values())))
+
+    def frames(self, columns: Columns, make: Make, bad: BadRows, plain: Plain) -> Iterator[pl.DataFrame]:
+        """Yield the reviews that `plain` makes, and `make` of the rows that are not plain, in frames; see `records`."""
+        return self._frames(columns, self._exact(columns, make, bad), plain)
+
+    def _frames(self, columns: Columns, exact: Exact, plain: Plain) -> Iterator[pl.DataFrame]:
+        return frames(filter(None, itertools.starmap(exact, self._rows(columns.values()))))
+
+    def _exact(self, columns: Columns, make: Make, bad: BadRows) -> Exact:
+        def made(raw: Any) -> Any:
+            cells = self._cells(raw)
+            bad.blank += cells is None
+            return None if cells is None else make({field: cells.get(name) for field, name in columns.items()})
+
+        return lambda line, raw: bad.made(line, made, raw)
+
+    def _rows(self, columns: Collection[str]) -> Iterator[tuple[int, Any]]:
+        """Yield the line and the raw form of every row; `columns` are needed of it."""
         raise NotImplementedError
 
-    def frames(self, places: Mapping[str, int], bad: BadRows, plain: Plain, exact: Exact) -> Iterator[pl.DataFrame]:
-        """Yield the reviews in frames, in the order of the file.
-
-        Parameters
-        ----------
-        places : field of `Review` -> position of its column.
-        plain : makes a frame of reviews of the texts of these fields; a row with a null in it is left to `exact`.
-        exact : makes a review of the values of a row, as `rows` gives them, or raises `Bad`.
-        """
-        rows = self.rows(list(places.values()), bad)
-        yield from frames(filter(None, (bad.made(line, exact, values) for line, values in rows)))
+    def _cells(self, raw: Any) -> Mapping[str, Any] | None:
+        """Return column -> value, in CSV and TSV as text; None where the row is blank."""
+        raise NotImplementedError
 
 
 @contextmanager
 def open_table(path: str | os.PathLike) -> Iterator[Table]:
-    """Open a table.
-
-    Raises
-    ------
-    InputError : the file is missing, empty, damaged or of another format; also within the block.
-    """
+    """Open a table; a file that is missing, empty, damaged or of another format is an `InputError`, also within."""
     name = Path(path).name.lower()
     kind = next((ending for ending in FORMATS if name.endswith(ending)), None)
     if kind is None:
@@ -123,48 +128,39 @@ class _Separated(Table):
         self._again.extendleft(reversed(lines))
         self._number -= len(lines)
 
-    def rows(self, columns: Sequence[int], bad: BadRows) -> Iterator[tuple[int, list[str]]]:
+    def _rows(self, columns: Collection[str]) -> Iterator[tuple[int, str]]:
         while self._number < self._last and (first := next(self, None)) is not None:
-            line = self._number
-            if cells := bad.made(line, self._cells, first, bad):
-                yield line, [cells[at] for at in columns]
+            yield self._number, first
 
-    def frames(self, places: Mapping[str, int], bad: BadRows, plain: Plain, exact: Exact) -> Iterator[pl.DataFrame]:
-        """Yield the reviews; see `Table`. Where quotes do more than enclose a plain cell, rows are read one by one."""
-        columns, width, mark = list(places.values()), len(self.names), self._separator
+    def _frames(self, columns: Columns, exact: Exact, plain: Plain) -> Iterator[pl.DataFrame]:
+        """Yield the reviews; where quotes do more than enclose a plain cell, rows are read one by one."""
+        width, mark = len(self.names), self._separator
         cell = rf'(?:"[^"{mark}\r\n]{{0,9999}}"|[^"{mark}\r\n]*)'
         plainly_quoted = re.compile(rf"{cell}(?:{mark}{cell})*[\r\n]*")
         cells = pl.col("line").str.replace_all('"', "", literal=True).str.split(mark)
         whole = [
-            pl.when(cells.list.len() == width).then(cells.list.get(at, null_on_oob=True)).alias(to)
-            for to, at in places.items()
+            pl.when(cells.list.len() == width).then(cells.list.get(self.names.index(name), null_on_oob=True)).alias(to)
+            for to, name in columns.items()
         ]
-
-        def made(line: int, text: str) -> Review | None:
-            cells = bad.made(line, self._cells, text, bad)
-            return bad.made(line, exact, [cells[at] for at in columns]) if cells else None
-
         while taken := [*self._again, *self._file.readlines(_BYTES)]:
             self._again.clear()
             start, self._number = self._number + 1, self._number + len(taken)
             if any('"' in line for line in taken) and not all(map(plainly_quoted.fullmatch, taken)):
                 self._last = self._number
                 self._put_back(taken)
-                yield from super().frames(places, bad, plain, exact)
+                yield from super()._frames(columns, exact, plain)
             else:
-                yield merged(start, taken, lambda lines: plain(pl.DataFrame({"line": lines}).select(whole)), made)
+                yield merged(start, taken, lambda lines: plain(pl.DataFrame({"line": lines}).select(whole)), exact)
 
-    def _cells(self, first: str, bad: BadRows) -> list[str]:
-        """Return the cells of the row that begins with the line `first`, [] where it is blank."""
-        cells = self._record(first)
+    def _cells(self, raw: str) -> dict[str, str] | None:
+        cells = self._record(raw)
         if any(map(is_undecodable, cells)):
             raise Bad(NOT_UTF8, self._separator.join(cells))
         if not "".join(cells).strip('\r\n \t"' + self._separator):
-            bad.blank += 1
-            return []
+            return None
         if len(cells) != len(self.names):
             raise Bad(f"{len(cells)} columns instead of {len(self.names)}", self._separator.join(cells))
-        return cells
+        return dict(zip(self.names, cells, strict=True))
 
     def _record(self, first: str) -> list[str]:
         """Return the cells of the row that begins with the line `first`; quoted cells may reach over several lines."""
@@ -201,46 +197,33 @@ class _JsonLines(Table):
         keys: dict[str, None] = {}
         for line in itertools.islice(file, _KEYS_FROM):
             with suppress(Bad):
-                keys |= dict.fromkeys(_json_object(line))
+                keys |= dict.fromkeys(self._cells(line) or ())
         self.names = list(keys)
         if not self.names:
             raise InputError(f"{path}: no JSON object in the first {_KEYS_FROM} lines, expected one a line")
         file.seek(0)
 
-    def rows(self, columns: Sequence[int], bad: BadRows) -> Iterator[tuple[int, list[Any]]]:
-        for line, text in enumerate(self._file, start=1):
-            if values := bad.made(line, self._values, text, columns, bad):
-                yield line, values
+    def _rows(self, columns: Collection[str]) -> Iterator[tuple[int, str]]:
+        return enumerate(self._file, start=1)
 
-    def frames(self, places: Mapping[str, int], bad: BadRows, plain: Plain, exact: Exact) -> Iterator[pl.DataFrame]:
-        columns, keys = list(places.values()), {field: self.names[at] for field, at in places.items()}
+    def _frames(self, columns: Columns, exact: Exact, plain: Plain) -> Iterator[pl.DataFrame]:
+        def without_mark(line: int, text: str) -> Review | None:
+            return exact(line, text.removeprefix("\ufeff") if line == 1 else text)
 
-        def made(line: int, text: str) -> Review | None:
-            text = text.removeprefix("\ufeff") if line == 1 else text
-            values = bad.made(line, self._values, text, columns, bad)
-            return bad.made(line, exact, values) if values else None
+        return read_lines(self._path, self._file, lambda lines: plain(json_cells(lines, columns)), without_mark)
 
-        return read_lines(self._path, self._file, lambda lines: plain(json_cells(lines, keys)), made)
-
-    def _values(self, text: str, columns: Sequence[int], bad: BadRows) -> list[Any]:
-        """Return the values of a line, [] where it is blank."""
-        if not text.strip():
-            bad.blank += 1
-            return []
-        row = _json_object(text)
-        return [row.get(self.names[at]) for at in columns]
-
-
-def _json_object(line: str) -> dict[str, Any]:
-    if is_undecodable(line):
-        raise Bad(NOT_UTF8, line)
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        raise Bad("not JSON", line) from None
-    if not isinstance(row, dict):
-        raise Bad("not a JSON object", line)
-    return row
+    def _cells(self, raw: str) -> dict[str, Any] | None:
+        if not raw.strip():
+            return None
+        if is_undecodable(raw):
+            raise Bad(NOT_UTF8, raw)
+        try:
+            row = json.loads(raw)
+        except (ValueError, RecursionError):
+            raise Bad("not JSON", raw) from None
+        if not isinstance(row, dict):
+            raise Bad("not a JSON object", raw)
+        return row
 
 
 class _Parquet(Table):
@@ -262,16 +245,19 @@ class _Parquet(Table):
             raise InputError(f"{path}: not a readable Parquet file ({error}); copy or export it again") from error
         self.names = list(self._file.schema_arrow.names)
 
-    def rows(self, columns: Sequence[int], bad: BadRows) -> Iterator[tuple[int, list[Any]]]:
-        wanted, row = [self.names[at] for at in columns], 0
+    def _rows(self, columns: Collection[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        row = 0
         try:
-            for batch in self._file.iter_batches(_BATCH, columns=sorted(set(wanted))):
-                for values in zip(*(_values(batch.column(name)) for name in wanted), strict=True):
+            for batch in self._file.iter_batches(_BATCH, columns=sorted(set(columns))):
+                for cells in zip(*map(_values, batch.columns), strict=True):
                     row += 1
-                    yield row, list(values)
+                    yield row, dict(zip(batch.schema.names, cells, strict=True))
         except (OSError, ValueError, OverflowError) as error:
             place = f"{self._path}, after row {row}"
             raise InputError(f"{place}: the Parquet file is damaged ({error}); copy or export it again") from error
+
+    def _cells(self, raw: dict[str, Any]) -> dict[str, Any]:
+        return raw
 
 
 def _values(column: Any) -> list[Any]:

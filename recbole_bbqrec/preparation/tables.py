@@ -5,22 +5,22 @@ rule covers is a bad row, reported and left out, never guessed at.
 """
 
 import ast
+import contextlib
 import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 
 from ..errors import InputError
 from .atomic import nearest
 from .bad_rows import Bad, BadRows
-from .batches import digits, is_undecodable, typed
-from .raw import COLUMN_FLAGS, CONTROL, Item, Review
+from .raw import COLUMN_FLAGS, CONTROL, Item, Review, digits, is_undecodable, typed
 from .table_files import NOT_UTF8, open_table
 
 _ITEM_IDS = ("item_id", "item", "iid", "parent_asin", "asin", "movie_id", "product_id", "product", "article_id")
@@ -51,7 +51,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _UNITS = tuple((Decimal(10) ** size, Decimal(10) ** (14 - size)) for size in (11, 14, 17, 20))
 """Below which size a time has which unit: what it is multiplied by to be milliseconds."""
 _EXACT = 1 << 53  # larger floats are not exact, and no names
-_WHOLE = re.compile(r"(-?\d+)[.,]0+")
+_WHOLE = re.compile(r"\A(-?\d+)[.,]0+\Z")  # a column with gaps turns 1234 into 1234.0
 _ROUNDED = re.compile(r"-?\d([.,]\d+)?E\+\d+", re.IGNORECASE)
 _NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)(e[-+]?\d+)?", re.IGNORECASE | re.ASCII)
 _DATE = re.compile(
@@ -61,108 +61,76 @@ _DATE = re.compile(
 )
 
 
-class Columns(NamedTuple):
-    """Which column of a file is used as what.
+def find_columns(
+    path: str | os.PathLike, known: Mapping[str, tuple[str, ...]], given: Mapping[str, str]
+) -> tuple[dict[str, str], list[str]]:
+    """Find which column of a file is used as what (field -> name), and the names of the columns that are not used.
 
-    Attributes
-    ----------
-    used : field -> name of its column.
-    places : field -> position of that column.
-    unused : names of the other columns.
+    Columns that are `given` (field -> name) count before guesses by `known`, REVIEW_COLUMNS or ITEM_COLUMNS.
     """
-
-    used: dict[str, str]
-    places: dict[str, int]
-    unused: list[str]
-
-
-def review_columns(path: str | os.PathLike, given: Mapping[str, str] | None = None) -> Columns:
-    """Find the columns of a file of interactions, `given` (field -> name) before guesses by `REVIEW_COLUMNS`."""
-    return _find(path, REVIEW_COLUMNS, given or {})
-
-
-def item_columns(path: str | os.PathLike, given: Mapping[str, str] | None = None) -> Columns:
-    """Find the columns of a file of items, `given` (field -> name) before guesses by `ITEM_COLUMNS`."""
-    return _find(path, ITEM_COLUMNS, given or {})
-
-
-def read_reviews(path: str | os.PathLike, places: Mapping[str, int], bad: BadRows) -> Iterator[pl.DataFrame]:
-    """Yield the interactions of a table in frames, in the order of the file; rows that cannot be used go to `bad`.
-
-    Times become milliseconds since 1970. Without a rating column, or where its cell is blank, the rating is NaN.
-
-    Parameters
-    ----------
-    places : field of `Review` -> position of its column, see `review_columns`.
-
-    Raises
-    ------
-    InputError : the file cannot be read, no row at all can be used, or a row is bad and `bad.on_bad` is `error`.
-    """
-
-    def review(values: Sequence[Any]) -> Review:
-        cells = dict(zip(places, values, strict=True))
-        user, item = _identifier("user", cells["user"]), _identifier("item", cells["item"])
-        return Review(user, item, _rating(cells.get("rating")), _milliseconds(cells["time"]))
-
-    bad.start(path)
-    with open_table(path) as table:
-        for frame in table.frames(places, bad, lambda cells: typed(cells, _plain_milliseconds(cells["time"])), review):
-            bad.good += len(frame)
-            yield frame
-    bad.refuse_none()
-
-
-def read_items(path: str | os.PathLike, places: Mapping[str, int], bad: BadRows) -> Iterator[Item]:
-    """Yield the items of a table in the order of the file; rows that cannot be used go to `bad`.
-
-    Texts are as they came but for blanks around them. Categories are a list: that of the file, one written as JSON or
-    in Python, or the parts between `|`, `>`, `;` or `,`. Of several images the first counts. Parameters and errors are
-    those of `read_reviews`.
-    """
-
-    def item(values: Sequence[Any]) -> Item:
-        cells = dict(zip(places, values, strict=True))
-        texts = {field: _text(cells.get(field)) for field in ("title", "brand", "description", "price")}
-        token, categories = _identifier("item", cells["token"]), _parts(cells.get("categories"))
-        image_url = next(iter(_parts(cells.get("image_url"), split=False)), "")
-        return Item(token, **texts, categories=categories, image_url=image_url, year=_plain(_text(cells.get("year"))))
-
-    bad.start(path)
-    with open_table(path) as table:
-        for line, values in table.rows(list(places.values()), bad):
-            if found := bad.made(line, item, values):
-                bad.good += 1
-                yield found
-    bad.refuse_none()
-
-
-def _find(path: str | os.PathLike, known: Mapping[str, tuple[str, ...]], given: Mapping[str, str]) -> Columns:
     with open_table(path) as table:
         names = table.names
     if unknown := sorted(set(given) - set(known)):
         raise InputError(f"{path}: there is no field {unknown[0]!r} ({nearest(unknown[0], known)}); correct its name")
     plain = [_plain_name(name) for name in names]
-    places: dict[str, int] = {}
+    used: dict[str, str] = {}
     for field, guesses in known.items():
         if field in given:
-            found = [at for at, name in enumerate(names) if name == given[field].strip()]
+            found = [name for name in names if name == given[field].strip()]
         else:
-            keys = [key for key in map(_plain_name, guesses) if key in plain]
-            found = [at for at, name in enumerate(plain) if name == keys[0]] if keys else []
+            key = next((key for key in map(_plain_name, guesses) if key in plain), None)
+            found = [name for name, spelt in zip(names, plain, strict=True) if spelt == key]
         how = f"name the right one with {COLUMN_FLAGS[field]}"
         if len(found) > 1:
-            raise InputError(f"{path}: {' and '.join(names[at] for at in found)} may both be the {field}; {how}")
+            raise InputError(f"{path}: {' and '.join(found)} may both be the {field}; {how}")
         if not found and (field in given or field in _NEEDED):
-            wanted = given.get(field) or known[field][0]
+            wanted = given.get(field) or guesses[0]
             raise InputError(
                 f"{path}: found no column for the {field}, expected {wanted} in the first line "
-                f"({nearest(wanted, [name for name in names if name])}); {how}"
+                f"({nearest(wanted, filter(None, names))}); {how}"
             )
         if found:
-            places[field] = found[0]
-    used = {field: names[at] for field, at in places.items()}
-    return Columns(used, places, [name for at, name in enumerate(names) if name and at not in places.values()])
+            used[field] = found[0]
+    return used, [name for name in names if name and name not in used.values()]
+
+
+def read_reviews(columns: Mapping[str, str], bad: BadRows) -> Iterator[pl.DataFrame]:
+    """Yield the interactions of the table `bad.path` in frames, in its order; rows that cannot be used go to `bad`.
+
+    Times become milliseconds since 1970. Without a rating column, or where its cell is blank, the rating is NaN. A file
+    of which no row can be used is an `InputError`; for `columns` see `find_columns`.
+    """
+
+    def review(cells: dict[str, Any]) -> Review:
+        user, item = _identifier("user", cells["user"]), _identifier("item", cells["item"])
+        return Review(user, item, _rating(cells.get("rating")), _milliseconds(cells["time"]))
+
+    with open_table(bad.path) as table:
+        for frame in table.frames(columns, review, bad, lambda cells: typed(cells, _plain_milliseconds(cells["time"]))):
+            bad.good += len(frame)
+            yield frame
+    bad.refuse_none()
+
+
+def read_items(columns: Mapping[str, str], bad: BadRows) -> Iterator[Item]:
+    """Yield the items of the table `bad.path` in its order; rows that cannot be used go to `bad`.
+
+    Texts are as they came but for blanks around them. Categories are a list: that of the file, one written as JSON or
+    in Python, or the parts between `|`, `>`, `;` or `,`. Of several images the first counts.
+    """
+
+    def item(cells: dict[str, Any]) -> Item:
+        texts = {field: _text(cells.get(field)) for field in ("title", "brand", "description", "price")}
+        token, categories = _identifier("item", cells["token"]), _parts(cells.get("categories"))
+        image_url = next(iter(_parts(cells.get("image_url"), split=False)), "")
+        year = _WHOLE.sub(r"\1", _text(cells.get("year")))
+        return Item(token, **texts, categories=categories, image_url=image_url, year=year)
+
+    with open_table(bad.path) as table:
+        for found in table.records(columns, item, bad):
+            bad.good += 1
+            yield found
+    bad.refuse_none()
 
 
 def _plain_name(name: str) -> str:
@@ -189,12 +157,6 @@ def _text(value: Any) -> str:
     return text
 
 
-def _plain(text: str) -> str:
-    """Return a whole number without its decimals: a column with gaps turns 1234 into 1234.0."""
-    whole = _WHOLE.fullmatch(text)
-    return whole.group(1) if whole else text
-
-
 def _identifier(what: str, value: Any) -> str:
     """Return the name of a user or an item, as text."""
     if isinstance(value, (bool, list, tuple, Mapping)):
@@ -206,7 +168,7 @@ def _identifier(what: str, value: Any) -> str:
         raise Bad(f"{what}: a tab, line end or control character inside", text)
     if _ROUNDED.fullmatch(text):  # 1.23457E+12 may have been several names
         raise Bad(f"{what}: a number that a spreadsheet has rounded (export the column as text)", text)
-    return _plain(text)
+    return _WHOLE.sub(r"\1", text)
 
 
 def _number(text: str) -> Decimal | None:
@@ -216,7 +178,7 @@ def _number(text: str) -> Decimal | None:
 
 def _rating(value: Any) -> float:
     text = _text(value)
-    number = None if isinstance(value, bool) else _number(text)
+    number = _number(text)
     rating = math.nan if number is None else float(number)
     if text and not math.isfinite(rating):
         raise Bad("rating: not a number", text)
@@ -237,8 +199,7 @@ def _milliseconds(value: Any) -> int:
     text = _text(value)
     if not text:
         raise Bad("time: blank", "")
-    number = None if isinstance(value, bool) else _number(text)
-    if number is not None:
+    if (number := _number(text)) is not None:
         for limit, factor in _UNITS:
             if abs(number) < limit:
                 return math.floor(number * factor)
@@ -258,15 +219,8 @@ def _plain_milliseconds(times: pl.Series) -> pl.Expr:
     if not times.str.contains("-", literal=True).any():
         return scaled
     text = pl.col("time").str.replace("T", " ", literal=True)
-    date = r"^[12][0-9]{3}-[0-9]{2}-[0-9]{2}"
-    filled = (
-        pl.when(text.str.contains(rf"{date}$"))
-        .then(text + " 00:00:00")
-        .when(text.str.contains(rf"{date} [0-9]{{2}}:[0-5][0-9]$"))
-        .then(text + ":00")
-        .when(text.str.contains(rf"{date} [0-9]{{2}}:[0-5][0-9]:[0-5][0-9]$"))
-        .then(text)
-    )
+    date = text.str.contains("^[12][0-9]{3}-[0-9]{2}-[0-9]{2}( [0-9]{2}:[0-5][0-9](:[0-5][0-9])?)?$")
+    filled = pl.when(date).then(text + pl.lit("0000-00-00 00:00:00").str.slice(text.str.len_bytes()))
     moment = filled.str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="ms", strict=False).dt.epoch("ms")
     return pl.coalesce(scaled, moment)
 
@@ -276,37 +230,25 @@ def _date_time(found: re.Match[str]) -> int:
     offset = timedelta()
     if zone and zone[0] in "+-":
         offset = timedelta(hours=int(zone[1:3]), minutes=int(zone[-2:])) * (-1 if zone[0] == "-" else 1)
-    numbers = [int(part or 0) for part in (year, month, day, hour, minute, second)]
-    moment = datetime(*numbers, microsecond=int(f"{fraction or '0':0<6.6}"), tzinfo=timezone(offset))  # pyright: ignore
-    return (moment - _EPOCH) // timedelta(milliseconds=1)
+    numbers = [int(part or 0) for part in (year, month, day, hour, minute, second, f"{fraction or '0':0<6.6}")]
+    return (datetime(*numbers, tzinfo=timezone(offset)) - _EPOCH) // timedelta(milliseconds=1)
 
 
 def _parts(value: Any, split: bool = True) -> list[str]:
-    """Return the parts of a cell that may hold several."""
-    text = value.strip() if isinstance(value, str) else ""
-    if text.startswith("["):
-        value = _literal_list(text)
+    """Return the parts of a cell that may hold several: a list, one spelt in JSON or Python, or a text with marks."""
+    if isinstance(value, str) and value.strip().startswith("["):
+        for parse in (json.loads, ast.literal_eval):
+            with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                value = parse(value.strip())
+                break
     if isinstance(value, (list, tuple)):
         return list(filter(None, map(_text, _flat(value))))
     text = _text(value)
     mark = next((mark for mark in "|>;," if mark in text), None) if split else None
-    return [part for part in map(str.strip, text.split(mark)) if part] if mark else [text] if text else []
-
-
-def _literal_list(text: str) -> Any:
-    """Return the list that `text` spells in JSON or in Python (as pandas writes one), `text` where it spells none."""
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            return parse(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-    return text
+    return list(filter(None, map(str.strip, text.split(mark) if mark else [text])))
 
 
 def _flat(values: Iterable[Any]) -> Iterator[Any]:
     """Yield the members of lists within lists: Amazon's categories are paths."""
     for value in values:
-        if isinstance(value, (list, tuple)):
-            yield from _flat(value)
-        else:
-            yield value
+        yield from _flat(value) if isinstance(value, (list, tuple)) else (value,)

@@ -17,10 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.preparation import atomic_writer
-from recbole_bbqrec.preparation import build as module
 from recbole_bbqrec.preparation.atomic import read_atomic
-from recbole_bbqrec.preparation.build import build, k_core
+from recbole_bbqrec.preparation.build import ITEM_HEADER, build, k_core
 from recbole_bbqrec.preparation.raw import REVIEWS, Item, Review, clean, frames
 
 
@@ -139,7 +137,7 @@ def test_item_texts_are_cleaned_and_the_first_with_a_title_counts(tmp_path: Path
     ]
     report = make(tmp_path, [("u", "b", 1), ("u", "a", 2), ("u", "z", 3)], items)
     frame, types = read_atomic(tmp_path / "x/x.item")
-    assert types == dict(part.split(":") for part in atomic_writer.ITEM_HEADER[:-1])
+    assert types == dict(part.split(":") for part in ITEM_HEADER[:-1])
     assert frame.values.tolist() == [
         ["a", "", "kept", "", "\U0001f600 \ufffd end", "", ""],
         ["b", "Two lines & \"quotes\" 'n'", "", "A_B C_D", "", "1", ""],
@@ -238,7 +236,7 @@ def test_a_data_set_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
 
 
 def test_two_names_with_one_hash_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_hash", lambda names: names.str.len_bytes().cast(pl.UInt64))
+    monkeypatch.setattr(pl.Series, "hash", lambda names: names.str.len_bytes().cast(pl.UInt64))
     with pytest.raises(InputError, match=r"'u1' and 'u2' have the same hash, a rare chance; rename one"):
         make(tmp_path, [("u1", "a", 1), ("u2", "bb", 1)])
 

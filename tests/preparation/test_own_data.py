@@ -31,7 +31,7 @@ def tables(folder: Path) -> tuple[Path, Path]:
 
 def prepare(folder: Path, **options: Any) -> dict[str, Any]:
     sales, goods = tables(folder)
-    options = {"items": goods, "user_core": 1, "item_core": 1, "progress": False, **options}
+    options = {"items": goods, "user_core": 1, "item_core": 1, **options}
     return prepare_own("Shop", sales, options.pop("items"), folder / "data", **options)
 
 
@@ -84,7 +84,7 @@ def test_report_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
     tables(Path())
     photos = pictures(tmp_path)
-    options: dict[str, Any] = {"user_core": 1, "item_core": 2, "progress": False}
+    options: dict[str, Any] = {"user_core": 1, "item_core": 2}
     time = "time: neither a number of seconds nor a date like 2024-01-31 12:30"
     assert describe(prepare_own("Shop", "sales.csv", "goods.csv", "dataset", images=photos, **options)).split("\n") == [
         "dataset/Shop: 2 users, 1 items, 2 interactions",
@@ -114,7 +114,7 @@ def test_items_without_texts_are_not_called_described(tmp_path: Path) -> None:
     (tmp_path / "sales.csv").write_text("Kunde,Artikel,time,Note\nu,a,1,2\nu,b,2,3\n", encoding="utf-8")
     (tmp_path / "goods.csv").write_text("Artikel,Bezeichnung\na,rote Lampe\nb,\n", encoding="utf-8")
     columns = {"user": "Kunde", "item": "Artikel", "rating": "Note"}
-    options: dict[str, Any] = {"user_core": 1, "item_core": 1, "progress": False}
+    options: dict[str, Any] = {"user_core": 1, "item_core": 1}
     given = (tmp_path / "sales.csv", tmp_path / "goods.csv")
     text = describe(prepare_own("One", *given, tmp_path, columns=columns, **options))
     assert "of 2 items 0 have a text" in text and "name one with --title-column, --brand-column" in text

@@ -198,6 +198,8 @@ def test_files_that_nobody_has_name_every_address(site: Loopback, tmp_path: Path
         ({"category": "toys"}, "found the category 'toys'; did you mean Toys"),
         ({"category": ""}, "expected one of Baby, Toys"),
         ({"reader": "netflix"}, "reader 'netflix'"),
+        ({"variant": "2015"}, "variant '2015', expected one of 2014, 2018, 2023"),
+        ({"reader": "movielens", "variant": "ml-25m"}, "variant 'ml-25m', expected one of ml-100k, ml-1m"),
         ({"files": {"reviews": {"name": "a", "urls": []}}}, "files reviews"),
         ({"files": {"archive": {"urls": []}}}, "KeyError 'name'"),
         ({"user_core": None}, "TypeError"),
@@ -205,4 +207,4 @@ def test_files_that_nobody_has_name_every_address(site: Loopback, tmp_path: Path
 )
 def test_descriptions_that_do_not_fit(site: Loopback, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        PublicSet.from_description("Set", description(site, **changes))
+        PublicSet.from_description("Set", {**description(site), **changes})

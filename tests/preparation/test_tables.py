@@ -22,7 +22,7 @@ from recbole_bbqrec.preparation import bad_rows, table_files
 from recbole_bbqrec.preparation.bad_rows import BadRows, write_bad_rows
 from recbole_bbqrec.preparation.raw import Item, Review
 from recbole_bbqrec.preparation.table_files import open_table
-from recbole_bbqrec.preparation.tables import item_columns, read_items, read_reviews, review_columns
+from recbole_bbqrec.preparation.tables import ITEM_COLUMNS, REVIEW_COLUMNS, find_columns, read_items, read_reviews
 
 ROWS = [("ann", "lamp", 1_700_000_000, 4.5), ("bob", "tent", 1_700_000_060, 3.0)]
 REVIEWS = [Review(user, item, rating, time * 1000) for user, item, time, rating in ROWS]
@@ -44,16 +44,16 @@ def header(path: Path) -> list[str]:
         return table.names
 
 
-def reviews(path: Path, columns: Mapping[str, str] | None = None) -> tuple[list[Review], BadRows]:
-    bad = BadRows()
-    found = records(read_reviews(path, review_columns(path, columns).places, bad))
+def reviews(path: Path, columns: Mapping[str, str] | None = None, on_bad: str = "skip") -> tuple[list[Review], BadRows]:
+    bad = BadRows(path, on_bad)
+    found = records(read_reviews(find_columns(path, REVIEW_COLUMNS, columns or {})[0], bad))
     assert bad.good == len(found)
     return found, bad
 
 
 def items(path: Path, columns: Mapping[str, str] | None = None) -> tuple[list[Item], BadRows]:
-    bad = BadRows()
-    return list(read_items(path, item_columns(path, columns).places, bad)), bad
+    bad = BadRows(path)
+    return list(read_items(find_columns(path, ITEM_COLUMNS, columns or {})[0], bad)), bad
 
 
 def separated(mark: str) -> str:
@@ -105,7 +105,7 @@ def test_parquet_gives_the_same_reviews_in_batches(tmp_path: Path, monkeypatch: 
     path = parquet(tmp_path / "x.parquet", {"user": user, "other": item, "item": item, "time": time, "rating": rating})
     monkeypatch.setattr(table_files, "_BATCH", 1)
     assert reviews(path)[0] == REVIEWS
-    assert review_columns(path).unused == ["other"]
+    assert find_columns(path, REVIEW_COLUMNS, {})[1] == ["other"]
 
 
 def test_parquet_types_and_bad_rows(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_bad_rows_are_named_and_the_next_rows_read(
     assert found == [Review("ann", "lamp", 5, 1000), Review("bob", "tent", 4, 2000)]
     assert bad.rows == [expected] and bad.counts == {expected[1]: 1}
     with pytest.raises(InputError) as error:
-        list(read_reviews(path, review_columns(path).places, BadRows("error")))
+        reviews(path, on_bad="error")
     assert f"{path}, line 3: {expected[1]}, found" in str(error.value) and "--on-bad=skip" in str(error.value)
 
 
@@ -348,7 +348,7 @@ def test_items_with_everything(tmp_path: Path) -> None:
     path = put(tmp_path, json.dumps(row), "x.jsonl")
     expected = Item("B1", "Lamp &amp; shade", "Acme", [], "One. Two.", "9.5", "http://x/1.jpg", "1999")
     assert items(path)[0] == [expected]
-    assert item_columns(path).unused == ["colour"]
+    assert find_columns(path, ITEM_COLUMNS, {})[1] == ["colour"]
     assert items(path, {"brand": "colour"})[0] == [expected._replace(brand="red")]
 
 
@@ -400,33 +400,23 @@ def test_endings_and_damaged_files(tmp_path: Path) -> None:
         header(tmp_path / "folder.csv")
 
 
-def test_reading_again_counts_nothing_twice(tmp_path: Path) -> None:
-    path, bad = put(tmp_path, BAD + "ann,,1,1\n\n"), BadRows()
-    first = records(read_reviews(path, review_columns(path).places, bad))
-    once = (list(bad.rows), dict(bad.counts), bad.good, bad.blank)
-    assert (
-        records(read_reviews(path, review_columns(path).places, bad)) == first
-        and (bad.rows, bad.counts, bad.good, bad.blank) == once
-    )
-    assert once == ([(3, "item: blank", "")], {"item: blank": 1}, 1, 1)
-
-
 def test_list_of_bad_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bad_rows, "_KEPT", 2)
     path, target = put(tmp_path, BAD + "ann\nann,lamp,a\tb\x07é,5\nann\nann\n"), tmp_path / "new" / "x.bad_rows.tsv"
     bad = reviews(path)[1]
     time = "time: neither a number of seconds nor a date like 2024-01-31 12:30"
     assert bad.counts == {"1 columns instead of 4": 3, time: 1}
-    assert write_bad_rows(target, [BadRows(), bad])
+    write_bad_rows(target, [BadRows("y.csv"), bad])
     assert target.read_text(encoding="utf-8") == (
         "file\tline\treason\tfound\n"
         f"{path}\t3\t1 columns instead of 4\tann\n"
         f"{path}\t4\t{time}\ta\\tb\\x07é\n"
         f"{path}\t\tand 2 more, which are only counted\t\n"
     )
-    assert not write_bad_rows(target, [BadRows()]) and not target.exists()
+    write_bad_rows(target, [BadRows("y.csv")])
+    assert not target.exists()
     with pytest.raises(InputError, match="--on-bad: found 'stop', expected skip or error"):
-        BadRows("stop")
+        BadRows(path, "stop")
 
 
 def test_tabs_and_line_ends_in_different_cells_of_a_tsv(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 from preparation.test_amazon import records
 
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.preparation import amazon, batches, table_files
+from recbole_bbqrec.preparation import amazon, raw, table_files
 from recbole_bbqrec.preparation.bad_rows import BadRows
 from recbole_bbqrec.preparation.raw import Review
-from recbole_bbqrec.preparation.tables import read_reviews, review_columns
+from recbole_bbqrec.preparation.tables import REVIEW_COLUMNS, find_columns, read_reviews
 
 
 def parts(text: str) -> list[str]:
@@ -81,9 +81,9 @@ def table(random_: random.Random, ending: str) -> bytes:
 
 def everything(path: Path, on_bad: str) -> Any:
     """All that comes of a table: its reviews and bad rows, or the error."""
-    bad = BadRows(on_bad)
+    bad = BadRows(path, on_bad)
     try:
-        found = records(read_reviews(path, review_columns(path).places, bad))
+        found = records(read_reviews(find_columns(path, REVIEW_COLUMNS, {})[0], bad))
     except InputError as error:
         return str(error)
     return [repr(review) for review in found], bad.rows, bad.counts, bad.good, bad.blank
@@ -91,8 +91,8 @@ def everything(path: Path, on_bad: str) -> Any:
 
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl"])
 def test_tables(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "_LINES", 16)
-    monkeypatch.setattr(batches, "_BYTES", 800)
+    monkeypatch.setattr(raw, "_LINES", 16)
+    monkeypatch.setattr(raw, "_BYTES", 800)
     monkeypatch.setattr(table_files, "_BYTES", 800)
     for seed in range(25):
         random_ = random.Random(seed)
@@ -100,15 +100,15 @@ def test_tables(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) ->
         path.write_bytes(table(random_, ending))
         fast = everything(path, on_bad)
         with monkeypatch.context() as patch:
-            patch.setattr(batches, "_TOKEN", r"^\z.")  # nothing is plain
+            patch.setattr(raw, "_TOKEN", r"^\z.")  # nothing is plain
             assert everything(path, on_bad) == fast, path
     assert isinstance(fast, tuple) or "mend" in fast
 
 
-@pytest.mark.parametrize("release", amazon.RELEASES)
+@pytest.mark.parametrize("release", amazon.VARIANTS)
 def test_amazon(tmp_path: Path, release: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "_LINES", 16)
-    plain = batches._TOKEN
+    monkeypatch.setattr(raw, "_LINES", 16)
+    plain = raw._TOKEN
     user, item, rating, time = amazon._REVIEW_KEYS[release]
     for seed in range(25):
         random_ = random.Random(seed)
@@ -117,10 +117,10 @@ def test_amazon(tmp_path: Path, release: str, monkeypatch: pytest.MonkeyPatch) -
         path, found = tmp_path / "r.json", []
         path.write_bytes(gzip.compress(content) if seed % 2 else content)
         for token in (plain, r"^\z."):
-            monkeypatch.setattr(batches, "_TOKEN", token)
+            monkeypatch.setattr(raw, "_TOKEN", token)
             dirt: Counter[str] = Counter()
             found.append((list(map(repr, records(amazon.reviews(path, release, dirt)))), +dirt))
-        monkeypatch.setattr(batches, "_TOKEN", plain)
+        monkeypatch.setattr(raw, "_TOKEN", plain)
         assert found[0] == found[1]
 
 
@@ -131,7 +131,8 @@ def test_most_rows_never_meet_python(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "y.csv").write_text("user,item,time,rating\nu,i,2024-01-31 12:30,4.5\nv,i,1700000000123,3\n")
     for name in ("_identifier", "_milliseconds", "_rating"):
         monkeypatch.setattr(f"recbole_bbqrec.preparation.tables.{name}", lambda *_: pytest.fail("the slow way"))
-    found = [records(read_reviews(path, review_columns(path).places, BadRows())) for path in sorted(tmp_path.iterdir())]
+    paths = sorted(tmp_path.iterdir())
+    found = [records(read_reviews(find_columns(path, REVIEW_COLUMNS, {})[0], BadRows(path))) for path in paths]
     assert [review[:2] for review in found[0]] == [("u-1", "7"), ("12", "B")]
     assert [review.time for review in found[0]] == [1_706_659_200_000, 5000]
     assert found[1] == [Review("u", "i", 4.5, 1_706_704_200_000), Review("v", "i", 3.0, 1_700_000_000_123)]
