@@ -26,7 +26,7 @@ from .preparation.image_download import addresses_of, fetch_images
 from .preparation.public import describe
 from .serving.bundle import load_bundle, restore_candidates, write_bundle
 from .settings import learning_settings, plain_settings, public_source, settings_to_load
-from .tokenizer.base import peak_memory_mib
+from .tokenizer.measures import peak_memory_mib
 from .training import checkpoint
 
 

@@ -25,12 +25,7 @@ BATCH_SIZE = 512
 
 
 class FeatureNetwork(ChainNetwork):
-    """One chain of codes, of the encoded features.
-
-    Parameters
-    ----------
-    quantizer : quantiser of what `encoder` makes of features [B, F]; `decoder` leads back.
-    """
+    """One chain of codes, of what `encoder` makes of features [B, F]; `decoder` leads back."""
 
     def __init__(self, quantizer: ResidualQuantizer, encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
@@ -43,7 +38,7 @@ class FeatureNetwork(ChainNetwork):
 
 
 class FeatureTokenizer(ItemTokenizer[FeatureNetwork]):
-    """Semantic IDs of the features alone; see `RQVAETokenizer` and `ResidualKMeansTokenizer`."""
+    """What `RQVAETokenizer` and `ResidualKMeansTokenizer` share."""
 
     def _width(self) -> int:
         if not self.statistics_:
@@ -64,7 +59,7 @@ class FeatureTokenizer(ItemTokenizer[FeatureNetwork]):
         inputs = torch.cat(embedded) * known[0].unsqueeze(1)
         vectors, codes, losses = zip(*map(quantizer.quantize, inputs.split(CHUNK)), strict=True)
         masked = torch.cat(vectors) * known[0].unsqueeze(1)
-        return Bound(inputs.unsqueeze(0), masked.unsqueeze(0), torch.cat(codes).unsqueeze(0), losses[-1])
+        return Bound(inputs[None], masked[None], torch.cat(codes)[None], losses[-1])
 
 
 @dataclass(eq=False, kw_only=True)

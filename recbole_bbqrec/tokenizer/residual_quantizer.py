@@ -35,17 +35,9 @@ class Quantized(NamedTuple):
 
 
 class ResidualQuantizer(nn.Module):
-    """L codebooks, used one after the other; whoever quantises with the same `chain` shares them.
+    """C sets of L codebooks [C * L, K, D], used one after the other; chain c of an item uses set c modulo C.
 
-    Parameters
-    ----------
-    levels, size, dim : L, K and D.
-    sets : C. One set serves every chain; otherwise chain c has set c for itself.
-
-    Attributes
-    ----------
-    codebooks : [C * L, K, D], set after set.
-    usage : [C * L, K] moving average of how often a code is chosen; 1 is an even share.
+    `usage` [C * L, K] is a moving average of how often a code is chosen; 1 is an even share.
     """
 
     usage: torch.Tensor
@@ -68,10 +60,7 @@ class ResidualQuantizer(nn.Module):
         does, and to the chosen codes. Plain straight-through (`x + (sum - x).detach()`) would keep every loss but the
         codebook term below from the codebooks, and with it the behaviour gradient they are meant to learn from.
 
-        Parameters
-        ----------
-        known : [B] rows that count in the loss; all where missing.
-        chain : whose codebooks.
+        Only `known` rows [B] count in the loss; all where that is missing.
         """
         weight = torch.ones(len(x), device=x.device) if known is None else known.to(x.dtype)
         weight = weight / weight.sum().clamp(min=1)
@@ -98,9 +87,7 @@ class ResidualQuantizer(nn.Module):
     def start(self, points: torch.Tensor, known: torch.Tensor, generator: torch.Generator) -> None:
         """Set every codebook to the k-means centres of what the levels before it leave of its chains' points.
 
-        Parameters
-        ----------
-        points, known : [G, n, D] what the chains quantise, and [G, n] which rows count.
+        Points [G, n, D] are what the chains quantise; only `known` rows [G, n] count.
         """
         for chain, rows in self._by_set(points, known):
             if len(rows) > N_START_POINTS:
