@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from .. import storage
 from ..errors import InputError
 from . import measures
 from .behavior_bind import Bound, Catalogue
-from .residual_quantizer import ChainNetwork
 from .semantic_ids import resolve_chains
 from .training import seeded
 
@@ -35,7 +34,6 @@ LEARNED = (
     *("seconds_", "peak_memory_mib_"),
 )
 """Plain attributes that `fit` sets and a file keeps."""
-Network = TypeVar("Network", bound=ChainNetwork)
 
 
 class Encoded(NamedTuple):
@@ -55,7 +53,7 @@ class Encoded(NamedTuple):
 
 
 @dataclass(eq=False, kw_only=True)
-class ItemTokenizer(abc.ABC, Generic[Network]):
+class ItemTokenizer(abc.ABC):
     """Item features and training sequences in, one unique semantic ID per item out.
 
     A tokenizer adds its own arguments, sets `name`, and says how to build, train and read its network.
@@ -75,6 +73,7 @@ class ItemTokenizer(abc.ABC, Generic[Network]):
     collisions_before_, utilisation_, perplexity_ : before that, the latter two per position; see `measures`.
     quantisation_error_ : share of each signal's squared length that its codes leave over, before that.
     losses_ : objective -> its mean over every hundredth part of training.
+    network_ : the trained network.
     statistics_ : modality -> mean and standard deviation per dimension, [2, D_m].
     seconds_, peak_memory_mib_ : time `fit` took, and growth of the process's largest resident memory meanwhile. Zero
         where the process had held more before; memory of a GPU is not in it.
@@ -94,7 +93,7 @@ class ItemTokenizer(abc.ABC, Generic[Network]):
 
     def fit(
         self, features: ByModality, present: ByModality, sequences: Sequence[np.ndarray] | Flat, n_items: int
-    ) -> "ItemTokenizer[Network]":
+    ) -> "ItemTokenizer":
         """Learn codes for items 0 .. n_items - 1.
 
         Parameters
@@ -120,10 +119,10 @@ class ItemTokenizer(abc.ABC, Generic[Network]):
         flat, device = flat_sequences(sequences, n_items), torch.device(self.device)
         with seeded(self.seed, device):  # initial weights and dropout; everything else draws from a generator
             self.statistics_ = {name: feature_statistics(x, present[name]) for name, x in features.items()}
-            self._network = self._build(n_items, size).to(device)
+            self.network_ = self._build(n_items, size).to(device)
             catalogue = self.standardise(features, present, n_items)
             self.losses_ = self._train(catalogue, flat, torch.Generator().manual_seed(self.seed))
-        self._network.eval().requires_grad_(False)
+        self.network_.eval().requires_grad_(False)
         self._learn_codes(catalogue)
         self.seconds_ = time.perf_counter() - started
         self.peak_memory_mib_ = measures.peak_memory_mib() - memory
@@ -142,13 +141,13 @@ class ItemTokenizer(abc.ABC, Generic[Network]):
         n_items = len(next(iter(features.values()), ()))
         check_features(features, present, n_items, names=self.statistics_)
         catalogue = self.standardise(features, present, n_items)
-        bound, has = self._bind(catalogue, new=True), self._network.chains_known(catalogue.known)
+        bound, has = self._bind(catalogue, new=True), self.network_.chains_known(catalogue.known)
         return Encoded(torch.cat(list(bound.codes), dim=1).cpu(), bound.vectors.cpu(), has.cpu())
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the fitted tokenizer to `path` in one atomic step; `registry.load` reads it."""
         self._require_fit()
-        tensors = {f"network.{name}": value for name, value in self._network.state_dict().items()}
+        tensors = {f"network.{name}": value for name, value in self.network_.state_dict().items()}
         tensors |= {f"statistics.{name}": value for name, value in self.statistics_.items()}
         tensors |= {"codes": self.codes_, "present": self.present_}
         tensors |= {} if self._id_map is None else {"id_map": self._id_map}
@@ -162,7 +161,7 @@ class ItemTokenizer(abc.ABC, Generic[Network]):
         storage.save(path, KIND, tensors, state)
 
     @classmethod
-    def restore(cls, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> "ItemTokenizer[Network]":
+    def restore(cls, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> "ItemTokenizer":
         """Return the tokenizer of a file, on the CPU; arguments that this version does not have are passed over."""
         given = {**state["parameters"], "device": "cpu"}
         fitted = cls(**{field.name: given[field.name] for field in fields(cls) if field.name in given})
@@ -171,10 +170,10 @@ class ItemTokenizer(abc.ABC, Generic[Network]):
         fitted.statistics_ = {name: tensors[f"statistics.{name}"] for name, _ in state["widths"]}
         fitted.codes_, fitted.present_, fitted._id_map = tensors["codes"], tensors["present"], tensors.get("id_map")
         with torch.random.fork_rng(devices=[]):  # building draws initial weights, soon overwritten
-            fitted._network = fitted._build(len(fitted.codes_), tensors["network.quantizer.codebooks"].shape[1])
+            fitted.network_ = fitted._build(len(fitted.codes_), tensors["network.quantizer.codebooks"].shape[1])
         weights = {name.removeprefix("network."): x for name, x in tensors.items() if name.startswith("network.")}
-        fitted._network.load_state_dict(weights)
-        fitted._network.eval().requires_grad_(False)
+        fitted.network_.load_state_dict(weights)
+        fitted.network_.eval().requires_grad_(False)
         fitted._publish()
         return fitted
 
@@ -185,12 +184,16 @@ class ItemTokenizer(abc.ABC, Generic[Network]):
             has = present[name].bool().unsqueeze(0)
             matrices.append(((features[name].float() - mean) / deviation).masked_fill(~has.T, 0.0))
             known.append(has)
-        device = self._network.quantizer.codebooks.device
+        device = self.network_.quantizer.codebooks.device
         return Catalogue([matrix.to(device) for matrix in matrices], torch.cat(known).to(device))
 
     @abc.abstractmethod
-    def _build(self, n_items: int, size: int) -> Network:
-        """Make the untrained network for features of `statistics_`, with K = `size`; refuses what cannot work."""
+    def _build(self, n_items: int, size: int) -> Any:
+        """Make the untrained network for features of `statistics_`, with K = `size`; refuses what cannot work.
+
+        A module with a `quantizer`, with names of its `chains` of codes, and with `chains_known`: which chains [G, B]
+        an item has, from the modalities it has [M, B].
+        """
 
     @abc.abstractmethod
     def _train(self, catalogue: Catalogue, sequences: Flat, generator: torch.Generator) -> dict[str, list[float]]:
@@ -202,7 +205,7 @@ class ItemTokenizer(abc.ABC, Generic[Network]):
 
     def _learn_codes(self, catalogue: Catalogue) -> None:
         """Codes of all items from the trained network, measured, then made unique."""
-        network, bound = self._network, self._bind(catalogue, new=False)
+        network, bound = self.network_, self._bind(catalogue, new=False)
         network.cpu()
         raw, codebooks = torch.cat(list(bound.codes), dim=1).cpu(), network.quantizer.codebooks
         self.collisions_before_ = measures.collisions(raw)
@@ -215,10 +218,10 @@ class ItemTokenizer(abc.ABC, Generic[Network]):
 
     def _publish(self) -> None:
         """Attributes that follow from the network and the codes."""
-        quantizer, chains = self._network.quantizer, self.codes_.split(self.levels, dim=1)
+        quantizer, chains = self.network_.quantizer, self.codes_.split(self.levels, dim=1)
         vectors = torch.stack([quantizer.lookup(codes, chain) for chain, codes in enumerate(chains)])
         self.vectors_ = vectors.masked_fill(~self.present_.unsqueeze(-1), 0.0)
-        self.signals_, self.codebooks_ = self._network.chains, quantizer.codebooks.detach()
+        self.signals_, self.codebooks_ = self.network_.chains, quantizer.codebooks.detach()
 
     def _require_fit(self) -> None:
         if not hasattr(self, "codes_"):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .residual_quantizer import ChainNetwork, ResidualQuantizer
+from .residual_quantizer import ResidualQuantizer
 
 ID_SIGNAL, FUSED_SIGNAL = "id", "fused"
 MODES = ("chained", "concat", "fused")
@@ -47,7 +47,7 @@ class Bound(NamedTuple):
     loss: torch.Tensor
 
 
-class BehaviorBind(ChainNetwork):
+class BehaviorBind(nn.Module):
     """Encoders, item table, shared quantiser, decoders and sequence encoder.
 
     Parameters
@@ -63,9 +63,8 @@ class BehaviorBind(ChainNetwork):
         super().__init__()
         dim = quantizer.codebooks.shape[-1]
         self.mode = mode
-        self.modalities = list(feature_dims)
         self.quantizer = quantizer
-        signals = [*self.modalities, *([ID_SIGNAL] if n_items else [])]
+        signals = [*feature_dims, *([ID_SIGNAL] if n_items else [])]
         self.chains = [FUSED_SIGNAL] if mode == "fused" else signals
         # Modalities are numbered here: torch allows no dots in the names of submodules.
         self.specific = nn.ModuleList(mlp(width, HIDDEN, dim) for width in feature_dims.values())

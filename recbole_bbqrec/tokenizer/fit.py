@@ -21,7 +21,7 @@ RECONSTRUCTION_WEIGHT, COMMITMENT_WEIGHT = 0.1, 1.0
 
 
 @dataclass(eq=False, kw_only=True)
-class BehaviorBindTokenizer(ItemTokenizer[BehaviorBind]):
+class BehaviorBindTokenizer(ItemTokenizer):
     """Behaviour-bound semantic IDs (paper: behaviour-semantic alignment and dual-aligned quantisation).
 
     Signals are the modalities, then `id`; only `fused` in mode fused. More arguments, and what `fit` learns, are listed
@@ -63,12 +63,6 @@ class BehaviorBindTokenizer(ItemTokenizer[BehaviorBind]):
             network = self._build(len(self.codes_), self.codebooks_.shape[1])
         return network.eval().requires_grad_(False)
 
-    @property
-    def network(self) -> BehaviorBind:
-        """The trained network."""
-        self._require_fit()
-        return self._network
-
     def _build(self, n_items: int, size: int) -> BehaviorBind:
         if self.mode not in MODES:
             raise InputError(f"mode: found {self.mode!r}, expected one of {', '.join(MODES)}")
@@ -91,11 +85,11 @@ class BehaviorBindTokenizer(ItemTokenizer[BehaviorBind]):
             "sequence_contrast": self.sequence_contrast_weight,
             "cross_contrast": self.cross_contrast_weight,
         }
-        trainer = Trainer(self._network, catalogue, windows, weights, n_steps, self.learning_rate, generator)
+        trainer = Trainer(self.network_, catalogue, windows, weights, n_steps, self.learning_rate, generator)
         return trainer.run(self.progress)
 
     def _bind(self, catalogue: Catalogue, new: bool) -> Bound:
-        network = self._network
+        network = self.network_
         if not new:
             signals = network.all_signals(catalogue)
             self._id_map = _fit_id_map(signals).cpu() if self.use_id else None

@@ -13,6 +13,12 @@ Bars = Mapping[str, Mapping[str, float | None]]
 """Series -> name of a bar -> its height; one that is missing is not drawn."""
 
 
+def compared(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Collisions of the tokenizer, and of the RQ-VAE beside it where there is one, by name."""
+    sides = {card["tokenizer"]: card, "RQ-VAE": card["rqvae"]}
+    return {name: side["collisions"] for name, side in sides.items() if "skipped" not in side}
+
+
 def draw(card: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Draw a report card to the PNG file `path` in one atomic step."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -48,10 +54,9 @@ def _bars(card: Mapping[str, Any]) -> Iterator[tuple[str, Bars | str, str]]:
         "perplexity / K": {name: row["perplexity"] / card["codebook_size"] for name, row in codes.items()},
     }
     yield "codes in use before resolving, by position", shares, "{:.2g}"
-    sides = {card["tokenizer"]: card, "RQ-VAE": card["rqvae"]}
-    found = {name: side["collisions"] for name, side in sides.items() if "skipped" not in side}
     counts = {
-        name: {"items sharing an ID": of["before"]["sharing"], "items moved": of["moved"]} for name, of in found.items()
+        name: {"items sharing an ID": of["before"]["sharing"], "items moved": of["moved"]}
+        for name, of in compared(card).items()
     }
     yield "collisions before resolving (none after)", counts, "{:.0f}"
     near = card["neighbors"]

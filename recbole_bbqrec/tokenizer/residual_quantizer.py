@@ -129,17 +129,6 @@ class ResidualQuantizer(nn.Module):
             points = points - codebook[squared_distances(points, codebook).argmin(dim=1)]
 
 
-class ChainNetwork(nn.Module):
-    """What turns items into G chains of codes, of the names `chains`, all by one quantiser."""
-
-    quantizer: ResidualQuantizer
-    chains: list[str]
-
-    def chains_known(self, known: torch.Tensor) -> torch.Tensor:
-        """Which chains [G, B] an item has, from the modalities it has [M, B]."""
-        raise NotImplementedError
-
-
 def squared_distances(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
     """Squared Euclidean distances [n, K], less each point's own squared norm, which changes no comparison."""
     return torch.addmm(centres.square().sum(-1), points, centres.T, alpha=-2)
