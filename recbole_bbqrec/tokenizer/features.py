@@ -55,8 +55,8 @@ class FeatureTokenizer(ItemTokenizer):
     @torch.no_grad()
     def _bind(self, catalogue: Catalogue, new: bool) -> Bound:
         known, quantizer = self.network_.chains_known(catalogue.known), self.network_.quantizer
-        embedded = [self.network_.encoder(part) for part in torch.cat(catalogue.features, dim=1).split(CHUNK)]
-        inputs = torch.cat(embedded) * known[0].unsqueeze(1)
+        embedded = map(self.network_.encoder, torch.cat(catalogue.features, dim=1).split(CHUNK))
+        inputs = torch.cat(list(embedded)) * known[0].unsqueeze(1)
         vectors, codes, losses = zip(*map(quantizer.quantize, inputs.split(CHUNK)), strict=True)
         masked = torch.cat(vectors) * known[0].unsqueeze(1)
         return Bound(inputs[None], masked[None], torch.cat(codes)[None], losses[-1])

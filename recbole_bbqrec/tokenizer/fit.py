@@ -54,11 +54,7 @@ class BehaviorBindTokenizer(ItemTokenizer):
     cross_contrast_weight: float = 0.1
 
     def initial_network(self) -> BehaviorBind:
-        """The network before training, drawn again from the seed: what the trained one is compared with.
-
-        Initial weights are drawn on the CPU, so that they are the same wherever `fit` ran.
-        """
-        self._require_fit()
+        """The network before training, drawn again from the seed, on the CPU as in `fit`; the card compares with it."""
         with seeded(self.seed, torch.device("cpu")):
             network = self._build(len(self.codes_), self.codebooks_.shape[1])
         return network.eval().requires_grad_(False)

@@ -38,7 +38,6 @@ PART_COLUMNS = {
     "reconstruction": "reconstruction error",
 }
 
-
 Given = tuple[ByModality, ByModality, Flat]
 """What a tokenizer was fitted on: features, presence, and sequences as `(offsets, items)`."""
 
@@ -147,27 +146,18 @@ def _number(value: float | None) -> str:
 def _measured(fitted: ItemTokenizer, given: Given) -> dict[str, Any]:
     """What is asked of every tokenizer alike."""
     levels, codes = fitted.levels, fitted.codes_
+    in_use = zip(codes.T, fitted.utilisation_, fitted.perplexity_, strict=True)
+    after = measures.collisions(codes)
+    first_codes = zip(fitted.signals_, codes[:, ::levels].T, strict=True)
     return {
         "codes": [
-            {
-                "signal": fitted.signals_[position // levels],
-                "level": position % levels + 1,
-                "items": int((codes[:, position] >= 0).sum()),
-                "utilisation": fitted.utilisation_[position],
-                "perplexity": fitted.perplexity_[position],
-            }
-            for position in range(codes.shape[1])
+            {"signal": fitted.signals_[position // levels], "level": position % levels + 1}
+            | {"items": int((column >= 0).sum()), "utilisation": used, "perplexity": even}
+            for position, (column, used, even) in enumerate(in_use)
         ],
-        "collisions": {
-            "before": fitted.collisions_before_,
-            "moved": fitted.n_moved_,
-            "after": measures.collisions(codes),
-        },
+        "collisions": {"before": fitted.collisions_before_, "moved": fitted.n_moved_, "after": after},
         "quantisation_error": dict(zip(fitted.signals_, fitted.quantisation_error_, strict=True)),
-        "agreement": {
-            signal: measures.first_code_agreement(codes[:, index * levels], *given[2])
-            for index, signal in enumerate(fitted.signals_)
-        },
+        "agreement": {signal: measures.first_code_agreement(column, *given[2]) for signal, column in first_codes},
         "neighbors": _neighbors(fitted, *given),
         "cost": {"seconds": fitted.seconds_, "peak_memory_mib": fitted.peak_memory_mib_},
     }

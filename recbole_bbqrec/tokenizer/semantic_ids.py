@@ -8,8 +8,6 @@ from collections import Counter, defaultdict
 import numpy as np
 import torch
 
-from ..errors import InputError
-
 ID = tuple[int, ...]
 
 
@@ -40,14 +38,10 @@ def resolve_collisions(codes: torch.Tensor, inputs: torch.Tensor, codebooks: tor
     earlier, and so on up to the first of the L positions. Equal distances are settled by the order of the items, which
     the caller keeps canonical; otherwise the order of the items does not matter.
 
-    The last L positions of the IDs [N, P] belong to one residual chain, with its inputs [N, D] and codebooks [L, K, D].
+    The last L positions of the IDs [N, P] belong to one residual chain, with its inputs [N, D] and codebooks [L, K, D];
+    K ** L is at least N.
     """
     levels, size = codebooks.shape[:2]
-    if len(codes) > size**levels:
-        raise InputError(
-            f"semantic IDs: {len(codes)} items, but {levels} levels of {size} codes tell only {size**levels} apart;"
-            " raise the codebook size or the number of levels"
-        )
     points, books = inputs.double().cpu().numpy(), codebooks.double().cpu().numpy()
     table = codes.cpu().numpy().copy()
     first = table.shape[1] - levels

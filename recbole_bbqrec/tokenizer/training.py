@@ -54,8 +54,7 @@ class Windows:
     def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield all windows once, about `batch_size` targets at a time, in random order; one empty batch without any.
 
-        Items [R, T + 1], of which inputs are the first T columns and targets the last T; and which targets are real
-        [R, T]: padding stands at the right.
+        The first two parts of a `Batch`; padding stands at the right.
         """
         if not len(self.start):
             yield torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, 1, dtype=torch.bool)
