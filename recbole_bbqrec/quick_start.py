@@ -24,7 +24,7 @@ from .preparation.image_download import addresses_of, fetch_images
 from .preparation.public import describe
 from .serving.bundle import keep_bundle, restore_candidates
 from .settings import learning_settings, plain_settings, public_source, settings_to_load
-from .tokenizer.base import peak_memory_mib
+from .tokenizer.measures import peak_memory_mib
 from .training import checkpoint
 
 

@@ -7,11 +7,10 @@ import abc
 import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from .. import storage
 from ..errors import InputError
 from . import measures
 from .behavior_bind import Bound, Catalogue
-from .residual_quantizer import ChainNetwork
 from .semantic_ids import resolve_chains
 from .training import seeded
 
@@ -30,7 +28,12 @@ ByModality = Mapping[str, torch.Tensor]
 Flat = tuple[np.ndarray, np.ndarray]
 """`(offsets, items)`: sequence u is `items[offsets[u] : offsets[u + 1]]`."""
 COUNTS = ("levels", "codebook_size", "code_dim", "epochs", "steps")
-Network = TypeVar("Network", bound=ChainNetwork)
+"""Arguments that count something: whole numbers of at least 1."""
+LEARNED = (
+    *("n_moved_", "collisions_before_", "utilisation_", "perplexity_", "quantisation_error_", "losses_"),
+    *("seconds_", "peak_memory_mib_"),
+)
+"""Plain attributes that `fit` sets and a file keeps."""
 
 
 class Encoded(NamedTuple):
@@ -50,7 +53,7 @@ class Encoded(NamedTuple):
 
 
 @dataclass(eq=False, kw_only=True)
-class ItemTokenizer(abc.ABC, Generic[Network]):
+class ItemTokenizer(abc.ABC):
     """Item features and training sequences in, one unique semantic ID per item out.
 
     A tokenizer adds its own arguments, sets `name`, and says how to build, train and read its network.
@@ -70,6 +73,7 @@ class ItemTokenizer(abc.ABC, Generic[Network]):
     collisions_before_, utilisation_, perplexity_ : before that, the latter two per position; see `measures`.
     quantisation_error_ : share of each signal's squared length that its codes leave over, before that.
     losses_ : objective -> its mean over every hundredth part of training.
+    network_ : the trained network.
     statistics_ : modality -> mean and standard deviation per dimension, [2, D_m].
     seconds_, peak_memory_mib_ : time `fit` took, and growth of the process's largest resident memory meanwhile. Zero
         where the process had held more before; memory of a GPU is not in it.
@@ -89,7 +93,7 @@ class ItemTokenizer(abc.ABC, Generic[Network]):
 
     def fit(
         self, features: ByModality, present: ByModality, sequences: Sequence[np.ndarray] | Flat, n_items: int
-    ) -> "ItemTokenizer[Network]":
+    ) -> "ItemTokenizer":
         """Learn codes for items 0 .. n_items - 1.
 
         Parameters
@@ -104,8 +108,10 @@ class ItemTokenizer(abc.ABC, Generic[Network]):
         ------
         InputError : arguments that do not fit each other, or too few codes for N different IDs.
         """
-        started, memory = time.perf_counter(), peak_memory_mib()
-        check_counts(self.get_params())
+        started, memory = time.perf_counter(), measures.peak_memory_mib()
+        for name, value in self.get_params().items():
+            if name in COUNTS and (type(value) is not int or value < 1):
+                raise InputError(f"{name}: found {value!r}, expected a whole number of at least 1")
         check_features(features, present, n_items, names=features)
         size = effective_size(self.codebook_size, self.levels, n_items)
         if size != self.codebook_size:
@@ -113,13 +119,13 @@ class ItemTokenizer(abc.ABC, Generic[Network]):
         flat, device = flat_sequences(sequences, n_items), torch.device(self.device)
         with seeded(self.seed, device):  # initial weights and dropout; everything else draws from a generator
             self.statistics_ = {name: feature_statistics(x, present[name]) for name, x in features.items()}
-            self._network = self._build(n_items, size).to(device)
+            self.network_ = self._build(n_items, size).to(device)
             catalogue = self.standardise(features, present, n_items)
             self.losses_ = self._train(catalogue, flat, torch.Generator().manual_seed(self.seed))
-        self._network.eval().requires_grad_(False)
+        self.network_.eval().requires_grad_(False)
         self._learn_codes(catalogue)
         self.seconds_ = time.perf_counter() - started
-        self.peak_memory_mib_ = peak_memory_mib() - memory
+        self.peak_memory_mib_ = measures.peak_memory_mib() - memory
         return self
 
     def encode(self, features: ByModality, present: ByModality) -> Encoded:
@@ -135,41 +141,39 @@ class ItemTokenizer(abc.ABC, Generic[Network]):
         n_items = len(next(iter(features.values()), ()))
         check_features(features, present, n_items, names=self.statistics_)
         catalogue = self.standardise(features, present, n_items)
-        bound, has = self._bind(catalogue, new=True), self._network.chains_known(catalogue.known)
-        return Encoded(_side_by_side(bound.codes), bound.vectors.cpu(), has.cpu())
+        bound, has = self._bind(catalogue, new=True), self.network_.chains_known(catalogue.known)
+        return Encoded(torch.cat(list(bound.codes), dim=1).cpu(), bound.vectors.cpu(), has.cpu())
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the fitted tokenizer to `path` in one atomic step; `registry.load` reads it."""
         self._require_fit()
-        tensors = {f"network.{name}": value for name, value in self._network.state_dict().items()}
+        tensors = {f"network.{name}": value for name, value in self.network_.state_dict().items()}
         tensors |= {f"statistics.{name}": value for name, value in self.statistics_.items()}
         tensors |= {"codes": self.codes_, "present": self.present_}
         tensors |= {} if self._id_map is None else {"id_map": self._id_map}
-        learned = ("n_moved_", "collisions_before_", "utilisation_", "perplexity_", "quantisation_error_", "losses_")
         state = {
             "tokenizer": self.name,
             "parameters": self.get_params(),
-            "learned": {name: getattr(self, name) for name in (*learned, "seconds_", "peak_memory_mib_")},
+            "learned": {name: getattr(self, name) for name in LEARNED},
             # A list of pairs: JSON objects are written with sorted keys, and the order of the modalities matters.
             "widths": [(name, value.shape[1]) for name, value in self.statistics_.items()],
         }
         storage.save(path, KIND, tensors, state)
 
     @classmethod
-    def restore(cls, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> "ItemTokenizer[Network]":
+    def restore(cls, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> "ItemTokenizer":
         """Return the tokenizer of a file, on the CPU; arguments that this version does not have are passed over."""
-        known = {field.name for field in fields(cls)}
-        given = {name: value for name, value in state["parameters"].items() if name in known}
-        fitted = cls(**{**given, "device": "cpu"})
+        given = {**state["parameters"], "device": "cpu"}
+        fitted = cls(**{field.name: given[field.name] for field in fields(cls) if field.name in given})
         for name, value in state["learned"].items():
             setattr(fitted, name, value)
         fitted.statistics_ = {name: tensors[f"statistics.{name}"] for name, _ in state["widths"]}
         fitted.codes_, fitted.present_, fitted._id_map = tensors["codes"], tensors["present"], tensors.get("id_map")
         with torch.random.fork_rng(devices=[]):  # building draws initial weights, soon overwritten
-            fitted._network = fitted._build(len(fitted.codes_), tensors["network.quantizer.codebooks"].shape[1])
-        weights = {name: value for name, value in tensors.items() if name.startswith("network.")}
-        fitted._network.load_state_dict({name.removeprefix("network."): value for name, value in weights.items()})
-        fitted._network.eval().requires_grad_(False)
+            fitted.network_ = fitted._build(len(fitted.codes_), tensors["network.quantizer.codebooks"].shape[1])
+        weights = {name.removeprefix("network."): x for name, x in tensors.items() if name.startswith("network.")}
+        fitted.network_.load_state_dict(weights)
+        fitted.network_.eval().requires_grad_(False)
         fitted._publish()
         return fitted
 
@@ -180,12 +184,16 @@ class ItemTokenizer(abc.ABC, Generic[Network]):
             has = present[name].bool().unsqueeze(0)
             matrices.append(((features[name].float() - mean) / deviation).masked_fill(~has.T, 0.0))
             known.append(has)
-        device = self._network.quantizer.codebooks.device
+        device = self.network_.quantizer.codebooks.device
         return Catalogue([matrix.to(device) for matrix in matrices], torch.cat(known).to(device))
 
     @abc.abstractmethod
-    def _build(self, n_items: int, size: int) -> Network:
-        """Make the untrained network for features of `statistics_`, with K = `size`; refuses what cannot work."""
+    def _build(self, n_items: int, size: int) -> Any:
+        """Make the untrained network for features of `statistics_`, with K = `size`; refuses what cannot work.
+
+        A module with a `quantizer`, with names of its `chains` of codes, and with `chains_known`: which chains [G, B]
+        an item has, from the modalities it has [M, B].
+        """
 
     @abc.abstractmethod
     def _train(self, catalogue: Catalogue, sequences: Flat, generator: torch.Generator) -> dict[str, list[float]]:
@@ -197,9 +205,9 @@ class ItemTokenizer(abc.ABC, Generic[Network]):
 
     def _learn_codes(self, catalogue: Catalogue) -> None:
         """Codes of all items from the trained network, measured, then made unique."""
-        network, bound = self._network, self._bind(catalogue, new=False)
+        network, bound = self.network_, self._bind(catalogue, new=False)
         network.cpu()
-        raw, codebooks = _side_by_side(bound.codes), network.quantizer.codebooks
+        raw, codebooks = torch.cat(list(bound.codes), dim=1).cpu(), network.quantizer.codebooks
         self.collisions_before_ = measures.collisions(raw)
         self.utilisation_, self.perplexity_ = measures.code_use(raw, codebooks.shape[1])
         left = (bound.inputs - bound.vectors).square().sum((1, 2)) / bound.inputs.square().sum((1, 2)).clamp(min=1e-12)
@@ -210,51 +218,18 @@ class ItemTokenizer(abc.ABC, Generic[Network]):
 
     def _publish(self) -> None:
         """Attributes that follow from the network and the codes."""
-        quantizer, chains = self._network.quantizer, self.codes_.split(self.levels, dim=1)
+        quantizer, chains = self.network_.quantizer, self.codes_.split(self.levels, dim=1)
         vectors = torch.stack([quantizer.lookup(codes, chain) for chain, codes in enumerate(chains)])
         self.vectors_ = vectors.masked_fill(~self.present_.unsqueeze(-1), 0.0)
-        self.signals_, self.codebooks_ = self._network.chains, quantizer.codebooks.detach()
+        self.signals_, self.codebooks_ = self.network_.chains, quantizer.codebooks.detach()
 
     def _require_fit(self) -> None:
         if not hasattr(self, "codes_"):
             raise InputError("item tokenizer: not fitted yet; call fit first, or registry.load")
 
 
-def _side_by_side(codes: torch.Tensor) -> torch.Tensor:
-    """Codes by chain [G, N, L] as IDs [N, P]."""
-    return codes.permute(1, 0, 2).flatten(1).cpu()
-
-
-def peak_memory_mib() -> float:
-    """Largest resident memory of this process so far, in MiB."""
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset / 2**20
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def check_counts(arguments: Mapping[str, Any]) -> None:
-    """Check that those of a tokenizer's arguments that count something are whole numbers of at least 1.
-
-    Raises
-    ------
-    InputError : naming the argument and what was found.
-    """
-    for name, value in arguments.items():
-        if name in COUNTS and (type(value) is not int or value < 1):
-            raise InputError(f"{name}: found {value!r}, expected a whole number of at least 1")
-
-
 def check_features(features: ByModality, present: ByModality, n_items: int, names: Iterable[str]) -> None:
-    """Check that every modality of `names` has a finite matrix [n_items, D_m] and a mask [n_items].
-
-    Raises
-    ------
-    InputError : naming the modality, what was found and what was expected.
-    """
+    """Check that every modality of `names` has a finite matrix [n_items, D_m] and a mask [n_items]."""
     for what, given in (("features", features), ("present", present)):
         if set(given) != set(names):
             raise InputError(f"{what}: found modalities {sorted(given)}, expected {sorted(names)}")
@@ -265,9 +240,7 @@ def check_features(features: ByModality, present: ByModality, n_items: int, name
         if mask.shape != (n_items,):
             raise InputError(f"present {name}: found shape {list(mask.shape)}, expected [{n_items}]")
         if not torch.isfinite(matrix[mask.bool()]).all():
-            raise InputError(
-                f"features {name}: found NaN or infinity, expected finite numbers; mark such items missing"
-            )
+            raise InputError(f"features {name}: found NaN or infinity, expected numbers; mark such items missing")
 
 
 def feature_statistics(matrix: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
@@ -280,12 +253,7 @@ def feature_statistics(matrix: torch.Tensor, present: torch.Tensor) -> torch.Ten
 
 
 def effective_size(codebook_size: int, levels: int, n_items: int) -> int:
-    """Codes per codebook: fewer than asked for where there are fewer items, about one for four items then.
-
-    Raises
-    ------
-    InputError : the codes of one signal cannot tell the items apart.
-    """
+    """Codes per codebook: fewer than asked for where there are fewer items, about one for four items then."""
     size = codebook_size
     if n_items < codebook_size:
         # A code for every item would only number them; but the IDs have to suffice.
@@ -299,12 +267,7 @@ def effective_size(codebook_size: int, levels: int, n_items: int) -> int:
 
 
 def flat_sequences(sequences: Sequence[np.ndarray] | Flat, n_items: int) -> Flat:
-    """Return `(offsets, items)`, int64, from a list of item arrays or from that pair itself.
-
-    Raises
-    ------
-    InputError : offsets that do not fit, or an item outside 0 .. n_items - 1.
-    """
+    """Return `(offsets, items)`, int64, from a list of item arrays or from that pair itself; checks that they fit."""
     if not isinstance(sequences, tuple):
         lengths = [len(part) for part in sequences]
         sequences = np.cumsum([0, *lengths]), np.concatenate([np.zeros(0, np.int64), *sequences])

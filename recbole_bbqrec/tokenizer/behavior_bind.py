@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .residual_quantizer import ChainNetwork, ResidualQuantizer
+from .residual_quantizer import ResidualQuantizer
 
 ID_SIGNAL, FUSED_SIGNAL = "id", "fused"
 MODES = ("chained", "concat", "fused")
@@ -31,20 +31,14 @@ class Catalogue(NamedTuple):
     features: list[torch.Tensor]
     known: torch.Tensor
 
-    def rows(self, rows: slice | torch.Tensor) -> "Catalogue":
+    def rows(self, rows: torch.Tensor) -> "Catalogue":
         """Some of the items."""
         return Catalogue([matrix[rows] for matrix in self.features], self.known[:, rows])
 
 
 class Bound(NamedTuple):
-    """Quantised signals.
-
-    Attributes
-    ----------
-    inputs : [G, B, D] what each chain quantised.
-    vectors : [G, B, D] its quantised form; zero where the signal is missing.
-    codes : [G, B, L] its codes; -1 where the signal is missing.
-    loss : codebook and commitment loss, mean over the chains.
+    """Quantised signals: what each chain quantised [G, B, D] and its quantised form [G, B, D], zero where the signal is
+    missing; its codes [G, B, L], -1 where it is missing; codebook and commitment loss, mean over the chains.
     """
 
     inputs: torch.Tensor
@@ -53,7 +47,7 @@ class Bound(NamedTuple):
     loss: torch.Tensor
 
 
-class BehaviorBind(ChainNetwork):
+class BehaviorBind(nn.Module):
     """Encoders, item table, shared quantiser, decoders and sequence encoder.
 
     Parameters
@@ -69,9 +63,8 @@ class BehaviorBind(ChainNetwork):
         super().__init__()
         dim = quantizer.codebooks.shape[-1]
         self.mode = mode
-        self.modalities = list(feature_dims)
         self.quantizer = quantizer
-        signals = [*self.modalities, *([ID_SIGNAL] if n_items else [])]
+        signals = [*feature_dims, *([ID_SIGNAL] if n_items else [])]
         self.chains = [FUSED_SIGNAL] if mode == "fused" else signals
         # Modalities are numbered here: torch allows no dots in the names of submodules.
         self.specific = nn.ModuleList(mlp(width, HIDDEN, dim) for width in feature_dims.values())
@@ -80,20 +73,14 @@ class BehaviorBind(ChainNetwork):
         self.item_table = nn.Parameter(torch.randn(n_items, dim) * 0.02) if n_items else None
         self.sequence = SequenceEncoder(dim)
 
-    def id_rows(self, items: torch.Tensor | slice) -> torch.Tensor | None:
+    def id_rows(self, items: torch.Tensor) -> torch.Tensor | None:
         """Rows [B, D] of the item table, if there is one."""
-        if self.item_table is None:
-            return None
-        return self.item_table[items] if isinstance(items, slice) else functional.embedding(items, self.item_table)
+        return None if self.item_table is None else functional.embedding(items, self.item_table)
 
     def signals(self, features: list[torch.Tensor], known: torch.Tensor, id_rows: torch.Tensor | None) -> torch.Tensor:
         """Behaviour signals [S, B, D] before quantisation, each of unit length, so that one set of codes fits all.
 
-        Parameters
-        ----------
-        features : M matrices [B, D_m], standardised.
-        known : [M, B] which items have the modality.
-        id_rows : [B, D] rows of the item table; none where there is no such signal.
+        Standardised features and `known` as in `Catalogue`; `id_rows` [B, D] of the item table, if there is one.
         """
         parts = [encoder(x) for encoder, x in zip(self.behavior, features, strict=True)]
         rows = functional.normalize(torch.stack(parts if id_rows is None else [*parts, id_rows]), dim=-1)
@@ -130,21 +117,18 @@ class BehaviorBind(ChainNetwork):
     @torch.no_grad()
     def all_signals(self, catalogue: Catalogue) -> torch.Tensor:
         """Signals [S, N, D] of the items that the network was made for."""
-        chunks = [slice(begin, begin + CHUNK) for begin in range(0, catalogue.known.shape[1], CHUNK)]
+        chunks = torch.arange(catalogue.known.shape[1], device=catalogue.known.device).split(CHUNK)
         return torch.cat([self.signals(*catalogue.rows(rows), self.id_rows(rows)) for rows in chunks], dim=1)
 
     @torch.no_grad()
     def bind_all(self, signals: torch.Tensor, known: torch.Tensor) -> Bound:
-        """As `bind`, for a whole catalogue, and with codes in the last chain for items without any signal.
-
-        The loss is that of the last items and means nothing.
-        """
+        """As `bind`, for a whole catalogue, and with codes in the last chain for items without any signal; no loss."""
         chunks = zip(signals.split(CHUNK, dim=1), known.split(CHUNK, dim=1), strict=True)
-        *parts, losses = zip(*(self.bind(*chunk) for chunk in chunks), strict=True)
+        parts = zip(*(self.bind(*chunk)[:3] for chunk in chunks), strict=True)
         inputs, vectors, codes = (torch.cat(part, dim=1) for part in parts)
         bare = ~self.chains_known(known).any(0)
         codes[-1, bare] = self.quantizer.quantize(inputs[-1, bare], chain=len(codes) - 1).codes
-        return Bound(inputs, vectors, codes, losses[-1])
+        return Bound(inputs, vectors, codes, inputs.new_zeros(()))
 
     def unbound(self, signals: torch.Tensor, known: torch.Tensor) -> Bound:
         """As `bind`, without quantising: what the network learns from before its codebooks start."""

@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import InputError
 from .base import Flat, ItemTokenizer
 from .behavior_bind import CHUNK, Bound, Catalogue, mlp
-from .residual_quantizer import ChainNetwork, ResidualQuantizer
+from .residual_quantizer import ResidualQuantizer
 from .training import learning_rate_schedule, restart_due, run_steps
 
 HIDDEN = (256, 128)
@@ -24,13 +24,8 @@ BATCH_SIZE = 512
 """Items of a batch of the RQ-VAE."""
 
 
-class FeatureNetwork(ChainNetwork):
-    """One chain of codes, of the encoded features.
-
-    Parameters
-    ----------
-    quantizer : quantiser of what `encoder` makes of features [B, F]; `decoder` leads back.
-    """
+class FeatureNetwork(nn.Module):
+    """One chain of codes, of what `encoder` makes of features [B, F]; `decoder` leads back."""
 
     def __init__(self, quantizer: ResidualQuantizer, encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
@@ -42,8 +37,8 @@ class FeatureNetwork(ChainNetwork):
         return known.any(0, keepdim=True)
 
 
-class FeatureTokenizer(ItemTokenizer[FeatureNetwork]):
-    """Semantic IDs of the features alone; see `RQVAETokenizer` and `ResidualKMeansTokenizer`."""
+class FeatureTokenizer(ItemTokenizer):
+    """What `RQVAETokenizer` and `ResidualKMeansTokenizer` share."""
 
     def _width(self) -> int:
         if not self.statistics_:
@@ -52,19 +47,19 @@ class FeatureTokenizer(ItemTokenizer[FeatureNetwork]):
 
     @torch.no_grad()
     def _train(self, catalogue: Catalogue, sequences: Flat, generator: torch.Generator) -> dict[str, list[float]]:
-        embedded = self._network.encoder(torch.cat(catalogue.features, dim=1)).unsqueeze(0)
+        embedded = self.network_.encoder(torch.cat(catalogue.features, dim=1)).unsqueeze(0)
         everyone = torch.ones(embedded.shape[:2], dtype=torch.bool, device=embedded.device)
-        self._network.quantizer.start(embedded, everyone, generator)
+        self.network_.quantizer.start(embedded, everyone, generator)
         return {}
 
     @torch.no_grad()
     def _bind(self, catalogue: Catalogue, new: bool) -> Bound:
-        known, quantizer = self._network.chains_known(catalogue.known), self._network.quantizer
-        embedded = [self._network.encoder(part) for part in torch.cat(catalogue.features, dim=1).split(CHUNK)]
-        inputs = torch.cat(embedded) * known[0].unsqueeze(1)
+        known, quantizer = self.network_.chains_known(catalogue.known), self.network_.quantizer
+        embedded = map(self.network_.encoder, torch.cat(catalogue.features, dim=1).split(CHUNK))
+        inputs = torch.cat(list(embedded)) * known[0].unsqueeze(1)
         vectors, codes, losses = zip(*map(quantizer.quantize, inputs.split(CHUNK)), strict=True)
         masked = torch.cat(vectors) * known[0].unsqueeze(1)
-        return Bound(inputs.unsqueeze(0), masked.unsqueeze(0), torch.cat(codes).unsqueeze(0), losses[-1])
+        return Bound(inputs[None], masked[None], torch.cat(codes)[None], losses[-1])
 
 
 @dataclass(eq=False, kw_only=True)
@@ -96,7 +91,7 @@ class RQVAETokenizer(FeatureTokenizer):
 
     def _train(self, catalogue: Catalogue, sequences: Flat, generator: torch.Generator) -> dict[str, list[float]]:
         super()._train(catalogue, sequences, generator)
-        features, network = torch.cat(catalogue.features, dim=1), self._network
+        features, network = torch.cat(catalogue.features, dim=1), self.network_
         optimizer = torch.optim.AdamW(network.parameters(), lr=self.learning_rate, fused=True)
         schedule = learning_rate_schedule(optimizer, self.steps)
 

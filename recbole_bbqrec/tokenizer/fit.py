@@ -21,7 +21,7 @@ RECONSTRUCTION_WEIGHT, COMMITMENT_WEIGHT = 0.1, 1.0
 
 
 @dataclass(eq=False, kw_only=True)
-class BehaviorBindTokenizer(ItemTokenizer[BehaviorBind]):
+class BehaviorBindTokenizer(ItemTokenizer):
     """Behaviour-bound semantic IDs (paper: behaviour-semantic alignment and dual-aligned quantisation).
 
     Signals are the modalities, then `id`; only `fused` in mode fused. More arguments, and what `fit` learns, are listed
@@ -54,20 +54,10 @@ class BehaviorBindTokenizer(ItemTokenizer[BehaviorBind]):
     cross_contrast_weight: float = 0.1
 
     def initial_network(self) -> BehaviorBind:
-        """The network before training, drawn again from the seed: what the trained one is compared with.
-
-        Initial weights are drawn on the CPU, so that they are the same wherever `fit` ran.
-        """
-        self._require_fit()
+        """The network before training, drawn again from the seed, on the CPU as in `fit`; the card compares with it."""
         with seeded(self.seed, torch.device("cpu")):
             network = self._build(len(self.codes_), self.codebooks_.shape[1])
         return network.eval().requires_grad_(False)
-
-    @property
-    def network(self) -> BehaviorBind:
-        """The trained network."""
-        self._require_fit()
-        return self._network
 
     def _build(self, n_items: int, size: int) -> BehaviorBind:
         if self.mode not in MODES:
@@ -91,35 +81,28 @@ class BehaviorBindTokenizer(ItemTokenizer[BehaviorBind]):
             "sequence_contrast": self.sequence_contrast_weight,
             "cross_contrast": self.cross_contrast_weight,
         }
-        trainer = Trainer(self._network, catalogue, windows, weights, n_steps, self.learning_rate, generator)
+        trainer = Trainer(self.network_, catalogue, windows, weights, n_steps, self.learning_rate, generator)
         return trainer.run(self.progress)
 
     def _bind(self, catalogue: Catalogue, new: bool) -> Bound:
-        if new:
-            signals = _new_signals(self._network, catalogue, self._id_map)
-        else:
-            signals = self._network.all_signals(catalogue)
+        network = self.network_
+        if not new:
+            signals = network.all_signals(catalogue)
             self._id_map = _fit_id_map(signals).cpu() if self.use_id else None
-        return self._network.bind_all(signals, catalogue.known)
+        elif self._id_map is None:
+            signals = network.signals(*catalogue, None)
+        else:  # new items have no row in the table: their ID signal is predicted
+            signals = network.signals(*catalogue, self._id_map.new_zeros(catalogue.known.shape[1], self.code_dim))
+            signals[-1] = functional.normalize(_regressors(signals) @ self._id_map, dim=-1)
+        return network.bind_all(signals, catalogue.known)
 
 
-@torch.no_grad()
 def _fit_id_map(signals: torch.Tensor) -> torch.Tensor:
     """Ridge regression [M * D + 1, D] from the behaviour signals of the modalities to the ID signal, [S, N, D]."""
     x, y = _regressors(signals).double(), signals[-1].double()
     penalty = torch.full((x.shape[1],), RIDGE, dtype=x.dtype, device=x.device)
     penalty[-1] = 1e-6  # the intercept stays free: it is the answer for items without any modality
     return torch.linalg.solve(x.T @ x + torch.diag(penalty), x.T @ y).float()
-
-
-@torch.no_grad()
-def _new_signals(network: BehaviorBind, catalogue: Catalogue, id_map: torch.Tensor | None) -> torch.Tensor:
-    """Signals [S, B, D] of items outside the network's table, the ID signal, if it is used, predicted by `id_map`."""
-    if id_map is None:
-        return network.signals(*catalogue, None)
-    signals = network.signals(*catalogue, id_map.new_zeros(catalogue.known.shape[1], id_map.shape[1]))
-    signals[-1] = functional.normalize(_regressors(signals) @ id_map, dim=-1)
-    return signals
 
 
 def _regressors(signals: torch.Tensor) -> torch.Tensor:

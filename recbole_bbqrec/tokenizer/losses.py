@@ -3,9 +3,14 @@
 Shapes: B items, R targets, S signals, D code width.
 """
 
+import itertools
+
 import torch
 from torch import nn
 from torch.nn import functional
+
+TEMPERATURE = 0.07
+"""Of both contrasts; the usual one of InfoNCE (MoCo, arXiv 1911.05722)."""
 
 
 def reconstruction(decoded: torch.Tensor, features: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
@@ -14,50 +19,28 @@ def reconstruction(decoded: torch.Tensor, features: torch.Tensor, present: torch
     return (error * present).sum() / present.sum().clamp(min=1)
 
 
-def sequence_to_item_contrast(
-    encoded: torch.Tensor, candidates: torch.Tensor, items: torch.Tensor, temperature: float
-) -> torch.Tensor:
-    """InfoNCE between encoded histories and their next items; the other targets of the batch are the negatives.
+def info_nce(queries: torch.Tensor, keys: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    """Contrast of each query with its own key against those of the other rows [R, D]; row i is about item `items[i]`.
 
-    An item that is the target of two histories is no negative of itself.
-
-    Parameters
-    ----------
-    encoded, candidates : [R, D] row i of one belongs to row i of the other.
-    items : [R] which item a candidate is.
+    An item that stands in two rows is no negative of itself. Zero where there are no rows.
     """
     if not len(items):
-        return encoded.sum() + candidates.sum()
-    return _info_nce(encoded, candidates, items, temperature)
-
-
-def cross_signal_contrast(
-    signals: torch.Tensor, known: torch.Tensor, items: torch.Tensor, temperature: float
-) -> torch.Tensor:
-    """InfoNCE in both directions between each two signals of an item, over items that have both.
-
-    Parameters
-    ----------
-    signals : [S, B, D] quantised vectors.
-    known : [S, B] whether the item has the signal.
-    items : [B] which item a row is.
-    """
-    terms = [signals.sum() * 0.0]
-    for first in range(len(signals)):
-        for second in range(first + 1, len(signals)):
-            both = known[first] & known[second]
-            left, right, ids = signals[first][both], signals[second][both], items[both]
-            if len(ids) > 1:
-                terms.append(_info_nce(left, right, ids, temperature))
-                terms.append(_info_nce(right, left, ids, temperature))
-    return torch.stack(terms).sum() / max(len(terms) - 1, 1)
-
-
-def _info_nce(queries: torch.Tensor, keys: torch.Tensor, items: torch.Tensor, temperature: float) -> torch.Tensor:
-    logits = functional.normalize(queries, dim=-1) @ functional.normalize(keys, dim=-1).T / temperature
+        return queries.sum() + keys.sum()
+    logits = functional.normalize(queries, dim=-1) @ functional.normalize(keys, dim=-1).T / TEMPERATURE
     same = items.unsqueeze(0) == items.unsqueeze(1)
     same.fill_diagonal_(False)
     return functional.cross_entropy(logits.masked_fill(same, -torch.inf), torch.arange(len(items), device=items.device))
+
+
+def cross_signal_contrast(signals: torch.Tensor, known: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    """InfoNCE in both directions between each two signals [S, B, D] of an item, over items that have both [S, B]."""
+    terms = [signals.sum() * 0.0]
+    for first, second in itertools.combinations(range(len(signals)), 2):
+        both = known[first] & known[second]
+        left, right, ids = signals[first][both], signals[second][both], items[both]
+        if len(ids) > 1:
+            terms += [info_nce(left, right, ids), info_nce(right, left, ids)]
+    return torch.stack(terms).sum() / max(len(terms) - 1, 1)
 
 
 class Club(nn.Module):

@@ -1,8 +1,10 @@
-"""Plain measures of semantic IDs, of which items are near each other in which space, and of two parts' independence.
+"""Plain measures: of semantic IDs, of which items are near each other in which space, of two parts' independence, and
+of memory.
 
 Shapes: N items, P positions of an ID, Q items asked about, k neighbours, n items with both parts, D width of a part.
 """
 
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -23,11 +25,21 @@ HIDDEN, RIDGE = 128, 1.0
 """Width of the nonlinear probes, and penalty of the linear one."""
 
 
+def peak_memory_mib() -> float:
+    """Largest resident memory of this process so far, in MiB."""
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
 def code_use(codes: torch.Tensor, size: int) -> tuple[list[float], list[float]]:
     """Utilisation and perplexity at each position of `codes` [N, P], where -1 does not count.
 
-    Utilisation is the share of the `size` codes in use; perplexity, the exponential of the codes' entropy, is how many
-    codes an even use would need.
+    The share of the `size` codes in use; and how many an even use would need, the exponential of the codes' entropy.
     """
     utilisation, perplexity = [], []
     for column in codes.T:
@@ -41,17 +53,13 @@ def code_use(codes: torch.Tensor, size: int) -> tuple[list[float], list[float]]:
 def collisions(codes: torch.Tensor) -> dict[str, int]:
     """Count `sharing` items, whose ID [P] another item has too, `distinct` IDs, and the `largest` group with one ID."""
     counts = torch.unique(codes, dim=0, return_counts=True)[1]
-    return {
-        "sharing": int(counts[counts > 1].sum()),
-        "distinct": len(counts),
-        "largest": max(counts.tolist(), default=0),
-    }
+    sharing = int(counts[counts > 1].sum())
+    return {"sharing": sharing, "distinct": len(counts), "largest": max(counts.tolist(), default=0)}
 
 
 def first_code_agreement(codes: torch.Tensor, offsets: np.ndarray, items: np.ndarray) -> dict[str, float]:
-    """Return the `share` of consecutive items with equal codes [N], and its `chance`, that of two independent draws.
-
-    Items with -1 are left out; the draws are from the left and the right sides of the pairs.
+    """The `share` of consecutive items with equal codes [N], none of them -1, and its `chance`: that of two independent
+    draws from the left and the right sides of the pairs.
     """
     user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     column = codes.numpy()[items]
@@ -86,10 +94,7 @@ def nearest(rows: torch.Tensor, has: torch.Tensor, asked: torch.Tensor, k: int, 
 def cooccurring(
     offsets: np.ndarray, items: np.ndarray, n_items: int, asked: torch.Tensor, k: int, window: int, seed: int
 ) -> torch.Tensor:
-    """The k items [Q, k] most often at most `window` places from each asked item [Q]; -1 where there are fewer.
-
-    Equal counts stand in a seeded random order.
-    """
+    """The k items [Q, k] most often at most `window` places from each asked item [Q]; otherwise as `nearest`."""
     user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     pairs = []
     for distance in range(1, window + 1):
@@ -110,16 +115,11 @@ def cooccurring(
 
 
 def overlap(reference: torch.Tensor, found: torch.Tensor) -> float | None:
-    """Mean share of the reference neighbours [Q, k] among those found [Q, k].
-
-    Items without reference neighbours do not count, nor do those without any found; None where none is left.
-    """
+    """Mean share of the reference neighbours [Q, k] among those found [Q, k], over items that have both, if any."""
     counts = (reference >= 0).sum(1)
     kept = (counts > 0) & (found >= 0).any(1)
-    if not kept.any():
-        return None
     same = (reference.unsqueeze(2) == found.unsqueeze(1)) & (reference >= 0).unsqueeze(2)
-    return float((same.any(2).sum(1)[kept] / counts[kept]).mean())
+    return float((same.any(2).sum(1)[kept] / counts[kept]).mean()) if kept.any() else None
 
 
 def independence(specific: torch.Tensor, behavior: torch.Tensor, seed: int) -> dict[str, float]:
@@ -128,11 +128,8 @@ def independence(specific: torch.Tensor, behavior: torch.Tensor, seed: int) -> d
     The CLUB estimators of training chase the encoders that run from them; these are drawn afresh, fitted on some of the
     items and asked about the rest. Both parts are standardised first, so that neither scale nor shift decides.
 
-    Returns
-    -------
-    `club`: CLUB bound in nats; `r2_ridge` and `r2_mlp`: share of the variance of the behaviour part that a linear and a
-    nonlinear probe predict from the specific part, not below zero; `r2`: the larger. All of held-out items. Nothing
-    where there are fewer than 8 items.
+    `club` is the bound in nats; `r2_ridge` and `r2_mlp` are the shares of the variance of the behaviour part that a
+    linear and a nonlinear probe predict from the specific part, `r2` the larger. Nothing for fewer than 8 items.
     """
     if len(specific) < 8:
         return {}
@@ -155,8 +152,7 @@ def independence(specific: torch.Tensor, behavior: torch.Tensor, seed: int) -> d
 def spread(rows: torch.Tensor) -> dict[str, float]:
     """Variance of rows [n, D], mean over dimensions, and how many dimensions an even spread of it would need.
 
-    A part that has collapsed to a point or a line is independent of everything; these two tell it from one that is
-    independent and yet says something.
+    They tell a part that has collapsed, and is independent of everything, from one that says something.
     """
     centred = rows.double() - rows.double().mean(0)
     eigenvalues = torch.linalg.eigvalsh(centred.T @ centred / max(len(rows), 1)).clamp(min=0)
@@ -177,9 +173,7 @@ def _r2(predicted: torch.Tensor, truth: torch.Tensor) -> float:
     return float((1 - (predicted - truth).square().sum() / total).clamp(min=0)) if total > 0 else 0.0
 
 
-def _fit(
-    model: nn.Module, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], x: torch.Tensor, y: torch.Tensor
-) -> None:
+def _fit(model: nn.Module, loss: Callable[..., torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     n_steps = max(PASSES * len(x) // BATCH, MIN_STEPS)
     schedule = learning_rate_schedule(optimizer, n_steps)

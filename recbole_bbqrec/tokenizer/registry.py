@@ -14,12 +14,7 @@ TOKENIZERS: dict[str, type[ItemTokenizer]] = {
 
 
 def load(path: str | os.PathLike) -> ItemTokenizer:
-    """Read the tokenizer that `ItemTokenizer.save` wrote, as what it was; on the CPU.
-
-    Raises
-    ------
-    InputError : no whole tokenizer file, or one of a tokenizer that is not known here.
-    """
+    """Read the tokenizer that `ItemTokenizer.save` wrote, as what it was; on the CPU."""
     tensors, state = storage.load(path, KIND)
     name = state.get("tokenizer", BehaviorBindTokenizer.name)
     if name not in TOKENIZERS:

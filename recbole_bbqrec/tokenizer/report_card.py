@@ -6,9 +6,9 @@ Shapes as in `base`.
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +18,10 @@ from torch.nn import functional
 from .. import storage
 from . import measures
 from .base import ByModality, Flat, ItemTokenizer, flat_sequences
-from .behavior_bind import BehaviorBind, Catalogue
 from .features import BATCH_SIZE, RQVAETokenizer
 from .fit import BehaviorBindTokenizer
 from .losses import reconstruction
-from .report_figure import draw
-from .report_warnings import warnings_of
+from .report_figure import compared, draw
 
 K_NEIGHBORS, WINDOW = 10, 3
 MAX_ASKED = 2000
@@ -40,13 +38,22 @@ PART_COLUMNS = {
     "reconstruction": "reconstruction error",
 }
 
+Given = tuple[ByModality, ByModality, Flat]
+"""What a tokenizer was fitted on: features, presence, and sequences as `(offsets, items)`."""
 
-class Given(NamedTuple):
-    """What a tokenizer was fitted on, sequences as `(offsets, items)`."""
-
-    features: ByModality
-    present: ByModality
-    sequences: Flat
+# Thresholds of the warnings.
+MIN_UTILISATION = 0.5
+"""Half the codes never chosen: the codebook is larger than what it tells apart, or it has collapsed."""
+MIN_PERPLEXITY = 0.1
+"""Of the codes there could be: fewer than a tenth carry the load. k-means on skewed data stays at about a third."""
+MAX_MOVED = 0.1
+"""Share of items whose ID does not stand for their own vectors; beyond a tenth the codes are too coarse."""
+MAX_R2 = 0.5
+"""Half of what the behaviour part varies by stands in the specific part too: hardly disentangled."""
+MIN_DIMENSIONS = 2.0
+"""A specific part on a line or a point is independent because it says nothing."""
+MAX_RECONSTRUCTION = 0.95
+"""Features are standardised: 1 is the error of the mean item."""
 
 
 def report_card(
@@ -71,18 +78,18 @@ def report_card(
     the reason under `skipped`.
     """
     started = time.perf_counter()
-    given = Given(features, present, flat_sequences(sequences, len(fitted.codes_)))
+    given = features, present, flat_sequences(sequences, len(fitted.codes_))
     card = {
         "tokenizer": fitted.name,
         "parameters": fitted.get_params(),
         "items": len(fitted.codes_),
         "codebook_size": fitted.codebooks_.shape[1],
         **_measured(fitted, given),
-        "disentanglement": _disentanglement(fitted, given),
+        "disentanglement": _disentanglement(fitted, features, present),
         "losses": fitted.losses_,
-        "rqvae": _rqvae(fitted, given, compare),
+        "rqvae": _rqvae(fitted, given) if compare else {"skipped": "not asked for"},
     }
-    card["warnings"] = warnings_of(card)
+    card["warnings"] = list(warnings_of(card))
     card["cost"]["card_seconds"] = time.perf_counter() - started
     return card
 
@@ -100,10 +107,11 @@ def report_card_table(card: Mapping[str, Any]) -> str:
     codes = [
         [row["signal"], row["level"], f"{row['utilisation']:.3f}", f"{row['perplexity']:.1f}"] for row in card["codes"]
     ]
-    sides = {card["tokenizer"]: card, "RQ-VAE": card["rqvae"]}
-    shared = [(name, side["collisions"]) for name, side in sides.items() if "skipped" not in side]
     before = ("sharing", "distinct", "largest")
-    ids = [[name, *map(of["before"].get, before), of["moved"], of["after"]["sharing"]] for name, of in shared]
+    ids = [
+        [name, *map(of["before"].get, before), of["moved"], of["after"]["sharing"]]
+        for name, of in compared(card).items()
+    ]
     tables = [
         _table(codes, "signal", "level", "utilisation", "perplexity"),
         _table(ids, "IDs", "sharing before", "distinct before", "largest", "moved", "after"),
@@ -138,33 +146,24 @@ def _number(value: float | None) -> str:
 def _measured(fitted: ItemTokenizer, given: Given) -> dict[str, Any]:
     """What is asked of every tokenizer alike."""
     levels, codes = fitted.levels, fitted.codes_
+    in_use = zip(codes.T, fitted.utilisation_, fitted.perplexity_, strict=True)
+    after = measures.collisions(codes)
+    first_codes = zip(fitted.signals_, codes[:, ::levels].T, strict=True)
     return {
         "codes": [
-            {
-                "signal": fitted.signals_[position // levels],
-                "level": position % levels + 1,
-                "items": int((codes[:, position] >= 0).sum()),
-                "utilisation": fitted.utilisation_[position],
-                "perplexity": fitted.perplexity_[position],
-            }
-            for position in range(codes.shape[1])
+            {"signal": fitted.signals_[position // levels], "level": position % levels + 1}
+            | {"items": int((column >= 0).sum()), "utilisation": used, "perplexity": even}
+            for position, (column, used, even) in enumerate(in_use)
         ],
-        "collisions": {
-            "before": fitted.collisions_before_,
-            "moved": fitted.n_moved_,
-            "after": measures.collisions(codes),
-        },
+        "collisions": {"before": fitted.collisions_before_, "moved": fitted.n_moved_, "after": after},
         "quantisation_error": dict(zip(fitted.signals_, fitted.quantisation_error_, strict=True)),
-        "agreement": {
-            signal: measures.first_code_agreement(codes[:, index * levels], *given.sequences)
-            for index, signal in enumerate(fitted.signals_)
-        },
-        "neighbors": _neighbors(fitted, given),
+        "agreement": {signal: measures.first_code_agreement(column, *given[2]) for signal, column in first_codes},
+        "neighbors": _neighbors(fitted, *given),
         "cost": {"seconds": fitted.seconds_, "peak_memory_mib": fitted.peak_memory_mib_},
     }
 
 
-def _neighbors(fitted: ItemTokenizer, given: Given) -> dict[str, Any]:
+def _neighbors(fitted: ItemTokenizer, features: ByModality, present: ByModality, sequences: Flat) -> dict[str, Any]:
     """Nearest items by quantised vectors, against those by behaviour and by raw features."""
     n_items, k = len(fitted.codes_), K_NEIGHBORS
     asked = torch.randperm(n_items, generator=torch.Generator().manual_seed(SEED))[:MAX_ASKED]
@@ -172,10 +171,10 @@ def _neighbors(fitted: ItemTokenizer, given: Given) -> dict[str, Any]:
     if len(fitted.signals_) > 1:
         spaces |= dict(zip(fitted.signals_, zip(fitted.vectors_, fitted.present_, strict=True), strict=True))
     found = {name: measures.nearest(rows, has, asked, k, SEED) for name, (rows, has) in spaces.items()}
-    by_behavior = measures.cooccurring(*given.sequences, n_items, asked, k, WINDOW, SEED)
-    by_features = measures.nearest(*_raw(given, n_items), asked, k, SEED)
+    by_behavior = measures.cooccurring(*sequences, n_items, asked, k, WINDOW, SEED)
+    by_features = measures.nearest(*_raw(features, present, n_items), asked, k, SEED)
     # Raw features stand beside the codes as what the codes were made of.
-    with_raw = {**found, "raw features": by_features} if given.features else found
+    with_raw = {**found, "raw features": by_features} if features else found
     chance = min(k / max(n_items - 1, 1), 1.0)
     card: dict[str, Any] = {"k": k, "window": WINDOW}
     for name, reference, others in (("cooccurrence", by_behavior, with_raw), ("features", by_features, found)):
@@ -185,57 +184,88 @@ def _neighbors(fitted: ItemTokenizer, given: Given) -> dict[str, Any]:
     return card
 
 
-def _raw(given: Given, n_items: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _raw(features: ByModality, present: ByModality, n_items: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Raw features side by side [N, F], each modality centred and of unit length, and who has any [N]."""
     parts, known = [torch.zeros(n_items, 1)], torch.zeros(n_items, dtype=torch.bool)
-    for name, matrix in given.features.items():
-        has = given.present[name].bool()
+    for name, matrix in features.items():
+        has = present[name].bool()
         centred = (matrix.float() - matrix[has].float().mean(0)).masked_fill(~has.unsqueeze(1), 0.0)
         parts.append(functional.normalize(centred, dim=-1))
         known = known | has
     return torch.cat(parts, dim=1), known
 
 
-def _disentanglement(fitted: ItemTokenizer, given: Given) -> dict[str, Any]:
+def _disentanglement(fitted: ItemTokenizer, features: ByModality, present: ByModality) -> dict[str, Any]:
     """Specific and behaviour part of each modality, in the initial and in the trained network."""
     if not isinstance(fitted, BehaviorBindTokenizer):
         return {"skipped": f"the {fitted.name} tokenizer has no specific and behaviour parts"}
-    if not given.features:
+    if not features:
         return {"skipped": "no modality: the ID signal has no specific part"}
-    catalogue = fitted.standardise(given.features, given.present, len(fitted.codes_))
-    before, after = (_parts(network, catalogue) for network in (fitted.initial_network(), fitted.network))
-    return {modality: {"before": before[modality], "after": after[modality]} for modality in given.features}
-
-
-def _parts(network: BehaviorBind, catalogue: Catalogue) -> dict[str, dict[str, float]]:
-    signals = network.all_signals(catalogue)
-    vectors = network.bind_all(signals, catalogue.known).vectors
-    measured = {}
-    for index, (modality, x) in enumerate(zip(network.modalities, catalogue.features, strict=True)):
-        has, specific = catalogue.known[index], network.specific[index](x)
-        measured[modality] = {
-            **measures.independence(specific[has], signals[index][has], SEED),
-            **measures.spread(specific[has]),
-            "reconstruction": float(reconstruction(network.decode(index, specific, vectors), x, has)),
-        }
+    catalogue = fitted.standardise(features, present, len(fitted.codes_))
+    measured: dict[str, Any] = {modality: {} for modality in features}
+    for stage, network in (("before", fitted.initial_network()), ("after", fitted.network_)):
+        signals = network.all_signals(catalogue)
+        vectors = network.bind_all(signals, catalogue.known).vectors
+        for index, (modality, x) in enumerate(zip(fitted.statistics_, catalogue.features, strict=True)):
+            has, specific = catalogue.known[index], network.specific[index](x)
+            measured[modality][stage] = {
+                **measures.independence(specific[has], signals[index][has], SEED),
+                **measures.spread(specific[has]),
+                "reconstruction": float(reconstruction(network.decode(index, specific, vectors), x, has)),
+            }
     return measured
 
 
-def _rqvae(fitted: ItemTokenizer, given: Given, compare: bool) -> dict[str, Any]:
-    if not compare:
-        return {"skipped": "not asked for"}
+def _rqvae(fitted: ItemTokenizer, given: Given) -> dict[str, Any]:
     if isinstance(fitted, RQVAETokenizer):
         return {"skipped": "this is one"}
-    if not given.features:
+    if not given[0]:
         return {"skipped": "no modality: an RQ-VAE has nothing to encode"}
-    n_items = len(fitted.codes_)
+    n_items, levels = fitted.codes_.shape
+    size, steps = fitted.codebooks_.shape[1], max(RQVAE_PASSES * n_items // BATCH_SIZE, RQVAE_MIN_STEPS)
     rqvae = RQVAETokenizer(
-        levels=fitted.codes_.shape[1],
-        codebook_size=fitted.codebooks_.shape[1],
-        steps=max(RQVAE_PASSES * n_items // BATCH_SIZE, RQVAE_MIN_STEPS),
-        seed=fitted.seed,
-        device=fitted.device,
-        progress=fitted.progress,
+        levels=levels, codebook_size=size, steps=steps, seed=fitted.seed, device=fitted.device, progress=fitted.progress
     )
     rqvae.fit(*given, n_items)
     return _measured(rqvae, given)
+
+
+def warnings_of(card: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one line per finding of a report card; see the thresholds above."""
+    for row in card["codes"]:
+        possible = max(min(card["codebook_size"], row["items"]), 1)
+        used, even = row["utilisation"] * card["codebook_size"] / possible, row["perplexity"] / possible
+        if row["items"] and (used < MIN_UTILISATION or even < MIN_PERPLEXITY):
+            yield (
+                f"{row['signal']}, level {row['level']}: the codebook has collapsed, {used:.0%} of {possible} codes in "
+                f"use, perplexity {row['perplexity']:.1f}"
+            )
+    moved, rqvae = card["collisions"]["moved"], card["rqvae"]
+    if moved > MAX_MOVED * card["items"]:
+        yield f"{moved} of {card['items']} items share an ID before resolving and were moved; raise K or the levels"
+    if "skipped" not in rqvae and moved > rqvae["collisions"]["moved"]:
+        yield f"{moved} items were moved to a free ID, more than the {rqvae['collisions']['moved']} of an RQ-VAE"
+    parts = card["disentanglement"]
+    for modality, stages in parts.items() if "skipped" not in parts else ():
+        before, after = stages["before"], stages["after"]
+        if after.get("r2", 0.0) > MAX_R2:
+            yield f"{modality}: the specific part still predicts {after['r2']:.0%} of the behaviour part's variance"
+        if after.get("club", 0.0) > before.get("club", 0.0):
+            yield f"{modality}: training raised the CLUB bound, {before['club']:.2f} to {after['club']:.2f} nats"
+        if after["dimensions"] < MIN_DIMENSIONS:
+            yield (
+                f"{modality}: the specific part has collapsed to {after['dimensions']:.1f} dimensions; that it is "
+                "independent means nothing"
+            )
+        if after["reconstruction"] > MAX_RECONSTRUCTION:
+            yield f"{modality}: reconstruction error {after['reconstruction']:.2f}, no better than the mean item"
+    for signal, found in card["agreement"].items():
+        if found["share"] <= found["chance"] and found["chance"] > 0:
+            yield (
+                f"{signal}: consecutive items share its first code no more often than chance, {found['share']:.3f} "
+                f"against {found['chance']:.3f}"
+            )
+    near = card["neighbors"]["cooccurrence"]["overlap"]
+    ours, raw = near["all signals"], near.get("raw features")
+    if ours is not None and raw is not None and ours < raw:
+        yield f"raw features are nearer to behaviour than the codes: overlap {raw:.3f} against {ours:.3f}"

@@ -13,6 +13,12 @@ Bars = Mapping[str, Mapping[str, float | None]]
 """Series -> name of a bar -> its height; one that is missing is not drawn."""
 
 
+def compared(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Collisions of the tokenizer, and of the RQ-VAE beside it where there is one, by name."""
+    sides = {card["tokenizer"]: card, "RQ-VAE": card["rqvae"]}
+    return {name: side["collisions"] for name, side in sides.items() if "skipped" not in side}
+
+
 def draw(card: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Draw a report card to the PNG file `path` in one atomic step."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -42,27 +48,25 @@ def draw(card: Mapping[str, Any], path: str | os.PathLike) -> None:
 
 def _bars(card: Mapping[str, Any]) -> Iterator[tuple[str, Bars | str, str]]:
     """Yield title, bars (or why there are none) and form of the numbers of each panel with bars."""
-    codes = {f"{row['signal']} {row['level']}": row for row in card["codes"]}
-    shares = {
-        "utilisation": {name: row["utilisation"] for name, row in codes.items()},
-        "perplexity / K": {name: row["perplexity"] / card["codebook_size"] for name, row in codes.items()},
-    }
-    yield "codes in use before resolving, by position", shares, "{:.2g}"
-    sides = {card["tokenizer"]: card, "RQ-VAE": card["rqvae"]}
-    found = {name: side["collisions"] for name, side in sides.items() if "skipped" not in side}
+    used, even = {}, {}
+    for row in card["codes"]:
+        used[f"{row['signal']} {row['level']}"] = row["utilisation"]
+        even[f"{row['signal']} {row['level']}"] = row["perplexity"] / card["codebook_size"]
+    yield "codes in use before resolving, by position", {"utilisation": used, "perplexity / K": even}, "{:.2g}"
     counts = {
-        name: {"items sharing an ID": of["before"]["sharing"], "items moved": of["moved"]} for name, of in found.items()
+        name: {"items sharing an ID": of["before"]["sharing"], "items moved": of["moved"]}
+        for name, of in compared(card).items()
     }
     yield "collisions before resolving (none after)", counts, "{:.0f}"
     near = card["neighbors"]
     overlaps = {"co-occurrence": near["cooccurrence"]["overlap"], "raw features": near["features"]["overlap"]}
     yield f"overlap@{near['k']} of nearest items (line: chance)", overlaps, "{:.2g}"
-    predicted = {"r2": "probe R2", "reconstruction": "reconstruction"}
-    yield "z_B predicted from z_S; error of rebuilt features", _stages(card, predicted), "{:.2g}"
-    yield "CLUB bound on I(z_S; z_B), nats", _stages(card, {"club": "CLUB"}), "{:.1f}"
+    parts = _stages(card, r2="probe R2", reconstruction="reconstruction")
+    yield "z_B predicted from z_S; error of rebuilt features", parts, "{:.2g}"
+    yield "CLUB bound on I(z_S; z_B), nats", _stages(card, club="CLUB"), "{:.1f}"
 
 
-def _stages(card: Mapping[str, Any], names: Mapping[str, str]) -> Bars | str:
+def _stages(card: Mapping[str, Any], **names: str) -> Bars | str:
     parts = card["disentanglement"]
     return parts.get("skipped") or {
         f"{stage} training": {

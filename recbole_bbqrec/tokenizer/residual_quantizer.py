@@ -12,16 +12,12 @@ from torch.nn import functional
 
 N_START_POINTS = 20_000
 """Points the k-means start works on; more change the centres little and cost seconds."""
-
 N_ITERATIONS = 20
 """Rounds of k-means at most; it has mostly settled by then."""
-
 COMMITMENT = 0.25
 """Weight of the commitment term against the codebook term, that of VQ-VAE (arXiv 1711.00937)."""
-
 USAGE_DECAY = 0.98
 """A code's usage is remembered for about 1 / (1 - 0.98) = 50 batches."""
-
 DEAD_BELOW = 0.1
 """Share of an even usage below which a code is dead."""
 
@@ -35,17 +31,9 @@ class Quantized(NamedTuple):
 
 
 class ResidualQuantizer(nn.Module):
-    """L codebooks, used one after the other; whoever quantises with the same `chain` shares them.
+    """C sets of L codebooks [C * L, K, D], used one after the other; chain c of an item uses set c modulo C.
 
-    Parameters
-    ----------
-    levels, size, dim : L, K and D.
-    sets : C. One set serves every chain; otherwise chain c has set c for itself.
-
-    Attributes
-    ----------
-    codebooks : [C * L, K, D], set after set.
-    usage : [C * L, K] moving average of how often a code is chosen; 1 is an even share.
+    `usage` [C * L, K] is a moving average of how often a code is chosen; 1 is an even share.
     """
 
     usage: torch.Tensor
@@ -68,10 +56,7 @@ class ResidualQuantizer(nn.Module):
         does, and to the chosen codes. Plain straight-through (`x + (sum - x).detach()`) would keep every loss but the
         codebook term below from the codebooks, and with it the behaviour gradient they are meant to learn from.
 
-        Parameters
-        ----------
-        known : [B] rows that count in the loss; all where missing.
-        chain : whose codebooks.
+        Only `known` rows [B] count in the loss; all where that is missing.
         """
         weight = torch.ones(len(x), device=x.device) if known is None else known.to(x.dtype)
         weight = weight / weight.sum().clamp(min=1)
@@ -96,11 +81,8 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def start(self, points: torch.Tensor, known: torch.Tensor, generator: torch.Generator) -> None:
-        """Set every codebook to the k-means centres of what the levels before it leave of its chains' points.
-
-        Parameters
-        ----------
-        points, known : [G, n, D] what the chains quantise, and [G, n] which rows count.
+        """Set every codebook to the k-means centres of what the levels before it leave of its chains' points [G, n, D],
+        of which only `known` rows [G, n] count.
         """
         for chain, rows in self._by_set(points, known):
             if len(rows) > N_START_POINTS:
@@ -142,17 +124,6 @@ class ResidualQuantizer(nn.Module):
             points = points - codebook[squared_distances(points, codebook).argmin(dim=1)]
 
 
-class ChainNetwork(nn.Module):
-    """What turns items into G chains of codes, of the names `chains`, all by one quantiser."""
-
-    quantizer: ResidualQuantizer
-    chains: list[str]
-
-    def chains_known(self, known: torch.Tensor) -> torch.Tensor:
-        """Which chains [G, B] an item has, from the modalities it has [M, B]."""
-        raise NotImplementedError
-
-
 def squared_distances(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
     """Squared Euclidean distances [n, K], less each point's own squared norm, which changes no comparison."""
     return torch.addmm(centres.square().sum(-1), points, centres.T, alpha=-2)
@@ -167,15 +138,13 @@ def kmeans(points: torch.Tensor, n_centres: int, generator: torch.Generator) -> 
     """
     centres = _spread(points, n_centres, generator)
     for _ in range(N_ITERATIONS):
-        distances = squared_distances(points, centres)
-        nearest, labels = distances.min(dim=1)
+        nearest, labels = squared_distances(points, centres).min(dim=1)
         counts = torch.bincount(labels, minlength=n_centres)
         sums = torch.zeros_like(centres).index_add_(0, labels, points)
         updated = torch.where(counts.unsqueeze(1) > 0, sums / counts.clamp(min=1).unsqueeze(1), centres)
         empty = torch.nonzero(counts == 0).flatten()
         if len(empty):
-            error = nearest + points.square().sum(-1)
-            far = torch.argsort(error, descending=True, stable=True)[: len(empty)]
+            far = torch.argsort(nearest + points.square().sum(-1), descending=True, stable=True)[: len(empty)]
             updated[empty[: len(far)]] = points[far]
         if torch.equal(updated, centres):
             break
@@ -186,9 +155,8 @@ def kmeans(points: torch.Tensor, n_centres: int, generator: torch.Generator) -> 
 def _spread(points: torch.Tensor, n_centres: int, generator: torch.Generator) -> torch.Tensor:
     """k-means++ seeding (Arthur and Vassilvitskii 2007): the next centre in proportion to the squared distance."""
     draws = torch.rand(n_centres, generator=generator, dtype=torch.float64).to(points.device)
-    first = int(draws[0] * len(points))
-    chosen = [first]
-    nearest = (points - points[first]).square().sum(-1).double()
+    chosen = [int(draws[0] * len(points))]
+    nearest = (points - points[chosen[0]]).square().sum(-1).double()
     for draw in draws[1:]:
         cumulative = nearest.cumsum(0)
         index = int(torch.searchsorted(cumulative, draw * cumulative[-1], right=True).clamp(max=len(points) - 1))

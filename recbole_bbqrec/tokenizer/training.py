@@ -7,7 +7,6 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from .behavior_bind import BehaviorBind, Bound, Catalogue
-from .losses import Club, cross_signal_contrast, reconstruction, sequence_to_item_contrast
+from .losses import Club, cross_signal_contrast, info_nce, reconstruction
 
 BATCH_SIZE = 512
 """Targets of a batch, and random items beside them."""
@@ -24,39 +23,29 @@ SORT_CHUNK = 50
 """Batches whose windows are sorted by length together: little padding, and still a random mix."""
 WARMUP = 0.1
 """Share of training before the codebooks start, in which signals pass unquantised; with .3 more items collided."""
-TEMPERATURE = 0.07
-"""Of both contrasts; the usual one of InfoNCE (MoCo, arXiv 1911.05722)."""
 RESTART_EVERY = 20
 """Steps between two looks for dead codes."""
 RESTART_UNTIL = 0.9
 """Share of training after which no code is moved any more, so that the last ones settle."""
 GRADIENT_NORM = 1.0
 
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Windows of items [R, T + 1], which of their T targets are real [R, T], and random items [Q]."""
 Pairs = dict[int, tuple[torch.Tensor, torch.Tensor]]
 """Modality -> specific and behaviour parts of the items that have it, without gradients."""
 
 
-class Batch(NamedTuple):
-    """Windows of items [R, T + 1], which of their T targets are real [R, T], and random items [Q]."""
-
-    windows: torch.Tensor
-    valid: torch.Tensor
-    drawn: torch.Tensor
-
-
 class Windows:
-    """Windows in which every item but a sequence's first is a target once.
+    """Windows of flat sequences in which every item but a sequence's first is a target once.
 
-    Parameters
-    ----------
-    offsets, items : sequences as flat arrays.
-    length : most items a window shows; its last target comes one later.
+    A window shows at most `length` items; its last target comes one later.
     """
 
     def __init__(self, offsets: np.ndarray, items: np.ndarray, length: int) -> None:
-        users = itertools.pairwise(offsets.tolist())
         spans = [
-            (begin, min(length, end - 1 - begin)) for first, end in users for begin in range(first, end - 1, length)
+            (begin, min(length, end - 1 - begin))
+            for first, end in itertools.pairwise(offsets.tolist())
+            for begin in range(first, end - 1, length)
         ]
         self.items = torch.from_numpy(items)
         self.start, self.size = np.array(spans, dtype=np.int64).reshape(-1, 2).T  # first item and number of targets
@@ -65,10 +54,7 @@ class Windows:
     def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield all windows once, about `batch_size` targets at a time, in random order; one empty batch without any.
 
-        Yields
-        ------
-        items : [R, T + 1], inputs are the first T columns, targets the last T.
-        valid : [R, T] which targets are real; padding stands at the right.
+        The first two parts of a `Batch`; padding stands at the right.
         """
         if not len(self.start):
             yield torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, 1, dtype=torch.bool)
@@ -87,14 +73,10 @@ class Windows:
 
 @dataclass
 class Trainer:
-    """Trains a `BehaviorBind` network in place.
+    """Trains a `BehaviorBind` network in place, for `n_steps` batches.
 
-    Parameters
-    ----------
-    network, catalogue, windows : the network, its items and their training sequences.
-    weights : weight of each objective; see `losses`.
-    n_steps, learning_rate : batches of training, and the rate of AdamW.
-    generator : source of every draw but dropout's and initial weights'; on the CPU.
+    `weights` has one for each objective of `losses`. All but dropout and initial weights is drawn from `generator`, on
+    the CPU.
     """
 
     network: BehaviorBind
@@ -130,12 +112,12 @@ class Trainer:
         while True:
             for windows, valid in self.windows.epoch(BATCH_SIZE, self.generator):
                 drawn = torch.randint(n_items, (min(BATCH_SIZE, n_items),), generator=self.generator)
-                yield Batch(windows, valid, drawn)
+                yield windows, valid, drawn
 
     def step(self, batch: Batch, index: int) -> dict[str, torch.Tensor]:
         """One step of the network, one of the CLUB estimators, and the upkeep of the codebooks; returns the losses."""
         self.network.train()
-        losses, bound, pairs = self.losses(batch, quantised=index >= self.n_warmup)
+        losses, bound, pairs = self.losses(*batch, quantised=index >= self.n_warmup)
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack([self.weights[name] * value for name, value in losses.items()]).sum().backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
@@ -159,35 +141,29 @@ class Trainer:
         inputs = network.unbound(network.all_signals(self.catalogue), known).inputs
         network.quantizer.start(inputs, network.chains_known(known), self.generator)
 
-    def losses(self, batch: Batch, quantised: bool = True) -> tuple[dict[str, torch.Tensor], Bound, Pairs]:
-        """Every objective on one batch, not weighed.
+    def losses(
+        self, windows: torch.Tensor, valid: torch.Tensor, drawn: torch.Tensor, quantised: bool = True
+    ) -> tuple[dict[str, torch.Tensor], Bound, Pairs]:
+        """Every objective on one batch, not weighed; all quantised items; what to fit the CLUB estimators on.
 
         Each different item of the windows is encoded once, together with the random items.
-
-        Returns
-        -------
-        Losses by name; all quantised items; what to fit the CLUB estimators on.
         """
-        unique, places = torch.unique(batch.windows, return_inverse=True)
-        rows, split = torch.cat([unique, batch.drawn]).to(self.device), len(unique)
+        unique, places = torch.unique(windows, return_inverse=True)
+        rows, split = torch.cat([unique, drawn]).to(self.device), len(unique)
         features, known = self.catalogue.rows(rows)
         signals = self.network.signals(features, known, self.network.id_rows(rows))
         bound = (self.network.bind if quantised else self.network.unbound)(signals, known)
         vectors, has = bound.vectors, self.network.chains_known(known)
-        sequence_contrast = self._sequence_contrast(
-            vectors[:, :split], has[:, :split], places.to(self.device), batch.valid.to(self.device)
-        )
-        cross_contrast = cross_signal_contrast(vectors[:, split:], has[:, split:], rows[split:], TEMPERATURE)
+        places, valid = places.to(self.device), valid.to(self.device)
+        losses = {
+            "commitment": bound.loss,
+            "sequence_contrast": self._sequence_contrast(vectors[:, :split], has[:, :split], places, valid),
+            "cross_contrast": cross_signal_contrast(vectors[:, split:], has[:, split:], rows[split:]),
+        }
         item_losses, pairs = self._item_losses(
             [matrix[split:] for matrix in features], known[:, split:], signals[:, split:], vectors[:, split:]
         )
-        losses = {
-            "commitment": bound.loss,
-            "sequence_contrast": sequence_contrast,
-            "cross_contrast": cross_contrast,
-            **item_losses,
-        }
-        return losses, bound, pairs
+        return losses | item_losses, bound, pairs
 
     def _sequence_contrast(
         self, vectors: torch.Tensor, known: torch.Tensor, places: torch.Tensor, valid: torch.Tensor
@@ -204,7 +180,7 @@ class Trainer:
         for candidate, has in [(whole, known.any(0)), *alone]:
             kept = has[targets]  # an item without the signal is neither target nor negative
             rows = functional.embedding(targets[kept], candidate)
-            terms.append(sequence_to_item_contrast(encoded[kept], rows, targets[kept], TEMPERATURE))
+            terms.append(info_nce(encoded[kept], rows, targets[kept]))
         return torch.stack(terms).mean()
 
     def _item_losses(

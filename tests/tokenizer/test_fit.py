@@ -132,7 +132,7 @@ def test_the_initial_network_is_where_training_started(world, fitted, monkeypatc
     initial = fitted.initial_network().state_dict()
     assert initial.keys() == started.keys()
     assert all(torch.equal(initial[name], value) for name, value in started.items())
-    assert not torch.equal(initial["item_table"], fitted.network.item_table)
+    assert not torch.equal(initial["item_table"], fitted.network_.item_table)
 
 
 def test_the_order_of_the_modalities_survives_saving(world, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from recbole_bbqrec.tokenizer.losses import Club, cross_signal_contrast, reconstruction, sequence_to_item_contrast
+from recbole_bbqrec.tokenizer.losses import Club, cross_signal_contrast, info_nce, reconstruction
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -22,20 +22,20 @@ def test_sequence_contrast_equals_cross_entropy_by_hand():
     encoded, candidates, items = randn(5, 8), randn(5, 8, seed=1), torch.arange(5)
     cosine = functional.cosine_similarity(encoded.unsqueeze(1), candidates.unsqueeze(0), dim=-1)
     expected = -torch.log_softmax(cosine / 0.07, dim=1).diagonal().mean()
-    torch.testing.assert_close(sequence_to_item_contrast(encoded, candidates, items, 0.07), expected)
+    torch.testing.assert_close(info_nce(encoded, candidates, items), expected)
 
 
 def test_an_item_that_is_the_target_of_two_histories_is_no_negative_of_itself():
     row = randn(1, 8)
-    pair = sequence_to_item_contrast(row.repeat(2, 1), row.repeat(2, 1), torch.tensor([4, 4]), 0.07)
+    pair = info_nce(row.repeat(2, 1), row.repeat(2, 1), torch.tensor([4, 4]))
     assert pair.item() == pytest.approx(0.0, abs=1e-6)
-    apart = sequence_to_item_contrast(row.repeat(2, 1), row.repeat(2, 1), torch.tensor([4, 5]), 0.07)
+    apart = info_nce(row.repeat(2, 1), row.repeat(2, 1), torch.tensor([4, 5]))
     assert apart.item() == pytest.approx(math.log(2), abs=1e-6)
 
 
 def test_sequence_contrast_without_targets_is_zero_and_differentiable():
     encoded = torch.zeros(0, 8, requires_grad=True)
-    loss = sequence_to_item_contrast(encoded, torch.zeros(0, 8), torch.zeros(0, dtype=torch.long), 0.07)
+    loss = info_nce(encoded, torch.zeros(0, 8), torch.zeros(0, dtype=torch.long))
     assert loss == 0
     loss.backward()
 
@@ -43,17 +43,17 @@ def test_sequence_contrast_without_targets_is_zero_and_differentiable():
 def test_cross_signal_contrast_prefers_signals_that_agree():
     one, two = randn(6, 8), randn(6, 8, seed=1)
     known, items = torch.ones(2, 6, dtype=torch.bool), torch.arange(6)
-    agree = cross_signal_contrast(torch.stack([one, one]), known, items, 0.07)
-    differ = cross_signal_contrast(torch.stack([one, two]), known, items, 0.07)
+    agree = cross_signal_contrast(torch.stack([one, one]), known, items)
+    differ = cross_signal_contrast(torch.stack([one, two]), known, items)
     assert agree < 0.1 < differ
 
 
 def test_cross_signal_contrast_leaves_missing_signals_out():
     signals, items = randn(3, 6, 8).requires_grad_(), torch.arange(6)
     known = torch.tensor([[True] * 6, [True, True, True, False, False, False], [True] * 6])
-    cross_signal_contrast(signals, known, items, 0.07).backward()
+    cross_signal_contrast(signals, known, items).backward()
     assert (signals.grad[1, 3:] == 0).all() and (signals.grad[1, :3] != 0).any()
-    assert cross_signal_contrast(signals[:1], known[:1], items, 0.07) == 0
+    assert cross_signal_contrast(signals[:1], known[:1], items) == 0
 
 
 def correlated(strength: float, n: int = 512) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from recbole_bbqrec.tokenizer import registry
-from recbole_bbqrec.tokenizer.report_card import report_card, report_card_table, write_report_card
-from recbole_bbqrec.tokenizer.report_warnings import warnings_of
+from recbole_bbqrec.tokenizer.report_card import report_card, report_card_table, warnings_of, write_report_card
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +54,12 @@ def test_an_rqvae_of_as_many_codes_stands_beside_it(world, fitted, card):
 
 
 def test_judging_changes_nothing_and_repeats_itself(world, fitted, card):
-    state = {name: value.clone() for name, value in fitted.network.state_dict().items()}
+    state = {name: value.clone() for name, value in fitted.network_.state_dict().items()}
     torch.manual_seed(5)
     before = torch.get_rng_state()
     again = report_card(fitted, *world[:3], compare=False)
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(value, state[name]) for name, value in fitted.network.state_dict().items())
+    assert all(torch.equal(value, state[name]) for name, value in fitted.network_.state_dict().items())
     for part in ("codes", "collisions", "agreement", "neighbors", "disentanglement"):
         assert again[part] == card[part]
 
@@ -160,12 +159,12 @@ def change(card: dict, value, *path) -> dict:
     ],
 )
 def test_warnings_name_what_is_wrong(path, value, message):
-    assert warnings_of(quiet_card()) == []
-    found = warnings_of(change(quiet_card(), value, *path))
+    assert list(warnings_of(quiet_card())) == []
+    found = list(warnings_of(change(quiet_card(), value, *path)))
     assert (found == []) if message is None else any(message in text for text in found)
 
 
 def test_few_items_cannot_fill_a_large_codebook():
     card = change(quiet_card(), 20, "codes", 0, "items")
     card["codes"][0] |= {"utilisation": 18 / 64, "perplexity": 15.0}
-    assert warnings_of(card) == []
+    assert list(warnings_of(card)) == []

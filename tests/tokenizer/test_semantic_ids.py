@@ -1,10 +1,8 @@
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.tokenizer.semantic_ids import resolve_chains, resolve_collisions
 
 
@@ -84,11 +82,6 @@ def test_a_full_catalogue_takes_every_id():
     books = torch.randn(3, 3, 2, generator=torch.Generator().manual_seed(0))
     unique, n_moved = resolve_collisions(torch.zeros(27, 3, dtype=torch.long), torch.zeros(27, 2), books)
     assert len(torch.unique(unique, dim=0)) == 27 and n_moved == 26
-
-
-def test_too_many_items_for_the_codes():
-    with pytest.raises(InputError, match="5 items, but 2 levels of 2 codes"):
-        resolve_collisions(torch.zeros(5, 2, dtype=torch.long), torch.zeros(5, 1), torch.zeros(2, 2, 1))
 
 
 def test_codes_given_are_not_changed():

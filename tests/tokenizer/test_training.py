@@ -65,9 +65,9 @@ def parts_moved(network: nn.Module) -> set[str]:
 def test_each_objective_moves_its_parts_and_only_them(world, objective, mode, variant):
     trainer = make_trainer(world, mode, **VARIANTS[variant])
     if objective == "club":  # it has something to say only where the two embeddings tell of each other
-        for modality, parts in trainer.losses(next(trainer.batches()))[2].items():
+        for modality, parts in trainer.losses(*next(trainer.batches()))[2].items():
             fit_exactly(trainer.clubs[modality], *parts)
-    trainer.losses(next(trainer.batches()))[0][objective].backward()
+    trainer.losses(*next(trainer.batches()))[0][objective].backward()
     # Fused signals are one; there is nothing to contrast it with. And the item table is part of what is rebuilt from.
     expected = set() if (objective, mode) == ("cross_contrast", "fused") else MOVES[objective]
     fused = {"item_table"} if (objective, mode) == ("reconstruction", "fused") else set()
@@ -92,9 +92,8 @@ def test_every_parameter_receives_a_gradient(world, mode, variant, modalities):
         features={name: world.features[name] for name in names}, present={name: world.present[name] for name in names}
     )
     trainer = make_trainer(world, mode, **VARIANTS[variant])
-    batch = next(trainer.batches())
-    batch = batch._replace(drawn=torch.arange(world.n_items))
-    sum(trainer.losses(batch)[0].values()).backward()
+    windows, valid, _ = next(trainer.batches())
+    sum(trainer.losses(windows, valid, torch.arange(world.n_items))[0].values()).backward()
     silent = [
         name
         for name, parameter in trainer.network.named_parameters()
@@ -110,7 +109,7 @@ def test_a_weight_counts_where_its_objective_does_and_nowhere_else(world, object
     batch, gradients = next(make_trainer(world).batches()), []
     for weight in (0.0, 1.0, 2.0):
         trainer = make_trainer(world, **{objective: weight})
-        for modality, parts in trainer.losses(batch)[2].items():
+        for modality, parts in trainer.losses(*batch)[2].items():
             fit_exactly(trainer.clubs[modality], *parts)
         torch.manual_seed(1)  # the same dropout
         trainer.step(batch, 1)
@@ -127,7 +126,7 @@ def test_a_weight_counts_where_its_objective_does_and_nowhere_else(world, object
 
 def test_the_behaviour_gradient_reaches_the_codebook_vectors(world):
     trainer = make_trainer(world, mode="chained")
-    losses, bound, _ = trainer.losses(next(trainer.batches()))
+    losses, bound, _ = trainer.losses(*next(trainer.batches()))
     losses["sequence_contrast"].backward()
     gradient = trainer.network.quantizer.codebooks.grad
     used = torch.zeros(2, 8, dtype=torch.bool)
@@ -198,8 +197,8 @@ def test_permuting_items_leaves_every_objective_as_it_is(world, mode):
         moved.network.item_table.copy_(trainer.network.item_table[order])
     for one in (trainer, moved):
         one.network.eval()
-    renumbered = batch._replace(windows=place[batch.windows], drawn=place[batch.drawn])
-    expected, found = trainer.losses(batch)[0], moved.losses(renumbered)[0]
+    windows, valid, drawn = batch
+    expected, found = trainer.losses(*batch)[0], moved.losses(place[windows], valid, place[drawn])[0]
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, msg=name)
 
@@ -220,7 +219,7 @@ def test_dead_codes_come_back_during_training(world):
         quantizer.codebooks[0, :7] = 100.0
     quantizer.usage[0, :7] = 0.0
     trainer.step(next(trainer.batches()), 0)
-    codes = trainer.losses(next(trainer.batches()))[1].codes[..., 0]
+    codes = trainer.losses(*next(trainer.batches()))[1].codes[..., 0]
     assert len(torch.unique(codes[codes >= 0])) >= 6
 
 

@@ -144,7 +144,7 @@ def test_permuting_items_with_their_table_rows_permutes_ids_and_nothing_else(mod
     order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
     other = copy.deepcopy(one)
     if use_id:
-        other.network.item_table.copy_(one.network.item_table[order])
+        other.network_.item_table.copy_(one.network_.item_table[order])
     features = {name: matrix[order] for name, matrix in world.features.items()}
     present = {name: mask[order] for name, mask in world.present.items()}
     other._learn_codes(other.standardise(features, present, 60))
