@@ -8,7 +8,6 @@ hidden width.
 """
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,26 +48,24 @@ class BBQRec(RankingModel):
         self.cosine, self.temperature = config["score_function"] == "cosine", config["temperature"]
         self.n_negatives, self.beam_size = config["n_negatives"], config["beam_size"]
         layer, n_layers = LayerSettings.from_config(config), config["n_layers"]
-        catalogue = dataset.catalogue
-        ids = catalogue.semantic_ids
+        ids = dataset.catalogue.semantic_ids
         if ids is None and self.scoring in ("codes", "generate"):
             raise InputError(
                 f"scoring: found {self.scoring}, but there are no codes; set --codes=learned, or --scoring=dense"
             )
 
-        self.item_table = ItemTable(config, catalogue, self._projection(config))
+        self.item_table = ItemTable(config, dataset.catalogue, self._projection(config))
         self.position_embedding = nn.Embedding(self.max_seq_length, layer.hidden_size)
         self.dropout = Dropout(layer.dropout)
         self.layers = nn.ModuleList(TransformerLayer(layer, config["similarity_attention"]) for _ in range(n_layers))
         self.final_norm = nn.LayerNorm(layer.hidden_size, eps=layer.eps)
-        start = functools.partial(initialise, deviation=config["initializer_range"])
-        self.apply(start)
+        self.apply(initialise)
         # What scores comes after that: the encoder starts from the same weights however it is to be scored.
         self.code_heads, self.decoder = None, None
         if ids is not None and self.scoring in ("codes", "joint"):
-            self.code_heads = CodeHeads(ids, layer.hidden_size).apply(start)
+            self.code_heads = CodeHeads(ids, layer.hidden_size).apply(initialise)
         elif ids is not None and self.scoring == "generate":
-            self.decoder = CodeDecoder(ids.codes, ids.codebook_size, config["n_decoder_layers"], layer).apply(start)
+            self.decoder = CodeDecoder(ids, config["n_decoder_layers"], layer).apply(initialise)
         self.similarity = SimilarityAttention.from_dataset(
             config, dataset, n_layers, layer.n_heads, self.max_seq_length
         )
@@ -107,33 +104,31 @@ class BBQRec(RankingModel):
         `interaction` comes from `WindowDataLoader`: `item_id_list` and `target_list`, both [B, T].
         """
         item_seq, targets = interaction[self.ITEM_SEQ], interaction["target_list"]
-        wanted = targets > 0  # [B, T]
         if self.decoder is not None:
             return self.decoder.sequence_loss(self.forward(item_seq), targets)
+        wanted = targets > 0  # [B, T]
+        targets = targets[wanted]  # [n]
         if self.code_heads is not None and self.scoring == "codes":
-            return self.code_heads.loss(self.forward(item_seq)[wanted], targets[wanted])
-        if self.n_negatives == 0:
-            hidden, loss = self._full_loss(item_seq, targets, wanted)
-        else:
-            hidden, loss = self._sampled_loss(item_seq, targets, wanted)
+            return self.code_heads.loss(self.forward(item_seq)[wanted], targets)
+        hidden, loss = (self._sampled_loss if self.n_negatives else self._full_loss)(item_seq, wanted, targets)
         if self.code_heads is not None:
-            loss = loss + self.code_weight * self.code_heads.loss(hidden, targets[wanted])
+            loss = loss + self.code_weight * self.code_heads.loss(hidden, targets)
         return loss
 
-    def _full_loss(self, item_seq: Tensor, targets: Tensor, wanted: Tensor) -> Pairs:
+    def _full_loss(self, item_seq: Tensor, wanted: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states [n, H] that have a target, and their cross-entropy over all items."""
         table = self.item_table(torch.arange(self.n_items, device=item_seq.device))  # [N, H]
         hidden = self.forward(item_seq, functional.embedding(item_seq, table))[wanted]  # [n, H]
         logits = self._dense_query(hidden) @ self._dense_key(table).T  # [n, N]
         logits[:, 0] = -torch.inf  # padding is no candidate
-        return hidden, functional.cross_entropy(logits, targets[wanted])
+        return hidden, functional.cross_entropy(logits, targets)
 
-    def _sampled_loss(self, item_seq: Tensor, targets: Tensor, wanted: Tensor) -> Pairs:
+    def _sampled_loss(self, item_seq: Tensor, wanted: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """As `_full_loss`, over the target and uniform negatives that all targets share."""
         negatives = torch.randint(1, self.n_items, (self.n_negatives,), device=item_seq.device)
-        unique, place = torch.unique(torch.cat([item_seq.flatten(), targets[wanted], negatives]), return_inverse=True)
+        unique, place = torch.unique(torch.cat([item_seq.flatten(), targets, negatives]), return_inverse=True)
         table = self.item_table(unique)
-        shown, target_place, negative_place = place.split([item_seq.numel(), int(wanted.sum()), self.n_negatives])
+        shown, target_place, negative_place = place.split([item_seq.numel(), len(targets), self.n_negatives])
         # Rows are picked by `embedding`: the gradient of plain indexing adds up in an order that threads decide.
         shown_rows, target_rows, negative_rows = (  # [B, T, H], [n, H], [m, H]
             functional.embedding(part, table) for part in (shown.view_as(item_seq), target_place, negative_place)
@@ -141,7 +136,7 @@ class BBQRec(RankingModel):
         hidden = self.forward(item_seq, shown_rows)[wanted]  # [n, H]
         query = self._dense_query(hidden)
         positive = (query * self._dense_key(target_rows)).sum(-1)  # [n]
-        accidental = targets[wanted].unsqueeze(1) == negatives  # [n, m] a target drawn as its own negative
+        accidental = targets.unsqueeze(1) == negatives  # [n, m] a target drawn as its own negative
         return hidden, sampled_cross_entropy(query, self._dense_key(negative_rows), positive, accidental)
 
     # Scoring

@@ -22,7 +22,7 @@ from scipy.sparse import csr_array
 
 from .. import storage
 from ..tokenizer.behavior_bind import FUSED_SIGNAL, ID_SIGNAL
-from .neighbours import ROUNDING, cooccurrence, nearest, transitions, walk
+from .neighbours import ROUNDING, cooccurrence, nearest, pairs_apart, transitions, walk
 
 CANDIDATES = "candidates.safetensors"
 """Name of the file in a run's folder."""
@@ -33,6 +33,9 @@ BOUND = (ID_SIGNAL, FUSED_SIGNAL)
 
 COUNT_EDGES = (1.5, 2.5, 4.5, 8.5, 16.5, 32.5)
 """Transition counts are discretised on a log scale: 1, 2, 3-4, 5-8, 9-16, 17-32, more."""
+
+N_BINS = 16
+"""Buckets of the neighbours' similarity."""
 
 HALVES = 2
 """Parts of the users that judge each other's weights."""
@@ -66,6 +69,7 @@ class CandidateSimilarity:
         self.n_last = n_last
         sizes = [signal.n_buckets * n_last for signal in self.signals.values()]
         self.starts = np.r_[1, 1 + np.cumsum(sizes)].astype(int).tolist()
+        self.n_weights: int = self.starts[-1]  # F
         self.weights = torch.zeros(HALVES + 1, 1 + self.n_weights) if weights is None else weights
         if weights is None:
             self.reset()
@@ -73,11 +77,6 @@ class CandidateSimilarity:
         """Fingerprint of the rows that gave the weights; see `sequence_trainer.fingerprint_of`."""
         self.part = HALVES
         """Which row of `weights` scores: a half of the users in validation, else the mean."""
-
-    @property
-    def n_weights(self) -> int:
-        """Number F of weights."""
-        return self.starts[-1]
 
     def reset(self) -> None:
         """Leave the encoder's scores as they are, whatever was fitted before."""
@@ -92,12 +91,7 @@ class CandidateSimilarity:
         return self
 
     def entries(self, histories: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """List every weight that candidates of histories [B, T] (0 pads on the right) receive.
-
-        Returns
-        -------
-        Row and item of a score, and the number of the weight to add to it, all [n].
-        """
+        """Row and item of scores, and the number of a weight to add to each, all [n], for histories [B, T]."""
         row, column = torch.nonzero(histories, as_tuple=True)
         rows, items, weights = [row], [histories[row, column]], [torch.zeros_like(row)]
         lengths = (histories != 0).sum(1)
@@ -152,16 +146,14 @@ def build_candidates(config: Any, dataset: Any) -> CandidateSimilarity | None:
     Parameters
     ----------
     config : reads `candidate_similarity` (`behavior`, names of modalities, and `seen` for the weight of candidates that
-        stand in the history, which every signal brings along), `n_candidate_neighbours`, `n_candidate_bins` and
-        `n_candidate_last`.
+        stand in the history, which every signal brings along), `n_candidate_neighbours` and `n_candidate_last`.
     dataset : its `catalogue` and `train_sequences`.
     """
     wanted: list[str] = config["candidate_similarity"] or []
     if not wanted or config["scoring"] == "generate":
         return None
-    size, bins = config["n_candidate_neighbours"], config["n_candidate_bins"]
+    size, catalogue, tokens = config["n_candidate_neighbours"], dataset.catalogue, dataset.catalogue.tokens
     # Equally near items are told apart by their order: that of their tokens, which no held-out interaction decides.
-    tokens, catalogue = dataset.catalogue.tokens, dataset.catalogue
     order = np.array([0, *sorted(range(1, len(tokens)), key=lambda item: tokens[item])])  # [N] item ids
     place = np.argsort(order)
     offsets, items = dataset.train_sequences.offsets, place[dataset.train_sequences.items]
@@ -173,49 +165,36 @@ def build_candidates(config: Any, dataset: Any) -> CandidateSimilarity | None:
         lists[TRANSITION] = transitions(*given, size), np.asarray(COUNT_EDGES)
         # A training pair is among its own counts: edges come from what is listed alone.
         for name, found in ((COOCCURRENCE, cooccurrence(*given, size)), (WALK, walk(*given, size))):
-            lists[name] = found, _edges(found, bins)
+            lists[name] = found, _edges(found)
         compared |= {name: signal for name, signal in catalogue.quantised.items() if name in BOUND}
-    pairs = _consecutive(offsets, items)
+    pairs = pairs_apart(offsets, items, 1)
     for name, (rows, present) in compared.items():
         found = nearest(rows[order], present[order], size)
-        lists[name] = found, _edges(found, bins, pairs)
+        lists[name] = found, _edges(found, pairs)
     signals = {name: _signal(found, edges, order, place) for name, (found, edges) in lists.items()}
     return CandidateSimilarity(signals, config["n_candidate_last"]) if signals or SEEN in wanted else None
 
 
-def _consecutive(offsets: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Consecutive pairs of the training sequences."""
-    user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    together = user[1:] == user[:-1]
-    return items[:-1][together], items[1:][together]
+def _edges(lists: csr_array, pairs: np.ndarray | None = None) -> np.ndarray:
+    """Bucket edges, at most `N_BINS` - 1: quantiles of what is listed, the upper tail of all pairs of items.
 
-
-def _edges(lists: csr_array, bins: int, pairs: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
-    """Bucket edges, at most `bins` - 1: quantiles of what is listed, the upper tail of all pairs of items.
-
-    Where training pairs can be looked up without having made the lists themselves, every second edge is a quantile of
-    the listed ones among them, which is where next items are.
+    Where training pairs [2, n] can be looked up without having made the lists themselves, every second edge is a
+    quantile of the listed ones among them, which is where next items are.
     """
     if not lists.nnz:
         return np.zeros(0)
-    share = bins if pairs is None else bins // 2
-    levels = np.arange(1, share) / share
-    edges = np.quantile(lists.data, levels)
+    share = N_BINS if pairs is None else N_BINS // 2
+    edges = np.quantile(lists.data, np.arange(1, share) / share)
     if pairs is not None:
-        met = _values_of(lists, *pairs)
+        n_items, rest = lists.shape[0], N_BINS - share + 1
+        keys = np.repeat(np.arange(n_items), np.diff(lists.indptr)) * n_items + lists.indices
+        wanted = pairs[0] * n_items + pairs[1]
+        place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        met = lists.data[place[keys[place] == wanted]]
         if len(met):
-            edges = np.r_[edges, np.quantile(met, np.arange(1, bins - share + 1) / (bins - share + 1))]
+            edges = np.r_[edges, np.quantile(met, np.arange(1, rest) / rest)]
     # A quantile often is one of the values, which are rounded: the edge is put between it and the one below.
     return np.unique(edges - ROUNDING / 2)
-
-
-def _values_of(lists: csr_array, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Similarities of those pairs of items that are listed."""
-    n_items = lists.shape[0]
-    keys = np.repeat(np.arange(n_items), np.diff(lists.indptr)) * n_items + lists.indices
-    wanted = left * n_items + right
-    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return lists.data[place[keys[place] == wanted]]
 
 
 def _signal(lists: csr_array, edges: np.ndarray, order: np.ndarray, place: np.ndarray) -> Signal:

@@ -1,7 +1,6 @@
 """Parallel code heads: every code of the next item's ID predicted on its own, from one hidden state.
 
-Shapes: n hidden states, N items (row 0 = padding), P positions of an ID, K codes per position, H hidden width. The
-symbols of a position are its K codes and "no code", for items that lack the signal.
+Shapes: n hidden states, N items (row 0 = padding), P positions of an ID, K codes per position, H hidden width.
 """
 
 import torch
@@ -12,13 +11,7 @@ from .catalogue import SemanticIds
 
 
 class CodeHeads(nn.Module):
-    """log p(item | state) as the sum over the positions of log p(code | state).
-
-    Parameters
-    ----------
-    ids : codes of all items.
-    hidden_size : width H of the states.
-    """
+    """log p(item | state) as the sum over the positions of log p(symbol | state), see `SemanticIds.symbols`."""
 
     symbols: torch.Tensor
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .attention import KeysValues, LayerSettings, TransformerLayer, causal_mask
+from .catalogue import SemanticIds
 from .cpu_speed import Dropout
 from .decoding import Advance, Pairs, Trie, beam_search, exact_likelihood
 
@@ -34,14 +35,13 @@ class CodeDecoder(nn.Module):
 
     Parameters
     ----------
-    codes : [N, P] ID of each item; row 0 is padding, -1 = the item lacks this code.
-    codebook_size : number K of codes per position.
+    ids : IDs of all items; no two are equal.
     n_layers, layer : number of transformer layers, and their settings.
     """
 
-    def __init__(self, codes: Tensor, codebook_size: int, n_layers: int, layer: LayerSettings) -> None:
+    def __init__(self, ids: SemanticIds, n_layers: int, layer: LayerSettings) -> None:
         super().__init__()
-        self.trie = Trie(codes, codebook_size)
+        self.trie = Trie(ids)
         n_positions, n_symbols = self.trie.depth, self.trie.n_symbols
         # Token 0 starts; those of the last position are never read. "No code" is a token of each position, unlike in
         # `code_ids`: with one for all, the decoder could not tell how far a prefix of missing codes has come.
@@ -50,17 +50,6 @@ class CodeDecoder(nn.Module):
         self.layers = nn.ModuleList(TransformerLayer(layer, reads_memory=True) for _ in range(n_layers))
         self.final_norm = nn.LayerNorm(layer.hidden_size, eps=layer.eps)
         self.heads = nn.ModuleList(nn.Linear(layer.hidden_size, n_symbols) for _ in range(n_positions))
-
-    def loss(self, memory: Tensor, mask: Tensor, items: Tensor) -> Tensor:
-        """Mean cross-entropy of one target per history: summed over its codes, the codes before each code given.
-
-        Parameters
-        ----------
-        memory : [B, M, H] states of the encoder.
-        mask : [B, M] which of them are real; at least one a history.
-        items : [B] item ids of the targets.
-        """
-        return self._loss(memory, mask.unsqueeze(1), items.unsqueeze(1))
 
     def sequence_loss(self, states: Tensor, targets: Tensor) -> Tensor:
         """Mean of `loss` over all targets of right-padded sequences, each reading the states up to its own.
@@ -72,19 +61,25 @@ class CodeDecoder(nn.Module):
         """
         length = targets.shape[1]
         visible = causal_mask(length, states.device, self.trie.depth, states.shape[1] // length)
-        return self._loss(states, visible.unsqueeze(0), targets)
+        return self.loss(states, visible.unsqueeze(0), targets)
 
-    def _loss(self, memory: Tensor, visible: Tensor, items: Tensor) -> Tensor:
-        """Loss of the targets `items` [B, W], 0 = none; `visible` [B, W * P, M] are the states each may read."""
+    def loss(self, memory: Tensor, visible: Tensor, items: Tensor) -> Tensor:
+        """Mean cross-entropy of the targets: summed over the codes of an ID, the codes before each code given.
+
+        Parameters
+        ----------
+        memory : [B, M, H] states of the encoder.
+        visible : [B, W * P, M] which of them each code may read; [B, 1, M] for all alike.
+        items : [B, W] item ids of the targets; 0 = none.
+        """
         symbols = self.trie.item_symbols[items]  # [B, W, P]
-        offset = 1 + torch.arange(self.trie.depth - 1, device=items.device) * self.trie.n_symbols
-        tokens = functional.pad(symbols[..., :-1] + offset, (1, 0))
+        tokens = functional.pad(symbols[..., :-1] + 1, (1, 0))
         hidden = self.dropout(self.token_embedding(tokens))  # [B, W, P, H]
         earlier = causal_mask(self.trie.depth, items.device)
         for layer, keys_values in zip(self.layers, self._keys_values(memory), strict=True):
             hidden, _ = cast(TransformerLayer, layer).decode(hidden, earlier, None, keys_values, visible)
         wanted = items > 0
-        hidden, symbols = self.final_norm(hidden[wanted]), symbols[wanted]  # [n, P, H], [n, P]
+        hidden, symbols = self.final_norm(hidden[wanted]), symbols[wanted] % self.trie.n_symbols  # [n, P, H], [n, P]
         losses = [
             functional.cross_entropy(head(state), symbol)
             for head, state, symbol in zip(self.heads, hidden.unbind(1), symbols.unbind(1), strict=True)
@@ -97,7 +92,7 @@ class CodeDecoder(nn.Module):
 
         Parameters
         ----------
-        memory, mask : as in `loss`.
+        memory, mask : [B, M, H] states of the encoder, and [B, M] which of them are real; at least one a history.
         beam_size : prefixes kept per history and position; 0 = exact likelihood of every item, which takes time for
             every prefix that more than one item shares, so it is for small catalogues.
         excluded : (history, item) pairs that may not come out of a beam search and take no place in the beam.
@@ -127,18 +122,11 @@ class CodeDecoder(nn.Module):
             longer: list[KeysValues] = []
             for layer, past, memory in zip(self.layers, state or [None] * len(memories), memories, strict=True):
                 if past is not None:
-                    past = _continued(past[0], parents), _continued(past[1], parents)
+                    rows = torch.arange(len(past[0]), device=parents.device).unsqueeze(1)
+                    past = past[0][rows, parents], past[1][rows, parents]
                 hidden, keys_values = cast(TransformerLayer, layer).decode(hidden, None, past, memory, visible)
                 longer.append(keys_values)
             position = longer[0][0].shape[-2] - 1
             return self.heads[position](self.final_norm(hidden.squeeze(2))), longer
 
         return advance
-
-
-def _continued(past: Tensor, parents: Tensor) -> Tensor:
-    """Rows of `past` [B, W, ...] for the prefixes that continue them; `parents` [B, W] or, for all alike, [1, W]."""
-    if len(parents) == 1:
-        return past[:, parents[0]]
-    rows = torch.arange(len(parents), device=parents.device).unsqueeze(1)
-    return past[rows, parents]

@@ -23,9 +23,6 @@ class ItemTable(nn.Module):
 
     Parameters
     ----------
-    config : reads `hidden_size`, `use_item_id`, `use_code_embedding`, `use_features` and `id_dropout_prob`, how often a
-        row goes without its ID part in training.
-    catalogue : the items.
     projection : makes what turns features of width F into H, from the two widths.
 
     Raises

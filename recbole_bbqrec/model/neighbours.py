@@ -54,12 +54,8 @@ def walk(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> csr
 def nearest(vectors: torch.Tensor, present: torch.Tensor, size: int) -> csr_array:
     """List the `size` items of largest cosine to an item, rounded to `ROUNDING`; of equal ones, the first.
 
-    Quantised vectors have few different cosines: without rounding, the last bit would tell equal ones apart.
-
-    Parameters
-    ----------
-    vectors : [N, C], of unit length.
-    present : [N] items that have a vector; the others are listed with none, and none with them.
+    Quantised vectors have few different cosines: without rounding, the last bit would tell equal ones apart. Of the
+    unit vectors [N, C], those not `present` [N] are listed with none, and none with them.
     """
     known = torch.nonzero(present).flatten()
     rows = vectors[known].float()
@@ -83,15 +79,18 @@ def nearest(vectors: torch.Tensor, present: torch.Tensor, size: int) -> csr_arra
 
 def pair_counts(offsets: np.ndarray, items: np.ndarray, n_items: int, window: int) -> csr_array:
     """How often one item comes at most `window` steps before another [N, N]; an item with itself does not count."""
-    user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    pairs = []
-    for distance in range(1, window + 1):
-        together = user[distance:] == user[:-distance]
-        pairs.append(np.stack([items[:-distance][together], items[distance:][together]]))
+    pairs = [pairs_apart(offsets, items, distance) for distance in range(1, window + 1)]
     left, right = np.concatenate(pairs, axis=1)
-    left, right = left[left != right], right[left != right]
-    ones = np.ones(len(left), np.float64)
-    return csr_array(coo_array((ones, (left, right)), shape=(n_items, n_items)))
+    kept = left != right
+    ones = np.ones(kept.sum(), np.float64)
+    return csr_array(coo_array((ones, (left[kept], right[kept])), shape=(n_items, n_items)))
+
+
+def pairs_apart(offsets: np.ndarray, items: np.ndarray, distance: int) -> np.ndarray:
+    """Pairs [2, n] of items that stand `distance` apart in one sequence."""
+    user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    together = user[distance:] == user[:-distance]
+    return np.stack([items[:-distance][together], items[distance:][together]])
 
 
 def _met_together(offsets: np.ndarray, items: np.ndarray, n_items: int) -> csr_array:

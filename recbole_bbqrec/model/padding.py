@@ -52,14 +52,7 @@ def group_by_length(model: Model) -> Model:
     every tensor given to `forward` has one row per history, one of them is named as in `HISTORY_NAMES`, and the result
     is one tensor with one row per history, [B, H], or one state per position, [B, L, H]. States at padding, which those
     models never read, are zero.
-
-    Raises
-    ------
-    TypeError : `forward` has no argument for the histories.
     """
-    names = list(inspect.signature(type(model).forward).parameters)
-    if not set(HISTORY_NAMES).intersection(names):
-        raise TypeError(f"{type(model).__name__}.forward({', '.join(names[1:])}): no argument holds the histories")
     # A bound method, unlike a closure, follows the model through copy.deepcopy: RecBole copies models to count flops.
     model.forward = MethodType(_grouped_forward, model)
     if type(model).__name__ == "BERT4Rec" and model.loss_type == "CE":
@@ -117,11 +110,8 @@ def group_ends(lengths: np.ndarray) -> list[int]:
     """Cut ascending `lengths` [B] into at most `MAX_GROUPS` runs with the least padded positions in sum.
 
     A group costs rows x longest + `CALL_COST`. Its best borders lie between distinct lengths, so the exact optimum is a
-    small dynamic programme over a K x K table, below a millisecond.
-
-    Returns
-    -------
-    The ends (exclusive row numbers) of the groups, ascending; the last one is B.
+    small dynamic programme over a K x K table, below a millisecond. Returned are the groups' ends, exclusive; the last
+    is B.
     """
     longest, counts = np.unique(lengths, return_counts=True)
     borders = np.r_[0, counts.cumsum()]  # [K + 1] rows before each distinct length

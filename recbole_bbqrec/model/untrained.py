@@ -19,8 +19,6 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from .catalogue import Catalogue
 from .decoding import Pairs
 from .neighbours import pair_counts
 from .protocol import RankingModel
@@ -62,16 +60,10 @@ class Pop(RankingModel):
         return scores if candidates is None else scores[:, candidates]
 
 
-HOPS, LAST, HOP_DECAY = "graph_hops", "graph_last_items", "graph_hop_decay"
-POSITION_DECAY, COSINE = "graph_position_decay", "graph_cosine_weight"
-GRID = {
-    HOPS: (lambda x: x in (1, 2, 3), "whole numbers from 1 to 3"),
-    LAST: (lambda x: x in range(1, 51), "whole numbers from 1 to 50"),
-    HOP_DECAY: (lambda x: 0 < x <= 1, "numbers above 0 and at most 1"),
-    POSITION_DECAY: (lambda x: 0 < x <= 1, "numbers above 0 and at most 1"),
-    COSINE: (lambda x: 0 <= x < math.inf, "numbers of at least 0"),
-}
-"""Settings of `TransitionGraph` in the order in which they are searched, and the values they may have."""
+GRID = HOPS, LAST, HOP_DECAY, POSITION_DECAY, COSINE = (
+    *("graph_hops", "graph_last_items", "graph_hop_decay", "graph_position_decay", "graph_cosine_weight"),
+)
+"""Settings of `TransitionGraph` in the order in which they are searched."""
 
 
 class TransitionGraph(Pop):
@@ -89,10 +81,6 @@ class TransitionGraph(Pop):
     ----------
     config : reads the keys of `GRID`, each a list of values among which validation chooses; one value fixes it.
     dataset : its `catalogue`; without features there is no cosine.
-
-    Raises
-    ------
-    InputError : a value that a key may not have.
     """
 
     offsets: Tensor
@@ -103,16 +91,19 @@ class TransitionGraph(Pop):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        self.grid = {key: _checked(key, config[key]) for key in GRID}
-        self.n_modalities = len(dataset.catalogue.modalities)
-        if not self.n_modalities:
+        self.grid = {key: list(config[key]) for key in GRID}
+        content = dataset.catalogue.content.values()
+        self.n_modalities = len(content)
+        if not content:
             self.grid[COSINE] = [0.0]
+        # Rows [N, F] whose products are cosines, summed over the modalities that both items have.
+        unit_rows = [rows * present.unsqueeze(1) for rows, present in content] or [torch.zeros(self.n_items, 0)]
         # Which item follows which, and how often: edges of item `i` at `offsets[i] : offsets[i + 1]`.
         self.register_buffer("offsets", torch.zeros(self.n_items + 1, dtype=torch.int32))
         self.register_buffer("items", torch.zeros(0, dtype=torch.int32))
         self.register_buffer("times", torch.zeros(0))
         self.register_buffer("values", torch.tensor([self.grid[key][0] for key in GRID], dtype=torch.float64))
-        self.register_buffer("features", _unit_rows(dataset.catalogue), persistent=False)
+        self.register_buffer("features", torch.cat(unit_rows, dim=1), persistent=False)
 
     @property
     def chosen(self) -> dict[str, float]:
@@ -186,18 +177,3 @@ class TransitionGraph(Pop):
 def _near_enough(back: np.ndarray, hop: int, n_hops: float) -> np.ndarray:
     """Whether paths of `hop` edges may start `back` steps from the end: a step counts as an edge, but for the first."""
     return (back + hop <= n_hops) | (hop == 1)
-
-
-def _unit_rows(catalogue: Catalogue) -> Tensor:
-    """Rows [N, F] whose products are cosines, summed over the modalities that both items have."""
-    rows = [rows * present.unsqueeze(1) for rows, present in catalogue.content.values()]
-    return torch.cat(rows, dim=1) if rows else torch.zeros(len(catalogue.tokens), 0)
-
-
-def _checked(key: str, values: Any) -> list[float]:
-    """Return the values of a setting, or raise `InputError`."""
-    allows, expected = GRID[key]
-    for value in values or [None]:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not allows(value):
-            raise InputError(f"{key}: found {value!r}, expected {expected}")
-    return list(values)
