@@ -15,11 +15,8 @@ from torch.nn import functional
 
 from .cpu_speed import Dropout
 
-KeysValues = tuple[Tensor, Tensor]
-"""Keys and values [..., A, S, D] of positions."""
-
-DEVIATION = 0.02
-"""Standard deviation of the initial weights; BERT's, as in RecBole's transformers."""
+KeysValues = tuple[Tensor, Tensor]  # keys and values [..., A, S, D] of positions
+DEVIATION = 0.02  # standard deviation of the initial weights; BERT's, as in RecBole's transformers
 
 
 @dataclass(frozen=True)
@@ -53,18 +50,13 @@ def initialise(module: nn.Module) -> None:
 
 
 def causal_mask(n_items: int, device: torch.device, n_readers: int = 1, n_read: int = 1) -> Tensor:
-    """Return what each position may read, [n_items * n_readers, n_items * n_read]: the positions up to its own item.
-
-    Items may have several positions: `n_readers` that read, `n_read` that are read.
-    """
+    """Which positions, `n_read` an item, those that read, `n_readers` an item, see: those up to their own item's."""
     mask = torch.ones(n_items, n_items, dtype=torch.bool, device=device).tril()
     return mask.repeat_interleave(n_readers, dim=0).repeat_interleave(n_read, dim=1)
 
 
 def reweight(scores: Tensor, bias: Tensor, mode: str) -> Tensor:
-    """Let a bias [..., A, L, S] into attention scores QK'/sqrt(d), before their softmax: added, unless the mode is
-    `multiplicative`. A bias of zero changes nothing in either.
-    """
+    """Let a bias [..., A, L, S] into attention scores QK'/sqrt(d), before their softmax; zero changes nothing."""
     return scores * (1 + bias) if mode == "multiplicative" else scores + bias
 
 
@@ -84,11 +76,8 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, KeysValues]:
         """Let positions read each other: map [..., L, H] to [..., L, H].
 
-        Parameters
-        ----------
-        visible : [..., L, S] which positions each may read; none = all.
-        bias : [..., A, L, S] similarity bias.
-        past : keys and values of the positions before these; returned with those of these behind them.
+        `visible` [..., L, S] says which positions each may read, none = all; `bias` is [..., A, L, S]. Keys and values
+        of the positions before these, `past`, are returned with those of these behind them.
         """
         parts = [(0, 3)] if self.fused else [(0, 1), (1, 3)]
         query, key, value = (part for bounds in parts for part in self._project(hidden, *bounds))
@@ -155,11 +144,9 @@ class TransformerLayer(nn.Module):
     ) -> tuple[Tensor, KeysValues]:
         """Map L positions of W prefixes of each sequence, [B, W, L, H], to [B, W, L, H].
 
-        Parameters
-        ----------
-        visible, past : as in `Attention.forward`; keys and values are returned beside the result.
-        memory : keys and values [B, A, S, D] of the encoder's states, the same for all prefixes of a sequence.
-        read : [B, W * L, S] which of them each position may read; B and W * L may be 1.
+        `visible` and `past` are as in `Attention.forward`; keys and values are returned beside the result. `memory` has
+        keys and values [B, A, S, D] of the encoder's states, the same for all prefixes of a sequence; `read` [B, W * L,
+        S] says which of them each position may read; B and W * L may be 1.
         """
         attended, keys_values = self.attention(self.attention_norm(hidden), visible, past=past)
         hidden = hidden + self.dropout(attended)

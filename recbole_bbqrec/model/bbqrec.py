@@ -3,8 +3,8 @@
 How a hidden state ranks items, `scoring`: `dense` by its similarity with item representations, `codes` by parallel
 heads over the codes of the ID, `joint` by both, `generate` by decoding the ID code by code, as the paper does.
 
-Shapes: B histories, T items of the longest, N items (row 0 = padding), n targets, m negatives or items to be scored, H
-hidden width.
+Shapes: B histories, T items of the longest, N items (row 0 = padding), n targets, m negatives or items to be scored, P
+positions of an ID, K codes per position, H hidden width.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from ..errors import InputError
 from .attention import LayerSettings, TransformerLayer, causal_mask, initialise
-from .code_heads import CodeHeads
+from .catalogue import SemanticIds
 from .cpu_speed import Dropout, sampled_cross_entropy
 from .decoding import Pairs
 from .generator import CodeDecoder
@@ -47,6 +47,7 @@ class BBQRec(RankingModel):
         self.code_weight = 1.0 if self.scoring == "codes" else config["code_weight"]
         self.cosine, self.temperature = config["score_function"] == "cosine", config["temperature"]
         self.n_negatives, self.beam_size = config["n_negatives"], config["beam_size"]
+        self.is_beam_search = self.scoring == "generate" and self.beam_size > 0  # 0: exact likelihood of every item
         layer, n_layers = LayerSettings.from_config(config), config["n_layers"]
         ids = dataset.catalogue.semantic_ids
         if ids is None and self.scoring in ("codes", "generate"):
@@ -66,19 +67,13 @@ class BBQRec(RankingModel):
             self.code_heads = CodeHeads(ids, layer.hidden_size).apply(initialise)
         elif ids is not None and self.scoring == "generate":
             self.decoder = CodeDecoder(ids, config["n_decoder_layers"], layer).apply(initialise)
-        self.similarity = SimilarityAttention.from_dataset(
-            config, dataset, n_layers, layer.n_heads, self.max_seq_length
-        )
+        sizes = n_layers, layer.n_heads, self.max_seq_length
+        self.similarity = SimilarityAttention.from_dataset(config, dataset, *sizes)
         self._cached_keys: Tensor | None = None
 
     def _projection(self, config: Any) -> Callable[[int, int], nn.Module]:
         """What makes projections of features into item representations, from the two widths."""
         return nn.Linear
-
-    @property
-    def is_beam_search(self) -> bool:
-        """As `Ranker.is_beam_search`; with a beam of 0, `generate` gives every item its exact likelihood."""
-        return self.decoder is not None and self.beam_size > 0
 
     def forward(self, item_seq: Tensor, rows: Tensor | None = None) -> Tensor:
         """Encode histories [B, T] (0 pads on the right) into hidden states [B, T, H].
@@ -95,8 +90,6 @@ class BBQRec(RankingModel):
         for layer, bias in zip(self.layers, biases, strict=True):
             hidden = layer(hidden, visible, bias)
         return self.final_norm(hidden)
-
-    # Training
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Loss at every position that has a target: of the dense score, the codes, both, or the decoded ID.
@@ -117,7 +110,7 @@ class BBQRec(RankingModel):
 
     def _full_loss(self, item_seq: Tensor, wanted: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states [n, H] that have a target, and their cross-entropy over all items."""
-        table = self.item_table(torch.arange(self.n_items, device=item_seq.device))  # [N, H]
+        table = self.item_table(self._all_items())  # [N, H]
         hidden = self.forward(item_seq, functional.embedding(item_seq, table))[wanted]  # [n, H]
         logits = self._dense_query(hidden) @ self._dense_key(table).T  # [n, N]
         logits[:, 0] = -torch.inf  # padding is no candidate
@@ -139,8 +132,6 @@ class BBQRec(RankingModel):
         accidental = targets.unsqueeze(1) == negatives  # [n, m] a target drawn as its own negative
         return hidden, sampled_cross_entropy(query, self._dense_key(negative_rows), positive, accidental)
 
-    # Scoring
-
     def score(self, histories: Tensor, candidates: Tensor | None = None, excluded: Pairs | None = None) -> Tensor:
         """As `Ranker.score`: what the encoder says, and candidate similarity where it has been fitted."""
         if self.candidates is None:
@@ -159,8 +150,12 @@ class BBQRec(RankingModel):
             scores = self.decoder.score(hidden, trimmed != 0, self.beam_size, excluded)  # [B, N]
             return scores if candidates is None else scores[:, candidates]
         last = hidden[torch.arange(len(histories), device=histories.device), lengths - 1]  # [B, H]
-        keys = self._cached_keys if candidates is None else None
-        return self._query(last) @ (self._key(candidates) if keys is None else keys).T
+        if candidates is None and self._cached_keys is not None:
+            return self._query(last) @ self._cached_keys.T
+        return self._query(last) @ self._key(self._all_items() if candidates is None else candidates).T
+
+    def _all_items(self) -> Tensor:
+        return torch.arange(self.n_items, device=self.position_embedding.weight.device)
 
     def _query(self, hidden: Tensor) -> Tensor:
         """Hidden states [n, H] in the form [n, W] whose dot products with `_key` are scores."""
@@ -169,10 +164,8 @@ class BBQRec(RankingModel):
             parts.append(self.code_weight * self.code_heads.states(hidden))
         return torch.cat(parts, dim=1)
 
-    def _key(self, items: Tensor | None) -> Tensor:
-        """Items [m], none = all N, in the form [m, W] that `_query` is multiplied with."""
-        if items is None:
-            items = torch.arange(self.n_items, device=self.position_embedding.weight.device)
+    def _key(self, items: Tensor) -> Tensor:
+        """Items [m] in the form [m, W] that `_query` is multiplied with."""
         parts = [self._dense_key(self.item_table(items))] if self.scoring != "codes" else []
         if self.code_heads is not None:
             parts.append(self.code_heads.rows(items))
@@ -190,8 +183,44 @@ class BBQRec(RankingModel):
     def cached_rows(self) -> Iterator[None]:
         """As `Ranker.cached_rows`: the representations of all items."""
         with self.item_table.cached_rows(), torch.no_grad():
-            self._cached_keys = self._key(None) if self.decoder is None else None
+            self._cached_keys = self._key(self._all_items()) if self.decoder is None else None
             try:
                 yield
             finally:
                 self._cached_keys = None
+
+
+class CodeHeads(nn.Module):
+    """log p(item | state) as the sum over the positions of log p(symbol | state), see `SemanticIds.symbols`."""
+
+    symbols: Tensor
+
+    def __init__(self, ids: SemanticIds, hidden_size: int) -> None:
+        super().__init__()
+        self.n_positions = ids.codes.shape[1]
+        self.heads = nn.Linear(hidden_size, self.n_positions * (ids.codebook_size + 1))
+        self.register_buffer("symbols", ids.symbols, persistent=False)  # the IDs have a file of their own
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Logits of every symbol [n, P, K + 1]."""
+        return self.heads(hidden).unflatten(-1, (self.n_positions, -1))
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Mean over targets [n] of the cross-entropy of their codes, summed over the positions; `hidden` [n, H]."""
+        log_p = self._logits(hidden).log_softmax(dim=-1)
+        return -log_p.flatten(1).gather(1, self.symbols[targets]).sum(1).mean()
+
+    def states(self, hidden: Tensor) -> Tensor:
+        """Query side [n, H + 2] of the scores: `states(hidden) @ rows(items).T` is log p [n, m].
+
+        A logit of an ID is linear in the state, and what turns the logits of all positions into log p is one number per
+        state: the heads are a dense score whose item vectors are sums over the codes.
+        """
+        totals = self._logits(hidden).logsumexp(dim=-1).sum(-1, keepdim=True)
+        return torch.cat([hidden, torch.ones_like(totals), -totals], dim=-1)
+
+    def rows(self, items: Tensor) -> Tensor:
+        """Item side [m, H + 2] of the scores, for items [m]."""
+        weights = torch.cat([self.heads.weight, self.heads.bias.unsqueeze(1)], dim=1)
+        summed = functional.embedding_bag(self.symbols[items], weights, mode="sum")
+        return torch.cat([summed, torch.ones_like(summed[:, :1])], dim=1)

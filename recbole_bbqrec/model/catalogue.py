@@ -167,19 +167,12 @@ class Catalogue:
     def grown(self, new: ItemFeatures, encoded: Encoded | None = None) -> "Catalogue":
         """Return a catalogue with new items behind the known ones, for a model to be built on anew.
 
-        Parameters
-        ----------
-        new : tokens of the new items, and their features; they lack a modality that is left out.
-        encoded : their IDs from the item tokenizer's `encode`; without them they have no codes.
-
-        Raises
-        ------
-        InputError : a token that is known already, or new items of which nothing is known.
+        New items lack a modality that is left out, and without IDs from the item tokenizer's `encode` they have no
+        codes. It is an `InputError` if a token is known already, or nothing is known of the items.
         """
-        known = set(self.tokens)
-        twice = [token for token in new.tokens if token in known]
+        twice = set(self.tokens).intersection(new.tokens)
         if twice:
-            raise InputError(f"new items: {twice[0]} is in the catalogue already; leave it out")
+            raise InputError(f"new items: {min(twice)} is in the catalogue already; leave it out")
         if encoded is None and not (self.features is not None and new.matrices):
             raise InputError("new items: found neither codes nor features, expected some; they have no ID embedding")
         n_new, features, ids = len(new.tokens), self.features, self.semantic_ids

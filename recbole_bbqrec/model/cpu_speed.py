@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-STEPS = 2**16
-"""A dropout probability is rounded to this part of one."""
+STEPS = 2**16  # a dropout probability is rounded to this part of one
 
 
 class Dropout(nn.Module):

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .catalogue import SemanticIds
 
-Pairs = tuple[Tensor, Tensor]
-"""(row, item) pairs, two tensors [n]."""
+Pairs = tuple[Tensor, Tensor]  # (row, item) pairs, two tensors [n]
 
 
 class Trie(nn.Module):
@@ -76,17 +75,11 @@ class Trie(nn.Module):
         self.widest = max(1, int(np.bincount(depth[end - first > 1], minlength=1).max()))
 
     def continuations(self, nodes: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What may follow the prefixes `nodes` [B, W], none of them a leaf, and how likely it is.
+        """What may follow the prefixes `nodes` [B, W], none of them a leaf; `logits` [B, W, S] say how likely it is.
 
-        Parameters
-        ----------
-        logits : [B, W, S]; where `nodes` are one row, the same for all histories, B rows all the same.
-
-        Returns
-        -------
-        children : [B, W, C] nodes; those of a prefix with fewer children are filled up with its last.
-        real : [B, W, C] which of them are not filling.
-        step : [B, W, C] log-probability of each among its siblings; minus infinity for filling.
+        Returned are the children [B, W, C], those of a prefix with fewer filled up with its last; which of them are no
+        filling; and the log-probability of each among its siblings, minus infinity for filling. `nodes` may be one row
+        that stands for all of `logits`.
         """
         first = self.first_children[nodes].unsqueeze(-1)
         count = self.first_children[nodes + 1].unsqueeze(-1) - first
@@ -129,19 +122,11 @@ def exact_likelihood(trie: Trie, advance: Advance) -> Tensor:
 
 
 def beam_search(trie: Trie, advance: Advance, n_rows: int, beam_size: int, excluded: Pairs | None = None) -> Tensor:
-    """Log-probability of the items that a beam search finds.
+    """Log-probability [B, N] of the items that a beam search finds, with B = `n_rows`.
 
-    The search never leaves the trie. A prefix all of whose items are excluded for a row takes no place in its beam.
-
-    Parameters
-    ----------
-    n_rows : number B of histories.
-    beam_size : prefixes kept per history and position.
-    excluded : (row, item) pairs that may not come out. The probabilities of the others stay what they are.
-
-    Returns
-    -------
-    [B, N]; minus infinity for padding, for excluded items and for what is beyond the beam.
+    The search never leaves the trie. A prefix all of whose items are excluded for a row takes no place in its beam; the
+    probabilities of the others stay what they are. Padding, excluded items and what is beyond the beam get minus
+    infinity.
     """
     parents = nodes = trie.tokens.new_zeros(n_rows, 1)
     scores, state = torch.zeros(n_rows, 1, device=nodes.device), None

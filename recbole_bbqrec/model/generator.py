@@ -16,8 +16,7 @@ from .catalogue import SemanticIds
 from .cpu_speed import Dropout
 from .decoding import Advance, Pairs, Trie, beam_search, exact_likelihood
 
-ENTRIES = 2**22
-"""Numbers in the largest intermediate table of an exact walk; histories are scored in chunks that stay below it."""
+ENTRIES = 2**22  # numbers in the largest table of an exact walk; histories are scored in chunks that stay below it
 
 
 class CodeDecoder(nn.Module):
@@ -32,11 +31,6 @@ class CodeDecoder(nn.Module):
     In training each factor is normalised over all S symbols of its position, so that every code of every target
     teaches, be it the only one the trie allows there or not. This loss bounds the negative log-likelihood of the items
     from above: what it counts for strings outside the trie can only come on top.
-
-    Parameters
-    ----------
-    ids : IDs of all items; no two are equal.
-    n_layers, layer : number of transformer layers, and their settings.
     """
 
     def __init__(self, ids: SemanticIds, n_layers: int, layer: LayerSettings) -> None:
@@ -52,12 +46,9 @@ class CodeDecoder(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(layer.hidden_size, n_symbols) for _ in range(n_positions))
 
     def sequence_loss(self, states: Tensor, targets: Tensor) -> Tensor:
-        """Mean of `loss` over all targets of right-padded sequences, each reading the states up to its own.
+        """Mean of `loss` over targets [B, T] of right-padded sequences, 0 = none, each reading states up to its own.
 
-        Parameters
-        ----------
-        states : [B, M, H] states of the encoder, the same number for each item.
-        targets : [B, T] item id that follows each item; 0 = none.
+        The encoder's states [B, M, H] are the same number for each item.
         """
         length = targets.shape[1]
         visible = causal_mask(length, states.device, self.trie.depth, states.shape[1] // length)
@@ -66,11 +57,8 @@ class CodeDecoder(nn.Module):
     def loss(self, memory: Tensor, visible: Tensor, items: Tensor) -> Tensor:
         """Mean cross-entropy of the targets: summed over the codes of an ID, the codes before each code given.
 
-        Parameters
-        ----------
-        memory : [B, M, H] states of the encoder.
-        visible : [B, W * P, M] which of them each code may read; [B, 1, M] for all alike.
-        items : [B, W] item ids of the targets; 0 = none.
+        Codes may read what is `visible` [B, W * P, M] of the encoder's states, `memory` [B, M, H]; [B, 1, M] for all
+        codes alike. Targets are `items` [B, W], 0 = none.
         """
         symbols = self.trie.item_symbols[items]  # [B, W, P]
         tokens = functional.pad(symbols[..., :-1] + 1, (1, 0))
@@ -90,16 +78,12 @@ class CodeDecoder(nn.Module):
     def score(self, memory: Tensor, mask: Tensor, beam_size: int = 0, excluded: Pairs | None = None) -> Tensor:
         """Log-probability [B, N] of items after each history; minus infinity for padding and what is not found.
 
-        Parameters
-        ----------
-        memory, mask : [B, M, H] states of the encoder, and [B, M] which of them are real; at least one a history.
-        beam_size : prefixes kept per history and position; 0 = exact likelihood of every item, which takes time for
-            every prefix that more than one item shares, so it is for small catalogues.
-        excluded : (history, item) pairs that may not come out of a beam search and take no place in the beam.
+        Of the encoder's states, `memory` [B, M, H], those in `mask` [B, M] are real; at least one a history. With a
+        `beam_size` of 0 it is the exact likelihood of every item, which takes time for every prefix that more than one
+        item shares, so it is for small catalogues; `excluded` then means nothing.
         """
         if beam_size:
-            advance = self._advance(memory, mask)
-            return beam_search(self.trie, advance, len(memory), beam_size, excluded)
+            return beam_search(self.trie, self._advance(memory, mask), len(memory), beam_size, excluded)
         # Histories are cut so that a chunk's tables of all prefixes of one length stay small.
         size = max(1, ENTRIES // (self.trie.widest * self.trie.n_symbols))
         parts = zip(memory.split(size), mask.split(size), strict=True)

@@ -19,17 +19,10 @@ from torch.nn import functional
 from ..errors import InputError
 from .catalogue import Vectors
 
-N_BINS = 16
-"""Quantile buckets of the cosine of two items."""
-
-ROUNDING = 1e-5
-"""How far bucket edges stay below the cosines they were measured from."""
-
-MAX_TABLE = 8192
-"""Most joint buckets of several signals in one table of biases, which is made anew in every step."""
-
-N_PAIRS = 200_000
-"""Most training pairs that bucket edges are measured from."""
+N_BINS = 16  # quantile buckets of the cosine of two items: three signals still make one table of `MAX_TABLE`
+ROUNDING = 1e-5  # how far bucket edges stay below the cosines they were measured from
+MAX_TABLE = 8192  # most joint buckets of several signals in one table of biases, which is made anew in every step
+N_PAIRS = 200_000  # most training pairs that bucket edges are measured from
 
 
 class SimilarityAttention(nn.Module):
@@ -81,17 +74,9 @@ class SimilarityAttention(nn.Module):
     ) -> "SimilarityAttention | None":
         """Make it from the settings; none where `similarity_attention` is off or there is nothing to compare.
 
-        Compared are quantised vectors of the semantic IDs, or with `codes: none` the raw features.
-
-        Parameters
-        ----------
-        dataset : its `catalogue`; `train_sequences`, from which the bucket edges are measured, or none where they come
-            with the weights.
-        max_length : longest history that the model reads.
-
-        Raises
-        ------
-        InputError : an unknown signal.
+        Compared are quantised vectors of the semantic IDs, or with `codes: none` the raw features. The bucket edges are
+        measured from the data set's `train_sequences`, in windows of `max_length` items; without them they come with
+        the weights.
         """
         mode, wanted, catalogue = config["similarity_attention"], config["similarity_signals"], dataset.catalogue
         raw = config["codes"] == "none"
@@ -209,8 +194,7 @@ def sample_pairs(offsets: np.ndarray, items: np.ndarray, max_distance: int, seed
     earlier = np.minimum(position, max_distance)  # how many partners each item has before it
     usable = np.flatnonzero(earlier)
     if not len(usable):
-        empty = torch.zeros(0, dtype=torch.long)
-        return empty, empty
+        return torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
     generator = np.random.default_rng(seed)
     chosen = generator.choice(usable, size=min(N_PAIRS, int(earlier.sum())), p=earlier[usable] / earlier.sum())
     partner = chosen - 1 - (generator.random(len(chosen)) * earlier[chosen]).astype(np.int64)

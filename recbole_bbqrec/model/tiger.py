@@ -50,7 +50,8 @@ class TIGER(RankingModel):
                 "TIGER: found no semantic IDs, expected those of all items; set --attach_semantic_ids=True and "
                 "--codes=learned"
             )
-        self.causal, self.beam_size = bool(config["causal_encoder"]), config["beam_size"]
+        self.causal, self.beam_size = config["causal_encoder"], config["beam_size"]
+        self.is_beam_search = self.beam_size > 0  # with a beam of 0 every item gets its exact likelihood
         if config["count_collisions"]:
             ids = replace(ids, codes=counted(ids.codes, dataset.catalogue.tokens, ids.codebook_size))
         # Not `n_heads`, which has to divide `hidden_size`. The eps is that of T5X, which the paper is implemented in.
@@ -67,21 +68,11 @@ class TIGER(RankingModel):
         self.decoder = CodeDecoder(ids, config["n_decoder_layers"], layer)
         self.apply(initialise)
 
-    @property
-    def is_beam_search(self) -> bool:
-        """As `Ranker.is_beam_search`; with a beam of 0 every item gets its exact likelihood."""
-        return self.beam_size > 0
-
     def forward(self, item_seq: Tensor) -> Tensor:
-        """Encode histories [B, T] (0 pads on the right) into the states [B, T * P, H] of their codes.
-
-        States of padding mean nothing.
-        """
-        n_items = item_seq.shape[1]
+        """Encode histories [B, T] (0 pads on the right) into states [B, T * P, H] of codes, meaningless at padding."""
+        n_items, visible = item_seq.shape[1], self._real(item_seq).unsqueeze(1)  # [B, 1, T * P]
         if self.causal:
             visible = causal_mask(n_items, item_seq.device, self.n_codes, self.n_codes)  # [T * P, T * P]
-        else:
-            visible = self._real(item_seq).unsqueeze(1)  # [B, 1, T * P]
         places = self.position_embedding.weight[:n_items].unsqueeze(1)  # [T, 1, H]
         codes = self.code_embedding(self.code_ids[item_seq])  # [B, T, P, H]
         hidden = self.dropout(codes + places).flatten(1, 2)  # [B, T * P, H]

@@ -17,11 +17,8 @@ from ..errors import InputError
 from .bbqrec import BBQRec
 from .cpu_speed import Dropout
 
-NOISE = 1e-2
-"""Least standard deviation of the noise on the gates."""
-
-DROPOUT = 0.2
-"""Of an expert's input, as in the code of the paper's authors."""
+NOISE = 1e-2  # least standard deviation of the noise on the gates
+DROPOUT = 0.2  # of an expert's input, as in the code of the paper's authors
 
 
 class UniSRec(BBQRec):

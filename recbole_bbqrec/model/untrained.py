@@ -19,16 +19,15 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
+from .candidates import pair_counts
 from .decoding import Pairs
-from .neighbours import pair_counts
 from .protocol import RankingModel
 
-Point = Mapping[str, float]
-"""One value for every key of a grid."""
+Point = Mapping[str, float]  # one value for every key of a grid
 
 
 class Pop(RankingModel):
-    """Ranks every item by how often it occurs in the training sequences, for everybody alike; a `Counter`."""
+    """Ranks every item by how often it occurs in the training sequences, for everybody alike."""
 
     counts: Tensor
 
@@ -46,11 +45,11 @@ class Pop(RankingModel):
         """Use the values of `point` from now on."""
 
     def count(self, offsets: np.ndarray, items: np.ndarray) -> None:
-        """As `Counter.count`."""
+        """Take in training sequences: the one of user `u` is `items[offsets[u] : offsets[u + 1]]`."""
         self.counts = torch.from_numpy(np.bincount(items, minlength=self.n_items)).to(self.counts)
 
     def scores_at(self, histories: Tensor, points: Sequence[Point]) -> Iterator[Tensor]:
-        """As `Counter.scores_at`."""
+        """Scores [B, N] of all items after histories [B, T], for one point after the other."""
         for _ in points:
             yield self.counts.float().repeat(len(histories), 1)
 
@@ -107,12 +106,10 @@ class TransitionGraph(Pop):
 
     @property
     def chosen(self) -> dict[str, float]:
-        """Setting -> value in use."""
         found = zip(GRID, self.values.tolist(), strict=True)
         return {key: int(value) if key in (HOPS, LAST) else value for key, value in found}
 
     def choose(self, point: Point) -> None:
-        """Use the values of `point` from now on."""
         self.values = self.values.new_tensor([point[key] for key in GRID])
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -131,7 +128,7 @@ class TransitionGraph(Pop):
 
     @torch.no_grad()
     def scores_at(self, histories: Tensor, points: Sequence[Point]) -> Iterator[Tensor]:
-        """As `Counter.scores_at`."""
+        """As `Pop.scores_at`; what points share is computed once."""
         lengths = (histories != 0).sum(1).cpu().numpy()
         most_last, most_hops = (int(max(point[key] for point in points)) for key in (LAST, HOPS))
         row, back = np.nonzero(np.arange(most_last) < lengths[:, None])  # [n] history, steps back from its end
@@ -144,8 +141,16 @@ class TransitionGraph(Pop):
             place = row[kept], np.searchsorted(starts, item[kept])
             return scipy.sparse.csr_array((decay, place), shape=(len(histories), len(starts)))
 
-        starts_of = [np.unique(item[_near_enough(back, hop, most_hops)]) for hop in range(1, most_hops + 1)]
-        paths = [(starts, self._paths(starts, hop)) for hop, starts in enumerate(starts_of, start=1)]
+        graph = scipy.sparse.csr_array(
+            tuple(part.cpu().numpy() for part in (self.times, self.items, self.offsets)), shape=(self.n_items,) * 2
+        )
+        paths = []  # by hop: items [U], and the log of 1 + the number of paths of `hop` edges from them, [U, N]
+        for hop in range(1, most_hops + 1):
+            starts = np.unique(item[_near_enough(back, hop, most_hops)])
+            rows = graph[starts]
+            for _ in range(1, hop):
+                rows = rows @ graph
+            paths.append((starts, scipy.sparse.csr_array(rows.log1p())))
         counts, features = self.counts.cpu(), self.features.cpu()
         cosines: dict[tuple[float, float], Tensor] = {}
         for point in points:
@@ -163,15 +168,6 @@ class TransitionGraph(Pop):
             # A cosine can pull what is reached down by `lowest`: whole numbers, which are exact, go on from there.
             lowest = math.ceil(point[COSINE] * point[LAST] * self.n_modalities)
             yield torch.where(reached, scores, (counts - counts.max() - 1 - lowest).float()).to(histories.device)
-
-    def _paths(self, starts: np.ndarray, n_edges: int) -> scipy.sparse.csr_array:
-        """Log of 1 + the number of paths of `n_edges` edges from the items `starts` [U] to every item, [U, N]."""
-        edges = (part.cpu().numpy() for part in (self.times, self.items, self.offsets))
-        graph = scipy.sparse.csr_array(tuple(edges), shape=(self.n_items, self.n_items))
-        paths = graph[starts]
-        for _ in range(1, n_edges):
-            paths = paths @ graph
-        return scipy.sparse.csr_array(paths.log1p())
 
 
 def _near_enough(back: np.ndarray, hop: int, n_hops: float) -> np.ndarray:
