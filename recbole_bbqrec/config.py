@@ -90,6 +90,11 @@ class Config(RecBoleConfig):
     def compatibility_settings(self) -> None:
         compat.restore_numpy_names()
 
+    def _build_yaml_loader(self) -> Any:
+        """RecBole's loader makes any Python object that a file names; this one makes plain data, with its floats."""
+        resolvers = super()._build_yaml_loader().yaml_implicit_resolvers
+        return type("PlainLoader", (yaml.SafeLoader,), {"yaml_implicit_resolvers": resolvers})
+
     def _load_config_files(self, file_list: Iterable[str]) -> dict[str, Any]:
         return {key: value for name in file_list for key, value in self._read_yaml(Path(name)).items()}
 

@@ -107,7 +107,6 @@ KEYS: dict[str, Key] = {
     "count_collisions": Key(bool, "last code: a number among the items of equal earlier codes, as in TIGER's paper; else one more level of the RQ-VAE"),
     # Attention
     "similarity_attention": Key(str, "how the similarity of items enters attention; also for RecBole's SASRec, SASRecF, BERT4Rec and CORE", _one_of("additive", "multiplicative", "undiscretised", "off")),
-    "n_similarity_bins": Key(int, "quantile buckets of the cosine of two items", POSITIVE),
     "similarity_signals": Key(list, "signals that attention compares, such as [text, id]; empty: all", None, True),
     "similarity_shared_layers": Key(bool, "one set of weights for all layers"),
     # Network
@@ -119,11 +118,8 @@ KEYS: dict[str, Key] = {
     "inner_size": Key(int, "width of the feed-forward layers", POSITIVE),
     "hidden_dropout_prob": Key(float, "dropout of embeddings and layer outputs", PROBABILITY),
     "attn_dropout_prob": Key(float, "dropout of attention weights", PROBABILITY),
-    "layer_norm_eps": Key(float, "added to the variance in layer norms", POSITIVE),
-    "initializer_range": Key(float, "standard deviation of the initial weights", POSITIVE),
     "causal_encoder": Key(bool, "codes read no later items, so that one pass trains all targets of a sequence; False: TIGER's paper, a pass for every target"),
     "n_experts": Key(int, "whitening experts of UniSRec's adaptor", POSITIVE),
-    "adaptor_dropout_prob": Key(float, "dropout of the experts' input", PROBABILITY),
     # Item representation
     "use_item_id": Key(bool, "ID embedding in the item representation"),
     "use_code_embedding": Key(bool, "embeddings of the item's codes in the item representation"),
@@ -141,7 +137,6 @@ KEYS: dict[str, Key] = {
     "candidate_similarity": Key(list, "signals that compare candidates with the last items; [seen]: one weight for seen items alone", _one_of("behavior", "text", "image", "seen", words="some of {}, or [] for none")),
     "n_candidate_last": Key(int, "last items of the history that candidates are compared with", POSITIVE),
     "n_candidate_neighbours": Key(int, "nearest neighbours kept per item and signal", POSITIVE),
-    "n_candidate_bins": Key(int, "buckets of the neighbours' similarity", POSITIVE),
     # Transition graph: validation chooses among the values of a list; one value fixes it
     "graph_hops": Key(list, "longest path; a step back in the history counts as a hop", _whole(1, 3)),
     "graph_last_items": Key(list, "last items of the history that paths start from", _whole(1, 50)),
@@ -163,6 +158,8 @@ def checked(key: str, value: Any, default: Any) -> Any:
     # What YAML and the command line make of the words none and off.
     if expected is list and names and value in (None, False, "off", "none"):
         value = []
+    elif expected is list and known.allowed and not names and value in (None, []):
+        value = [None]  # nothing to choose from
     elif value is None and "none" in names:
         value = "none"
     elif value is False and "off" in names:
@@ -225,7 +222,7 @@ NOT_LEARNED_FROM = {
 }
 
 # Keys of what is fitted after training, with the trained weights held fixed.
-FITTED_AFTER_TRAINING = ("candidate_similarity", "n_candidate_neighbours", "n_candidate_bins", "n_candidate_last")
+FITTED_AFTER_TRAINING = ("candidate_similarity", "n_candidate_neighbours", "n_candidate_last")
 
 
 def candidate_settings(config: Any) -> dict[str, Any]:

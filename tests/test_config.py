@@ -83,6 +83,18 @@ BAD = {
     "list of names": (["--candidate_similarity=['text','colour']"], "found 'colour', expected some of behavior, text"),
     "number beside words": (["--candidate_similarity=[3]"], "found 3, expected some of behavior, text, image, seen"),
     "negatives": (["--n_negatives=-5"], "n_negatives: found -5, expected 0 or more"),
+    "hops": (
+        ["--model=TransitionGraph", "--graph_hops=[4]"],
+        "graph_hops: found 4, expected whole numbers from 1 to 3",
+    ),
+    "no hops": (["--model=TransitionGraph", "--graph_hops=[]"], "graph_hops: found None, expected whole numbers"),
+    "hops left out": (["--model=TransitionGraph", "--graph_hops=~"], "graph_hops: found None, expected whole numbers"),
+    "last items": (["--model=TransitionGraph", "--graph_last_items=0"], "graph_last_items: found 0, expected whole"),
+    "decay": (["--model=TransitionGraph", "--graph_hop_decay=[0]"], "graph_hop_decay: found 0, expected numbers above"),
+    "decay word": (["--model=TransitionGraph", "--graph_position_decay=[a]"], "graph_position_decay: found '.a.'"),
+    "cosine": (["--model=TransitionGraph", "--graph_cosine_weight=[-1.0]"], "graph_cosine_weight: found -1.0"),
+    "TIGER's heads": (["--model=TIGER", "--heads=0"], "heads: found 0, expected a number above 0"),
+    "TIGER's head size": (["--model=TIGER", "--head_size=-2"], "head_size: found -2, expected a number above 0"),
     "config file": (["--config_files=nowhere.yaml"], "config file nowhere.yaml: No such file"),
     "model": (["--model=BBQRek"], "--model=BBQRek: no sequential model.*did you mean BBQRec"),
     "not sequential": (["--model=LightGCN"], "--model=LightGCN: no sequential model"),
@@ -107,7 +119,15 @@ def test_a_key_that_may_be_empty_can_be_emptied_where_the_data_set_fills_it(tmp_
     assert as_in_the_file["shuffle_ties"] is None
 
 
-@pytest.mark.parametrize(("text", "message"), [("a: [", "no valid YAML"), ("- 1\n", "found list, expected lines")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "no valid YAML"),
+        ("- 1\n", "found list, expected lines"),
+        ("learning_rate: !!python/name:os.system\n", "no valid YAML .could not determine a constructor"),
+        ("learning_rate: !!python/object/apply:os.getcwd []\n", "no valid YAML .could not determine a constructor"),
+    ],
+)
 def test_broken_config_files(tiny, tmp_path, text, message):
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(InputError, match=f"x.yaml: {message}"):

@@ -37,7 +37,6 @@ SMALL = {
     "report_card": False,
     "hidden_dropout_prob": 0.0,
     "attn_dropout_prob": 0.0,
-    "adaptor_dropout_prob": 0.0,
 }
 """Sizes under which a model takes a second, and no dropout; a model is given those of its own keys."""
 TRAINED = [name for name, trainer in registry.TRAINERS.items() if trainer is not UntrainedTrainer]

@@ -37,7 +37,7 @@ def rank_targets(
     targets: torch.Tensor,
     seen: tuple[torch.Tensor, torch.Tensor],
     order: torch.Tensor,
-    finds_some: bool = False,
+    is_beam_search: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Rank each row's target among all items, with and without the items the user has seen.
 
@@ -47,7 +47,7 @@ def rank_targets(
     targets : [B] item ids.
     seen : (row, item) pairs to leave out of the masked column; a row's own target may not be among them.
     order : [N] from `tie_order`.
-    finds_some : whether minus infinity stands for an item that the model has not found, which no list shows.
+    is_beam_search : whether minus infinity stands for an item that the model has not found, which no list shows.
 
     Returns
     -------
@@ -55,7 +55,7 @@ def rank_targets(
     """
     scores = scores[:, 1:]
     low, high = torch.aminmax(scores)
-    if finds_some:
+    if is_beam_search:
         low = torch.nan_to_num(low, nan=torch.nan, neginf=0.0)
     if not (torch.isfinite(low) and torch.isfinite(high)):
         raise InputError("the model gave a score that is not finite; lower learning_rate or set clip_grad_norm")

@@ -84,10 +84,13 @@ def tune(
     if not path.is_file():
         where = f"--space={space}: no such file" if space else f"--model={model}: found no space to search"
         raise InputError(f"{where}; write lines key: [value, value] into a file for --space=FILE, or into {path}")
+    refused = InputError("final: settings are chosen on validation alone; drop it, and judge the chosen ones on test")
+    if given.get("final"):
+        raise refused
     quick_start.fetch_missing(files, given)
     config = Config(arguments=files, config_dict=given)
-    if config["final"]:
-        raise InputError("final: settings are chosen on validation alone; drop it, and judge the chosen ones on test")
+    if config["final"]:  # a file of settings may say so, too
+        raise refused
     if config["worker"]:
         raise InputError(f"worker: found {config['worker']}, expected 0: the time of further processes is not counted")
     searched = checked_space(path, read_space(path, config.yaml_loader), given, files)

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from .cpu_speed import Dropout
 
-KeysValues = tuple[Tensor, Tensor]
-"""Keys and values [..., A, S, D] of positions."""
+KeysValues = tuple[Tensor, Tensor]  # keys and values [..., A, S, D] of positions
+DEVIATION = 0.02  # standard deviation of the initial weights; BERT's, as in RecBole's transformers
 
 
 @dataclass(frozen=True)
@@ -28,21 +28,21 @@ class LayerSettings:
     n_heads: int  # number A of attention heads
     dropout: float  # of what the parts of a layer add
     attn_dropout: float  # of attention weights
-    eps: float  # added to the variance in layer norms
+    eps: float = 1e-12  # added to the variance in layer norms; BERT's, as in RecBole's SASRec
     head_size: int | None = None  # width D of a head; none = H / A
     fused: bool = True  # whether self-attention makes query, key and value in one product; it rounds differently
 
     @classmethod
     def from_config(cls, config: Any) -> "LayerSettings":
-        """Read them from the settings, but for `head_size`."""
-        keys = "hidden_size", "inner_size", "n_heads", "hidden_dropout_prob", "attn_dropout_prob", "layer_norm_eps"
+        """Read the first five from the settings."""
+        keys = "hidden_size", "inner_size", "n_heads", "hidden_dropout_prob", "attn_dropout_prob"
         return cls(*(config[key] for key in keys))
 
 
-def initialise(module: nn.Module, deviation: float) -> None:
+def initialise(module: nn.Module) -> None:
     """Draw the weights of linear layers and embeddings from a normal distribution; biases and padding are zero."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
-        nn.init.normal_(module.weight, std=deviation)
+        nn.init.normal_(module.weight, std=DEVIATION)
     if isinstance(module, nn.Embedding) and module.padding_idx is not None:
         nn.init.zeros_(module.weight[module.padding_idx])
     if isinstance(module, nn.Linear) and module.bias is not None:
@@ -50,31 +50,18 @@ def initialise(module: nn.Module, deviation: float) -> None:
 
 
 def causal_mask(n_items: int, device: torch.device, n_readers: int = 1, n_read: int = 1) -> Tensor:
-    """Return what each position may read, [n_items * n_readers, n_items * n_read]: the positions up to its own item.
-
-    Items may have several positions: `n_readers` that read, `n_read` that are read.
-    """
+    """Which positions, `n_read` an item, those that read, `n_readers` an item, see: those up to their own item's."""
     mask = torch.ones(n_items, n_items, dtype=torch.bool, device=device).tril()
     return mask.repeat_interleave(n_readers, dim=0).repeat_interleave(n_read, dim=1)
 
 
 def reweight(scores: Tensor, bias: Tensor, mode: str) -> Tensor:
-    """Let a bias [..., A, L, S] into attention scores QK'/sqrt(d), before their softmax.
-
-    Parameters
-    ----------
-    mode : `multiplicative`: scores * (1 + bias); any other: scores + bias. A bias of zero changes nothing in either.
-    """
+    """Let a bias [..., A, L, S] into attention scores QK'/sqrt(d), before their softmax; zero changes nothing."""
     return scores * (1 + bias) if mode == "multiplicative" else scores + bias
 
 
 class Attention(nn.Module):
-    """Multi-head attention, of positions over each other or over a memory.
-
-    Parameters
-    ----------
-    mode : how a bias enters, see `reweight`.
-    """
+    """Multi-head attention, of positions over each other or over a memory; `mode` as in `reweight`."""
 
     def __init__(self, settings: LayerSettings, mode: str = "additive") -> None:
         super().__init__()
@@ -89,11 +76,8 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, KeysValues]:
         """Let positions read each other: map [..., L, H] to [..., L, H].
 
-        Parameters
-        ----------
-        visible : [..., L, S] which positions each may read; none = all.
-        bias : [..., A, L, S] similarity bias.
-        past : keys and values of the positions before these; returned with those of these behind them.
+        `visible` [..., L, S] says which positions each may read, none = all; `bias` is [..., A, L, S]. Keys and values
+        of the positions before these, `past`, are returned with those of these behind them.
         """
         parts = [(0, 3)] if self.fused else [(0, 1), (1, 3)]
         query, key, value = (part for bounds in parts for part in self._project(hidden, *bounds))
@@ -133,13 +117,7 @@ class Attention(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Pre-norm transformer layer with GELU.
-
-    Parameters
-    ----------
-    mode : how a bias enters, see `reweight`.
-    reads_memory : whether positions also read an encoder's states, as in a decoder.
-    """
+    """Pre-norm transformer layer with GELU; where it `reads_memory`, positions also read an encoder's states."""
 
     def __init__(self, settings: LayerSettings, mode: str = "additive", reads_memory: bool = False) -> None:
         super().__init__()
@@ -162,26 +140,19 @@ class TransformerLayer(nn.Module):
         return self._feed_forward(hidden + self.dropout(attended))
 
     def decode(
-        self,
-        hidden: Tensor,
-        visible: Tensor | None,
-        past: KeysValues | None,
-        memory: KeysValues,
-        visible_memory: Tensor,
+        self, hidden: Tensor, visible: Tensor | None, past: KeysValues | None, memory: KeysValues, read: Tensor
     ) -> tuple[Tensor, KeysValues]:
         """Map L positions of W prefixes of each sequence, [B, W, L, H], to [B, W, L, H].
 
-        Parameters
-        ----------
-        visible, past : as in `Attention.forward`; keys and values are returned beside the result.
-        memory : keys and values [B, A, S, D] of the encoder's states, the same for all prefixes of a sequence.
-        visible_memory : [B, W * L, S] which of them each position may read; B and W * L may be 1.
+        `visible` and `past` are as in `Attention.forward`; keys and values are returned beside the result. `memory` has
+        keys and values [B, A, S, D] of the encoder's states, the same for all prefixes of a sequence; `read` [B, W * L,
+        S] says which of them each position may read; B and W * L may be 1.
         """
         attended, keys_values = self.attention(self.attention_norm(hidden), visible, past=past)
         hidden = hidden + self.dropout(attended)
         # The prefixes of a sequence stand side by side here: one product with its memory for all of them.
-        read = self.memory_attention.read(self.memory_norm(hidden).flatten(1, 2), memory, visible_memory)
-        return self._feed_forward(hidden + self.dropout(read.unflatten(1, hidden.shape[1:3]))), keys_values
+        found = self.memory_attention.read(self.memory_norm(hidden).flatten(1, 2), memory, read)
+        return self._feed_forward(hidden + self.dropout(found.unflatten(1, hidden.shape[1:3]))), keys_values
 
     def _feed_forward(self, hidden: Tensor) -> Tensor:
         return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))

@@ -3,12 +3,11 @@
 How a hidden state ranks items, `scoring`: `dense` by its similarity with item representations, `codes` by parallel
 heads over the codes of the ID, `joint` by both, `generate` by decoding the ID code by code, as the paper does.
 
-Shapes: B histories, T items of the longest, N items (row 0 = padding), n targets, m negatives or items to be scored, H
-hidden width.
+Shapes: B histories, T items of the longest, N items (row 0 = padding), n targets, m negatives or items to be scored, P
+positions of an ID, K codes per position, H hidden width.
 """
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch.nn import functional
 
 from ..errors import InputError
 from .attention import LayerSettings, TransformerLayer, causal_mask, initialise
-from .code_heads import CodeHeads
+from .catalogue import SemanticIds
 from .cpu_speed import Dropout, sampled_cross_entropy
 from .decoding import Pairs
 from .generator import CodeDecoder
@@ -48,40 +47,33 @@ class BBQRec(RankingModel):
         self.code_weight = 1.0 if self.scoring == "codes" else config["code_weight"]
         self.cosine, self.temperature = config["score_function"] == "cosine", config["temperature"]
         self.n_negatives, self.beam_size = config["n_negatives"], config["beam_size"]
+        self.is_beam_search = self.scoring == "generate" and self.beam_size > 0  # 0: exact likelihood of every item
         layer, n_layers = LayerSettings.from_config(config), config["n_layers"]
-        catalogue = dataset.catalogue
-        ids = catalogue.semantic_ids
+        ids = dataset.catalogue.semantic_ids
         if ids is None and self.scoring in ("codes", "generate"):
             raise InputError(
                 f"scoring: found {self.scoring}, but there are no codes; set --codes=learned, or --scoring=dense"
             )
 
-        self.item_table = ItemTable(config, catalogue, self._projection(config))
+        self.item_table = ItemTable(config, dataset.catalogue, self._projection(config))
         self.position_embedding = nn.Embedding(self.max_seq_length, layer.hidden_size)
         self.dropout = Dropout(layer.dropout)
         self.layers = nn.ModuleList(TransformerLayer(layer, config["similarity_attention"]) for _ in range(n_layers))
         self.final_norm = nn.LayerNorm(layer.hidden_size, eps=layer.eps)
-        start = functools.partial(initialise, deviation=config["initializer_range"])
-        self.apply(start)
+        self.apply(initialise)
         # What scores comes after that: the encoder starts from the same weights however it is to be scored.
         self.code_heads, self.decoder = None, None
         if ids is not None and self.scoring in ("codes", "joint"):
-            self.code_heads = CodeHeads(ids, layer.hidden_size).apply(start)
+            self.code_heads = CodeHeads(ids, layer.hidden_size).apply(initialise)
         elif ids is not None and self.scoring == "generate":
-            self.decoder = CodeDecoder(ids.codes, ids.codebook_size, config["n_decoder_layers"], layer).apply(start)
-        self.similarity = SimilarityAttention.from_dataset(
-            config, dataset, n_layers, layer.n_heads, self.max_seq_length
-        )
+            self.decoder = CodeDecoder(ids, config["n_decoder_layers"], layer).apply(initialise)
+        sizes = n_layers, layer.n_heads, self.max_seq_length
+        self.similarity = SimilarityAttention.from_dataset(config, dataset, *sizes)
         self._cached_keys: Tensor | None = None
 
     def _projection(self, config: Any) -> Callable[[int, int], nn.Module]:
         """What makes projections of features into item representations, from the two widths."""
         return nn.Linear
-
-    @property
-    def is_beam_search(self) -> bool:
-        """As `Ranker.is_beam_search`; with a beam of 0, `generate` gives every item its exact likelihood."""
-        return self.decoder is not None and self.beam_size > 0
 
     def forward(self, item_seq: Tensor, rows: Tensor | None = None) -> Tensor:
         """Encode histories [B, T] (0 pads on the right) into hidden states [B, T, H].
@@ -99,41 +91,37 @@ class BBQRec(RankingModel):
             hidden = layer(hidden, visible, bias)
         return self.final_norm(hidden)
 
-    # Training
-
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Loss at every position that has a target: of the dense score, the codes, both, or the decoded ID.
 
         `interaction` comes from `WindowDataLoader`: `item_id_list` and `target_list`, both [B, T].
         """
         item_seq, targets = interaction[self.ITEM_SEQ], interaction["target_list"]
-        wanted = targets > 0  # [B, T]
         if self.decoder is not None:
             return self.decoder.sequence_loss(self.forward(item_seq), targets)
+        wanted = targets > 0  # [B, T]
+        targets = targets[wanted]  # [n]
         if self.code_heads is not None and self.scoring == "codes":
-            return self.code_heads.loss(self.forward(item_seq)[wanted], targets[wanted])
-        if self.n_negatives == 0:
-            hidden, loss = self._full_loss(item_seq, targets, wanted)
-        else:
-            hidden, loss = self._sampled_loss(item_seq, targets, wanted)
+            return self.code_heads.loss(self.forward(item_seq)[wanted], targets)
+        hidden, loss = (self._sampled_loss if self.n_negatives else self._full_loss)(item_seq, wanted, targets)
         if self.code_heads is not None:
-            loss = loss + self.code_weight * self.code_heads.loss(hidden, targets[wanted])
+            loss = loss + self.code_weight * self.code_heads.loss(hidden, targets)
         return loss
 
-    def _full_loss(self, item_seq: Tensor, targets: Tensor, wanted: Tensor) -> Pairs:
+    def _full_loss(self, item_seq: Tensor, wanted: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states [n, H] that have a target, and their cross-entropy over all items."""
-        table = self.item_table(torch.arange(self.n_items, device=item_seq.device))  # [N, H]
+        table = self.item_table(self._all_items())  # [N, H]
         hidden = self.forward(item_seq, functional.embedding(item_seq, table))[wanted]  # [n, H]
         logits = self._dense_query(hidden) @ self._dense_key(table).T  # [n, N]
         logits[:, 0] = -torch.inf  # padding is no candidate
-        return hidden, functional.cross_entropy(logits, targets[wanted])
+        return hidden, functional.cross_entropy(logits, targets)
 
-    def _sampled_loss(self, item_seq: Tensor, targets: Tensor, wanted: Tensor) -> Pairs:
+    def _sampled_loss(self, item_seq: Tensor, wanted: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """As `_full_loss`, over the target and uniform negatives that all targets share."""
         negatives = torch.randint(1, self.n_items, (self.n_negatives,), device=item_seq.device)
-        unique, place = torch.unique(torch.cat([item_seq.flatten(), targets[wanted], negatives]), return_inverse=True)
+        unique, place = torch.unique(torch.cat([item_seq.flatten(), targets, negatives]), return_inverse=True)
         table = self.item_table(unique)
-        shown, target_place, negative_place = place.split([item_seq.numel(), int(wanted.sum()), self.n_negatives])
+        shown, target_place, negative_place = place.split([item_seq.numel(), len(targets), self.n_negatives])
         # Rows are picked by `embedding`: the gradient of plain indexing adds up in an order that threads decide.
         shown_rows, target_rows, negative_rows = (  # [B, T, H], [n, H], [m, H]
             functional.embedding(part, table) for part in (shown.view_as(item_seq), target_place, negative_place)
@@ -141,10 +129,8 @@ class BBQRec(RankingModel):
         hidden = self.forward(item_seq, shown_rows)[wanted]  # [n, H]
         query = self._dense_query(hidden)
         positive = (query * self._dense_key(target_rows)).sum(-1)  # [n]
-        accidental = targets[wanted].unsqueeze(1) == negatives  # [n, m] a target drawn as its own negative
+        accidental = targets.unsqueeze(1) == negatives  # [n, m] a target drawn as its own negative
         return hidden, sampled_cross_entropy(query, self._dense_key(negative_rows), positive, accidental)
-
-    # Scoring
 
     def score(self, histories: Tensor, candidates: Tensor | None = None, excluded: Pairs | None = None) -> Tensor:
         """As `Ranker.score`: what the encoder says, and candidate similarity where it has been fitted."""
@@ -164,8 +150,12 @@ class BBQRec(RankingModel):
             scores = self.decoder.score(hidden, trimmed != 0, self.beam_size, excluded)  # [B, N]
             return scores if candidates is None else scores[:, candidates]
         last = hidden[torch.arange(len(histories), device=histories.device), lengths - 1]  # [B, H]
-        keys = self._cached_keys if candidates is None else None
-        return self._query(last) @ (self._key(candidates) if keys is None else keys).T
+        if candidates is None and self._cached_keys is not None:
+            return self._query(last) @ self._cached_keys.T
+        return self._query(last) @ self._key(self._all_items() if candidates is None else candidates).T
+
+    def _all_items(self) -> Tensor:
+        return torch.arange(self.n_items, device=self.position_embedding.weight.device)
 
     def _query(self, hidden: Tensor) -> Tensor:
         """Hidden states [n, H] in the form [n, W] whose dot products with `_key` are scores."""
@@ -174,10 +164,8 @@ class BBQRec(RankingModel):
             parts.append(self.code_weight * self.code_heads.states(hidden))
         return torch.cat(parts, dim=1)
 
-    def _key(self, items: Tensor | None) -> Tensor:
-        """Items [m], none = all N, in the form [m, W] that `_query` is multiplied with."""
-        if items is None:
-            items = torch.arange(self.n_items, device=self.position_embedding.weight.device)
+    def _key(self, items: Tensor) -> Tensor:
+        """Items [m] in the form [m, W] that `_query` is multiplied with."""
         parts = [self._dense_key(self.item_table(items))] if self.scoring != "codes" else []
         if self.code_heads is not None:
             parts.append(self.code_heads.rows(items))
@@ -195,8 +183,44 @@ class BBQRec(RankingModel):
     def cached_rows(self) -> Iterator[None]:
         """As `Ranker.cached_rows`: the representations of all items."""
         with self.item_table.cached_rows(), torch.no_grad():
-            self._cached_keys = self._key(None) if self.decoder is None else None
+            self._cached_keys = self._key(self._all_items()) if self.decoder is None else None
             try:
                 yield
             finally:
                 self._cached_keys = None
+
+
+class CodeHeads(nn.Module):
+    """log p(item | state) as the sum over the positions of log p(symbol | state), see `SemanticIds.symbols`."""
+
+    symbols: Tensor
+
+    def __init__(self, ids: SemanticIds, hidden_size: int) -> None:
+        super().__init__()
+        self.n_positions = ids.codes.shape[1]
+        self.heads = nn.Linear(hidden_size, self.n_positions * (ids.codebook_size + 1))
+        self.register_buffer("symbols", ids.symbols, persistent=False)  # the IDs have a file of their own
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Logits of every symbol [n, P, K + 1]."""
+        return self.heads(hidden).unflatten(-1, (self.n_positions, -1))
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Mean over targets [n] of the cross-entropy of their codes, summed over the positions; `hidden` [n, H]."""
+        log_p = self._logits(hidden).log_softmax(dim=-1)
+        return -log_p.flatten(1).gather(1, self.symbols[targets]).sum(1).mean()
+
+    def states(self, hidden: Tensor) -> Tensor:
+        """Query side [n, H + 2] of the scores: `states(hidden) @ rows(items).T` is log p [n, m].
+
+        A logit of an ID is linear in the state, and what turns the logits of all positions into log p is one number per
+        state: the heads are a dense score whose item vectors are sums over the codes.
+        """
+        totals = self._logits(hidden).logsumexp(dim=-1).sum(-1, keepdim=True)
+        return torch.cat([hidden, torch.ones_like(totals), -totals], dim=-1)
+
+    def rows(self, items: Tensor) -> Tensor:
+        """Item side [m, H + 2] of the scores, for items [m]."""
+        weights = torch.cat([self.heads.weight, self.heads.bias.unsqueeze(1)], dim=1)
+        summed = functional.embedding_bag(self.symbols[items], weights, mode="sum")
+        return torch.cat([summed, torch.ones_like(summed[:, :1])], dim=1)

@@ -18,24 +18,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array, diags_array, vstack
 
 from .. import storage
 from ..tokenizer.behavior_bind import FUSED_SIGNAL, ID_SIGNAL
-from .neighbours import ROUNDING, cooccurrence, nearest, transitions, walk
 
-CANDIDATES = "candidates.safetensors"
-"""Name of the file in a run's folder."""
-BEHAVIOR, TRANSITION, COOCCURRENCE, WALK, SEEN = "behavior", "transition", "cooccurrence", "walk", "seen"
-
-BOUND = (ID_SIGNAL, FUSED_SIGNAL)
-"""Signals of an item tokenizer that compare items by behaviour."""
-
-COUNT_EDGES = (1.5, 2.5, 4.5, 8.5, 16.5, 32.5)
-"""Transition counts are discretised on a log scale: 1, 2, 3-4, 5-8, 9-16, 17-32, more."""
-
-HALVES = 2
-"""Parts of the users that judge each other's weights."""
+CANDIDATES = "candidates.safetensors"  # name of the file in a run's folder
+BOUND = (ID_SIGNAL, FUSED_SIGNAL)  # signals of an item tokenizer that compare items by behaviour
+COUNT_EDGES = (1.5, 2.5, 4.5, 8.5, 16.5, 32.5)  # transition counts on a log scale: 1, 2, 3-4, 5-8, 9-16, 17-32, more
+N_BINS = 16  # buckets of the neighbours' similarity, as many as attention has
+WINDOW = 3  # items at most this far apart in a training sequence count as met together
+ROUNDING = 1e-5  # cosines are multiples of it
+ROWS = 1024  # items whose similarities to all others are held at once, never all pairs
+HALVES = 2  # parts of the users that judge each other's weights
 
 
 class Signal(NamedTuple):
@@ -57,27 +52,22 @@ class CandidateSimilarity:
     ----------
     signals : name -> signal.
     n_last : number J of last items that are looked at.
-    weights : [HALVES + 1, 1 + F] a scale of the encoder's scores and the F weights, fitted for each half of the users
-        on the other half, then their mean; none before fitting.
     """
 
-    def __init__(self, signals: Mapping[str, Signal], n_last: int, weights: torch.Tensor | None = None) -> None:
+    def __init__(self, signals: Mapping[str, Signal], n_last: int) -> None:
         self.signals = dict(signals)
         self.n_last = n_last
         sizes = [signal.n_buckets * n_last for signal in self.signals.values()]
         self.starts = np.r_[1, 1 + np.cumsum(sizes)].astype(int).tolist()
-        self.weights = torch.zeros(HALVES + 1, 1 + self.n_weights) if weights is None else weights
-        if weights is None:
-            self.reset()
+        self.n_weights: int = self.starts[-1]  # F
+        self.weights = torch.zeros(HALVES + 1, 1 + self.n_weights)
+        """A scale of the encoder's scores and the F weights, fitted for each half of the users on the other, then their
+        mean."""
+        self.reset()
         self.fitted_on = ""
         """Fingerprint of the rows that gave the weights; see `sequence_trainer.fingerprint_of`."""
         self.part = HALVES
         """Which row of `weights` scores: a half of the users in validation, else the mean."""
-
-    @property
-    def n_weights(self) -> int:
-        """Number F of weights."""
-        return self.starts[-1]
 
     def reset(self) -> None:
         """Leave the encoder's scores as they are, whatever was fitted before."""
@@ -92,12 +82,7 @@ class CandidateSimilarity:
         return self
 
     def entries(self, histories: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """List every weight that candidates of histories [B, T] (0 pads on the right) receive.
-
-        Returns
-        -------
-        Row and item of a score, and the number of the weight to add to it, all [n].
-        """
+        """Row and item of scores, and the number of a weight to add to each, all [n], for histories [B, T]."""
         row, column = torch.nonzero(histories, as_tuple=True)
         rows, items, weights = [row], [histories[row, column]], [torch.zeros_like(row)]
         lengths = (histories != 0).sum(1)
@@ -141,81 +126,63 @@ class CandidateSimilarity:
             n_new = max(n_items + 1 - len(offsets), 0)
             offsets = torch.cat([offsets, offsets[-1:].expand(n_new)])
             signals[name] = Signal(offsets, items, buckets, n_buckets)
-        loaded = cls(signals, header["n_last"], tensors["weights"])
-        loaded.fitted_on = header["fitted_on"]
+        loaded = cls(signals, header["n_last"])
+        loaded.weights, loaded.fitted_on = tensors["weights"], header["fitted_on"]
         return loaded
 
 
 def build_candidates(config: Any, dataset: Any) -> CandidateSimilarity | None:
     """Return the candidate similarity that the settings ask for, its weights not fitted yet; none where it is off.
 
-    Parameters
-    ----------
-    config : reads `candidate_similarity` (`behavior`, names of modalities, and `seen` for the weight of candidates that
-        stand in the history, which every signal brings along), `n_candidate_neighbours`, `n_candidate_bins` and
-        `n_candidate_last`.
-    dataset : its `catalogue` and `train_sequences`.
+    `candidate_similarity` names `behavior`, modalities, and `seen` for the weight of candidates that stand in the
+    history, which every signal brings along. Of the data set, `catalogue` and `train_sequences` are read.
     """
-    wanted: list[str] = config["candidate_similarity"] or []
+    wanted: list[str] = config["candidate_similarity"]
     if not wanted or config["scoring"] == "generate":
         return None
-    size, bins = config["n_candidate_neighbours"], config["n_candidate_bins"]
+    size, catalogue, tokens = config["n_candidate_neighbours"], dataset.catalogue, dataset.catalogue.tokens
     # Equally near items are told apart by their order: that of their tokens, which no held-out interaction decides.
-    tokens, catalogue = dataset.catalogue.tokens, dataset.catalogue
     order = np.array([0, *sorted(range(1, len(tokens)), key=lambda item: tokens[item])])  # [N] item ids
     place = np.argsort(order)
     offsets, items = dataset.train_sequences.offsets, place[dataset.train_sequences.items]
     lists: dict[str, tuple[csr_array, np.ndarray]] = {}
     # By content, candidates are compared as they are: what quantising loses is what tells near items apart.
     compared = {name: signal for name, signal in catalogue.content.items() if name in wanted}
-    if BEHAVIOR in wanted:
-        given = offsets, items, len(tokens)
-        lists[TRANSITION] = transitions(*given, size), np.asarray(COUNT_EDGES)
+    if "behavior" in wanted:
+        given = offsets, items, len(tokens), size
+        lists["transition"] = transitions(*given), np.asarray(COUNT_EDGES)
         # A training pair is among its own counts: edges come from what is listed alone.
-        for name, found in ((COOCCURRENCE, cooccurrence(*given, size)), (WALK, walk(*given, size))):
-            lists[name] = found, _edges(found, bins)
+        for name, listed in (("cooccurrence", cooccurrence), ("walk", walk)):
+            lists[name] = (found := listed(*given)), _edges(found)
         compared |= {name: signal for name, signal in catalogue.quantised.items() if name in BOUND}
-    pairs = _consecutive(offsets, items)
+    pairs = pairs_apart(offsets, items, 1)
     for name, (rows, present) in compared.items():
         found = nearest(rows[order], present[order], size)
-        lists[name] = found, _edges(found, bins, pairs)
+        lists[name] = found, _edges(found, pairs)
     signals = {name: _signal(found, edges, order, place) for name, (found, edges) in lists.items()}
-    return CandidateSimilarity(signals, config["n_candidate_last"]) if signals or SEEN in wanted else None
+    return CandidateSimilarity(signals, config["n_candidate_last"]) if signals or "seen" in wanted else None
 
 
-def _consecutive(offsets: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Consecutive pairs of the training sequences."""
-    user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    together = user[1:] == user[:-1]
-    return items[:-1][together], items[1:][together]
+def _edges(lists: csr_array, pairs: np.ndarray | None = None) -> np.ndarray:
+    """Bucket edges, at most `N_BINS` - 1: quantiles of what is listed, the upper tail of all pairs of items.
 
-
-def _edges(lists: csr_array, bins: int, pairs: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
-    """Bucket edges, at most `bins` - 1: quantiles of what is listed, the upper tail of all pairs of items.
-
-    Where training pairs can be looked up without having made the lists themselves, every second edge is a quantile of
-    the listed ones among them, which is where next items are.
+    Where training pairs [2, n] can be looked up without having made the lists themselves, every second edge is a
+    quantile of the listed ones among them, which is where next items are.
     """
     if not lists.nnz:
         return np.zeros(0)
-    share = bins if pairs is None else bins // 2
-    levels = np.arange(1, share) / share
-    edges = np.quantile(lists.data, levels)
+    share = N_BINS if pairs is None else N_BINS // 2
+    edges = np.quantile(lists.data, np.arange(1, share) / share)
     if pairs is not None:
-        met = _values_of(lists, *pairs)
+        n_items, rest = lists.shape[0], N_BINS - share + 1
+        keys = np.repeat(np.arange(n_items), np.diff(lists.indptr)) * n_items + lists.indices
+        wanted = pairs[0] * n_items + pairs[1]
+        place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        met = lists.data[place[keys[place] == wanted]]
         if len(met):
-            edges = np.r_[edges, np.quantile(met, np.arange(1, bins - share + 1) / (bins - share + 1))]
+            edges = np.r_[edges, np.quantile(met, np.arange(1, rest) / rest)]
     # A quantile often is one of the values, which are rounded: the edge is put between it and the one below.
     return np.unique(edges - ROUNDING / 2)
-
-
-def _values_of(lists: csr_array, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Similarities of those pairs of items that are listed."""
-    n_items = lists.shape[0]
-    keys = np.repeat(np.arange(n_items), np.diff(lists.indptr)) * n_items + lists.indices
-    wanted = left * n_items + right
-    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return lists.data[place[keys[place] == wanted]]
 
 
 def _signal(lists: csr_array, edges: np.ndarray, order: np.ndarray, place: np.ndarray) -> Signal:
@@ -230,3 +197,107 @@ def candidates_of(folder: Path, n_items: int = 0) -> CandidateSimilarity | None:
     """Read the candidate similarity of a run's folder, see `CandidateSimilarity.load`; none where the run has none."""
     path = folder / CANDIDATES
     return CandidateSimilarity.load(path, n_items) if path.is_file() else None
+
+
+# Lists of neighbours: rows of a sparse matrix [N, N] of similarities (float32), ascending by item, without its own
+
+
+def transitions(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> csr_array:
+    """List the `size` items that most often directly followed an item in the training sequences, and how often."""
+    return _largest(pair_counts(offsets, items, n_items, 1), size)
+
+
+def cooccurrence(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> csr_array:
+    """List the `size` items met most within `WINDOW` steps of an item, before or after it: their counts as a cosine.
+
+    The cosine of two items' counts is the count of both over the root of the product of their totals: what many met
+    together with everything is near to nothing.
+    """
+    counts = _met_together(offsets, items, n_items)
+    scale = diags_array(1.0 / np.sqrt(np.asarray(counts.sum(axis=1)).ravel() + 1.0))
+    return _largest(csr_array(scale @ counts @ scale), size)
+
+
+def walk(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> csr_array:
+    """List the `size` items a random walk of two steps over co-occurrences reaches most often beyond their popularity.
+
+    Most next items have never been met together with the history (92 % on Amazon Sports): the second step finds them.
+    """
+    counts = _met_together(offsets, items, n_items)
+    total = np.asarray(counts.sum(axis=1)).ravel() + 1.0
+    step = diags_array(1.0 / total) @ counts
+    beyond = diags_array(1.0 / np.sqrt(total))
+    blocks = []
+    for begin in range(0, n_items, ROWS):  # two steps reach a good part of the catalogue: a block of rows at a time
+        blocks.append(_largest(csr_array(step[begin : begin + ROWS] @ step @ beyond), size, begin))
+    return csr_array(vstack(blocks, format="csr"))
+
+
+@torch.no_grad()
+def nearest(vectors: torch.Tensor, present: torch.Tensor, size: int) -> csr_array:
+    """List the `size` items of largest cosine to an item, rounded to `ROUNDING`; of equal ones, the first.
+
+    Quantised vectors have few different cosines: without rounding, the last bit would tell equal ones apart. Of the
+    unit vectors [N, C], those not `present` [N] are listed with none, and none with them.
+    """
+    known = torch.nonzero(present).flatten()
+    rows = vectors[known].float()
+    n_items, size = len(vectors), min(size, len(known) - 1)
+    if size < 1:
+        return csr_array((n_items, n_items), dtype=np.float32)
+    # Less than a step in all: it orders equal cosines and changes no other order.
+    later = torch.arange(len(rows), dtype=torch.float64, device=rows.device) / (2 * len(rows))
+    blocks = []
+    for begin in range(0, len(rows), ROWS):
+        steps = (rows[begin : begin + ROWS] @ rows.T).double().div_(ROUNDING).round_()
+        steps[torch.arange(len(steps)), torch.arange(begin, begin + len(steps))] = -torch.inf
+        blocks.append((steps - later).topk(size, dim=1))
+    values, places = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    values = ((values + later[places]).round() * ROUNDING).float()
+    items, order = torch.sort(known[places], dim=1)
+    offsets = torch.cat([torch.zeros_like(known[:1]), torch.where(present, size, 0).cumsum(0)])
+    parts = (values.gather(1, order).flatten(), items.flatten(), offsets)
+    return csr_array(tuple(part.cpu().numpy() for part in parts), shape=(n_items, n_items))
+
+
+def pair_counts(offsets: np.ndarray, items: np.ndarray, n_items: int, window: int) -> csr_array:
+    """How often one item comes at most `window` steps before another [N, N]; an item with itself does not count."""
+    pairs = [pairs_apart(offsets, items, distance) for distance in range(1, window + 1)]
+    left, right = np.concatenate(pairs, axis=1)
+    kept = left != right
+    ones = np.ones(kept.sum(), np.float64)
+    return csr_array(coo_array((ones, (left[kept], right[kept])), shape=(n_items, n_items)))
+
+
+def pairs_apart(offsets: np.ndarray, items: np.ndarray, distance: int) -> np.ndarray:
+    """Pairs [2, n] of items that stand `distance` apart in one sequence."""
+    user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    together = user[distance:] == user[:-distance]
+    return np.stack([items[:-distance][together], items[distance:][together]])
+
+
+def _met_together(offsets: np.ndarray, items: np.ndarray, n_items: int) -> csr_array:
+    counts = pair_counts(offsets, items, n_items, WINDOW)
+    return csr_array(counts + counts.T)
+
+
+def _largest(block: csr_array, size: int, first: int = 0) -> csr_array:
+    """Keep the `size` largest entries of each row, without its own item; ties by item id. Row 0 is item `first`."""
+    row = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
+    keep = block.indices != first + row
+    row, item, value = row[keep], block.indices[keep], block.data[keep]
+    # What is below the last place of its row goes first: sorting all of it would be most of the work.
+    least = np.full(block.shape[0], -np.inf)
+    ends = np.cumsum(np.bincount(row, minlength=block.shape[0]))
+    for place, (begin, end) in enumerate(zip(np.r_[0, ends[:-1]], ends, strict=True)):
+        if end - begin > size:
+            least[place] = np.partition(value[begin:end], end - begin - size)[end - begin - size]
+    keep = value >= least[row]
+    row, item, value = row[keep], item[keep], value[keep]
+    order = np.lexsort((item, -value, row))
+    row, item, value = row[order], item[order], value[order]
+    within = np.arange(len(row)) - np.searchsorted(row, row)
+    kept = within < size
+    lists = csr_array((value[kept].astype(np.float32), (row[kept], item[kept])), shape=block.shape)
+    lists.sort_indices()
+    return lists

@@ -36,18 +36,11 @@ class Vectors(NamedTuple):
 
 @dataclass
 class ItemFeatures:
-    """Features of N items.
-
-    Attributes
-    ----------
-    tokens : item tokens, in the order of the rows.
-    matrices : modality -> float32 [N, D]; rows of items that lack it are zero.
-    present : modality -> bool [N], whether the item has it.
-    """
+    """Features of N items by modality, rows in the order of `tokens`; rows of items that lack a modality are zero."""
 
     tokens: list[str]
-    matrices: dict[str, Tensor] = field(default_factory=dict)
-    present: dict[str, Tensor] = field(default_factory=dict)
+    matrices: dict[str, Tensor] = field(default_factory=dict)  # float32 [N, F]
+    present: dict[str, Tensor] = field(default_factory=dict)  # bool [N], whether the item has it
 
     @property
     def modalities(self) -> list[str]:
@@ -69,8 +62,7 @@ class ItemFeatures:
     def save(
         self, path: str | os.PathLike, header: Mapping[str, Any], hashes: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Write everything to one file; `header` is plain data that goes with it, as are hashes: modality -> int64 [N]
-        of what each item was encoded from."""
+        """Write everything to one file, with a header and hashes, int64 [N] by modality, of what items were made of."""
         # Tokens are a tensor because a safetensors header is limited in size and a catalogue is not.
         tensors = {"tokens": torch.tensor(list(json.dumps(self.tokens).encode()), dtype=torch.uint8)}
         for name in self.modalities:
@@ -98,22 +90,13 @@ class ItemFeatures:
 
 @dataclass(frozen=True)
 class SemanticIds:
-    """Codes and quantised behaviour vectors of all items, row = item id, row 0 = padding.
+    """Codes and quantised behaviour vectors of all items, row = item id, row 0 = padding."""
 
-    Attributes
-    ----------
-    codes : [N, P] code at each of the P positions of the ID; -1 where a signal is missing, and in row 0.
-    vectors : [S, N, C] quantised behaviour vector of each signal; zero where missing.
-    present : [S, N] whether the item has the signal.
-    signals : names of the S signals.
-    codebook_size : number K of codes at every position.
-    """
-
-    codes: Tensor
-    vectors: Tensor
-    present: Tensor
-    signals: list[str]
-    codebook_size: int
+    codes: Tensor  # [N, P]; -1 where a signal is missing, and in row 0
+    vectors: Tensor  # [S, N, C] of each signal; zero where missing
+    present: Tensor  # [S, N] whether the item has the signal
+    signals: list[str]  # names of the S signals
+    codebook_size: int  # number K of codes at every position
 
     @property
     def n_code_ids(self) -> int:
@@ -128,10 +111,7 @@ class SemanticIds:
 
     @property
     def symbols(self) -> Tensor:
-        """[N, P] symbols numbered over all positions, `position * (K + 1) + symbol`.
-
-        A position has K + 1 symbols: its codes, then "no code" (K).
-        """
+        """[N, P] numbered over all positions, `position * (K + 1) + symbol`; K codes, then "no code", at each."""
         position = torch.arange(self.codes.shape[1], device=self.codes.device) * (self.codebook_size + 1)
         return position + torch.where(self.codes >= 0, self.codes, self.codebook_size)
 
@@ -149,20 +129,12 @@ class SemanticIds:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All items by item id.
+    """All items by item id; none for features or codes that are not attached."""
 
-    Attributes
-    ----------
-    tokens : item tokens by item id, `[PAD]` first.
-    features : one matrix per modality, rows by item id; none where no features are attached.
-    semantic_ids : codes and quantised vectors by item id; none where no codes are attached.
-    n_trained : number of rows, padding included, that training knows; `grown` adds new items behind them.
-    """
-
-    tokens: list[str]
+    tokens: list[str]  # `[PAD]` first
     features: ItemFeatures | None = None
     semantic_ids: SemanticIds | None = None
-    n_trained: int | None = None
+    n_trained: int | None = None  # rows, padding included, that training knows; `grown` adds new items behind them
 
     @property
     def modalities(self) -> list[str]:
@@ -195,19 +167,12 @@ class Catalogue:
     def grown(self, new: ItemFeatures, encoded: Encoded | None = None) -> "Catalogue":
         """Return a catalogue with new items behind the known ones, for a model to be built on anew.
 
-        Parameters
-        ----------
-        new : tokens of the new items, and their features; they lack a modality that is left out.
-        encoded : their IDs from the item tokenizer's `encode`; without them they have no codes.
-
-        Raises
-        ------
-        InputError : a token that is known already, or new items of which nothing is known.
+        New items lack a modality that is left out, and without IDs from the item tokenizer's `encode` they have no
+        codes. It is an `InputError` if a token is known already, or nothing is known of the items.
         """
-        known = set(self.tokens)
-        twice = [token for token in new.tokens if token in known]
+        twice = set(self.tokens).intersection(new.tokens)
         if twice:
-            raise InputError(f"new items: {twice[0]} is in the catalogue already; leave it out")
+            raise InputError(f"new items: {min(twice)} is in the catalogue already; leave it out")
         if encoded is None and not (self.features is not None and new.matrices):
             raise InputError("new items: found neither codes nor features, expected some; they have no ID embedding")
         n_new, features, ids = len(new.tokens), self.features, self.semantic_ids

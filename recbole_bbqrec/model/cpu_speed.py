@@ -8,19 +8,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-STEPS = 2**16
-"""A dropout probability is rounded to this part of one."""
+STEPS = 2**16  # a dropout probability is rounded to this part of one
 
 
 class Dropout(nn.Module):
-    """Dropout as torch has it; on a CPU one 64-bit draw decides over four entries.
+    """Dropout as torch has it; on a CPU one 64-bit draw decides over four entries, `p` in steps of 1 / `STEPS`.
 
     torch draws one number per entry: forward and backward of attention weights [128, 2, 50, 50] take it 7.6 ms, this
     2.1 ms.
-
-    Parameters
-    ----------
-    p : probability that an entry is zeroed, in steps of 1 / `STEPS`.
     """
 
     def __init__(self, p: float) -> None:
@@ -48,13 +43,10 @@ class SampledCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, negatives: Tensor, positive: Tensor, excluded: Tensor) -> Tensor:
-        """Return the mean loss.
+        """Return the mean loss of states `hidden` [n, H], whose dot products with `negatives` [m, H] are scores.
 
-        Parameters
-        ----------
-        hidden : [n, H] states; their dot products with `negatives`, [m, H], are scores.
-        positive : [n] score of each state's own target.
-        excluded : [n, m] where a negative does not count for a target, as where it is that target.
+        `positive` [n] is the score of each state's own target, `excluded` [n, m] says where a negative does not count
+        for a target, as where it is that target.
         """
         scores = (hidden @ negatives.T).masked_fill_(excluded, -torch.inf)
         top = torch.maximum(scores.amax(dim=1), positive)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .attention import KeysValues, LayerSettings, TransformerLayer, causal_mask
+from .catalogue import SemanticIds
 from .cpu_speed import Dropout
 from .decoding import Advance, Pairs, Trie, beam_search, exact_likelihood
 
-ENTRIES = 2**22
-"""Numbers in the largest intermediate table of an exact walk; histories are scored in chunks that stay below it."""
+ENTRIES = 2**22  # numbers in the largest table of an exact walk; histories are scored in chunks that stay below it
 
 
 class CodeDecoder(nn.Module):
@@ -31,17 +31,11 @@ class CodeDecoder(nn.Module):
     In training each factor is normalised over all S symbols of its position, so that every code of every target
     teaches, be it the only one the trie allows there or not. This loss bounds the negative log-likelihood of the items
     from above: what it counts for strings outside the trie can only come on top.
-
-    Parameters
-    ----------
-    codes : [N, P] ID of each item; row 0 is padding, -1 = the item lacks this code.
-    codebook_size : number K of codes per position.
-    n_layers, layer : number of transformer layers, and their settings.
     """
 
-    def __init__(self, codes: Tensor, codebook_size: int, n_layers: int, layer: LayerSettings) -> None:
+    def __init__(self, ids: SemanticIds, n_layers: int, layer: LayerSettings) -> None:
         super().__init__()
-        self.trie = Trie(codes, codebook_size)
+        self.trie = Trie(ids)
         n_positions, n_symbols = self.trie.depth, self.trie.n_symbols
         # Token 0 starts; those of the last position are never read. "No code" is a token of each position, unlike in
         # `code_ids`: with one for all, the decoder could not tell how far a prefix of missing codes has come.
@@ -51,40 +45,29 @@ class CodeDecoder(nn.Module):
         self.final_norm = nn.LayerNorm(layer.hidden_size, eps=layer.eps)
         self.heads = nn.ModuleList(nn.Linear(layer.hidden_size, n_symbols) for _ in range(n_positions))
 
-    def loss(self, memory: Tensor, mask: Tensor, items: Tensor) -> Tensor:
-        """Mean cross-entropy of one target per history: summed over its codes, the codes before each code given.
-
-        Parameters
-        ----------
-        memory : [B, M, H] states of the encoder.
-        mask : [B, M] which of them are real; at least one a history.
-        items : [B] item ids of the targets.
-        """
-        return self._loss(memory, mask.unsqueeze(1), items.unsqueeze(1))
-
     def sequence_loss(self, states: Tensor, targets: Tensor) -> Tensor:
-        """Mean of `loss` over all targets of right-padded sequences, each reading the states up to its own.
+        """Mean of `loss` over targets [B, T] of right-padded sequences, 0 = none, each reading states up to its own.
 
-        Parameters
-        ----------
-        states : [B, M, H] states of the encoder, the same number for each item.
-        targets : [B, T] item id that follows each item; 0 = none.
+        The encoder's states [B, M, H] are the same number for each item.
         """
         length = targets.shape[1]
         visible = causal_mask(length, states.device, self.trie.depth, states.shape[1] // length)
-        return self._loss(states, visible.unsqueeze(0), targets)
+        return self.loss(states, visible.unsqueeze(0), targets)
 
-    def _loss(self, memory: Tensor, visible: Tensor, items: Tensor) -> Tensor:
-        """Loss of the targets `items` [B, W], 0 = none; `visible` [B, W * P, M] are the states each may read."""
+    def loss(self, memory: Tensor, visible: Tensor, items: Tensor) -> Tensor:
+        """Mean cross-entropy of the targets: summed over the codes of an ID, the codes before each code given.
+
+        Codes may read what is `visible` [B, W * P, M] of the encoder's states, `memory` [B, M, H]; [B, 1, M] for all
+        codes alike. Targets are `items` [B, W], 0 = none.
+        """
         symbols = self.trie.item_symbols[items]  # [B, W, P]
-        offset = 1 + torch.arange(self.trie.depth - 1, device=items.device) * self.trie.n_symbols
-        tokens = functional.pad(symbols[..., :-1] + offset, (1, 0))
+        tokens = functional.pad(symbols[..., :-1] + 1, (1, 0))
         hidden = self.dropout(self.token_embedding(tokens))  # [B, W, P, H]
         earlier = causal_mask(self.trie.depth, items.device)
         for layer, keys_values in zip(self.layers, self._keys_values(memory), strict=True):
             hidden, _ = cast(TransformerLayer, layer).decode(hidden, earlier, None, keys_values, visible)
         wanted = items > 0
-        hidden, symbols = self.final_norm(hidden[wanted]), symbols[wanted]  # [n, P, H], [n, P]
+        hidden, symbols = self.final_norm(hidden[wanted]), symbols[wanted] % self.trie.n_symbols  # [n, P, H], [n, P]
         losses = [
             functional.cross_entropy(head(state), symbol)
             for head, state, symbol in zip(self.heads, hidden.unbind(1), symbols.unbind(1), strict=True)
@@ -95,16 +78,12 @@ class CodeDecoder(nn.Module):
     def score(self, memory: Tensor, mask: Tensor, beam_size: int = 0, excluded: Pairs | None = None) -> Tensor:
         """Log-probability [B, N] of items after each history; minus infinity for padding and what is not found.
 
-        Parameters
-        ----------
-        memory, mask : as in `loss`.
-        beam_size : prefixes kept per history and position; 0 = exact likelihood of every item, which takes time for
-            every prefix that more than one item shares, so it is for small catalogues.
-        excluded : (history, item) pairs that may not come out of a beam search and take no place in the beam.
+        Of the encoder's states, `memory` [B, M, H], those in `mask` [B, M] are real; at least one a history. With a
+        `beam_size` of 0 it is the exact likelihood of every item, which takes time for every prefix that more than one
+        item shares, so it is for small catalogues; `excluded` then means nothing.
         """
         if beam_size:
-            advance = self._advance(memory, mask)
-            return beam_search(self.trie, advance, len(memory), beam_size, excluded)
+            return beam_search(self.trie, self._advance(memory, mask), len(memory), beam_size, excluded)
         # Histories are cut so that a chunk's tables of all prefixes of one length stay small.
         size = max(1, ENTRIES // (self.trie.widest * self.trie.n_symbols))
         parts = zip(memory.split(size), mask.split(size), strict=True)
@@ -127,18 +106,11 @@ class CodeDecoder(nn.Module):
             longer: list[KeysValues] = []
             for layer, past, memory in zip(self.layers, state or [None] * len(memories), memories, strict=True):
                 if past is not None:
-                    past = _continued(past[0], parents), _continued(past[1], parents)
+                    rows = torch.arange(len(past[0]), device=parents.device).unsqueeze(1)
+                    past = past[0][rows, parents], past[1][rows, parents]
                 hidden, keys_values = cast(TransformerLayer, layer).decode(hidden, None, past, memory, visible)
                 longer.append(keys_values)
             position = longer[0][0].shape[-2] - 1
             return self.heads[position](self.final_norm(hidden.squeeze(2))), longer
 
         return advance
-
-
-def _continued(past: Tensor, parents: Tensor) -> Tensor:
-    """Rows of `past` [B, W, ...] for the prefixes that continue them; `parents` [B, W] or, for all alike, [1, W]."""
-    if len(parents) == 1:
-        return past[:, parents[0]]
-    rows = torch.arange(len(parents), device=parents.device).unsqueeze(1)
-    return past[rows, parents]

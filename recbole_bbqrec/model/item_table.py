@@ -19,18 +19,8 @@ class ItemTable(nn.Module):
     """Sum of an ID embedding, the embeddings of the item's codes, and its projected features.
 
     Parts that are switched off or unknown are left out. An item without a modality is served by a learned vector in its
-    place. On a grown catalogue the new items have no ID part, which `id_dropout_prob` prepares for.
-
-    Parameters
-    ----------
-    config : reads `hidden_size`, `use_item_id`, `use_code_embedding`, `use_features` and `id_dropout_prob`, how often a
-        row goes without its ID part in training.
-    catalogue : the items.
-    projection : makes what turns features of width F into H, from the two widths.
-
-    Raises
-    ------
-    InputError : no part is left.
+    place. On a grown catalogue the new items have no ID part, which `id_dropout_prob` prepares for. `projection` makes
+    what turns features into H numbers, from the widths F and H.
     """
 
     def __init__(

@@ -19,9 +19,7 @@ from torch.nn import functional
 
 Model = TypeVar("Model", bound=nn.Module)
 
-LENGTH_INDEPENDENT = frozenset(
-    ["BERT4Rec", "CORE", "FDSA", "GCSAN", "GRU4Rec", "GRU4RecF", "NARM", "SASRec", "SASRecF", "SRGNN"]
-)
+LENGTH_INDEPENDENT = {"BERT4Rec", "CORE", "FDSA", "GCSAN", "GRU4Rec", "GRU4RecF", "NARM", "SASRec", "SASRecF", "SRGNN"}
 """RecBole models whose scores, loss and gradients a test has shown not to depend on how far histories are padded.
 
 Not in it, although they do not depend on padding either: FPMC, HRM and TransRec, which read the last items only and so
@@ -29,20 +27,14 @@ have no work to save. All others read padding (a state at the last column, a sum
 parameters shaped by the number of columns.
 """
 
-MAX_GROUPS = 6
-"""Most groups a batch is cut into."""
-
-CALL_COST = 256
-"""Padded positions that cost as much as one more call of `forward`; keeps small batches in few groups."""
-
-HISTORY_NAMES = ("item_seq", "seq_item")
-"""What RecBole's models call the [B, L] histories among the arguments of `forward`."""
+MAX_GROUPS = 6  # most groups a batch is cut into
+CALL_COST = 256  # padded positions that cost as much as one more call of `forward`; keeps small batches in few groups
+HISTORY_NAMES = ("item_seq", "seq_item")  # what RecBole's models call [B, L] histories among the arguments of `forward`
 
 
 def trim(item_seq: Tensor, lengths: Tensor) -> Tensor:
     """Cut right-padded histories [B, L] to the longest of `lengths` [B]; at least one column stays."""
-    longest = int(lengths.max()) if lengths.numel() else 1
-    return item_seq[:, : max(longest, 1)]
+    return item_seq[:, : max([1, *lengths.tolist()])]
 
 
 def group_by_length(model: Model) -> Model:
@@ -52,14 +44,7 @@ def group_by_length(model: Model) -> Model:
     every tensor given to `forward` has one row per history, one of them is named as in `HISTORY_NAMES`, and the result
     is one tensor with one row per history, [B, H], or one state per position, [B, L, H]. States at padding, which those
     models never read, are zero.
-
-    Raises
-    ------
-    TypeError : `forward` has no argument for the histories.
     """
-    names = list(inspect.signature(type(model).forward).parameters)
-    if not set(HISTORY_NAMES).intersection(names):
-        raise TypeError(f"{type(model).__name__}.forward({', '.join(names[1:])}): no argument holds the histories")
     # A bound method, unlike a closure, follows the model through copy.deepcopy: RecBole copies models to count flops.
     model.forward = MethodType(_grouped_forward, model)
     if type(model).__name__ == "BERT4Rec" and model.loss_type == "CE":
@@ -75,23 +60,20 @@ def _grouped_forward(model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
     width = given[history].size(1)
     lengths = history_lengths(given[history]).cpu().numpy()
     order = np.argsort(lengths, kind="stable")
-    ends = group_ends(lengths[order])
-    if len(ends) <= 1:
-        return _widen(forward(**{**given, history: given[history][:, : lengths.max(initial=1)]}), width)
-
+    ends = group_ends(lengths[order]) or [0]
+    if len(ends) == 1:
+        order = np.arange(len(order))
     on_device = torch.from_numpy(order).to(given[history].device)
     outputs = []
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
         rows = on_device[start:end]
         group = {name: value[rows] if isinstance(value, Tensor) else value for name, value in given.items()}
-        group[history] = group[history][:, : lengths[order[end - 1]]]
-        outputs.append(_widen(forward(**group), width))
+        group[history] = group[history][:, : lengths[order[start:end]].max(initial=1)]
+        output = forward(**group)
+        if output.dim() == 3:  # states per position, [rows, columns of the group, H]
+            output = functional.pad(output, (0, 0, 0, width - output.size(1)))
+        outputs.append(output)
     return torch.cat(outputs)[torch.argsort(on_device)]
-
-
-def _widen(output: Tensor, width: int) -> Tensor:
-    """Pad states per position, [rows, columns of the group, H], with zeros to `width` columns."""
-    return functional.pad(output, (0, 0, 0, width - output.size(1))) if output.dim() == 3 else output
 
 
 def _loss_at_masks(model: Any, interaction: Any) -> Tensor:
@@ -117,11 +99,8 @@ def group_ends(lengths: np.ndarray) -> list[int]:
     """Cut ascending `lengths` [B] into at most `MAX_GROUPS` runs with the least padded positions in sum.
 
     A group costs rows x longest + `CALL_COST`. Its best borders lie between distinct lengths, so the exact optimum is a
-    small dynamic programme over a K x K table, below a millisecond.
-
-    Returns
-    -------
-    The ends (exclusive row numbers) of the groups, ascending; the last one is B.
+    small dynamic programme over a K x K table, below a millisecond. Returned are the groups' ends, exclusive; the last
+    is B.
     """
     longest, counts = np.unique(lengths, return_counts=True)
     borders = np.r_[0, counts.cumsum()]  # [K + 1] rows before each distinct length

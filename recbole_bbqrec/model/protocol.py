@@ -20,19 +20,12 @@ from .decoding import Pairs
 
 @runtime_checkable
 class Ranker(Protocol):
-    """A model that scores items after histories.
-
-    Attributes
-    ----------
-    candidates : candidate similarity, fitted after training; not part of what training learns.
-    is_beam_search : whether items may go without a score (minus infinity): those beyond the beam of a beam search.
-    """
+    """A model that scores items after histories."""
 
     candidates: CandidateSimilarity | None = None
-
-    @property
-    def is_beam_search(self) -> bool:
-        return False
+    """Candidate similarity, fitted after training; not part of what training learns."""
+    is_beam_search: bool = False
+    """Whether items may go without a score (minus infinity): those beyond the beam of a beam search."""
 
     def score(
         self, histories: torch.Tensor, candidates: torch.Tensor | None = None, excluded: Pairs | None = None

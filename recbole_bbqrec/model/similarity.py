@@ -1,30 +1,28 @@
 """The paper's similarity-enhanced attention: the cosine of every pair of items in a history becomes a learned bias.
 
 The bias re-weights attention scores and leaves the sequence model as it is; it suits whatever model has attention
-layers. The vectors that are compared come from `signals`.
+layers.
 
 Shapes: B histories, T items of the longest, N items (row 0 = padding), M signals, C width of a signal's vectors, Q
 buckets of a signal, E attention layers, A heads.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import InputError
-from .signals import SignalVectors, sample_pairs, signal_vectors
+from .catalogue import Vectors
 
-MODES = ("additive", "multiplicative", "undiscretised", "off")
-"""Values of `similarity_attention`."""
-
-ROUNDING = 1e-5
-"""How far bucket edges stay below the cosines they were measured from."""
-
-MAX_TABLE = 8192
-"""Most joint buckets of several signals in one table of biases, which is made anew in every step."""
+N_BINS = 16  # quantile buckets of the cosine of two items: three signals still make one table of `MAX_TABLE`
+ROUNDING = 1e-5  # how far bucket edges stay below the cosines they were measured from
+MAX_TABLE = 8192  # most joint buckets of several signals in one table of biases, which is made anew in every step
+N_PAIRS = 200_000  # most training pairs that bucket edges are measured from
 
 
 class SimilarityAttention(nn.Module):
@@ -38,20 +36,32 @@ class SimilarityAttention(nn.Module):
 
     Parameters
     ----------
+    signals : what is compared, by name, at least one; widths may differ.
     mode : additive | multiplicative | undiscretised.
     n_layers, n_heads : attention layers E of the model, and their heads A.
     shared_layers : one set of weights for all layers.
     """
 
     edges: Tensor
+    present: Tensor  # [M, N]
 
     def __init__(
-        self, items: SignalVectors, mode: str, n_layers: int, n_heads: int, n_bins: int, shared_layers: bool = False
+        self,
+        signals: Mapping[str, Vectors],
+        mode: str,
+        n_layers: int,
+        n_heads: int,
+        n_bins: int = N_BINS,
+        shared_layers: bool = False,
     ) -> None:
         super().__init__()
-        self.items, self.mode, self.n_bins = items, mode, n_bins
+        self.signals, self.mode, self.n_bins = list(signals), mode, n_bins
         self.n_layers, self.n_heads, self.shared_layers = n_layers, n_heads, shared_layers
-        n_signals, n_outputs = len(items.signals), n_heads * (1 if shared_layers else n_layers)
+        # The item tokenizer and the features have files of their own; a checkpoint holds what training learned.
+        self.register_buffer("present", torch.stack([signal.present for signal in signals.values()]), persistent=False)
+        for index, signal in enumerate(signals.values()):
+            self.register_buffer(f"vectors_{index}", signal.rows, persistent=False)
+        n_signals, n_outputs = len(signals), n_heads * (1 if shared_layers else n_layers)
         if mode == "undiscretised":
             self.weight = nn.Parameter(torch.zeros(2 * n_signals + 1, n_outputs))
         else:
@@ -64,33 +74,39 @@ class SimilarityAttention(nn.Module):
     ) -> "SimilarityAttention | None":
         """Make it from the settings; none where `similarity_attention` is off or there is nothing to compare.
 
-        Parameters
-        ----------
-        dataset : its `catalogue`; `train_sequences`, from which the bucket edges are measured, or none where they come
-            with the weights.
-        max_length : longest history that the model reads.
-
-        Raises
-        ------
-        InputError : an unknown mode or signal.
+        Compared are quantised vectors of the semantic IDs, or with `codes: none` the raw features. The bucket edges are
+        measured from the data set's `train_sequences`, in windows of `max_length` items; without them they come with
+        the weights.
         """
-        mode = config["similarity_attention"]
-        if mode not in MODES:
-            raise InputError(f"similarity_attention: found {mode!r}, expected one of {', '.join(MODES)}")
-        items = signal_vectors(config, dataset.catalogue) if mode != "off" else None
-        if items is None:
+        mode, wanted, catalogue = config["similarity_attention"], config["similarity_signals"], dataset.catalogue
+        raw = config["codes"] == "none"
+        if mode == "off" or (catalogue.features if raw else catalogue.semantic_ids) is None:
             return None
-        shared = bool(config["similarity_shared_layers"])
-        similarity = cls(items, mode, n_layers, n_heads, config["n_similarity_bins"], shared)
+        signals = catalogue.content if raw else catalogue.quantised
+        unknown = [name for name in wanted or () if name not in signals]
+        if unknown:
+            raise InputError(
+                f"similarity_signals: found {unknown[0]!r}, expected some of {', '.join(signals) or 'none'}; leave the "
+                "key out to compare all of them"
+            )
+        chosen = {name: signal for name, signal in signals.items() if wanted is None or name in wanted}
+        if not chosen:
+            return None
+        similarity = cls(chosen, mode, n_layers, n_heads, shared_layers=config["similarity_shared_layers"])
         sequences = dataset.train_sequences
         if sequences is not None and mode != "undiscretised":
             similarity.fit_edges(*sample_pairs(sequences.offsets, sequences.items, max_length - 1, config["seed"]))
         return similarity
 
+    @property
+    def vectors(self) -> list[Tensor]:
+        """One [N, C] matrix of unit vectors per signal."""
+        return [self.get_buffer(f"vectors_{index}") for index in range(len(self.signals))]
+
     def fit_edges(self, left: Tensor, right: Tensor) -> None:
         """Set the quantile edges from pairs of item ids, `left` and `right` [n]; pairs of one item do not count."""
         levels = torch.arange(1, self.n_bins, dtype=torch.float64) / self.n_bins
-        for signal, (vectors, present) in enumerate(zip(self.items.vectors, self.items.present, strict=True)):
+        for signal, (vectors, present) in enumerate(zip(self.vectors, self.present, strict=True)):
             kept = present[left] & present[right] & (left != right)
             # Pair by pair in double precision: the edges must not depend on how other pairs are batched.
             cosine = (vectors[left[kept]].double() * vectors[right[kept]].double()).sum(-1)
@@ -102,10 +118,10 @@ class SimilarityAttention(nn.Module):
     def forward(self, item_seq: Tensor) -> list[Tensor]:
         """Return the biases [B, A, T, T] of all E layers for histories [B, T].
 
-        Entry [.., a, b] is for position a attending to position b. Ids beyond the catalogue count as items without any
-        signal.
+        Entry [.., a, b] is for position a attending to position b. Ids beyond the catalogue, such as BERT4Rec's mask
+        token, count as items without any signal.
         """
-        items = self.items.in_catalogue(item_seq)
+        items = torch.where(item_seq < self.present.shape[1], item_seq, 0)
         if self.mode == "undiscretised":
             biases = self._linear_biases(items)
         else:
@@ -125,7 +141,7 @@ class SimilarityAttention(nn.Module):
     def _pairs(self, items: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Cosine [B, T, T] of all pairs of items [B, T] in each signal, and whether both items have it."""
         result = []
-        for vectors, present in zip(self.items.vectors, self.items.present, strict=True):
+        for vectors, present in zip(self.vectors, self.present, strict=True):
             rows, known = functional.embedding(items, vectors), present[items]  # [B, T, C], [B, T]
             result.append((rows @ rows.transpose(-1, -2), known.unsqueeze(-1) & known.unsqueeze(-2)))
         return result
@@ -169,3 +185,17 @@ def _look_up(table: Tensor, index: Tensor, sort: bool) -> Tensor:
     if sort:
         return functional.embedding(index, table.T).movedim(-1, 0)
     return table.gather(1, index.view(1, -1).expand(len(table), -1)).unflatten(1, index.shape)
+
+
+def sample_pairs(offsets: np.ndarray, items: np.ndarray, max_distance: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw at most `N_PAIRS` pairs of items that stand at most `max_distance` apart in one training sequence."""
+    lengths = np.diff(offsets)
+    position = np.arange(len(items)) - np.repeat(offsets[:-1], lengths)
+    earlier = np.minimum(position, max_distance)  # how many partners each item has before it
+    usable = np.flatnonzero(earlier)
+    if not len(usable):
+        return torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
+    generator = np.random.default_rng(seed)
+    chosen = generator.choice(usable, size=min(N_PAIRS, int(earlier.sum())), p=earlier[usable] / earlier.sum())
+    partner = chosen - 1 - (generator.random(len(chosen)) * earlier[chosen]).astype(np.int64)
+    return torch.from_numpy(items[partner]), torch.from_numpy(items[chosen])

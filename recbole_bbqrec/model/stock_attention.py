@@ -27,15 +27,15 @@ SASRecCPR (reads the state at a padded column), LightSANs and FEARec (layers of 
 
 
 class ReweightedSoftmax(nn.Softmax):
-    """Softmax of attention scores that the similarity bias of the current batch, if there is one, enters first."""
+    """Softmax of masked scores [B, A, L, L] that the similarity bias of the current batch, if any, enters first."""
+
+    bias: Tensor | None = None
 
     def __init__(self, mode: str) -> None:
         super().__init__(dim=-1)
         self.mode = mode
-        self.bias: Tensor | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map masked scores [B, A, L, L] to attention weights."""
         # The bias is let go: it holds the batch's graph, which nobody can copy or save.
         bias, self.bias = self.bias, None
         return super().forward(input if bias is None else reweight(input, bias, self.mode))
@@ -46,22 +46,14 @@ def add_similarity(model: nn.Module, config: Any, dataset: Any) -> nn.Module:
 
     Only this instance changes, and with the new weights at zero it gives the stock model's scores to the last bit.
     Copies of it and of its weights stay valid, and no random number is drawn. Call it before
-    `padding.group_by_length` and before the optimizer is made.
-
-    Parameters
-    ----------
-    config, dataset : see `SimilarityAttention.from_dataset`.
-
-    Raises
-    ------
-    InputError : the model has no such attention layers, or there is nothing to compare items by.
+    `padding.group_by_length` and before the optimizer is made. `InputError` if the model has no such attention layers,
+    or there is nothing to compare items by.
     """
     mode, name = config["similarity_attention"], type(model).__name__
     if mode == "off":
         return model
-    place = ENCODER_OWNERS.get(name)
-    owner: Any = getattr(model, place, None) if place else model
-    if place is None or not isinstance(getattr(owner, "trm_encoder", None), TransformerEncoder):
+    owner: Any = getattr(model, ENCODER_OWNERS.get(name) or "", model)
+    if name not in ENCODER_OWNERS or not isinstance(getattr(owner, "trm_encoder", None), TransformerEncoder):
         raise InputError(
             f"similarity_attention: {name} has no transformer that it can be added to; "
             f"choose one of BBQRec, {', '.join(sorted(ENCODER_OWNERS))}, or set --similarity_attention=off"
@@ -72,8 +64,8 @@ def add_similarity(model: nn.Module, config: Any, dataset: Any) -> nn.Module:
     if similarity is None:
         needed = "text_encoder=tfidf" if config["codes"] == "none" else "attach_semantic_ids=True"
         raise InputError(
-            f"similarity_attention: found {mode!r} for {name}, but there is "
-            f"no signal to compare items by; add --{needed}, or set --similarity_attention=off"
+            f"similarity_attention: found {mode!r} for {name}, but there is no signal to compare items by; "
+            f"add --{needed}, or set --similarity_attention=off"
         )
     owner.similarity = similarity.to(next(model.parameters()).device)
     for layer in layers:

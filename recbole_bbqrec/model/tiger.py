@@ -6,7 +6,6 @@ an RQ-VAE over the items' content; they come with the data set. What departs fro
 Shapes: B histories, T items of the longest, N items (row 0 = padding), P codes of an ID, n targets, H hidden width.
 """
 
-import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,11 +33,11 @@ class TIGER(RankingModel):
     Parameters
     ----------
     config : settings, see properties/model/TIGER.yaml.
-    dataset : its `semantic_ids` and `item_tokens`.
+    dataset : its `catalogue`.
 
     Raises
     ------
-    InputError : there are no codes, or `heads` or `head_size` is not a positive number.
+    InputError : there are no codes.
     """
 
     code_ids: Tensor
@@ -51,14 +50,13 @@ class TIGER(RankingModel):
                 "TIGER: found no semantic IDs, expected those of all items; set --attach_semantic_ids=True and "
                 "--codes=learned"
             )
-        for key in ("heads", "head_size"):
-            if not isinstance(config[key], int) or config[key] < 1:
-                raise InputError(f"{key}: found {config[key]!r}, expected a whole number above 0")
-        self.causal, self.beam_size = bool(config["causal_encoder"]), config["beam_size"]
+        self.causal, self.beam_size = config["causal_encoder"], config["beam_size"]
+        self.is_beam_search = self.beam_size > 0  # with a beam of 0 every item gets its exact likelihood
         if config["count_collisions"]:
             ids = replace(ids, codes=counted(ids.codes, dataset.catalogue.tokens, ids.codebook_size))
-        # Not `n_heads`, which has to divide `hidden_size`.
-        layer = replace(LayerSettings.from_config(config), n_heads=config["heads"], head_size=config["head_size"])
+        # Not `n_heads`, which has to divide `hidden_size`. The eps is that of T5X, which the paper is implemented in.
+        given = {"n_heads": config["heads"], "head_size": config["head_size"], "eps": 1e-6}
+        layer = replace(LayerSettings.from_config(config), **given)
         self.n_codes = ids.codes.shape[1]
         # The IDs have files of their own; a checkpoint holds what training learned. "No code" is one embedding.
         self.register_buffer("code_ids", ids.code_ids, persistent=False)  # [N, P]
@@ -67,24 +65,14 @@ class TIGER(RankingModel):
         self.dropout = Dropout(layer.dropout)
         self.layers = nn.ModuleList(TransformerLayer(replace(layer, fused=False)) for _ in range(config["n_layers"]))
         self.final_norm = nn.LayerNorm(layer.hidden_size, eps=layer.eps)
-        self.decoder = CodeDecoder(ids.codes, ids.codebook_size, config["n_decoder_layers"], layer)
-        self.apply(functools.partial(initialise, deviation=config["initializer_range"]))
-
-    @property
-    def is_beam_search(self) -> bool:
-        """As `Ranker.is_beam_search`; with a beam of 0 every item gets its exact likelihood."""
-        return self.beam_size > 0
+        self.decoder = CodeDecoder(ids, config["n_decoder_layers"], layer)
+        self.apply(initialise)
 
     def forward(self, item_seq: Tensor) -> Tensor:
-        """Encode histories [B, T] (0 pads on the right) into the states [B, T * P, H] of their codes.
-
-        States of padding mean nothing.
-        """
-        n_items = item_seq.shape[1]
+        """Encode histories [B, T] (0 pads on the right) into states [B, T * P, H] of codes, meaningless at padding."""
+        n_items, visible = item_seq.shape[1], self._real(item_seq).unsqueeze(1)  # [B, 1, T * P]
         if self.causal:
             visible = causal_mask(n_items, item_seq.device, self.n_codes, self.n_codes)  # [T * P, T * P]
-        else:
-            visible = self._real(item_seq).unsqueeze(1)  # [B, 1, T * P]
         places = self.position_embedding.weight[:n_items].unsqueeze(1)  # [T, 1, H]
         codes = self.code_embedding(self.code_ids[item_seq])  # [B, T, P, H]
         hidden = self.dropout(codes + places).flatten(1, 2)  # [B, T * P, H]
@@ -107,7 +95,8 @@ class TIGER(RankingModel):
         row, last = targets.nonzero(as_tuple=True)
         before = torch.arange(item_seq.shape[1], device=item_seq.device) <= last.unsqueeze(1)
         histories = item_seq[row] * before  # [n, T]
-        return self.decoder.loss(self.forward(histories), self._real(histories), targets[row, last])
+        visible, wanted = self._real(histories).unsqueeze(1), targets[row, last].unsqueeze(1)
+        return self.decoder.loss(self.forward(histories), visible, wanted)
 
     def score(self, histories: Tensor, candidates: Tensor | None = None, excluded: Pairs | None = None) -> Tensor:
         """As `Ranker.score`: log-probabilities."""
@@ -117,19 +106,9 @@ class TIGER(RankingModel):
 
 
 def counted(codes: Tensor, tokens: Sequence[str], codebook_size: int) -> Tensor:
-    """Make the last code of each ID a number that tells apart items of equal earlier codes (section 3.1 of the paper).
+    """Make the last code of IDs [N, P] a number that tells apart items of equal earlier codes (section 3.1).
 
-    Items of equal earlier codes are numbered from 0 in the order of their tokens.
-
-    Parameters
-    ----------
-    codes : [N, P] IDs, row 0 is padding.
-    tokens : item tokens by item id, `[PAD]` first.
-    codebook_size : number K of codes per position.
-
-    Raises
-    ------
-    InputError : more than K items have equal earlier codes.
+    Items of equal earlier codes are numbered from 0 in the order of their `tokens`; more than K of them are an error.
     """
     result, used = codes.clone(), Counter()
     for item in sorted(range(1, len(codes)), key=lambda item: tokens[item]):

@@ -17,17 +17,12 @@ from ..errors import InputError
 from .bbqrec import BBQRec
 from .cpu_speed import Dropout
 
-NOISE = 1e-2
-"""Least standard deviation of the noise on the gates."""
+NOISE = 1e-2  # least standard deviation of the noise on the gates
+DROPOUT = 0.2  # of an expert's input, as in the code of the paper's authors
 
 
 class UniSRec(BBQRec):
-    """Item ID embedding plus adapted features, in BBQRec's encoder; settings: properties/model/UniSRec.yaml.
-
-    Raises
-    ------
-    InputError : the items have no features.
-    """
+    """Item ID embedding plus adapted features, in BBQRec's encoder; settings: properties/model/UniSRec.yaml."""
 
     def __init__(self, config: Any, dataset: Any) -> None:
         if not dataset.catalogue.modalities:
@@ -38,30 +33,22 @@ class UniSRec(BBQRec):
         super().__init__(config, dataset)
 
     def _projection(self, config: Any) -> Callable[[int, int], nn.Module]:
-        return functools.partial(
-            MixtureOfExperts, n_experts=config["n_experts"], dropout=config["adaptor_dropout_prob"]
-        )
+        return functools.partial(MixtureOfExperts, n_experts=config["n_experts"])
 
 
 class MixtureOfExperts(nn.Module):
     """Mean of the experts' outputs, weighted by a softmax over the item's features; noisy in training.
 
     Each expert is a parametric whitening: a learned shift, then a linear map (section 3.1.1 of the paper).
-
-    Parameters
-    ----------
-    width, hidden_size : F and H.
-    n_experts : number G.
-    dropout : of an expert's input.
     """
 
-    def __init__(self, width: int, hidden_size: int, n_experts: int, dropout: float) -> None:
+    def __init__(self, width: int, hidden_size: int, n_experts: int) -> None:
         super().__init__()
         self.shift = nn.Parameter(torch.zeros(n_experts, width))
         self.experts = nn.ModuleList(nn.Linear(width, hidden_size, bias=False) for _ in range(n_experts))
         self.gate = nn.Parameter(torch.zeros(width, n_experts))
         self.noise = nn.Parameter(torch.zeros(width, n_experts))
-        self.dropout = Dropout(dropout)
+        self.dropout = Dropout(DROPOUT)
 
     def forward(self, features: Tensor) -> Tensor:
         """Turn features [n, F] into [n, H]."""

@@ -19,18 +19,15 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from .catalogue import Catalogue
+from .candidates import pair_counts
 from .decoding import Pairs
-from .neighbours import pair_counts
 from .protocol import RankingModel
 
-Point = Mapping[str, float]
-"""One value for every key of a grid."""
+Point = Mapping[str, float]  # one value for every key of a grid
 
 
 class Pop(RankingModel):
-    """Ranks every item by how often it occurs in the training sequences, for everybody alike; a `Counter`."""
+    """Ranks every item by how often it occurs in the training sequences, for everybody alike."""
 
     counts: Tensor
 
@@ -48,11 +45,11 @@ class Pop(RankingModel):
         """Use the values of `point` from now on."""
 
     def count(self, offsets: np.ndarray, items: np.ndarray) -> None:
-        """As `Counter.count`."""
+        """Take in training sequences: the one of user `u` is `items[offsets[u] : offsets[u + 1]]`."""
         self.counts = torch.from_numpy(np.bincount(items, minlength=self.n_items)).to(self.counts)
 
     def scores_at(self, histories: Tensor, points: Sequence[Point]) -> Iterator[Tensor]:
-        """As `Counter.scores_at`."""
+        """Scores [B, N] of all items after histories [B, T], for one point after the other."""
         for _ in points:
             yield self.counts.float().repeat(len(histories), 1)
 
@@ -62,16 +59,10 @@ class Pop(RankingModel):
         return scores if candidates is None else scores[:, candidates]
 
 
-HOPS, LAST, HOP_DECAY = "graph_hops", "graph_last_items", "graph_hop_decay"
-POSITION_DECAY, COSINE = "graph_position_decay", "graph_cosine_weight"
-GRID = {
-    HOPS: (lambda x: x in (1, 2, 3), "whole numbers from 1 to 3"),
-    LAST: (lambda x: x in range(1, 51), "whole numbers from 1 to 50"),
-    HOP_DECAY: (lambda x: 0 < x <= 1, "numbers above 0 and at most 1"),
-    POSITION_DECAY: (lambda x: 0 < x <= 1, "numbers above 0 and at most 1"),
-    COSINE: (lambda x: 0 <= x < math.inf, "numbers of at least 0"),
-}
-"""Settings of `TransitionGraph` in the order in which they are searched, and the values they may have."""
+GRID = HOPS, LAST, HOP_DECAY, POSITION_DECAY, COSINE = (
+    *("graph_hops", "graph_last_items", "graph_hop_decay", "graph_position_decay", "graph_cosine_weight"),
+)
+"""Settings of `TransitionGraph` in the order in which they are searched."""
 
 
 class TransitionGraph(Pop):
@@ -89,10 +80,6 @@ class TransitionGraph(Pop):
     ----------
     config : reads the keys of `GRID`, each a list of values among which validation chooses; one value fixes it.
     dataset : its `catalogue`; without features there is no cosine.
-
-    Raises
-    ------
-    InputError : a value that a key may not have.
     """
 
     offsets: Tensor
@@ -103,25 +90,26 @@ class TransitionGraph(Pop):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        self.grid = {key: _checked(key, config[key]) for key in GRID}
-        self.n_modalities = len(dataset.catalogue.modalities)
-        if not self.n_modalities:
+        self.grid = {key: list(config[key]) for key in GRID}
+        content = dataset.catalogue.content.values()
+        self.n_modalities = len(content)
+        if not content:
             self.grid[COSINE] = [0.0]
+        # Rows [N, F] whose products are cosines, summed over the modalities that both items have.
+        unit_rows = [rows * present.unsqueeze(1) for rows, present in content] or [torch.zeros(self.n_items, 0)]
         # Which item follows which, and how often: edges of item `i` at `offsets[i] : offsets[i + 1]`.
         self.register_buffer("offsets", torch.zeros(self.n_items + 1, dtype=torch.int32))
         self.register_buffer("items", torch.zeros(0, dtype=torch.int32))
         self.register_buffer("times", torch.zeros(0))
         self.register_buffer("values", torch.tensor([self.grid[key][0] for key in GRID], dtype=torch.float64))
-        self.register_buffer("features", _unit_rows(dataset.catalogue), persistent=False)
+        self.register_buffer("features", torch.cat(unit_rows, dim=1), persistent=False)
 
     @property
     def chosen(self) -> dict[str, float]:
-        """Setting -> value in use."""
         found = zip(GRID, self.values.tolist(), strict=True)
         return {key: int(value) if key in (HOPS, LAST) else value for key, value in found}
 
     def choose(self, point: Point) -> None:
-        """Use the values of `point` from now on."""
         self.values = self.values.new_tensor([point[key] for key in GRID])
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -140,7 +128,7 @@ class TransitionGraph(Pop):
 
     @torch.no_grad()
     def scores_at(self, histories: Tensor, points: Sequence[Point]) -> Iterator[Tensor]:
-        """As `Counter.scores_at`."""
+        """As `Pop.scores_at`; what points share is computed once."""
         lengths = (histories != 0).sum(1).cpu().numpy()
         most_last, most_hops = (int(max(point[key] for point in points)) for key in (LAST, HOPS))
         row, back = np.nonzero(np.arange(most_last) < lengths[:, None])  # [n] history, steps back from its end
@@ -153,8 +141,16 @@ class TransitionGraph(Pop):
             place = row[kept], np.searchsorted(starts, item[kept])
             return scipy.sparse.csr_array((decay, place), shape=(len(histories), len(starts)))
 
-        starts_of = [np.unique(item[_near_enough(back, hop, most_hops)]) for hop in range(1, most_hops + 1)]
-        paths = [(starts, self._paths(starts, hop)) for hop, starts in enumerate(starts_of, start=1)]
+        graph = scipy.sparse.csr_array(
+            tuple(part.cpu().numpy() for part in (self.times, self.items, self.offsets)), shape=(self.n_items,) * 2
+        )
+        paths = []  # by hop: items [U], and the log of 1 + the number of paths of `hop` edges from them, [U, N]
+        for hop in range(1, most_hops + 1):
+            starts = np.unique(item[_near_enough(back, hop, most_hops)])
+            rows = graph[starts]
+            for _ in range(1, hop):
+                rows = rows @ graph
+            paths.append((starts, scipy.sparse.csr_array(rows.log1p())))
         counts, features = self.counts.cpu(), self.features.cpu()
         cosines: dict[tuple[float, float], Tensor] = {}
         for point in points:
@@ -173,31 +169,7 @@ class TransitionGraph(Pop):
             lowest = math.ceil(point[COSINE] * point[LAST] * self.n_modalities)
             yield torch.where(reached, scores, (counts - counts.max() - 1 - lowest).float()).to(histories.device)
 
-    def _paths(self, starts: np.ndarray, n_edges: int) -> scipy.sparse.csr_array:
-        """Log of 1 + the number of paths of `n_edges` edges from the items `starts` [U] to every item, [U, N]."""
-        edges = (part.cpu().numpy() for part in (self.times, self.items, self.offsets))
-        graph = scipy.sparse.csr_array(tuple(edges), shape=(self.n_items, self.n_items))
-        paths = graph[starts]
-        for _ in range(1, n_edges):
-            paths = paths @ graph
-        return scipy.sparse.csr_array(paths.log1p())
-
 
 def _near_enough(back: np.ndarray, hop: int, n_hops: float) -> np.ndarray:
     """Whether paths of `hop` edges may start `back` steps from the end: a step counts as an edge, but for the first."""
     return (back + hop <= n_hops) | (hop == 1)
-
-
-def _unit_rows(catalogue: Catalogue) -> Tensor:
-    """Rows [N, F] whose products are cosines, summed over the modalities that both items have."""
-    rows = [rows * present.unsqueeze(1) for rows, present in catalogue.content.values()]
-    return torch.cat(rows, dim=1) if rows else torch.zeros(len(catalogue.tokens), 0)
-
-
-def _checked(key: str, values: Any) -> list[float]:
-    """Return the values of a setting, or raise `InputError`."""
-    allows, expected = GRID[key]
-    for value in values or [None]:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not allows(value):
-            raise InputError(f"{key}: found {value!r}, expected {expected}")
-    return list(values)

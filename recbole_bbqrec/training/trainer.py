@@ -227,7 +227,7 @@ class ProtocolTrainer(Trainer):
         ranks = {}
         for column, excluded in (("masked", seen), ("unmasked", None)):
             scores = self.ranker.score(histories, excluded=excluded)
-            ranks[column] = rank_targets(scores, targets, seen, ties, finds_some=True)[column]
+            ranks[column] = rank_targets(scores, targets, seen, ties, is_beam_search=True)[column]
         return ranks
 
     def _pairs(self, seen: csr_array, rows: np.ndarray) -> Pairs:

@@ -65,11 +65,11 @@ def test_what_a_model_does_not_find_has_no_place():
         [[0.0, 3.0, -torch.inf, 2.0], [0.0, 3.0, -torch.inf, 2.0], [0.0, -torch.inf, -torch.inf, 1.0]]
     )
     targets, seen = torch.tensor([2, 3, 3]), (torch.tensor([1]), torch.tensor([1]))
-    ranks = rank_targets(scores, targets, seen, tie_order(4, 0), finds_some=True)
+    ranks = rank_targets(scores, targets, seen, tie_order(4, 0), is_beam_search=True)
     assert ranks["masked"].tolist() == [NOT_FOUND, 1, 1]
     assert ranks["unmasked"].tolist() == [NOT_FOUND, 2, 1]
     with pytest.raises(InputError, match="not finite"):
         rank_targets(scores, targets, seen, tie_order(4, 0))
     for wrong in (torch.nan, torch.inf):
         with pytest.raises(InputError, match="not finite"):
-            rank_targets(torch.full((1, 4), wrong), targets[:1], seen, tie_order(4, 0), finds_some=True)
+            rank_targets(torch.full((1, 4), wrong), targets[:1], seen, tie_order(4, 0), is_beam_search=True)

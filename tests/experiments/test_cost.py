@@ -22,10 +22,10 @@ def test_all_ways_of_scoring_with_and_without_the_additional_code():
 def test_the_whole_measurement(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cost, "VARIANTS", cost.VARIANTS[:2])
     file = tmp_path / "more.yaml"
-    file.write_text("layer_norm_eps: 0.001\n")
+    file.write_text("temperature: 0.1\n")
     given = [*arguments(tiny, checkpoint_dir=str(tmp_path / "saved")), f"--config_files={file}"]
     measured = cost.cost("tiny", 50, 3, given, tmp_path / "results")
-    assert measured["settings"]["layer_norm_eps"] == 0.001
+    assert measured["settings"]["temperature"] == 0.1
     assert measured["users"] == 50 and measured["items"] == 40 and measured["rounds"] == 3
     additional, plain = measured["variants"]
     assert (additional["code"], plain["code"]) == ("with", "without")

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from recbole_bbqrec.model.attention import Attention, LayerSettings, TransformerLayer, causal_mask, reweight
 from recbole_bbqrec.model.catalogue import Vectors
-from recbole_bbqrec.model.signals import SignalVectors
 from recbole_bbqrec.model.similarity import SimilarityAttention
 
 LAYER = LayerSettings(hidden_size=8, inner_size=16, n_heads=2, dropout=0.0, attn_dropout=0.0, eps=1e-12)
@@ -22,7 +21,7 @@ def similarity_of(mode, seed=0, n_items=12, n_layers=2):
     present[:, 0] = False
     rows = torch.nn.functional.normalize(vectors, dim=-1)
     signals = {name: Vectors(*signal) for name, *signal in zip(["text", "id"], rows, present, strict=True)}
-    similarity = SimilarityAttention(SignalVectors(signals), mode, n_layers, 2, n_bins=4)
+    similarity = SimilarityAttention(signals, mode, n_layers, 2, n_bins=4)
     if mode != "undiscretised":
         similarity.fit_edges(*torch.randint(1, n_items, (2, 400), generator=generator))
     torch.nn.init.normal_(similarity.weight, generator=generator)

@@ -16,7 +16,6 @@ SETTINGS = {
     "scoring": "joint",
     "candidate_similarity": ["behavior", "text"],
     "n_candidate_neighbours": 4,
-    "n_candidate_bins": 4,
     "n_candidate_last": 2,
 }
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from recbole_bbqrec.model.bbqrec import CodeHeads
 from recbole_bbqrec.model.catalogue import SemanticIds
-from recbole_bbqrec.model.code_heads import CodeHeads
 
 CODES = torch.tensor([[-1, -1], [0, 1], [0, 2], [2, -1]])
 

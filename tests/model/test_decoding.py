@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.model.catalogue import SemanticIds
 from recbole_bbqrec.model.decoding import Trie, beam_search, exact_likelihood
 
 MISSING = -1
@@ -21,7 +22,8 @@ def catalogues(draw, size=4):
 
 
 def trie_of(ids, size=4):
-    return Trie(torch.tensor([[MISSING] * len(ids[0]), *ids]), size)
+    codes, nothing = torch.tensor([[MISSING] * len(ids[0]), *ids]), torch.zeros(0)
+    return Trie(SemanticIds(codes, nothing, nothing, [], size))
 
 
 class WavyDecoder:
@@ -79,7 +81,8 @@ def as_dict(scores):
 
 
 def children_of(trie, nodes):
-    below, real = trie.next_nodes(torch.tensor(nodes))
+    nodes = torch.tensor([nodes])
+    below, real, _ = trie.continuations(nodes, torch.zeros(1, nodes.numel(), trie.n_symbols))
     return below[real].tolist()
 
 
@@ -95,7 +98,9 @@ def test_the_trie_holds_exactly_the_items(catalogue):
     for _ in range(trie.depth):
         grown = []
         for node, path in found:
-            grown += [(child, (*path, trie.symbols[child].item())) for child in children_of(trie, node)]
+            grown += [
+                (child, (*path, (trie.tokens[child].item() - 1) % (size + 1))) for child in children_of(trie, [node])
+            ]
         found = grown
     paths = {tuple(MISSING if symbol == size else symbol for symbol in path): node for node, path in found}
     assert sorted(paths) == sorted(ids)
@@ -124,8 +129,8 @@ def test_nodes_are_the_prefixes_and_know_what_is_below(catalogue):
 
 def test_nodes_by_hand():
     trie = trie_of([(2, 0), (0, 1), (0, MISSING), (2, 3)])
-    assert trie.symbols.tolist() == [0, 0, 2, 1, 4, 0, 3], "breadth first, no code last"
-    assert trie.tokens.tolist() == [0, 1, 3, 7, 10, 6, 9]
+    assert trie.tokens.tolist() == [0, 1, 3, 7, 10, 6, 9], "breadth first, no code last"
+    assert trie.item_symbols.tolist() == [[4, 9], [2, 5], [0, 6], [0, 9], [2, 8]]
     assert trie.first_children.tolist() == [1, 3, 5, 7, 7, 7, 7, 7], "two nodes below the root, two below each of them"
     assert trie.leaf_items.tolist() == [2, 3, 1, 4] and trie.item_leaves.tolist() == [-1, 2, 0, 1, 3]
     assert trie.widest == 2
@@ -133,9 +138,10 @@ def test_nodes_by_hand():
 
 def test_siblings_of_different_number_are_filled_up_and_marked():
     trie = trie_of([(0, 0), (0, 2), (0, 3), (1, 1)])
-    below, real = trie.next_nodes(torch.tensor([[1, 2]]))
+    below, real, step = trie.continuations(torch.tensor([[1, 2]]), torch.zeros(1, 2, 5))
     assert real.tolist() == [[[True, True, True], [True, False, False]]]
     assert below.tolist() == [[[3, 4, 5], [6, 6, 6]]], "filling stays below its prefix"
+    torch.testing.assert_close(step.exp(), torch.tensor([[[1 / 3, 1 / 3, 1 / 3], [1.0, 0.0, 0.0]]]))
 
 
 def test_the_trie_moves_with_a_model_but_is_not_in_its_checkpoint():
@@ -144,28 +150,9 @@ def test_the_trie_moves_with_a_model_but_is_not_in_its_checkpoint():
     assert all(buffer.device.type == "meta" for buffer in trie.to("meta").buffers())
 
 
-def test_the_row_of_padding_is_no_item_whatever_stands_in_it():
-    trie = Trie(torch.tensor([[9, 9], [0, 1], [3, -1]], dtype=torch.int32), 4)
-    assert trie.item_symbols.tolist() == [[4, 4], [0, 1], [3, 4]]
-    assert trie.leaf_items.tolist() == [1, 2]
-    every = exact_likelihood(trie, WavyDecoder(1, 5))
-    torch.testing.assert_close(every.exp().sum(), torch.tensor(1.0))
-
-
-@pytest.mark.parametrize(
-    ("codes", "message"),
-    [
-        ([[-1, -1], [0, 1], [2, 2], [0, 1], [0, 1]], "2 items share the ID.*for instance items 1 and 3"),
-        ([[-1], [4]], "found codes from 4 to 4; expected -1 .none. to 3"),
-        ([[-1], [-2]], "found codes from -2"),
-        ([[-1, -1]], r"shape \[1, 2\]; expected integers \[N, P\]"),
-        ([-1, 2], r"shape \[2\]"),
-        ([[0.0], [1.0]], "float32"),
-    ],
-)
-def test_wrong_codes_are_named(codes, message):
-    with pytest.raises(InputError, match=message):
-        Trie(torch.tensor(codes), 4)
+def test_two_items_with_one_id_are_named():
+    with pytest.raises(InputError, match=r"2 items share the ID.*for instance items 1 and 3"):
+        trie_of([(0, 1), (2, 2), (0, 1), (0, 1)])
 
 
 # Exact likelihood

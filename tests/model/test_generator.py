@@ -5,6 +5,7 @@ import torch
 
 from recbole_bbqrec.model import generator
 from recbole_bbqrec.model.attention import LayerSettings
+from recbole_bbqrec.model.catalogue import SemanticIds
 from recbole_bbqrec.model.generator import CodeDecoder
 
 WIDTH, LENGTH = 16, 6
@@ -21,11 +22,17 @@ def ids_of(n_positions, size, n_items, seed=0, missing=True):
 def make(codes=None, size=4, n_layers=1, dropout=0.0, seed=0):
     torch.manual_seed(seed)
     codes = ids_of(3, size, 30) if codes is None else codes
-    decoder = CodeDecoder(codes, size, n_layers, LayerSettings(WIDTH, 32, 2, dropout, dropout, 1e-12))
+    ids = SemanticIds(codes, torch.zeros(0), torch.zeros(0), [], size)
+    decoder = CodeDecoder(ids, n_layers, LayerSettings(WIDTH, 32, 2, dropout, dropout))
     # Large weights: with the usual small ones all items are about equally likely and much would pass unseen.
     for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return decoder.eval()
+
+
+def loss_of(decoder, memory, mask, items):
+    """Loss of one target per history."""
+    return decoder.loss(memory, mask.unsqueeze(1), items.unsqueeze(1))
 
 
 def histories(n_rows=5, length=LENGTH, seed=1):
@@ -58,7 +65,7 @@ def test_where_every_string_is_an_item_the_loss_is_the_negative_log_likelihood(n
     scores = decoder.score(memory, mask)
     for item in range(1, 3**n_positions + 1):
         items = torch.full((5,), item)
-        torch.testing.assert_close(decoder.loss(memory, mask, items), -scores[:, item].mean(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(loss_of(decoder, memory, mask, items), -scores[:, item].mean(), rtol=1e-4, atol=1e-4)
 
 
 def test_the_loss_bounds_the_negative_log_likelihood():
@@ -67,7 +74,7 @@ def test_the_loss_bounds_the_negative_log_likelihood():
     scores = decoder.score(memory, mask)
     for item in range(1, 31):
         loss = torch.stack(
-            [decoder.loss(memory[row : row + 1], mask[row : row + 1], torch.tensor([item])) for row in range(5)]
+            [loss_of(decoder, memory[row : row + 1], mask[row : row + 1], torch.tensor([item])) for row in range(5)]
         )
         assert (loss > -scores[:, item]).all()
 
@@ -123,7 +130,9 @@ def test_padding_and_neighbours_change_nothing(n_layers):
         expected = score(memory, mask)
         torch.testing.assert_close(score(*padded), expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(score(memory[order], mask[order]), expected[order], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(decoder.loss(*padded, items), decoder.loss(memory, mask, items), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        loss_of(decoder, *padded, items), loss_of(decoder, memory, mask, items), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_no_history_gives_no_row():
@@ -141,7 +150,9 @@ def test_sequence_loss_is_the_loss_of_every_prefix(n_layers):
     expected = []
     for row, column in targets.nonzero().tolist():
         memory = states[row : row + 1, : column + 1]
-        expected.append(decoder.loss(memory, torch.ones(1, column + 1, dtype=torch.bool), targets[row, column].view(1)))
+        expected.append(
+            loss_of(decoder, memory, torch.ones(1, column + 1, dtype=torch.bool), targets[row, column].view(1))
+        )
     torch.testing.assert_close(
         decoder.sequence_loss(states, targets), torch.stack(expected).mean(), rtol=1e-4, atol=1e-4
     )
@@ -161,7 +172,7 @@ def test_every_parameter_and_the_encoder_get_gradients(n_positions, n_layers):
     size = 20 if n_positions == 1 else 4
     decoder, (memory, mask) = make(ids_of(n_positions, size, 18), size, n_layers).train(), histories(18)
     memory.requires_grad_()
-    decoder.loss(memory, mask, torch.arange(1, 19)).backward()
+    loss_of(decoder, memory, mask, torch.arange(1, 19)).backward()
     silent = [name for name, value in decoder.named_parameters() if value.grad is None or not value.grad.any()]
     assert silent == []
     assert torch.equal(memory.grad.abs().sum(-1) > 0, mask)
@@ -181,7 +192,7 @@ def test_training_finds_the_next_item():
     losses = []
     for _ in range(200):
         optimizer.zero_grad()
-        loss = decoder.loss(memory, mask, items)
+        loss = loss_of(decoder, memory, mask, items)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())

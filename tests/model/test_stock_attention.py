@@ -21,7 +21,7 @@ READS_NO_ITEM = {"BERT4Rec"}  # its loss is at mask tokens: for them, the last l
 # Every model in one mode, every mode on a causal and on a bidirectional model: how a bias enters is the same for all.
 PAIRS = [*((name, "additive") for name in sorted(ENCODER_OWNERS)), ("BERT4Rec", "multiplicative")]
 PAIRS += [("SASRec", "multiplicative"), ("SASRec", "undiscretised")]
-SIMILARITY = {"n_similarity_bins": 4, "similarity_signals": None, "similarity_shared_layers": False, "codes": "learned"}
+SIMILARITY = {"similarity_signals": None, "similarity_shared_layers": False, "codes": "learned"}
 QUICK_IDS = {key: value for key, value in QUICK.items() if key.startswith("sid_")}
 
 
@@ -238,8 +238,8 @@ def test_the_protocols_trainer_trains_and_restores_it(load, tmp_path, monkeypatc
 def test_raw_features_take_the_place_of_codes(load):
     data = load("SASRec")
     model = make(data, "additive", weights=1, codes="none", similarity_signals=["text"])
-    assert similarity_of(model).items.signals == ["text"]
-    assert similarity_of(model).items.vectors[0].shape == data.train._dataset.catalogue.features.matrices["text"].shape
+    assert similarity_of(model).signals == ["text"]
+    assert similarity_of(model).vectors[0].shape == data.train._dataset.catalogue.features.matrices["text"].shape
     assert torch.isfinite(scores(model, data.rows)).all()
 
 

@@ -20,7 +20,7 @@ def built(tiny, tmp_path, **changes):
 
 def test_the_mixture_is_the_sum_of_whitened_experts_by_their_gates():
     torch.manual_seed(0)
-    adaptor = MixtureOfExperts(5, 3, n_experts=2, dropout=0.5).eval()
+    adaptor = MixtureOfExperts(5, 3, n_experts=2).eval()
     for parameter in adaptor.parameters():
         torch.nn.init.normal_(parameter)
     rows = torch.randn(4, 5)
@@ -32,7 +32,8 @@ def test_the_mixture_is_the_sum_of_whitened_experts_by_their_gates():
 
 def test_gates_are_noisy_in_training_alone():
     torch.manual_seed(0)
-    adaptor = MixtureOfExperts(5, 3, n_experts=2, dropout=0.0)
+    adaptor = MixtureOfExperts(5, 3, n_experts=2)
+    adaptor.dropout.p = 0.0
     rows = torch.randn(4, 5)
     assert not torch.equal(adaptor(rows), adaptor(rows))
     adaptor.eval()
@@ -55,7 +56,6 @@ def test_a_run_repeats_itself_read_back_or_trained_anew(tiny, tmp_path):
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"n_experts": 0}, "n_experts: found 0, expected a number above 0"),
-    ({"adaptor_dropout_prob": 1.0}, "adaptor_dropout_prob: found 1.0, expected a probability"),
     ({"text_encoder": None}, "UniSRec: found no item features, expected text or image; set text_fields"),
 ])  # fmt: skip
 def test_bad_settings_are_refused(tiny, tmp_path, changes, message):

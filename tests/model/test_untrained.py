@@ -8,7 +8,6 @@ from conftest import settings, tiny_interactions
 
 import recbole_bbqrec
 from recbole_bbqrec import quick_start
-from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.model.catalogue import Catalogue, ItemFeatures
 from recbole_bbqrec.model.untrained import Pop, TransitionGraph
 from recbole_bbqrec.training.untrained_trainer import CHOSEN, coordinate_search
@@ -117,19 +116,6 @@ def test_points_judged_together_score_as_each_alone():
         model.choose(point)
         assert torch.equal(model.score(histories), scores)
     assert not torch.equal(*together)
-
-
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"graph_hops": [4]}, "graph_hops: found 4, expected whole numbers from 1 to 3"),
-    ({"graph_hops": []}, "graph_hops: found None"),
-    ({"graph_last_items": [0]}, "graph_last_items: found 0"),
-    ({"graph_hop_decay": [0]}, "graph_hop_decay: found 0, expected numbers above 0"),
-    ({"graph_position_decay": ["a"]}, "graph_position_decay: found 'a'"),
-    ({"graph_cosine_weight": [-1.0]}, "graph_cosine_weight: found -1.0"),
-])  # fmt: skip
-def test_bad_settings_are_refused(changes, message):
-    with pytest.raises(InputError, match=message):
-        made(TransitionGraph, **changes)
 
 
 def test_coordinate_search_finds_the_top_and_asks_nothing_twice():
