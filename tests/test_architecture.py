@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,13 @@ def own_rooms(module: Path) -> set[str]:
 def test_root_holds_no_other_modules() -> None:
     assert {room(module) for module in MODULES if len(module.parts) == 1} == ROOT
     assert {room(module) for module in MODULES} == {*ORDER, "__init__"}
+
+
+def test_the_floor_plan_names_every_module_and_no_other() -> None:
+    plan = SCRIPT.with_name("docs").joinpath("architecture.md").read_text(encoding="utf-8").split("Three decisions")[0]
+    named = set(re.findall(r"\b[a-z_]+\.py\b", plan)) - {SCRIPT.name, Path(__file__).name}
+    assert named == {module.name for module in MODULES} - {"__init__.py"}
+    assert " ".join(ORDER) == " ".join(plan.split("```")[1].replace(",", " ").split())
 
 
 def test_imports_run_one_way() -> None:
