@@ -132,7 +132,7 @@ KEYS: dict[str, Key] = {
     "n_decoder_layers": Key(int, "layers of the decoder of IDs", POSITIVE),
     "score_function": Key(str, "how a hidden state meets an item", _one_of("cosine", "dot")),
     "temperature": Key(float, "divides the cosine", POSITIVE),
-    "n_negatives": Key(int, "uniform negatives a step, shared by its targets; 0: all items", NOT_NEGATIVE),
+    "n_negatives": Key(int, "uniform negatives a step, all different, shared by its targets; 0: all items", NOT_NEGATIVE),
     # Candidate similarity
     "candidate_similarity": Key(list, "signals that compare candidates with the last items; [seen]: one weight for seen items alone", _one_of("behavior", "text", "image", "seen", words="some of {}, or [] for none")),
     "n_candidate_last": Key(int, "last items of the history that candidates are compared with", POSITIVE),

@@ -8,6 +8,7 @@ positions of an ID, K codes per position, H hidden width.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -117,18 +118,23 @@ class BBQRec(RankingModel):
         return hidden, functional.cross_entropy(logits, targets)
 
     def _sampled_loss(self, item_seq: Tensor, wanted: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """As `_full_loss`, over the target and uniform negatives that all targets share."""
-        negatives = torch.randint(1, self.n_items, (self.n_negatives,), device=item_seq.device)
+        """As `_full_loss`, estimated from uniform negatives, all different, that all targets share.
+
+        Each stands for as many items as it was drawn from, so the loss is as large for few negatives as for many.
+        """
+        negatives = 1 + torch.randperm(self.n_items - 1, device=item_seq.device)[: self.n_negatives]
+        stands_for = math.log((self.n_items - 1) / len(negatives))
         unique, place = torch.unique(torch.cat([item_seq.flatten(), targets, negatives]), return_inverse=True)
         table = self.item_table(unique)
-        shown, target_place, negative_place = place.split([item_seq.numel(), len(targets), self.n_negatives])
+        shown, target_place, negative_place = place.split([item_seq.numel(), len(targets), len(negatives)])
         # Rows are picked by `embedding`: the gradient of plain indexing adds up in an order that threads decide.
         shown_rows, target_rows, negative_rows = (  # [B, T, H], [n, H], [m, H]
             functional.embedding(part, table) for part in (shown.view_as(item_seq), target_place, negative_place)
         )
         hidden = self.forward(item_seq, shown_rows)[wanted]  # [n, H]
         query = self._dense_query(hidden)
-        positive = (query * self._dense_key(target_rows)).sum(-1)  # [n]
+        # What all negatives would gain, the target loses instead: the softmax is the same.
+        positive = (query * self._dense_key(target_rows)).sum(-1) - stands_for  # [n]
         accidental = targets.unsqueeze(1) == negatives  # [n, m] a target drawn as its own negative
         return hidden, sampled_cross_entropy(query, self._dense_key(negative_rows), positive, accidental)
 

@@ -111,7 +111,7 @@ class RQVAETokenizer(FeatureTokenizer):
             network.quantizer.observe(quantized.codes.unsqueeze(0))
             if restart_due(index, self.steps):
                 everyone = torch.ones(1, len(x), dtype=torch.bool)
-                network.quantizer.restart_dead(encoded.detach().unsqueeze(0), everyone, generator)
+                network.quantizer.restart_dead(encoded.detach().unsqueeze(0), everyone, generator, optimizer)
             return {name: value.detach() for name, value in losses.items()}
 
         return run_steps(step, self.steps, "RQ-VAE", self.progress)

@@ -19,27 +19,32 @@ def reconstruction(decoded: torch.Tensor, features: torch.Tensor, present: torch
     return (error * present).sum() / present.sum().clamp(min=1)
 
 
-def info_nce(queries: torch.Tensor, keys: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-    """Contrast of each query with its own key against those of the other rows [R, D]; row i is about item `items[i]`.
+def info_nce(queries: torch.Tensor, keys: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Contrast of each query with its own key against those of the other rows [R, D]; row i has the key `labels[i]`.
 
-    An item that stands in two rows is no negative of itself. Zero where there are no rows.
+    Rows of one label are no negatives of each other: they are one item, or items that quantise to the same codes, which
+    no query can tell apart. Zero where there are no rows.
     """
-    if not len(items):
+    if not len(labels):
         return queries.sum() + keys.sum()
     logits = functional.normalize(queries, dim=-1) @ functional.normalize(keys, dim=-1).T / TEMPERATURE
-    same = items.unsqueeze(0) == items.unsqueeze(1)
+    same = labels.unsqueeze(0) == labels.unsqueeze(1)
     same.fill_diagonal_(False)
-    return functional.cross_entropy(logits.masked_fill(same, -torch.inf), torch.arange(len(items), device=items.device))
+    return functional.cross_entropy(
+        logits.masked_fill(same, -torch.inf), torch.arange(len(labels), device=labels.device)
+    )
 
 
-def cross_signal_contrast(signals: torch.Tensor, known: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-    """InfoNCE in both directions between each two signals [S, B, D] of an item, over items that have both [S, B]."""
+def cross_signal_contrast(signals: torch.Tensor, known: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """InfoNCE in both directions between each two signals [S, B, D] of an item, over items that have both [S, B].
+
+    Items of one label [S, B] have the same signal, as in `info_nce`.
+    """
     terms = [signals.sum() * 0.0]
-    for first, second in itertools.combinations(range(len(signals)), 2):
+    for first, second in itertools.permutations(range(len(signals)), 2):
         both = known[first] & known[second]
-        left, right, ids = signals[first][both], signals[second][both], items[both]
-        if len(ids) > 1:
-            terms += [info_nce(left, right, ids), info_nce(right, left, ids)]
+        if both.sum() > 1:
+            terms.append(info_nce(signals[first][both], signals[second][both], labels[second][both]))
     return torch.stack(terms).sum() / max(len(terms) - 1, 1)
 
 

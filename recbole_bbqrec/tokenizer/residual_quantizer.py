@@ -100,8 +100,18 @@ class ResidualQuantizer(nn.Module):
                 self.usage[self.books(chain)] = self.usage[self.books(chain)].lerp(share, 1 - USAGE_DECAY)
 
     @torch.no_grad()
-    def restart_dead(self, points: torch.Tensor, known: torch.Tensor, generator: torch.Generator) -> None:
-        """Move dead codes onto rows drawn from `points`; they count as evenly used at first. Shapes as in `start`."""
+    def restart_dead(
+        self,
+        points: torch.Tensor,
+        known: torch.Tensor,
+        generator: torch.Generator,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        """Move dead codes onto rows drawn from `points`; they count as evenly used at first. Shapes as in `start`.
+
+        What `optimizer` keeps of their gradients is that of the codes they were: it forgets it.
+        """
+        moments = [value for value in optimizer.state[self.codebooks].values() if value.shape == self.codebooks.shape]
         for chain, rows in self._by_set(points, known):
             for place, left in self._residuals(rows, chain):
                 dead = torch.nonzero(self.usage[place] < DEAD_BELOW).flatten()[: len(left)]
@@ -109,6 +119,8 @@ class ResidualQuantizer(nn.Module):
                     drawn = torch.randperm(len(left), generator=generator)[: len(dead)]
                     self.codebooks[place, dead] = left[drawn.to(left.device)]
                     self.usage[place, dead] = 1.0
+                    for moment in moments:
+                        moment[place, dead] = 0.0
 
     def _by_set(self, rows: torch.Tensor, known: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield each set and the known rows of the chains that share it, from rows [G, B, ...] and `known` [G, B]."""

@@ -111,7 +111,7 @@ class Trainer:
         n_items = self.catalogue.known.shape[1]
         while True:
             for windows, valid in self.windows.epoch(BATCH_SIZE, self.generator):
-                drawn = torch.randint(n_items, (min(BATCH_SIZE, n_items),), generator=self.generator)
+                drawn = torch.randperm(n_items, generator=self.generator)[:BATCH_SIZE]
                 yield windows, valid, drawn
 
     def step(self, batch: Batch, index: int) -> dict[str, torch.Tensor]:
@@ -131,7 +131,7 @@ class Trainer:
             self.network.quantizer.observe(bound.codes)
             if restart_due(index, self.n_steps):
                 known = (bound.codes >= 0).all(dim=-1)
-                self.network.quantizer.restart_dead(bound.inputs.detach(), known, self.generator)
+                self.network.quantizer.restart_dead(bound.inputs.detach(), known, self.generator, self.optimizer)
         return {name: value.detach() for name, value in losses.items()}
 
     @torch.no_grad()
@@ -154,11 +154,14 @@ class Trainer:
         signals = self.network.signals(features, known, self.network.id_rows(rows))
         bound = (self.network.bind if quantised else self.network.unbound)(signals, known)
         vectors, has = bound.vectors, self.network.chains_known(known)
+        labels = labels_of(rows, bound.codes)
         places, valid = places.to(self.device), valid.to(self.device)
         losses = {
             "commitment": bound.loss,
-            "sequence_contrast": self._sequence_contrast(vectors[:, :split], has[:, :split], places, valid),
-            "cross_contrast": cross_signal_contrast(vectors[:, split:], has[:, split:], rows[split:]),
+            "sequence_contrast": self._sequence_contrast(
+                vectors[:, :split], has[:, :split], labels[:, :split], places, valid
+            ),
+            "cross_contrast": cross_signal_contrast(vectors[:, split:], has[:, split:], labels[:, split:]),
         }
         item_losses, pairs = self._item_losses(
             [matrix[split:] for matrix in features], known[:, split:], signals[:, split:], vectors[:, split:]
@@ -166,7 +169,12 @@ class Trainer:
         return losses | item_losses, bound, pairs
 
     def _sequence_contrast(
-        self, vectors: torch.Tensor, known: torch.Tensor, places: torch.Tensor, valid: torch.Tensor
+        self,
+        vectors: torch.Tensor,
+        known: torch.Tensor,
+        labels: torch.Tensor,
+        places: torch.Tensor,
+        valid: torch.Tensor,
     ) -> torch.Tensor:
         """Contrast of encoded histories with the next item as a whole and with each of its signals alone.
 
@@ -175,12 +183,13 @@ class Trainer:
         whole = vectors.sum(0)  # [U, D]
         encoded = self.network.sequence(functional.embedding(places[:, :-1], whole))[valid]
         targets = places[:, 1:][valid]
-        alone = list(zip(vectors, known, strict=True)) if len(vectors) > 1 else []
+        alike = torch.unique(labels, dim=1, return_inverse=True)[1]  # [U] in all signals
+        alone = list(zip(vectors, known, labels, strict=True)) if len(vectors) > 1 else []
         terms = []
-        for candidate, has in [(whole, known.any(0)), *alone]:
+        for candidate, has, label in [(whole, known.any(0), alike), *alone]:
             kept = has[targets]  # an item without the signal is neither target nor negative
             rows = functional.embedding(targets[kept], candidate)
-            terms.append(info_nce(encoded[kept], rows, targets[kept]))
+            terms.append(info_nce(encoded[kept], rows, label[targets[kept]]))
         return torch.stack(terms).mean()
 
     def _item_losses(
@@ -199,6 +208,16 @@ class Trainer:
         n_modalities = max(len(features), 1)
         club = torch.stack(bounds).sum() / n_modalities
         return {"reconstruction": torch.stack(rebuilt).sum() / n_modalities, "club": club}, pairs
+
+
+def labels_of(items: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Number items [B] so that in a chain those of one label have the same vector [G, B], from their codes [G, B, L].
+
+    Before the codebooks start, where every code is -1, an item equals itself alone.
+    """
+    if (codes < 0).all():
+        return items.expand(len(codes), -1)
+    return torch.stack([torch.unique(chain, dim=0, return_inverse=True)[1] for chain in codes])
 
 
 def run_steps(

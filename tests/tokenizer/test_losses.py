@@ -42,18 +42,28 @@ def test_sequence_contrast_without_targets_is_zero_and_differentiable():
 
 def test_cross_signal_contrast_prefers_signals_that_agree():
     one, two = randn(6, 8), randn(6, 8, seed=1)
-    known, items = torch.ones(2, 6, dtype=torch.bool), torch.arange(6)
-    agree = cross_signal_contrast(torch.stack([one, one]), known, items)
-    differ = cross_signal_contrast(torch.stack([one, two]), known, items)
+    known, labels = torch.ones(2, 6, dtype=torch.bool), torch.arange(6).expand(2, -1)
+    agree = cross_signal_contrast(torch.stack([one, one]), known, labels)
+    differ = cross_signal_contrast(torch.stack([one, two]), known, labels)
     assert agree < 0.1 < differ
 
 
+def test_cross_signal_contrast_takes_no_equal_key_for_a_negative():
+    """Items 0 and 1 differ in the first signal and are one in the second: only a contrast with the first parts them."""
+    signals = torch.eye(4)[torch.tensor([[0, 1], [2, 2]])]
+    known = torch.ones(2, 2, dtype=torch.bool)
+    apart = cross_signal_contrast(signals, known, torch.tensor([[0, 1], [0, 1]])).item()
+    alike = cross_signal_contrast(signals, known, torch.tensor([[0, 1], [0, 0]])).item()
+    assert apart == pytest.approx(math.log(2), abs=1e-6)
+    assert alike == pytest.approx(math.log(2) / 2, abs=1e-6)
+
+
 def test_cross_signal_contrast_leaves_missing_signals_out():
-    signals, items = randn(3, 6, 8).requires_grad_(), torch.arange(6)
+    signals, labels = randn(3, 6, 8).requires_grad_(), torch.arange(6).expand(3, -1)
     known = torch.tensor([[True] * 6, [True, True, True, False, False, False], [True] * 6])
-    cross_signal_contrast(signals, known, items).backward()
+    cross_signal_contrast(signals, known, labels).backward()
     assert (signals.grad[1, 3:] == 0).all() and (signals.grad[1, :3] != 0).any()
-    assert cross_signal_contrast(signals[:1], known[:1], items) == 0
+    assert cross_signal_contrast(signals[:1], known[:1], labels[:1]) == 0
 
 
 def correlated(strength: float, n: int = 512) -> tuple[torch.Tensor, torch.Tensor]:

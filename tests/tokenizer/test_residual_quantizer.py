@@ -106,7 +106,7 @@ def test_dead_codes_restart_from_the_batch_and_living_ones_stay(quantizer):
     points = torch.randn(50, 4, generator=generator())
     quantizer.usage[0, [1, 5]] = 0.0
     before = quantizer.codebooks.detach().clone()
-    quantizer.restart_dead(points.unsqueeze(0), everyone(points), generator())
+    quantizer.restart_dead(points.unsqueeze(0), everyone(points), generator(), adam(quantizer))
     after = quantizer.codebooks.detach()
     for code in range(8):
         if code in (1, 5):
@@ -115,6 +115,26 @@ def test_dead_codes_restart_from_the_batch_and_living_ones_stay(quantizer):
             assert torch.equal(after[0, code], before[0, code])
     assert torch.equal(after[1], before[1])
     assert (quantizer.usage[0, [1, 5]] == 1).all()
+
+
+def adam(quantizer: ResidualQuantizer) -> torch.optim.AdamW:
+    return torch.optim.AdamW(quantizer.parameters(), fused=True)
+
+
+def test_a_restarted_code_keeps_nothing_of_its_predecessor_in_the_optimizer(quantizer):
+    """A step without a gradient leaves it where it was put; the others go on by their momentum."""
+    optimizer = adam(quantizer)
+    optimizer.param_groups[0]["weight_decay"] = 0.0
+    quantizer.codebooks.grad = torch.ones_like(quantizer.codebooks)
+    optimizer.step()
+    points = torch.randn(50, 4, generator=generator())
+    quantizer.usage[0, [1, 5]] = 0.0
+    quantizer.restart_dead(points.unsqueeze(0), everyone(points), generator(), optimizer)
+    before = quantizer.codebooks.detach().clone()
+    quantizer.codebooks.grad = torch.zeros_like(quantizer.codebooks)
+    optimizer.step()
+    moved = (quantizer.codebooks.detach() != before).all(-1)
+    assert torch.nonzero(~moved).tolist() == [[0, 1], [0, 5]]
 
 
 def test_usage_forgets_codes_that_are_no_longer_chosen(quantizer):
@@ -142,7 +162,7 @@ def test_every_chain_has_its_own_codebooks_where_they_are_not_shared():
     quantizer.observe(torch.stack([missing, result.codes, missing]))
     assert quantizer.usage.any(1).tolist() == [False, False, True, True, False, False]
     points, known = x.expand(3, -1, -1), torch.tensor([[True], [False], [True]]).expand(3, len(x))
-    quantizer.restart_dead(points, known & torch.tensor([[False], [True], [True]]), generator())
+    quantizer.restart_dead(points, known & torch.tensor([[False], [True], [True]]), generator(), adam(quantizer))
     quantizer.start(points, known & torch.tensor([[True], [True], [False]]), generator())
     changed = (quantizer.codebooks.detach() != before).flatten(1).any(1)
     assert changed.tolist() == [True, True, False, False, True, True]

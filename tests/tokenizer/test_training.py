@@ -1,5 +1,7 @@
 """What each objective moves, and that nothing stays unmoved."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -243,3 +245,22 @@ def test_epochs_differ_and_repeat_with_the_seed():
     one, two = (torch.cat([i for i, _ in windows.epoch(16, generator)]) for _ in range(2))
     again = torch.cat([i for i, _ in windows.epoch(16, torch.Generator().manual_seed(3))])
     assert torch.equal(one, again) and not torch.equal(one, two)
+
+
+@pytest.mark.parametrize("mode", ["chained", "concat", "fused"])
+def test_items_that_quantise_to_the_same_codes_are_no_negatives_of_each_other(world, mode):
+    """With one code in each codebook all items are one: there is nothing to contrast, in any signal."""
+    present = {name: torch.ones_like(has) for name, has in world.present.items()}
+    trainer = make_trainer(world._replace(present=present), mode)
+    batch = next(trainer.batches())
+    before = trainer.losses(*batch, quantised=False)[0]  # where items are told apart
+    trainer.network.quantizer.codebooks.data = trainer.network.quantizer.codebooks.data[:, :1]
+    after = trainer.losses(*batch)[0]
+    assert before["sequence_contrast"] > 1
+    assert after["sequence_contrast"].item() == pytest.approx(0, abs=1e-6)
+    assert after["cross_contrast"].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_batch_draws_no_item_twice(world):
+    for _, _, drawn in itertools.islice(make_trainer(world).batches(), 5):
+        assert len(drawn.unique()) == len(drawn) == world.n_items
