@@ -155,10 +155,15 @@ def test_all_spaces_that_come_with_the_program_fit_their_models(tiny):
         checked.append(space)
 
 
-def test_the_controls_are_tuned_as_bbqrec_is():
-    space = read_space(SPACES / "BBQRec.yaml")
-    for name in ("SASRecPlus", "SASRecPlusT", "SASRecPlusFT", "SASRecPlusSeen", "BBQRecWithoutCandidates", "UniSRec"):
+def test_the_controls_are_tuned_as_bbqrec_is_and_its_item_tokenizer_besides():
+    space, whole = read_space(SPACES / "SASRecPlus.yaml"), read_space(SPACES / "BBQRec.yaml")
+    for name in ("SASRecPlusT", "SASRecPlusFT", "SASRecPlusSeen", "UniSRec"):
         assert read_space(SPACES / f"{name}.yaml") == space
+    assert {key: values for key, values in whole.items() if not key.startswith("sid_")} == space
+    assert read_space(SPACES / "BBQRecWithoutCandidates.yaml") == whole
+    of_ids = {key: values for key, values in whole.items() if key.startswith("sid_")}
+    generate = read_space(SPACES / "BBQRecGenerate.yaml")
+    assert of_ids and of_ids == {key: values for key, values in generate.items() if key.startswith("sid_")}
 
 
 def test_a_space_may_extend_that_of_another_model(tmp_path):
