@@ -104,9 +104,9 @@ def _model(config: Config, dataset: Any) -> Any:
 def score_all(model: Any, histories: np.ndarray, batch: int) -> None:
     """Score all items after each history [U, T] and drop the scores; what all histories share is computed once."""
     device = next(model.parameters()).device
-    with model.cached_rows():
-        for rows in torch.from_numpy(histories).split(batch):
-            model.score(rows.to(device))
+    shared = model.shared()
+    for rows in torch.from_numpy(histories).split(batch):
+        model.score(rows.to(device), shared=shared)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -1,5 +1,6 @@
 """A finished run without its data set: load its folder and recommend."""
 
+import functools
 import json
 import logging
 import shutil
@@ -77,6 +78,12 @@ class Bundle:
         self.item_tokens = catalogue.tokens
         self._ids = {token: index for index, token in enumerate(self.item_tokens) if index}
 
+    @functools.cached_property
+    def _shared(self) -> Any:
+        """What all histories share: a loaded model does not change. Threads that ask first may each compute it."""
+        with torch.no_grad():
+            return self.ranker.shared()
+
     def grown(self, new: ItemFeatures, encoded: Encoded | None = None) -> "Bundle":
         """Return a bundle that also scores and reads items that the model was not trained with.
 
@@ -117,7 +124,7 @@ class Bundle:
         known = [[self._ids[token] for token in history if token in self._ids] for history in histories]
         results = [Recommendation([], [], tokens) for tokens in unknown]
         rows = [index for index, history in enumerate(known) if history]
-        with torch.no_grad(), self.ranker.cached_rows():
+        with torch.no_grad():
             for start in range(0, len(rows), BATCH):
                 batch = rows[start : start + BATCH]
                 found = self._top([known[index] for index in batch], k, exclude_seen)
@@ -132,7 +139,7 @@ class Bundle:
         rows, items = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
         # A beam search leaves out what has been seen before it cuts its beam, also what the model does not read.
         padded = torch.nn.utils.rnn.pad_sequence(recent, batch_first=True)
-        scores = self.ranker.score(padded, excluded=(rows, items)).clone()
+        scores = self.ranker.score(padded, excluded=(rows, items), shared=self._shared).clone()
         scores[:, 0] = scores[rows, items] = -torch.inf
         # Equal scores stand in the ranker's order of ties: a stable sort of columns that are in that order already.
         columns = torch.argsort(tie_order(scores.shape[1], self.settings["seed"]))

@@ -1,5 +1,8 @@
 import json
 import shutil
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -7,10 +10,17 @@ import torch
 from conftest import QUICK, settings, tiny_interactions
 
 import recbole_bbqrec
-from recbole_bbqrec import quick_start
+from recbole_bbqrec import quick_start, registry
+from recbole_bbqrec.config import Config
+from recbole_bbqrec.data.dataloader import split_loaders
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.model.catalogue import ItemFeatures
+from recbole_bbqrec.serving.bundle import write_bundle
 from recbole_bbqrec.tokenizer.fit import Encoded
+from recbole_bbqrec.training import checkpoint
+
+N_THREADS = 8
+SMALL_IDS = {key: value for key, value in QUICK.items() if key.startswith("sid_")} | {"attach_semantic_ids": True}
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +137,53 @@ def test_new_items_need_codes_of_their_own_where_codes_are_decoded(tiny, tmp_pat
         bundle.grown(
             ItemFeatures(["new"], {"text": torch.ones(1, bundle.catalogue.features.matrices["text"].shape[1])})
         )
+
+
+SHARED_BY_THREADS = {
+    "dense": ("BBQRec", {"scoring": "dense"}),
+    "joint": ("BBQRec", {"scoring": "joint"}),
+    "codes": ("BBQRec", {"scoring": "codes"}),
+    "beam": ("BBQRecGenerate", {**QUICK, "beam_size": 10}),
+    "exact": ("BBQRecGenerate", {**QUICK, "beam_size": 0}),
+    "TIGER": ("TIGER", {"n_layers": 1, "n_decoder_layers": 1, "sid_steps": 40, "report_card": False}),
+    "TransitionGraph": ("TransitionGraph", {}),
+    "SASRec": ("SASRec", {}),
+    "SASRec with similarity": ("SASRec", {"similarity_attention": "additive", **SMALL_IDS}),
+    "RepeatNet": ("RepeatNet", {}),  # keeps a part of every call in itself
+}
+
+
+@pytest.mark.parametrize(("model", "changes"), SHARED_BY_THREADS.values(), ids=SHARED_BY_THREADS)
+def test_threads_share_a_bundle(tiny, tmp_path, model, changes):
+    given = settings(tiny, model, checkpoint_dir=str(tmp_path), **changes)
+    config = Config(config_dict={**given, "cache_dir": str(tiny / "cache")})
+    data = registry.get_dataset(model)(config)
+    train, _, _ = split_loaders(config, data)
+    torch.manual_seed(3)
+    net = registry.build_model(config, train._dataset)
+    if model == "TransitionGraph":
+        sequences = train._dataset.train_sequences
+        net.count(sequences.offsets, sequences.items)
+    for value in net.parameters():
+        torch.nn.init.normal_(value, std=0.3)
+    checkpoint.save_weights(tmp_path / "weights.safetensors", net, {})
+    write_bundle(tmp_path, config, data)
+    bundle = recbole_bbqrec.load_bundle(tmp_path)
+    tokens = bundle.item_tokens[1:]
+    calls = [([tokens[at : at + length] for length in range(1, 2 + at % 4)], 3 + at) for at in range(N_THREADS)]
+    expected = [bundle.recommend(*call) for call in calls]
+    started, before = threading.Barrier(N_THREADS), sys.getswitchinterval()
+
+    def ask(call):
+        started.wait()
+        return [shared.recommend(*call) for _ in range(20)]
+
+    shared = recbole_bbqrec.load_bundle(tmp_path)
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(N_THREADS) as pool:
+            found = list(pool.map(ask, calls))
+    finally:
+        sys.setswitchinterval(before)
+    assert len({tuple(answer[0].items) for answer in expected}) > 1
+    assert found == [[answer] * 20 for answer in expected]
