@@ -14,8 +14,13 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
+from ..errors import InputError
 from .candidates import CandidateSimilarity
 from .decoding import Pairs
+
+
+class NeedsDataError(InputError, AttributeError):
+    """A model asks its data set for more than the catalogue, which is all there is without the data."""
 
 
 @runtime_checkable

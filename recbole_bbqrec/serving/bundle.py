@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..evaluation.ranking import tie_order
 from ..model.candidates import candidates_of
 from ..model.catalogue import Catalogue, ItemFeatures, SemanticIds
-from ..model.protocol import ranker_of
+from ..model.protocol import NeedsDataError, ranker_of
 from ..settings import plain_settings
 from ..tokenizer.fit import Encoded
 from ..training import checkpoint
@@ -43,8 +43,11 @@ class _NoData:
 
     def num(self, field: str) -> int:
         if field != self.iid_field:
-            raise InputError(f"field {field}: not in a bundle; this model works with its data set only")
+            raise NeedsDataError(f"number of {field}")
         return len(self.catalogue.tokens)
+
+    def __getattr__(self, name: str) -> Any:
+        raise NeedsDataError(name)
 
 
 class _Settings(dict[str, Any]):
@@ -69,9 +72,9 @@ class Bundle:
         self.folder, self.settings, self.catalogue = folder, settings, catalogue
         try:
             self.model = registry.build_model(settings, _NoData(settings["ITEM_ID_FIELD"], catalogue))
-        except AttributeError as error:
+        except NeedsDataError as error:
             why = f"{settings['model']} needs its data set ({error}); use load_data_and_model"
-            raise InputError(f"{folder}: {why}") from error
+            raise NeedsDataError(f"{folder}: {why}") from error
         checkpoint.load_weights(folder / WEIGHTS, self.model)
         restore_candidates(folder, self.model)
         self.ranker = ranker_of(self.model.eval(), settings)
@@ -172,12 +175,11 @@ def keep_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
         bundle = load_bundle(run_dir)
         bundle.recommend([[bundle.item_tokens[1]]], k=1)
         logger.info(f"bundle: recbole_bbqrec.load_bundle({str(run_dir)!r}).recommend([[item tokens]], k=10)")
-    except Exception as error:  # a model that asks its data set or its user for more than a history fails in many ways
-        if config["model"] in registry.MODELS:
-            raise
+    except Exception as error:
         (run_dir / BUNDLE).unlink()
-        why = f"{config['model']} needs its data set to recommend ({error})"
-        logger.warning(f"no bundle: {why}; use load_data_and_model")
+        if config["model"] in registry.MODELS or not isinstance(error, NeedsDataError):
+            raise
+        logger.warning(f"no bundle: {error}")
 
 
 def restore_candidates(folder: Path, model: Any) -> None:

@@ -14,8 +14,9 @@ from recbole_bbqrec import quick_start, registry
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.dataloader import split_loaders
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.model import protocol
 from recbole_bbqrec.model.catalogue import ItemFeatures
-from recbole_bbqrec.serving.bundle import write_bundle
+from recbole_bbqrec.serving.bundle import keep_bundle, write_bundle
 from recbole_bbqrec.tokenizer.fit import Encoded
 from recbole_bbqrec.training import checkpoint
 
@@ -137,6 +138,29 @@ def test_new_items_need_codes_of_their_own_where_codes_are_decoded(tiny, tmp_pat
         bundle.grown(
             ItemFeatures(["new"], {"text": torch.ones(1, bundle.catalogue.features.matrices["text"].shape[1])})
         )
+
+
+def test_a_model_that_needs_its_data_leaves_no_bundle_and_says_so(tiny, tmp_path, caplog):
+    run = quick_start.run(config_dict=settings(tiny, "FPMC", checkpoint_dir=str(tmp_path), epochs=1))
+    assert not list(tmp_path.rglob("bundle.json"))
+    assert f"no bundle: {run['run_dir']}: FPMC needs its data set (user_num); use load_data_and_model" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [AttributeError, KeyError])
+@pytest.mark.parametrize("place", [(registry, "add_similarity"), (protocol.RecBoleRanker, "score")])
+def test_a_mistake_of_ours_is_not_taken_for_a_model_that_needs_its_data(tiny, tmp_path, monkeypatch, kind, place):
+    def fail(*_, **__):
+        raise kind("a mistake of ours")
+
+    given = settings(tiny, "SASRec", checkpoint_dir=str(tmp_path), similarity_attention="additive", **SMALL_IDS)
+    config = Config(config_dict=given)
+    data = registry.get_dataset("SASRec")(config)
+    train, _, _ = split_loaders(config, data)
+    checkpoint.save_weights(tmp_path / "weights.safetensors", registry.build_model(config, train._dataset), {})
+    monkeypatch.setattr(*place, fail)
+    with pytest.raises(kind, match="a mistake of ours") as caught:
+        keep_bundle(tmp_path, config, data)
+    assert not isinstance(caught.value, InputError) and not (tmp_path / "bundle.json").exists()
 
 
 SHARED_BY_THREADS = {
