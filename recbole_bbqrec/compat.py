@@ -8,6 +8,7 @@ Nothing here runs on import. Points that live elsewhere because they are plain o
 
 import contextlib
 import importlib
+import os
 import sys
 import types
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import recbole.utils
 import torch
 
 
@@ -71,6 +73,19 @@ def lengths_by_element() -> Iterator[None]:
         yield
     finally:
         pd.Series.agg = original  # type: ignore[method-assign]
+
+
+def init_seed(config: Any) -> None:
+    """Seed everything as RecBole does; with its `reproducibility`, a GPU adds up in a fixed order, run after run.
+
+    RecBole's own switch reaches cuDNN alone. cuBLAS reads its variable when it starts: call this before anything is on
+    the GPU. An operation that has no deterministic form warns and runs.
+    """
+    if config["device"].type == "cuda":
+        if config["reproducibility"]:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(config["reproducibility"], warn_only=True)
+    recbole.utils.init_seed(config["seed"], config["reproducibility"])
 
 
 @contextlib.contextmanager

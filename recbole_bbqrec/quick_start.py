@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import recbole
-from recbole.utils import init_logger, init_seed
+from recbole.utils import init_logger
 
-from . import registry, storage
+from . import compat, registry, storage
 from .config import Config, MissingDataSetError, parse_command_line
 from .data.dataloader import split_loaders
+from .data.dataset import SEMANTIC_ID
 from .data.feature_sources import image_folder
 from .errors import InputError
 from .evaluation import report
@@ -27,21 +29,50 @@ from .settings import learning_settings, plain_settings, public_source, settings
 from .tokenizer.measures import peak_memory_mib
 from .training import checkpoint
 
+OURS, RECBOLES = (Path(str(package)).parent for package in (__file__, recbole.__file__))
+HAND_OVER = ("registry.py", "dataloader.py")
+"""Modules that hand the settings to classes of RecBole; an override does so by calling what it overrides."""
+
 
 @contextlib.contextmanager
-def _recbole_refusals() -> Iterator[None]:
-    """Turn errors that RecBole's own code raises while data and model are built into `InputError`.
+def _recbole_refusals(config: Config) -> Iterator[None]:
+    """Turn errors by which RecBole refuses settings while data and model are built into `InputError`.
 
-    RecBole reads many settings only then, and this is its way of refusing them.
+    RecBole reads many settings only then. An error is its refusal where its own code, left to itself with the settings,
+    raises it on purpose, or trips over something that the run has named. Errors about columns that we have loaded and
+    everything else may well come from a wrong call of ours, and keep their traceback.
     """
     try:
         yield
     except (ValueError, KeyError, NotImplementedError) as error:
-        last = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        if isinstance(error, InputError) or not last.is_relative_to(Path(str(recbole.__file__)).parent):
+        if isinstance(error, InputError) or not _is_refusal(error, config):
             raise
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise InputError(f"RecBole refuses these settings ({text}); --debug shows where") from error
+
+
+def _is_refusal(error: Exception, config: Config) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    last_of_ours = max(at for at, frame in enumerate(frames) if Path(frame.filename).is_relative_to(OURS))
+    if not Path(frames[-1].filename).is_relative_to(RECBOLES):
+        return False
+    caller, called = frames[last_of_ours : last_of_ours + 2]
+    if Path(caller.filename).name not in HAND_OVER and caller.name != called.name:
+        return False
+    columns = _strings(list((config["load_col"] or {}).values())) | {SEMANTIC_ID}
+    given = {key: value for key, value in config.external_config_dict.items() if key != "load_col"}
+    words = set(re.findall(r"\w+", str(error)))
+    on_purpose = str(frames[-1].line).startswith("raise ")
+    return bool(words & (_strings(given) - columns)) or (on_purpose and not words & columns)
+
+
+def _strings(value: Any) -> set[str]:
+    """All strings in nested settings, keys included."""
+    if isinstance(value, dict):
+        return _strings([*value, *value.values()])
+    if isinstance(value, list | tuple | set):
+        return {text for part in value for text in _strings(part)}
+    return {value} if isinstance(value, str) else set()
 
 
 def run(arguments: Sequence[str] = (), config_dict: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -67,17 +98,17 @@ def execute(
     fetch_missing(arguments, config_dict)
     config = Config(arguments=arguments, config_dict=config_dict)
     _check_result_file(config["result_file"])
-    init_seed(config["seed"], config["reproducibility"])
+    compat.init_seed(config)
     init_logger(config)
     logger = getLogger()
     logger.info(config)
 
-    with _recbole_refusals():
+    with _recbole_refusals(config):
         dataset = registry.get_dataset(config["model"])(config)
         logger.info(dataset)
         train, valid, test = split_loaders(config, dataset)
 
-        init_seed(config["seed"], config["reproducibility"])  # the model's start does not depend on what data took
+        compat.init_seed(config)  # the model's start does not depend on what data took
         model = registry.build_model(config, train._dataset).to(config["device"])
         logger.info(model)
 
@@ -183,7 +214,7 @@ def load_data_and_model(path: str | Path, config_dict: dict[str, Any] | None = N
     weights = Path(path) / checkpoint.WEIGHTS_FILE if Path(path).is_dir() else Path(path)
     _, header = storage.load(weights, checkpoint.WEIGHTS)
     config = Config(config_dict={**settings_to_load(header["settings"]), **(config_dict or {})})
-    init_seed(config["seed"], config["reproducibility"])
+    compat.init_seed(config)
     dataset = registry.get_dataset(config["model"])(config)
     train, valid, test = split_loaders(config, dataset)
     model = registry.build_model(config, train._dataset).to(config["device"])

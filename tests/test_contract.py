@@ -122,9 +122,11 @@ def test_items_have_one_score_however_it_is_asked_for(made, name):
     assert isinstance(model, Ranker) and ranker_of(model, case.config) is model
     assert case.scores.shape == (len(case.histories), model.n_items)
     assert case.scores[:, 1:].isfinite().all() or model.is_beam_search
-    with torch.no_grad(), model.cached_rows():
-        torch.testing.assert_close(model.score(case.histories), case.scores)
+    with torch.no_grad():
+        shared = model.shared()
+        assert torch.equal(model.score(case.histories, shared=shared), case.scores)
         torch.testing.assert_close(model.score(case.histories, some), case.scores[:, some])
+        torch.testing.assert_close(model.score(case.histories, some, shared=shared), case.scores[:, some])
         torch.testing.assert_close(model.full_sort_predict(case.rows), case.scores)
         torch.testing.assert_close(model.predict(case.rows), case.scores.gather(1, targets).squeeze(1))
 

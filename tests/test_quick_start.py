@@ -3,16 +3,20 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import settings, write_dataset
+from conftest import QUICK, settings, write_dataset
 
 from recbole_bbqrec import cli, quick_start
+from recbole_bbqrec.data import dataset
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.model import bbqrec
 from recbole_bbqrec.training import trainer
 
 ROOT = Path(__file__).resolve().parents[1]
+IDS = {key: value for key, value in QUICK.items() if key.startswith("sid_")}
 
 
 def as_arguments(given):
@@ -169,6 +173,66 @@ def test_what_recbole_refuses_while_it_builds_is_one_line_too(tiny, tmp_path, ca
     assert cli.run(as_arguments(given)) == 2
     error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert error == ["error: RecBole refuses these settings (KeyError: 'colour'); --debug shows where"]
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "message"),
+    [
+        ("SASRec", {"loss_type": "XX"}, "dl_format .* not been implemented"),
+        ("SASRec", {"hidden_act": "XX"}, "KeyError: 'XX'"),
+        ("SASRec", {"eval_args": {"split": {"LS": "valid_and_test"}, "order": "RO"}}, "has to be 'TO'"),
+        ("GRU4RecKG", {}, r"file \[.*tiny\.ent\] not found"),
+    ],
+)
+def test_other_refusals_of_recbole(tiny, tmp_path, model, changes, message):
+    with pytest.raises(InputError, match=f"^RecBole refuses these settings .*{message}"):
+        quick_start.run(config_dict=settings(tiny, model, checkpoint_dir=str(tmp_path), **changes))
+
+
+BRAND = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "brand"]}
+
+
+def a_column_is_lost(patch):
+    build = dataset.MultiModalSequentialDataset.build
+
+    def forget(self):
+        splits = build(self)
+        for split in splits:
+            split.field2type.pop("brand", None)
+        return splits
+
+    patch.setattr(dataset.MultiModalSequentialDataset, "build", forget)
+
+
+def the_codes_are_not_attached(patch):
+    patch.setattr(dataset.MultiModalSequentialDataset, "_attach_codes", lambda *_: None)
+
+
+def a_model_asks_for_a_field_that_is_not_there(patch):
+    wrong = SimpleNamespace(from_dataset=lambda config, dataset, *sizes: dataset.num("tfidf"))
+    patch.setattr(bbqrec, "SimilarityAttention", wrong)
+
+
+MISTAKES = {
+    "a lost column": (a_column_is_lost, "SASRecF", {"selected_features": ["brand"], "load_col": BRAND}),
+    "codes not attached": (
+        the_codes_are_not_attached,
+        "SASRecF",
+        {"selected_features": ["semantic_id"], "attach_semantic_ids": True, **IDS},
+    ),
+    "a field that is not there": (a_model_asks_for_a_field_that_is_not_there, "BBQRec", {}),
+}
+
+
+@pytest.mark.parametrize(("mistake", "model", "changes"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_of_ours_that_fail_inside_recbole_come_out_as_themselves(
+    tiny, tmp_path, monkeypatch, mistake, model, changes
+):
+    mistake(monkeypatch)
+    with pytest.raises((KeyError, ValueError), match=r"brand|semantic_id|tfidf") as caught:
+        quick_start.run(config_dict=settings(tiny, model, checkpoint_dir=str(tmp_path), **changes))
+    assert not isinstance(caught.value, InputError)
+    assert "recbole" in Path(str(caught.traceback[-1].path)).parts, "the error was raised in RecBole's code"
 
 
 def test_a_result_file_that_cannot_be_written_is_said_before_the_run(tiny, tmp_path):

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from recbole.utils import init_seed
 from tqdm import tqdm
 
-from .. import registry
+from .. import compat, registry
 from ..config import Config
 from ..data.dataloader import split_loaders
 from ..errors import InputError
@@ -59,7 +58,7 @@ def cost(
     given = {**QUIET, **given, "model": "BBQRec", "dataset": dataset}
     changes = [{}, *({"scoring": scoring, **CODES[code]} for scoring, code in VARIANTS)]
     config, *configs = [Config(arguments=files, config_dict={**given, **one}) for one in changes]  # all checked first
-    init_seed(config["seed"], config["reproducibility"])
+    compat.init_seed(config)
     data = registry.get_dataset(config["model"])(config)
     train, valid, _ = split_loaders(config, data)
     models = [_model(one, train._dataset) for one in configs]
@@ -104,9 +103,9 @@ def _model(config: Config, dataset: Any) -> Any:
 def score_all(model: Any, histories: np.ndarray, batch: int) -> None:
     """Score all items after each history [U, T] and drop the scores; what all histories share is computed once."""
     device = next(model.parameters()).device
-    with model.cached_rows():
-        for rows in torch.from_numpy(histories).split(batch):
-            model.score(rows.to(device))
+    shared = model.shared()
+    for rows in torch.from_numpy(histories).split(batch):
+        model.score(rows.to(device), shared=shared)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

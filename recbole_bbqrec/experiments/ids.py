@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole.utils import init_seed
 from tqdm import tqdm
 
-from .. import registry
+from .. import compat, registry
 from ..config import Config
 from ..errors import InputError
 from ..evaluation import report
@@ -65,7 +64,7 @@ def study(
 
 def _card(config: Config) -> dict[str, Any]:
     """The report card of one fit, without what only a page of one fit shows; with the time `encode` takes."""
-    init_seed(config["seed"], config["reproducibility"])
+    compat.init_seed(config)
     data = registry.get_dataset(config["model"])(config)
     data.build()
     assert data.tokenizer_file is not None, "the codes are learned, so a tokenizer is kept"

@@ -7,10 +7,9 @@ Shapes: B histories, T items of the longest, N items (row 0 = padding), n target
 positions of an ID, K codes per position, H hidden width.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +25,13 @@ from .item_table import ItemTable
 from .padding import trim
 from .protocol import RankingModel
 from .similarity import SimilarityAttention
+
+
+class Shared(NamedTuple):
+    """What the scores of all histories share."""
+
+    rows: Tensor  # [N, H] item representations
+    keys: Tensor | None  # [N, W] the items as `BBQRec._key` gives them; none where IDs are decoded
 
 
 class BBQRec(RankingModel):
@@ -70,7 +76,6 @@ class BBQRec(RankingModel):
             self.decoder = CodeDecoder(ids, config["n_decoder_layers"], layer).apply(initialise)
         sizes = n_layers, layer.n_heads, self.max_seq_length
         self.similarity = SimilarityAttention.from_dataset(config, dataset, *sizes)
-        self._cached_keys: Tensor | None = None
 
     def _projection(self, config: Any) -> Callable[[int, int], nn.Module]:
         """What makes projections of features into item representations, from the two widths."""
@@ -138,27 +143,43 @@ class BBQRec(RankingModel):
         accidental = targets.unsqueeze(1) == negatives  # [n, m] a target drawn as its own negative
         return hidden, sampled_cross_entropy(query, self._dense_key(negative_rows), positive, accidental)
 
-    def score(self, histories: Tensor, candidates: Tensor | None = None, excluded: Pairs | None = None) -> Tensor:
+    def shared(self) -> Shared:
+        """As `Ranker.shared`."""
+        items = self._all_items()
+        rows = self.item_table(items)
+        return Shared(rows, None if self.decoder is not None else self._key(items, rows))
+
+    def score(
+        self,
+        histories: Tensor,
+        candidates: Tensor | None = None,
+        excluded: Pairs | None = None,
+        shared: Shared | None = None,
+    ) -> Tensor:
         """As `Ranker.score`: what the encoder says, and candidate similarity where it has been fitted."""
         if self.candidates is None:
-            return self.encoder_score(histories, candidates, excluded)
-        scores = self.candidates(self.encoder_score(histories), histories)  # [B, N]
+            return self.encoder_score(histories, candidates, excluded, shared)
+        scores = self.candidates(self.encoder_score(histories, shared=shared), histories)  # [B, N]
         return scores if candidates is None else scores[:, candidates]
 
     def encoder_score(
-        self, histories: Tensor, candidates: Tensor | None = None, excluded: Pairs | None = None
+        self,
+        histories: Tensor,
+        candidates: Tensor | None = None,
+        excluded: Pairs | None = None,
+        shared: Shared | None = None,
     ) -> Tensor:
         """As `score`, without candidate similarity."""
+        rows, keys = self.shared() if shared is None else shared
         lengths = (histories != 0).sum(1)
         trimmed = trim(histories, lengths)
-        hidden = self.forward(trimmed)  # [B, T, H]
+        hidden = self.forward(trimmed, functional.embedding(trimmed, rows))  # [B, T, H]
         if self.decoder is not None:
             scores = self.decoder.score(hidden, trimmed != 0, self.beam_size, excluded)  # [B, N]
             return scores if candidates is None else scores[:, candidates]
         last = hidden[torch.arange(len(histories), device=histories.device), lengths - 1]  # [B, H]
-        if candidates is None and self._cached_keys is not None:
-            return self._query(last) @ self._cached_keys.T
-        return self._query(last) @ self._key(self._all_items() if candidates is None else candidates).T
+        keys = cast(Tensor, keys)
+        return self._query(last) @ (keys if candidates is None else keys[candidates]).T
 
     def _all_items(self) -> Tensor:
         return torch.arange(self.n_items, device=self.position_embedding.weight.device)
@@ -170,9 +191,9 @@ class BBQRec(RankingModel):
             parts.append(self.code_weight * self.code_heads.states(hidden))
         return torch.cat(parts, dim=1)
 
-    def _key(self, items: Tensor) -> Tensor:
-        """Items [m] in the form [m, W] that `_query` is multiplied with."""
-        parts = [self._dense_key(self.item_table(items))] if self.scoring != "codes" else []
+    def _key(self, items: Tensor, rows: Tensor) -> Tensor:
+        """Items [m] with representations [m, H], in the form [m, W] that `_query` is multiplied with."""
+        parts = [self._dense_key(rows)] if self.scoring != "codes" else []
         if self.code_heads is not None:
             parts.append(self.code_heads.rows(items))
         return torch.cat(parts, dim=1)
@@ -184,16 +205,6 @@ class BBQRec(RankingModel):
     def _dense_key(self, rows: Tensor) -> Tensor:
         """Item representations [m, H] in the form that `_dense_query` is multiplied with."""
         return functional.normalize(rows, dim=-1) if self.cosine else rows
-
-    @contextlib.contextmanager
-    def cached_rows(self) -> Iterator[None]:
-        """As `Ranker.cached_rows`: the representations of all items."""
-        with self.item_table.cached_rows(), torch.no_grad():
-            self._cached_keys = self._key(self._all_items()) if self.decoder is None else None
-            try:
-                yield
-            finally:
-                self._cached_keys = None
 
 
 class CodeHeads(nn.Module):

@@ -3,8 +3,7 @@
 Shapes: N items (row 0 = padding), P positions of an ID, F width of a modality's features, H hidden width.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,7 +30,6 @@ class ItemTable(nn.Module):
         self.n_items, self.n_trained = len(catalogue.tokens), catalogue.n_trained
         self.modalities = catalogue.modalities if config["use_features"] else []
         self.id_dropout: float = config["id_dropout_prob"]
-        self._cached: torch.Tensor | None = None
         self.id_embedding = nn.Embedding(self.n_items, hidden_size, padding_idx=0) if config["use_item_id"] else None
         self.code_embedding = nn.Embedding(ids.n_code_ids, hidden_size, padding_idx=0) if ids is not None else None
         # Codes and features have files of their own; a checkpoint holds what training learned.
@@ -51,8 +49,6 @@ class ItemTable(nn.Module):
 
     def forward(self, items: torch.Tensor) -> torch.Tensor:
         """Return the rows [n, H] of item ids [n]; row 0 is zero."""
-        if self._cached is not None:
-            return functional.embedding(items, self._cached)
         parts = []
         if self.id_embedding is not None:
             rows = self.id_embedding(items)
@@ -66,16 +62,6 @@ class ItemTable(nn.Module):
             projected = self.projections[name](self.get_buffer(f"features_{name}")[items])
             parts.append(torch.where(known, projected, self.missing[name]))
         return torch.stack(parts).sum(0) * (items != 0).unsqueeze(-1)
-
-    @contextlib.contextmanager
-    def cached_rows(self) -> Iterator[None]:
-        """Compute all rows once for everything that asks for some within the block; nothing may change them there."""
-        with torch.no_grad():
-            self._cached = self(torch.arange(self.n_items, device=next(self.parameters()).device))
-        try:
-            yield
-        finally:
-            self._cached = None
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         """Take in the ID embeddings of the items that training knew; those of new items are zero."""

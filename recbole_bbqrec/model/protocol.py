@@ -6,7 +6,7 @@ Models of this project are `RankingModel`s, which fills in what they have no use
 Shapes: B histories, T items of the longest, N items (row 0 = padding).
 """
 
-import contextlib
+import threading
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,8 +14,13 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
+from ..errors import InputError
 from .candidates import CandidateSimilarity
 from .decoding import Pairs
+
+
+class NeedsDataError(InputError, AttributeError):
+    """A model asks its data set for more than the catalogue, which is all there is without the data."""
 
 
 @runtime_checkable
@@ -27,8 +32,16 @@ class Ranker(Protocol):
     is_beam_search: bool = False
     """Whether items may go without a score (minus infinity): those beyond the beam of a beam search."""
 
+    def shared(self) -> Any:
+        """What the scores of all histories share, for `score`; it holds for as long as the weights stay as they are."""
+        return None
+
     def score(
-        self, histories: torch.Tensor, candidates: torch.Tensor | None = None, excluded: Pairs | None = None
+        self,
+        histories: torch.Tensor,
+        candidates: torch.Tensor | None = None,
+        excluded: Pairs | None = None,
+        shared: Any = None,
     ) -> torch.Tensor:
         """Score items as the next one after histories [B, T] (0 pads on the right, none is empty).
 
@@ -36,16 +49,13 @@ class Ranker(Protocol):
         ----------
         candidates : item ids [m]; none = all N, padding included.
         excluded : (history, item) pairs that need no score; a beam search does not spend its places on them.
+        shared : what `shared` has returned; none = it is computed for this call.
 
         Returns
         -------
         [B, m] or [B, N]; minus infinity for what a beam search has not found.
         """
         ...
-
-    def cached_rows(self) -> contextlib.AbstractContextManager[None]:
-        """Compute what all histories share once for all scores within the block; nothing may change weights there."""
-        return contextlib.nullcontext()
 
 
 class RankingModel(SequentialRecommender, Ranker):
@@ -68,14 +78,20 @@ class RecBoleRanker(Ranker):
 
     def __init__(self, model: Any, config: Any) -> None:
         self.model, self.length = model, config["MAX_ITEM_LIST_LENGTH"]
+        self._one_call = threading.Lock()
 
     def score(
-        self, histories: torch.Tensor, candidates: torch.Tensor | None = None, excluded: Pairs | None = None
+        self,
+        histories: torch.Tensor,
+        candidates: torch.Tensor | None = None,
+        excluded: Pairs | None = None,
+        shared: Any = None,
     ) -> torch.Tensor:
         """As `Ranker.score`; everything gets a score."""
         padded = torch.nn.functional.pad(histories, (0, self.length - histories.shape[1]))
         fields = {self.model.ITEM_SEQ: padded, self.model.ITEM_SEQ_LEN: (histories != 0).sum(1)}
-        scores = self.model.full_sort_predict(Interaction(fields)).view(len(histories), -1)
+        with self._one_call:  # RecBole's models may keep a part of a call in themselves; RepeatNet does
+            scores = self.model.full_sort_predict(Interaction(fields)).view(len(histories), -1)
         return scores if candidates is None else scores[:, candidates]
 
 

@@ -26,19 +26,17 @@ SASRecCPR (reads the state at a padded column), LightSANs and FEARec (layers of 
 """
 
 
-class ReweightedSoftmax(nn.Softmax):
-    """Softmax of masked scores [B, A, L, L] that the similarity bias of the current batch, if any, enters first."""
+class MaskAndBiases:
+    """What an encoder of RecBole adds to the scores [B, A, L, L] of each layer in turn: the mask, and the layer's bias.
 
-    bias: Tensor | None = None
+    It belongs to one call: the model keeps nothing of a batch, so calls may run side by side.
+    """
 
-    def __init__(self, mode: str) -> None:
-        super().__init__(dim=-1)
-        self.mode = mode
+    def __init__(self, mask: Tensor, biases: list[Tensor], mode: str) -> None:
+        self.mask, self.biases, self.mode = mask, iter(biases), mode
 
-    def forward(self, input: Tensor) -> Tensor:
-        # The bias is let go: it holds the batch's graph, which nobody can copy or save.
-        bias, self.bias = self.bias, None
-        return super().forward(input if bias is None else reweight(input, bias, self.mode))
+    def __radd__(self, scores: Tensor) -> Tensor:
+        return reweight(scores + self.mask, next(self.biases), self.mode)
 
 
 def add_similarity(model: nn.Module, config: Any, dataset: Any) -> nn.Module:
@@ -68,22 +66,19 @@ def add_similarity(model: nn.Module, config: Any, dataset: Any) -> nn.Module:
             f"add --{needed}, or set --similarity_attention=off"
         )
     owner.similarity = similarity.to(next(model.parameters()).device)
-    for layer in layers:
-        layer.multi_head_attention.softmax = ReweightedSoftmax(mode)
     # A bound method, unlike a closure, follows the model through copy.deepcopy.
     owner.get_attention_mask = MethodType(_mask_and_biases, owner)
     return model
 
 
-def _mask_and_biases(owner: Any, item_seq: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _mask_and_biases(owner: Any, item_seq: Tensor, *args: Any, **kwargs: Any) -> MaskAndBiases:
     """Stand in for `get_attention_mask`: the one place where all these models show the history they attend over.
 
     It is called once before every call of the encoder, with the very columns that the encoder gets, trimmed or not.
     """
     mask = type(owner).get_attention_mask(owner, item_seq, *args, **kwargs)
-    for layer, bias in zip(owner.trm_encoder.layer, owner.similarity(item_seq), strict=True):
-        if owner.similarity.mode == "multiplicative":
-            # RecBole masks by adding -10000 to the scores, and a factor would reach that too.
-            bias = bias.masked_fill(mask != 0, 0.0)
-        layer.multi_head_attention.softmax.bias = bias
-    return mask
+    mode, biases = owner.similarity.mode, owner.similarity(item_seq)
+    if mode == "multiplicative":
+        # RecBole masks by adding -10000 to the scores, and a factor would reach that too.
+        biases = [bias.masked_fill(mask != 0, 0.0) for bias in biases]
+    return MaskAndBiases(mask, biases, mode)

@@ -98,7 +98,9 @@ class TIGER(RankingModel):
         visible, wanted = self._real(histories).unsqueeze(1), targets[row, last].unsqueeze(1)
         return self.decoder.loss(self.forward(histories), visible, wanted)
 
-    def score(self, histories: Tensor, candidates: Tensor | None = None, excluded: Pairs | None = None) -> Tensor:
+    def score(
+        self, histories: Tensor, candidates: Tensor | None = None, excluded: Pairs | None = None, shared: Any = None
+    ) -> Tensor:
         """As `Ranker.score`: log-probabilities."""
         trimmed = trim(histories, (histories != 0).sum(1))
         scores = self.decoder.score(self.forward(trimmed), self._real(trimmed), self.beam_size, excluded)

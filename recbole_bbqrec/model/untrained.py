@@ -53,7 +53,9 @@ class Pop(RankingModel):
         for _ in points:
             yield self.counts.float().repeat(len(histories), 1)
 
-    def score(self, histories: Tensor, candidates: Tensor | None = None, excluded: Pairs | None = None) -> Tensor:
+    def score(
+        self, histories: Tensor, candidates: Tensor | None = None, excluded: Pairs | None = None, shared: Any = None
+    ) -> Tensor:
         """As `Ranker.score`, with the chosen values."""
         scores = next(self.scores_at(histories, [self.chosen]))
         return scores if candidates is None else scores[:, candidates]

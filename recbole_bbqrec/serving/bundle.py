@@ -1,5 +1,6 @@
 """A finished run without its data set: load its folder and recommend."""
 
+import functools
 import json
 import logging
 import shutil
@@ -14,7 +15,7 @@ from ..errors import InputError
 from ..evaluation.ranking import tie_order
 from ..model.candidates import candidates_of
 from ..model.catalogue import Catalogue, ItemFeatures, SemanticIds
-from ..model.protocol import ranker_of
+from ..model.protocol import NeedsDataError, ranker_of
 from ..settings import plain_settings
 from ..tokenizer.fit import Encoded
 from ..training import checkpoint
@@ -42,8 +43,11 @@ class _NoData:
 
     def num(self, field: str) -> int:
         if field != self.iid_field:
-            raise InputError(f"field {field}: not in a bundle; this model works with its data set only")
+            raise NeedsDataError(f"number of {field}")
         return len(self.catalogue.tokens)
+
+    def __getattr__(self, name: str) -> Any:
+        raise NeedsDataError(name)
 
 
 class _Settings(dict[str, Any]):
@@ -68,14 +72,20 @@ class Bundle:
         self.folder, self.settings, self.catalogue = folder, settings, catalogue
         try:
             self.model = registry.build_model(settings, _NoData(settings["ITEM_ID_FIELD"], catalogue))
-        except AttributeError as error:
+        except NeedsDataError as error:
             why = f"{settings['model']} needs its data set ({error}); use load_data_and_model"
-            raise InputError(f"{folder}: {why}") from error
+            raise NeedsDataError(f"{folder}: {why}") from error
         checkpoint.load_weights(folder / WEIGHTS, self.model)
         restore_candidates(folder, self.model)
         self.ranker = ranker_of(self.model.eval(), settings)
         self.item_tokens = catalogue.tokens
         self._ids = {token: index for index, token in enumerate(self.item_tokens) if index}
+
+    @functools.cached_property
+    def _shared(self) -> Any:
+        """What all histories share: a loaded model does not change. Threads that ask first may each compute it."""
+        with torch.no_grad():
+            return self.ranker.shared()
 
     def grown(self, new: ItemFeatures, encoded: Encoded | None = None) -> "Bundle":
         """Return a bundle that also scores and reads items that the model was not trained with.
@@ -117,7 +127,7 @@ class Bundle:
         known = [[self._ids[token] for token in history if token in self._ids] for history in histories]
         results = [Recommendation([], [], tokens) for tokens in unknown]
         rows = [index for index, history in enumerate(known) if history]
-        with torch.no_grad(), self.ranker.cached_rows():
+        with torch.no_grad():
             for start in range(0, len(rows), BATCH):
                 batch = rows[start : start + BATCH]
                 found = self._top([known[index] for index in batch], k, exclude_seen)
@@ -132,7 +142,7 @@ class Bundle:
         rows, items = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
         # A beam search leaves out what has been seen before it cuts its beam, also what the model does not read.
         padded = torch.nn.utils.rnn.pad_sequence(recent, batch_first=True)
-        scores = self.ranker.score(padded, excluded=(rows, items)).clone()
+        scores = self.ranker.score(padded, excluded=(rows, items), shared=self._shared).clone()
         scores[:, 0] = scores[rows, items] = -torch.inf
         # Equal scores stand in the ranker's order of ties: a stable sort of columns that are in that order already.
         columns = torch.argsort(tie_order(scores.shape[1], self.settings["seed"]))
@@ -165,12 +175,11 @@ def keep_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
         bundle = load_bundle(run_dir)
         bundle.recommend([[bundle.item_tokens[1]]], k=1)
         logger.info(f"bundle: recbole_bbqrec.load_bundle({str(run_dir)!r}).recommend([[item tokens]], k=10)")
-    except Exception as error:  # a model that asks its data set or its user for more than a history fails in many ways
-        if config["model"] in registry.MODELS:
-            raise
+    except Exception as error:
         (run_dir / BUNDLE).unlink()
-        why = f"{config['model']} needs its data set to recommend ({error})"
-        logger.warning(f"no bundle: {why}; use load_data_and_model")
+        if config["model"] in registry.MODELS or not isinstance(error, NeedsDataError):
+            raise
+        logger.warning(f"no bundle: {error}")
 
 
 def restore_candidates(folder: Path, model: Any) -> None:

@@ -1,6 +1,7 @@
 """Training on whole sequences, and what is fitted once training is done."""
 
 import contextlib
+import functools
 import time
 import zlib
 from collections.abc import Iterator
@@ -86,9 +87,10 @@ class SequenceTrainer(ProtocolTrainer):
         """
         model, dataset = self.model.eval(), valid_data._dataset
         histories, targets = (dataset.inter_feat[field].to(self.device) for field in (model.ITEM_SEQ, model.ITEM_ID))
-        with torch.no_grad(), model.cached_rows():
+        with torch.no_grad():
             given = histories, targets, halves_of(dataset), self.config["seed"]
-            fit_candidates(candidates, model.encoder_score, *given, show_progress)
+            score = functools.partial(model.encoder_score, shared=model.shared())
+            fit_candidates(candidates, score, *given, show_progress)
         candidates.fitted_on = fingerprint_of(dataset)
         score, without = self._validate(valid_data, show_progress)["masked"][self.valid_metric], self.best_valid_score
         what = f"{self.config['valid_metric']} {without:.4f} without, {score:.4f} with candidate similarity"

@@ -202,12 +202,14 @@ class ProtocolTrainer(Trainer):
         seen, ties = self._seen_before(dataset, tuple(earlier)), tie_order(dataset.item_num, self.config["seed"])
         ranks = {column: np.zeros(len(lengths), np.int64) for column in ("masked", "unmasked")}
         bar = tqdm(total=len(order), desc="Rank", ncols=100, disable=not show_progress)
-        with bar, self.ranker.cached_rows():
+        shared = self.ranker.shared()
+        with bar:
             for part in self._parts(dataset, order):
                 for rows in np.array_split(part, -(-len(part) // self.config["eval_batch_size"]) or 1):
                     if not len(rows):
                         continue
-                    for column, values in self._rank_rows(eval_data, rows, self._pairs(seen, rows), ties).items():
+                    found = self._rank_rows(eval_data, rows, self._pairs(seen, rows), ties, shared)
+                    for column, values in found.items():
                         ranks[column][rows] = values.cpu().numpy()
                     bar.update(len(rows))
         return Ranks(dataset.inter_feat[dataset.uid_field].numpy(), **ranks)
@@ -216,17 +218,21 @@ class ProtocolTrainer(Trainer):
         """Yield rows that may be scored side by side."""
         yield order
 
-    def _rank_rows(self, eval_data: Any, rows: np.ndarray, seen: Pairs, ties: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _rank_rows(
+        self, eval_data: Any, rows: np.ndarray, seen: Pairs, ties: torch.Tensor, shared: Any
+    ) -> dict[str, torch.Tensor]:
         interaction, _, _, targets = eval_data.collate_fn(rows)
         targets = targets.to(self.device)
-        if not self.ranker.is_beam_search:
+        if self.ranker is not self.model:  # RecBole's own models may read more than histories
             scores = self._full_sort_batch_eval((interaction, None, None, None))[1]
             return rank_targets(scores, targets, seen, ties)
-        # What a user has seen is masked before the beam is cut: two searches, one for each column.
         histories = interaction[self.model.ITEM_SEQ].to(self.device)
+        if not self.ranker.is_beam_search:
+            return rank_targets(self.ranker.score(histories, shared=shared), targets, seen, ties)
+        # What a user has seen is masked before the beam is cut: two searches, one for each column.
         ranks = {}
         for column, excluded in (("masked", seen), ("unmasked", None)):
-            scores = self.ranker.score(histories, excluded=excluded)
+            scores = self.ranker.score(histories, excluded=excluded, shared=shared)
             ranks[column] = rank_targets(scores, targets, seen, ties, is_beam_search=True)[column]
         return ranks
 

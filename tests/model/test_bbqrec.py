@@ -169,15 +169,15 @@ def test_joint_is_the_dense_score_and_the_weighed_codes(data):
 
 
 @pytest.mark.parametrize("scoring", ["dense", "codes", "joint", "generate"])
-def test_rows_that_are_kept_score_as_before_and_are_forgotten_after_the_block(data, scoring):
+def test_what_histories_share_is_a_value_that_changes_no_score(data, scoring):
     model, batches, _ = make(data, scoring=scoring)
     model.eval()
     histories, some = batches[0]["item_id_list"], torch.tensor([3, 1, 7])
-    expected = model.score(histories)
-    with pytest.raises(RuntimeError, match="within"), model.cached_rows():
-        torch.testing.assert_close(model.score(histories), expected)
-        torch.testing.assert_close(model.score(histories, some), expected[:, some])
-        raise RuntimeError("within")
+    expected, state = model.score(histories), dict(vars(model))
+    shared = model.shared()
+    assert torch.equal(model.score(histories, shared=shared), expected)
+    torch.testing.assert_close(model.score(histories, some, shared=shared), expected[:, some])
+    assert vars(model) == state, "nothing of it stays in the model"
     with torch.no_grad():
         for value in model.parameters():
             value.add_(torch.randn_like(value))

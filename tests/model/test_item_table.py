@@ -80,15 +80,3 @@ def test_rows_of_new_items_have_no_id_part_and_leave_the_others_alone():
 def test_code_and_feature_tables_are_not_in_the_checkpoint():
     names = set(table().state_dict())
     assert names and not {"code_ids", "features_text", "present_text"} & names
-
-
-def test_kept_rows_are_those_of_the_table_and_are_forgotten_after_the_block():
-    module = table().eval()
-    items = torch.tensor([[3, 0], [5, 1]])
-    expected = module(items)
-    with pytest.raises(RuntimeError, match="within"), module.cached_rows():
-        torch.testing.assert_close(module(items), expected)
-        module.id_embedding.weight.data += 1.0
-        torch.testing.assert_close(module(items), expected)
-        raise RuntimeError("within")
-    assert not torch.allclose(module(items), expected)

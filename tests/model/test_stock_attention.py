@@ -12,7 +12,7 @@ from recbole_bbqrec.data.dataloader import split_loaders
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.model.catalogue import Catalogue
 from recbole_bbqrec.model.padding import LENGTH_INDEPENDENT, group_by_length
-from recbole_bbqrec.model.stock_attention import ENCODER_OWNERS, ReweightedSoftmax, add_similarity
+from recbole_bbqrec.model.stock_attention import ENCODER_OWNERS, add_similarity
 from recbole_bbqrec.training import checkpoint
 
 MODES = ["additive", "multiplicative", "undiscretised"]
@@ -168,7 +168,7 @@ def test_attention_layers_by_hand(mode, load):
     seen = []
     attention.register_forward_hook(lambda _, args, output: seen.append((*args, output)))
     scores(model, data.rows)
-    hidden, mask, found = seen[0]
+    hidden, added, found = seen[0]
     bias = similarity_of(model)(data.rows["item_id_list"])[1]
 
     def heads(layer):
@@ -176,7 +176,7 @@ def test_attention_layers_by_hand(mode, load):
 
     raw = heads(attention.query) @ heads(attention.key).transpose(-1, -2) / attention.attention_head_size**0.5
     raw = raw * (1 + bias) if mode == "multiplicative" else raw + bias
-    attended = ((raw + mask).softmax(-1) @ heads(attention.value)).transpose(1, 2).flatten(-2)
+    attended = ((raw + added.mask).softmax(-1) @ heads(attention.value)).transpose(1, 2).flatten(-2)
     expected = attention.LayerNorm(attention.dense(attended) + hidden)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -246,7 +246,6 @@ def test_raw_features_take_the_place_of_codes(load):
 def test_off_leaves_the_model_alone(load):
     model = make(load("SASRec"), "off")
     assert not hasattr(model, "similarity") and "get_attention_mask" not in vars(model)
-    assert not any(isinstance(module, ReweightedSoftmax) for module in model.modules())
 
 
 def test_it_draws_no_random_number(load):

@@ -1,5 +1,8 @@
 import json
 import shutil
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -7,10 +10,18 @@ import torch
 from conftest import QUICK, settings, tiny_interactions
 
 import recbole_bbqrec
-from recbole_bbqrec import quick_start
+from recbole_bbqrec import quick_start, registry
+from recbole_bbqrec.config import Config
+from recbole_bbqrec.data.dataloader import split_loaders
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.model import protocol
 from recbole_bbqrec.model.catalogue import ItemFeatures
+from recbole_bbqrec.serving.bundle import keep_bundle, write_bundle
 from recbole_bbqrec.tokenizer.fit import Encoded
+from recbole_bbqrec.training import checkpoint
+
+N_THREADS = 8
+SMALL_IDS = {key: value for key, value in QUICK.items() if key.startswith("sid_")} | {"attach_semantic_ids": True}
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +138,76 @@ def test_new_items_need_codes_of_their_own_where_codes_are_decoded(tiny, tmp_pat
         bundle.grown(
             ItemFeatures(["new"], {"text": torch.ones(1, bundle.catalogue.features.matrices["text"].shape[1])})
         )
+
+
+def test_a_model_that_needs_its_data_leaves_no_bundle_and_says_so(tiny, tmp_path, caplog):
+    run = quick_start.run(config_dict=settings(tiny, "FPMC", checkpoint_dir=str(tmp_path), epochs=1))
+    assert not list(tmp_path.rglob("bundle.json"))
+    assert f"no bundle: {run['run_dir']}: FPMC needs its data set (user_num); use load_data_and_model" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [AttributeError, KeyError])
+@pytest.mark.parametrize("place", [(registry, "add_similarity"), (protocol.RecBoleRanker, "score")])
+def test_a_mistake_of_ours_is_not_taken_for_a_model_that_needs_its_data(tiny, tmp_path, monkeypatch, kind, place):
+    def fail(*_, **__):
+        raise kind("a mistake of ours")
+
+    given = settings(tiny, "SASRec", checkpoint_dir=str(tmp_path), similarity_attention="additive", **SMALL_IDS)
+    config = Config(config_dict=given)
+    data = registry.get_dataset("SASRec")(config)
+    train, _, _ = split_loaders(config, data)
+    checkpoint.save_weights(tmp_path / "weights.safetensors", registry.build_model(config, train._dataset), {})
+    monkeypatch.setattr(*place, fail)
+    with pytest.raises(kind, match="a mistake of ours") as caught:
+        keep_bundle(tmp_path, config, data)
+    assert not isinstance(caught.value, InputError) and not (tmp_path / "bundle.json").exists()
+
+
+SHARED_BY_THREADS = {
+    "dense": ("BBQRec", {"scoring": "dense"}),
+    "joint": ("BBQRec", {"scoring": "joint"}),
+    "codes": ("BBQRec", {"scoring": "codes"}),
+    "beam": ("BBQRecGenerate", {**QUICK, "beam_size": 10}),
+    "exact": ("BBQRecGenerate", {**QUICK, "beam_size": 0}),
+    "TIGER": ("TIGER", {"n_layers": 1, "n_decoder_layers": 1, "sid_steps": 40, "report_card": False}),
+    "TransitionGraph": ("TransitionGraph", {}),
+    "SASRec": ("SASRec", {}),
+    "SASRec with similarity": ("SASRec", {"similarity_attention": "additive", **SMALL_IDS}),
+    "RepeatNet": ("RepeatNet", {}),  # keeps a part of every call in itself
+}
+
+
+@pytest.mark.parametrize(("model", "changes"), SHARED_BY_THREADS.values(), ids=SHARED_BY_THREADS)
+def test_threads_share_a_bundle(tiny, tmp_path, model, changes):
+    given = settings(tiny, model, checkpoint_dir=str(tmp_path), **changes)
+    config = Config(config_dict={**given, "cache_dir": str(tiny / "cache")})
+    data = registry.get_dataset(model)(config)
+    train, _, _ = split_loaders(config, data)
+    torch.manual_seed(3)
+    net = registry.build_model(config, train._dataset)
+    if model == "TransitionGraph":
+        sequences = train._dataset.train_sequences
+        net.count(sequences.offsets, sequences.items)
+    for value in net.parameters():
+        torch.nn.init.normal_(value, std=0.3)
+    checkpoint.save_weights(tmp_path / "weights.safetensors", net, {})
+    write_bundle(tmp_path, config, data)
+    bundle = recbole_bbqrec.load_bundle(tmp_path)
+    tokens = bundle.item_tokens[1:]
+    calls = [([tokens[at : at + length] for length in range(1, 2 + at % 4)], 3 + at) for at in range(N_THREADS)]
+    expected = [bundle.recommend(*call) for call in calls]
+    started, before = threading.Barrier(N_THREADS), sys.getswitchinterval()
+
+    def ask(call):
+        started.wait()
+        return [shared.recommend(*call) for _ in range(20)]
+
+    shared = recbole_bbqrec.load_bundle(tmp_path)
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(N_THREADS) as pool:
+            found = list(pool.map(ask, calls))
+    finally:
+        sys.setswitchinterval(before)
+    assert len({tuple(answer[0].items) for answer in expected}) > 1
+    assert found == [[answer] * 20 for answer in expected]

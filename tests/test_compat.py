@@ -1,0 +1,78 @@
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUICK, settings
+
+from recbole_bbqrec import compat, quick_start
+
+VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
+
+
+@pytest.fixture
+def switched(monkeypatch):
+    """What torch's switch of deterministic algorithms is set to, instead of setting it."""
+    calls = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on, warn_only: calls.append((on, warn_only)))
+    monkeypatch.delenv(VARIABLE, raising=False)
+    return calls
+
+
+def run_on(device, reproducibility):
+    compat.init_seed({"device": torch.device(device), "seed": 3, "reproducibility": reproducibility})
+
+
+def test_a_gpu_adds_up_in_a_fixed_order_and_a_cpu_is_left_alone(switched):
+    run_on("cpu", True)
+    run_on("cuda", False)
+    assert switched == [(False, True)] and VARIABLE not in os.environ
+    run_on("cuda:0", True)
+    assert switched[1:] == [(True, True)] and os.environ[VARIABLE] == ":4096:8"
+
+
+def test_a_workspace_that_the_user_chose_stays(switched, monkeypatch):
+    monkeypatch.setenv(VARIABLE, ":16:8")
+    run_on("cuda", True)
+    assert os.environ[VARIABLE] == ":16:8"
+
+
+def test_the_seed_is_recboles():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    run_on("cpu", True)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_runs_are_seeded_in_this_one_place():
+    package = Path(compat.__file__).parent
+    calls = {
+        path.name: re.findall(r"[\w.]*\binit_seed\(", path.read_text(encoding="utf-8"))
+        for path in package.rglob("*.py")
+    }
+    assert calls.pop("compat.py") == ["init_seed(", "recbole.utils.init_seed("]
+    assert {call for found in calls.values() for call in found} == {"compat.init_seed("}
+
+
+SMALL = {key: value for key, value in QUICK.items() if key.startswith("sid_")}
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("BBQRec", {}),
+        ("BBQRecGenerate", {**SMALL, "beam_size": 5, "report_card": False}),
+        ("TIGER", {"sid_steps": 40, "beam_size": 5, "report_card": False}),
+        ("UniSRec", {}),
+        ("TransitionGraph", {}),
+        ("SASRec", {**SMALL, "similarity_attention": "additive", "attach_semantic_ids": True}),
+    ],
+)
+def test_no_operation_of_a_run_is_without_a_deterministic_form(tiny, tmp_path, model, changes):
+    given = settings(tiny, model, checkpoint_dir=str(tmp_path), final=True, **changes)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert quick_start.run(config_dict=given)["users"]["test"]
+    finally:
+        torch.use_deterministic_algorithms(False)
