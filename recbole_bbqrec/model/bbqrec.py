@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from ..errors import InputError
 from .attention import LayerSettings, TransformerLayer, causal_mask, initialise
+from .candidates import CandidateSimilarity
 from .catalogue import SemanticIds
 from .cpu_speed import Dropout, sampled_cross_entropy
 from .decoding import Pairs
@@ -32,8 +33,8 @@ class BBQRec(RankingModel):
 
     Where the paper's parts are: `SimilarityAttention` and `TransformerLayer` hold the similarity-enhanced attention;
     the behaviour-bound codes and vectors come from the item tokenizer with the data set; `CodeDecoder` decodes IDs.
-    `ItemTable` turns codes, features and IDs into item representations, `CandidateSimilarity` is fitted by the trainer
-    once everything else is.
+    `ItemTable` turns codes, features and IDs into item representations. The trainer fits `candidates`, a
+    `CandidateSimilarity`, once everything else is; weights that are loaded bring it along.
 
     Parameters
     ----------
@@ -69,6 +70,7 @@ class BBQRec(RankingModel):
             self.decoder = CodeDecoder(ids, config["n_decoder_layers"], layer).apply(initialise)
         sizes = n_layers, layer.n_heads, self.max_seq_length
         self.similarity = SimilarityAttention.from_dataset(config, dataset, *sizes)
+        self.candidates: CandidateSimilarity | None = None
         self._cached_keys: Tensor | None = None
 
     def _projection(self, config: Any) -> Callable[[int, int], nn.Module]:
@@ -153,6 +155,14 @@ class BBQRec(RankingModel):
         if candidates is None and self._cached_keys is not None:
             return self._query(last) @ self._cached_keys.T
         return self._query(last) @ self._key(self._all_items() if candidates is None else candidates).T
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Make room for the candidate similarity of the weights, whose size they alone know; or have none."""
+        within = f"{prefix}candidates."
+        state = {name.removeprefix(within): value for name, value in state_dict.items() if name.startswith(within)}
+        device = self.position_embedding.weight.device
+        self.candidates = CandidateSimilarity.from_state(state).to(device) if state else None
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _all_items(self) -> Tensor:
         return torch.arange(self.n_items, device=self.position_embedding.weight.device)

@@ -14,7 +14,6 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
-from .candidates import CandidateSimilarity
 from .decoding import Pairs
 
 
@@ -22,8 +21,6 @@ from .decoding import Pairs
 class Ranker(Protocol):
     """A model that scores items after histories."""
 
-    candidates: CandidateSimilarity | None = None
-    """Candidate similarity, fitted after training; not part of what training learns."""
     is_beam_search: bool = False
     """Whether items may go without a score (minus infinity): those beyond the beam of a beam search."""
 

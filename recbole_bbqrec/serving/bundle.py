@@ -12,7 +12,6 @@ import torch
 from .. import __version__, registry, storage
 from ..errors import InputError
 from ..evaluation.ranking import tie_order
-from ..model.candidates import candidates_of
 from ..model.catalogue import Catalogue, ItemFeatures, SemanticIds
 from ..model.protocol import ranker_of
 from ..settings import plain_settings
@@ -72,7 +71,6 @@ class Bundle:
             why = f"{settings['model']} needs its data set ({error}); use load_data_and_model"
             raise InputError(f"{folder}: {why}") from error
         checkpoint.load_weights(folder / WEIGHTS, self.model)
-        restore_candidates(folder, self.model)
         self.ranker = ranker_of(self.model.eval(), settings)
         self.item_tokens = catalogue.tokens
         self._ids = {token: index for index, token in enumerate(self.item_tokens) if index}
@@ -171,13 +169,6 @@ def keep_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
         (run_dir / BUNDLE).unlink()
         why = f"{config['model']} needs its data set to recommend ({error})"
         logger.warning(f"no bundle: {why}; use load_data_and_model")
-
-
-def restore_candidates(folder: Path, model: Any) -> None:
-    """Give a model of ours what its run has fitted after training, if anything."""
-    candidates = candidates_of(folder, model.n_items)
-    if candidates is not None:
-        model.candidates = candidates.to(next(model.parameters()).device)
 
 
 def load_bundle(path: str | Path) -> Bundle:

@@ -7,7 +7,6 @@ import statistics
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,6 +158,7 @@ class ProtocolTrainer(Trainer):
     def _save_checkpoint(self, epoch: int | None, verbose: bool = True, **kwargs: Any) -> None:
         path = Path(kwargs.get("saved_model_file", self.saved_model_file))
         header = {"model": self.config["model"], "epoch": epoch, "settings": plain_settings(self.config)}
+        header |= kwargs.get("header", {})
         checkpoint.save_weights(path, self.model, header)
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {path}")
@@ -203,18 +203,13 @@ class ProtocolTrainer(Trainer):
         ranks = {column: np.zeros(len(lengths), np.int64) for column in ("masked", "unmasked")}
         bar = tqdm(total=len(order), desc="Rank", ncols=100, disable=not show_progress)
         with bar, self.ranker.cached_rows():
-            for part in self._parts(dataset, order):
-                for rows in np.array_split(part, -(-len(part) // self.config["eval_batch_size"]) or 1):
-                    if not len(rows):
-                        continue
-                    for column, values in self._rank_rows(eval_data, rows, self._pairs(seen, rows), ties).items():
-                        ranks[column][rows] = values.cpu().numpy()
-                    bar.update(len(rows))
+            for rows in np.array_split(order, -(-len(order) // self.config["eval_batch_size"]) or 1):
+                if not len(rows):
+                    continue
+                for column, values in self._rank_rows(eval_data, rows, self._pairs(seen, rows), ties).items():
+                    ranks[column][rows] = values.cpu().numpy()
+                bar.update(len(rows))
         return Ranks(dataset.inter_feat[dataset.uid_field].numpy(), **ranks)
-
-    def _parts(self, dataset: Any, order: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield rows that may be scored side by side."""
-        yield order
 
     def _rank_rows(self, eval_data: Any, rows: np.ndarray, seen: Pairs, ties: torch.Tensor) -> dict[str, torch.Tensor]:
         interaction, _, _, targets = eval_data.collate_fn(rows)
