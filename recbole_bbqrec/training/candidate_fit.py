@@ -158,7 +158,7 @@ def _share(trials: Sequence[tuple[Sequence[_Problem], np.ndarray]], start: np.nd
     """Share between 0 and 1 of each step [1 + F] from `start` that is likeliest for the histories it is tried on."""
 
     def slope(share: float) -> float:
-        return sum(problem.loss(start + share * step)[1] @ step for tried, step in trials for problem in tried)
+        return float(sum(problem.loss(start + share * step)[1] @ step for tried, step in trials for problem in tried))
 
     if slope(0.0) >= 0:
         return 0.0
