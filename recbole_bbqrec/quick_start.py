@@ -24,7 +24,7 @@ from .evaluation.ranking import Ranks
 from .preparation import obtain
 from .preparation.image_download import addresses_of, fetch_images
 from .preparation.public import describe
-from .serving.bundle import keep_bundle, restore_candidates
+from .serving.bundle import keep_bundle
 from .settings import learning_settings, plain_settings, public_source, settings_to_load
 from .tokenizer.measures import peak_memory_mib
 from .training import checkpoint
@@ -219,5 +219,4 @@ def load_data_and_model(path: str | Path, config_dict: dict[str, Any] | None = N
     train, valid, test = split_loaders(config, dataset)
     model = registry.build_model(config, train._dataset).to(config["device"])
     checkpoint.load_weights(weights, model)
-    restore_candidates(weights.parent, model)
     return config, model.eval(), dataset, train, valid, test

@@ -146,7 +146,7 @@ def test_recboles_models_are_rankers_by_their_adapter(tiny, tmp_path):
     train, valid, _ = split_loaders(config, registry.get_dataset("SASRec")(config))
     model = registry.build_model(config, train._dataset).eval()
     rows, ranker = valid.collate_fn(range(5))[0], ranker_of(model, config)
-    assert isinstance(ranker, Ranker) and not ranker.is_beam_search and ranker.candidates is None
+    assert isinstance(ranker, Ranker) and not ranker.is_beam_search
     histories, some = rows[model.ITEM_SEQ], torch.tensor([4, 1])
     short = histories[:, : int((histories != 0).sum(1).max())]
     expected = model.full_sort_predict(rows)

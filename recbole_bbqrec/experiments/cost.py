@@ -24,7 +24,7 @@ from ..config import Config
 from ..data.dataloader import split_loaders
 from ..errors import InputError
 from ..evaluation import report
-from ..model.candidates import CANDIDATES, build_candidates
+from ..model.candidates import build_candidates
 from ..serving.bundle import WEIGHTS, load_bundle, write_bundle
 from ..settings import plain_settings
 from ..training import checkpoint
@@ -132,8 +132,6 @@ def _memory(config: Config, model: Any, dataset: Any, histories: np.ndarray, bat
     ):
         header = {"model": config["model"], "settings": plain_settings(config)}
         checkpoint.save_weights(Path(folder, WEIGHTS), model, header)
-        if model.candidates is not None:
-            model.candidates.save(Path(folder, CANDIDATES))
         write_bundle(Path(folder), config, dataset)
         return other.submit(_growth_of, folder, histories, batch).result()
 
@@ -166,8 +164,7 @@ def peak_growth(work: Callable[[], object]) -> float:
 
 def _size(model: Any) -> float:
     """MiB of weights, tables and lists of neighbours."""
-    lists = [] if model.candidates is None else model.candidates.signals.values()
-    tensors = [*model.parameters(), *model.buffers(), *(part for signal in lists for part in signal[:3])]
+    tensors = [*model.parameters(), *model.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**20
 
 

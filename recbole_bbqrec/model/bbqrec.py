@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from ..errors import InputError
 from .attention import LayerSettings, TransformerLayer, causal_mask, initialise
+from .candidates import CandidateSimilarity
 from .catalogue import SemanticIds
 from .cpu_speed import Dropout, sampled_cross_entropy
 from .decoding import Pairs
@@ -39,8 +40,8 @@ class BBQRec(RankingModel):
 
     Where the paper's parts are: `SimilarityAttention` and `TransformerLayer` hold the similarity-enhanced attention;
     the behaviour-bound codes and vectors come from the item tokenizer with the data set; `CodeDecoder` decodes IDs.
-    `ItemTable` turns codes, features and IDs into item representations, `CandidateSimilarity` is fitted by the trainer
-    once everything else is.
+    `ItemTable` turns codes, features and IDs into item representations. The trainer fits `candidates`, a
+    `CandidateSimilarity`, once everything else is; weights that are loaded bring it along.
 
     Parameters
     ----------
@@ -76,6 +77,7 @@ class BBQRec(RankingModel):
             self.decoder = CodeDecoder(ids, config["n_decoder_layers"], layer).apply(initialise)
         sizes = n_layers, layer.n_heads, self.max_seq_length
         self.similarity = SimilarityAttention.from_dataset(config, dataset, *sizes)
+        self.candidates: CandidateSimilarity | None = None
 
     def _projection(self, config: Any) -> Callable[[int, int], nn.Module]:
         """What makes projections of features into item representations, from the two widths."""
@@ -180,6 +182,14 @@ class BBQRec(RankingModel):
         last = hidden[torch.arange(len(histories), device=histories.device), lengths - 1]  # [B, H]
         keys = cast(Tensor, keys)
         return self._query(last) @ (keys if candidates is None else keys[candidates]).T
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Make room for the candidate similarity of the weights, whose size they alone know; or have none."""
+        within = f"{prefix}candidates."
+        state = {name.removeprefix(within): value for name, value in state_dict.items() if name.startswith(within)}
+        device = self.position_embedding.weight.device
+        self.candidates = CandidateSimilarity.from_state(state).to(device) if state else None
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _all_items(self) -> Tensor:
         return torch.arange(self.n_items, device=self.position_embedding.weight.device)

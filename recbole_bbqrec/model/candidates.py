@@ -5,130 +5,154 @@ behaviour and by content, discretised, adds a learned weight to its score. An it
 signal; all others share one bucket, whose weight is zero.
 
 The weights are fitted when the encoder is done and frozen, on validation: a training target is part of its own counts,
-and the encoder remembers it besides. Each half of the users is judged with the weights that the other half gave, so no
-validation figure rests on its own target; everybody else (test, new histories) gets the mean of the two.
+and the encoder remembers it besides. A hash of its items puts every history into one of two halves. A history that the
+weights were fitted on is scored with the weights that the other half gave, whoever asks for it, so no validation figure
+rests on its own target. Every other history gets the mean of the two. A test history may be equal to a fitted one, of
+another user as a rule: it is scored as that one is, with weights that have not seen the target of either.
 
 Shapes: B histories, T items of the longest, N items (row 0 = padding), S signals, J last items of a history, F weights.
 """
 
-import os
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.sparse import coo_array, csr_array, diags_array, vstack
+from torch import nn
 
-from .. import storage
 from ..tokenizer.behavior_bind import FUSED_SIGNAL, ID_SIGNAL
 
-CANDIDATES = "candidates.safetensors"  # name of the file in a run's folder
 BOUND = (ID_SIGNAL, FUSED_SIGNAL)  # signals of an item tokenizer that compare items by behaviour
 COUNT_EDGES = (1.5, 2.5, 4.5, 8.5, 16.5, 32.5)  # transition counts on a log scale: 1, 2, 3-4, 5-8, 9-16, 17-32, more
 N_BINS = 16  # buckets of the neighbours' similarity, as many as attention has
 WINDOW = 3  # items at most this far apart in a training sequence count as met together
 ROUNDING = 1e-5  # cosines are multiples of it
 ROWS = 1024  # items whose similarities to all others are held at once, never all pairs
-HALVES = 2  # parts of the users that judge each other's weights
+HALVES = 2  # parts of the histories that judge each other's weights
+FACTOR = -7046029254386353131  # odd, so that no power of it loses bits modulo 2 ** 64; the golden ratio's bits
 
 
-class Signal(NamedTuple):
-    """One signal: item `i` lists `items[offsets[i] : offsets[i + 1]]`, pair `e` in bucket `buckets[e]` (int16)."""
+class Signal(nn.Module):
+    """One signal: item `i` lists `items[offsets[i] : offsets[i + 1]]` (int32), each in its bucket (int16)."""
 
     offsets: torch.Tensor
     items: torch.Tensor
     buckets: torch.Tensor
-    n_buckets: int
+
+    def __init__(self, offsets: torch.Tensor, items: torch.Tensor, buckets: torch.Tensor) -> None:
+        super().__init__()
+        for name, value in (("offsets", offsets), ("items", items), ("buckets", buckets)):
+            self.register_buffer(name, value)
+
+    def listed(self, item: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the list of each item [n] begins and how long it is; items beyond those known have none."""
+        last = len(self.offsets) - 1
+        begin = self.offsets[item.clamp(max=last)]
+        return begin, self.offsets[(item + 1).clamp(max=last)] - begin
 
 
-class CandidateSimilarity:
+class CandidateSimilarity(nn.Module):
     """Adds learned bucket weights to the scores of candidates that are near the last items of a history.
 
     Weight number 0 belongs to candidates that stand in the history; then comes, for each signal, one for every
-    position from the end and bucket.
+    position from the end and bucket. Nothing is a parameter: all of it is fitted when training is done.
 
     Parameters
     ----------
     signals : name -> signal.
     n_last : number J of last items that are looked at.
+    item_hashes : [N + 1] see `hashes_of`.
+
+    Attributes
+    ----------
+    weights : [3, 1 + F] a scale of the encoder's scores and the F weights, for each half of the histories those that
+        the other half gave, then their mean.
+    fitted : hashes of the histories that gave the weights, ascending.
     """
 
-    def __init__(self, signals: Mapping[str, Signal], n_last: int) -> None:
-        self.signals = dict(signals)
-        self.n_last = n_last
-        sizes = [signal.n_buckets * n_last for signal in self.signals.values()]
-        self.starts = np.r_[1, 1 + np.cumsum(sizes)].astype(int).tolist()
-        self.n_weights: int = self.starts[-1]  # F
-        self.weights = torch.zeros(HALVES + 1, 1 + self.n_weights)
-        """A scale of the encoder's scores and the F weights, fitted for each half of the users on the other, then their
-        mean."""
-        self.reset()
-        self.fitted_on = ""
-        """Fingerprint of the rows that gave the weights; see `sequence_trainer.fingerprint_of`."""
-        self.part = HALVES
-        """Which row of `weights` scores: a half of the users in validation, else the mean."""
+    weights: torch.Tensor
+    starts: torch.Tensor
+    item_hashes: torch.Tensor
+    fitted: torch.Tensor
 
-    def reset(self) -> None:
-        """Leave the encoder's scores as they are, whatever was fitted before."""
-        self.weights.zero_()
-        self.weights[:, 0] = 1.0
+    def __init__(self, signals: Mapping[str, Signal], n_last: int, item_hashes: torch.Tensor) -> None:
+        super().__init__()
+        self.signals = nn.ModuleDict({name: signals[name] for name in sorted(signals)})
+        # One row for each signal and position from the end: how many buckets, and the number of the first weight.
+        sizes = np.repeat([int(each.buckets.max()) + 1 if len(each.buckets) else 0 for each in self._signals()], n_last)
+        starts = 1 + np.cumsum(sizes) - sizes
+        self.register_buffer("starts", torch.from_numpy(starts).long().view(-1, n_last))  # [S, J]
+        self.register_buffer("weights", torch.eye(1, 2 + int(sizes.sum())).repeat(HALVES + 1, 1))  # scale 1, the rest 0
+        self.register_buffer("item_hashes", item_hashes)
+        self.register_buffer("fitted", torch.zeros(0, dtype=torch.long))
 
-    def to(self, device: torch.device | str) -> "CandidateSimilarity":
-        """Move everything to `device`, in place."""
-        for name, (offsets, items, buckets, n_buckets) in self.signals.items():
-            self.signals[name] = Signal(offsets.to(device), items.to(device), buckets.to(device), n_buckets)
-        self.weights = self.weights.to(device)
-        return self
+    @classmethod
+    def from_state(cls, state: Mapping[str, torch.Tensor]) -> "CandidateSimilarity":
+        """Return one of the size of a `state_dict`, ready to load it."""
+        names = {key.split(".")[1] for key in state if key.startswith("signals.")}
+        parts = ("offsets", "items", "buckets")
+        signals = {name: Signal(*(state[f"signals.{name}.{part}"].clone() for part in parts)) for name in names}
+        made = cls(signals, state["starts"].shape[1], state["item_hashes"].clone())
+        made.fitted = state["fitted"].clone()
+        return made
+
+    @property
+    def n_weights(self) -> int:
+        """Number F of weights."""
+        return self.weights.shape[1] - 1
+
+    def _signals(self) -> Iterator[Signal]:
+        return (signal for signal in self.signals.values() if isinstance(signal, Signal))
+
+    def hashes(self, histories: torch.Tensor) -> torch.Tensor:
+        """64-bit hashes [B] of histories [B, T]: of their items' tokens in order, however wide the padding is."""
+        known = self.item_hashes[histories.clamp(max=len(self.item_hashes) - 1)]
+        powers = torch.full_like(histories[0], FACTOR).cumprod(0)
+        return (known * powers).sum(1)  # modulo 2 ** 64
+
+    def halves(self, histories: torch.Tensor) -> torch.Tensor:
+        """Row [B] of `weights` that scores each history: its half where it has been fitted on, else the mean."""
+        hashes = self.hashes(histories)
+        is_fitted = torch.searchsorted(self.fitted, hashes, right=True) > torch.searchsorted(self.fitted, hashes)
+        return torch.where(is_fitted, half_of(hashes), HALVES)
 
     def entries(self, histories: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Row and item of scores, and the number of a weight to add to each, all [n], for histories [B, T]."""
         row, column = torch.nonzero(histories, as_tuple=True)
-        rows, items, weights = [row], [histories[row, column]], [torch.zeros_like(row)]
+        rows, items, numbers = [row], [histories[row, column]], [torch.zeros_like(row)]
         lengths = (histories != 0).sum(1)
-        for signal, start in zip(self.signals.values(), self.starts, strict=False):
-            for back in range(self.n_last):
+        for signal, starts in zip(self._signals(), self.starts, strict=True):
+            for back, start in enumerate(starts):
                 row = torch.nonzero(lengths > back).flatten()
-                last = histories[row, lengths[row] - 1 - back]
-                begin, count = signal.offsets[last], signal.offsets[last + 1] - signal.offsets[last]
+                begin, count = signal.listed(histories[row, lengths[row] - 1 - back])
                 index = torch.repeat_interleave(torch.arange(len(row), device=row.device), count)
                 within = torch.arange(len(index), device=row.device) - (count.cumsum(0) - count)[index]
                 place = begin[index] + within
                 rows.append(row[index])
                 items.append(signal.items[place])
-                weights.append(start + back * signal.n_buckets + signal.buckets[place].long())
-        return torch.cat(rows), torch.cat(items), torch.cat(weights)
+                numbers.append(start + signal.buckets[place].long())
+        return torch.cat(rows), torch.cat(items), torch.cat(numbers)
 
-    def __call__(self, scores: torch.Tensor, histories: torch.Tensor) -> torch.Tensor:
+    def forward(self, scores: torch.Tensor, histories: torch.Tensor) -> torch.Tensor:
         """Return the encoder's scores [B, N], scaled, with the weights of the candidates added."""
-        scale, weights = self.weights[self.part, 0], self.weights[self.part, 1:]
-        rows, items, numbers = self.entries(histories)
-        scores = (scores * scale).contiguous()
-        added = weights[numbers].to(scores.dtype)
+        half, (rows, items, numbers) = self.halves(histories), self.entries(histories)
+        weights = self.weights.to(scores.dtype)
+        scores = (scores * weights[half, :1]).contiguous()
+        added = weights[half[rows], 1 + numbers]
         return scores.view(-1).index_add_(0, rows * scores.shape[1] + items, added).view_as(scores)
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write everything to `path`."""
-        tensors = {"weights": self.weights}
-        for name, signal in self.signals.items():
-            tensors |= {f"{name}.{part}": value for part, value in zip(Signal._fields, signal[:3], strict=False)}
-        sizes = [[name, signal.n_buckets] for name, signal in self.signals.items()]
-        header = {"signals": sizes, "n_last": self.n_last, "fitted_on": self.fitted_on}
-        storage.save(path, "candidates", tensors, header)
 
-    @classmethod
-    def load(cls, path: str | os.PathLike, n_items: int = 0) -> "CandidateSimilarity":
-        """Read what `save` wrote; on the CPU. Of `n_items` items, those that are new have no neighbours."""
-        tensors, header = storage.load(path, "candidates")
-        signals = {}
-        for name, n_buckets in header["signals"]:
-            offsets, items, buckets = (tensors[f"{name}.{part}"] for part in ("offsets", "items", "buckets"))
-            n_new = max(n_items + 1 - len(offsets), 0)
-            offsets = torch.cat([offsets, offsets[-1:].expand(n_new)])
-            signals[name] = Signal(offsets, items, buckets, n_buckets)
-        loaded = cls(signals, header["n_last"])
-        loaded.weights, loaded.fitted_on = tensors["weights"], header["fitted_on"]
-        return loaded
+def hashes_of(tokens: Sequence[str]) -> torch.Tensor:
+    """64-bit hashes [N + 1] of item tokens by item id: 0 for padding, and one for all items that come later."""
+    digests = (hashlib.blake2b(token.encode(), digest_size=8).digest() for token in [*tokens[1:], ""])
+    return torch.tensor([0, *(int.from_bytes(digest, "little", signed=True) for digest in digests)])
+
+
+def half_of(hashes: torch.Tensor) -> torch.Tensor:
+    """Half [B] of the histories, 0 or 1, by their hashes."""
+    return (hashes >= 0).long()
 
 
 def build_candidates(config: Any, dataset: Any) -> CandidateSimilarity | None:
@@ -160,7 +184,9 @@ def build_candidates(config: Any, dataset: Any) -> CandidateSimilarity | None:
         found = nearest(rows[order], present[order], size)
         lists[name] = found, _edges(found, pairs)
     signals = {name: _signal(found, edges, order, place) for name, (found, edges) in lists.items()}
-    return CandidateSimilarity(signals, config["n_candidate_last"]) if signals or "seen" in wanted else None
+    if not signals and "seen" not in wanted:
+        return None
+    return CandidateSimilarity(signals, config["n_candidate_last"], hashes_of(tokens))
 
 
 def _edges(lists: csr_array, pairs: np.ndarray | None = None) -> np.ndarray:
@@ -190,13 +216,7 @@ def _signal(lists: csr_array, edges: np.ndarray, order: np.ndarray, place: np.nd
     buckets = np.searchsorted(edges, lists.data, side="right").astype(np.int16)
     by_id = csr_array((buckets, lists.indices, lists.indptr), shape=lists.shape)[place]
     offsets, items = torch.from_numpy(by_id.indptr).long(), torch.from_numpy(order[by_id.indices]).int()
-    return Signal(offsets, items, torch.from_numpy(by_id.data), len(edges) + 1)
-
-
-def candidates_of(folder: Path, n_items: int = 0) -> CandidateSimilarity | None:
-    """Read the candidate similarity of a run's folder, see `CandidateSimilarity.load`; none where the run has none."""
-    path = folder / CANDIDATES
-    return CandidateSimilarity.load(path, n_items) if path.is_file() else None
+    return Signal(offsets, items, torch.from_numpy(by_id.data))
 
 
 # Lists of neighbours: rows of a sparse matrix [N, N] of similarities (float32), ascending by item, without its own

@@ -15,7 +15,6 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
 from ..errors import InputError
-from .candidates import CandidateSimilarity
 from .decoding import Pairs
 
 
@@ -27,8 +26,6 @@ class NeedsDataError(InputError, AttributeError):
 class Ranker(Protocol):
     """A model that scores items after histories."""
 
-    candidates: CandidateSimilarity | None = None
-    """Candidate similarity, fitted after training; not part of what training learns."""
     is_beam_search: bool = False
     """Whether items may go without a score (minus infinity): those beyond the beam of a beam search."""
 

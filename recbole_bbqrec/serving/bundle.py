@@ -13,7 +13,6 @@ import torch
 from .. import __version__, registry, storage
 from ..errors import InputError
 from ..evaluation.ranking import tie_order
-from ..model.candidates import candidates_of
 from ..model.catalogue import Catalogue, ItemFeatures, SemanticIds
 from ..model.protocol import NeedsDataError, ranker_of
 from ..settings import plain_settings
@@ -76,7 +75,6 @@ class Bundle:
             why = f"{settings['model']} needs its data set ({error}); use load_data_and_model"
             raise NeedsDataError(f"{folder}: {why}") from error
         checkpoint.load_weights(folder / WEIGHTS, self.model)
-        restore_candidates(folder, self.model)
         self.ranker = ranker_of(self.model.eval(), settings)
         self.item_tokens = catalogue.tokens
         self._ids = {token: index for index, token in enumerate(self.item_tokens) if index}
@@ -180,13 +178,6 @@ def keep_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
         if config["model"] in registry.MODELS or not isinstance(error, NeedsDataError):
             raise
         logger.warning(f"no bundle: {error}")
-
-
-def restore_candidates(folder: Path, model: Any) -> None:
-    """Give a model of ours what its run has fitted after training, if anything."""
-    candidates = candidates_of(folder, model.n_items)
-    if candidates is not None:
-        model.candidates = candidates.to(next(model.parameters()).device)
 
 
 def load_bundle(path: str | Path) -> Bundle:

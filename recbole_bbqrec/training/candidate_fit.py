@@ -1,9 +1,15 @@
 """Fitting the weights of candidate similarity: a convex problem of some hundred weights, solved to its optimum.
 
+A few hundred users say little about hundreds of weights, so what a fit adds to the encoder is shrunk by a share between
+0 and 1, the likeliest one for users that the weights were not fitted on. Those who choose it for a half's weights are
+among the users that give them: each half is split once more, and what one part gives is tried on the other. Where
+nothing is to be gained the share is 0, which leaves the encoder's scores as they are.
+
 Shapes: R histories, N items, F weights, n pairs of a history and a candidate.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import scipy.optimize
@@ -11,7 +17,7 @@ import scipy.sparse
 import torch
 from tqdm import tqdm
 
-from ..model.candidates import HALVES, CandidateSimilarity
+from ..model.candidates import HALVES, CandidateSimilarity, half_of
 
 MAX_USERS = 20_000
 """Histories fitted on per half: with 5,000 the weights of rare buckets follow single users."""
@@ -23,38 +29,80 @@ ITERATIONS = 60
 ROWS = 256
 
 
+class _Problem(NamedTuple):
+    """Candidates of some histories, those of one history side by side.
+
+    Attributes
+    ----------
+    table : [n, F] which weights a candidate receives, and how often.
+    scores, offset : [n] the encoder's score, and the log of how many candidates a random one stands for.
+    history : [n] whose candidate it is.
+    first, target : [R] where each history's candidates begin, and where its target stands.
+    """
+
+    table: scipy.sparse.csr_array
+    scores: np.ndarray
+    offset: np.ndarray
+    history: np.ndarray
+    first: np.ndarray
+    target: np.ndarray
+
+    def loss(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+        """Cross-entropy, summed over the histories, and its slope at scale and weights [1 + F]."""
+        weights = x.astype(np.float32)
+        logits = weights[0] * self.scores + self.table @ weights[1:] + self.offset
+        logits -= np.maximum.reduceat(logits, self.first)[self.history]
+        odds = np.exp(logits)
+        total = np.add.reduceat(odds, self.first)
+        value = np.log(total).sum(dtype=np.float64) - logits[self.target].sum(dtype=np.float64)
+        slope = odds / total[self.history]
+        slope[self.target] -= 1.0
+        return value, np.r_[slope @ self.scores, self.table.T @ slope].astype(np.float64)
+
+
 def fit_candidates(
     candidates: CandidateSimilarity,
     score: Callable[[torch.Tensor], torch.Tensor],
     histories: torch.Tensor,
     targets: torch.Tensor,
-    halves: np.ndarray,
     seed: int,
     progress: bool = False,
-) -> None:
-    """Fit `candidates.weights` in place: cross-entropy of the targets over all items, for each half of the users.
+) -> list[float]:
+    """Fit `candidates` in place: cross-entropy of the targets over all items, for each half of the histories.
 
     Candidates without a weight are too many to look at; random ones stand for them (importance sampling), the best of
-    them by the encoder for themselves. A half whose others are nobody keeps the weights it has.
+    them by the encoder for themselves.
 
     `score` gives the encoder's scores [B, N] of histories [B, T]. Of R users in validation there are the histories
-    [R, T] (0 pads on the right), the next items [R], and the half [R] of each, 0 or 1.
+    [R, T] (0 pads on the right) and the next items [R]. Returned is, for each half, the share that is left of what the
+    other half gave; 0 where that is nobody.
     """
     generator = np.random.default_rng(seed)
-    fitted = []
-    for half in range(HALVES):
-        rows = np.sort(generator.permutation(np.flatnonzero(halves != half))[:MAX_USERS])
-        if not len(rows):
-            fitted.append(candidates.weights[half].cpu())
-            continue
-        bar = tqdm(range(0, len(rows), ROWS), desc="Candidates", ncols=100, disable=not progress, leave=False)
-        chunks = (rows[begin : begin + ROWS] for begin in bar)
-        parts = [_problem(candidates, score, histories[chunk], targets[chunk], generator) for chunk in chunks]
-        tables, *columns = zip(*parts, strict=True)
-        table = scipy.sparse.csr_array(scipy.sparse.vstack(tables, format="csr"))
-        weights = _solve(table, *(np.concatenate(column) for column in columns))
-        fitted.append(torch.from_numpy(weights).float())
-    candidates.weights = torch.stack([*fitted, torch.stack(fitted).mean(0)]).to(candidates.weights.device)
+    hashes = candidates.hashes(histories)
+    halves, parts = (half_of(bits).cpu().numpy() for bits in (hashes, hashes << 1))
+    rows = [generator.permutation(np.flatnonzero(halves != half))[:MAX_USERS] for half in range(HALVES)]
+    bar = tqdm(desc="Candidates", total=sum(map(len, rows)), ncols=100, disable=not progress, leave=False)
+
+    def problems(chosen: np.ndarray) -> list[_Problem]:
+        found = []
+        for chunk in (chosen[begin : begin + ROWS] for begin in range(0, len(chosen), ROWS)):
+            found.append(_problem(candidates, score, histories[chunk], targets[chunk], generator))
+            bar.update(len(chunk))
+        return found
+
+    nothing = np.eye(1, 1 + candidates.n_weights)[0]  # scale 1 and no weight
+    weights, shares = [], []
+    with bar:
+        for chosen in rows:
+            one, other = (problems(np.sort(chosen[parts[chosen] == part])) for part in range(2))
+            shares.append(
+                _share([(other, _solve(one, nothing) - nothing), (one, _solve(other, nothing) - nothing)], nothing)
+            )
+            weights.append(nothing + shares[-1] * (_solve([*one, *other], nothing) - nothing))
+    found = torch.from_numpy(np.stack([*weights, np.mean(weights, axis=0)]))
+    candidates.weights = found.to(candidates.weights)
+    candidates.fitted = hashes[torch.from_numpy(np.concatenate(rows))].unique()
+    return shares
 
 
 def _problem(
@@ -63,8 +111,8 @@ def _problem(
     histories: torch.Tensor,
     targets: torch.Tensor,
     generator: np.random.Generator,
-) -> tuple[scipy.sparse.csr_array, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Choose the candidates of R histories; returns what `_solve` takes."""
+) -> _Problem:
+    """Choose the candidates of R histories."""
     scores = score(histories).float().cpu()
     n_rows, n_items = scores.shape
     scores[:, 0] = -torch.inf
@@ -86,38 +134,32 @@ def _problem(
         (np.ones(len(given), np.float32), (place[given], weights)), shape=(len(keys), candidates.n_weights)
     )
     offset = np.where(drawn.ravel()[keys], np.repeat(stands_for, counts), 0.0).astype(np.float32)
-    own_place = place[own] - (np.cumsum(counts) - counts)
-    return table, scores.numpy().ravel()[keys].astype(np.float32), offset, counts, own_place
+    history = np.repeat(index, counts)
+    return _Problem(table, scores.numpy().ravel()[keys], offset, history, np.cumsum(counts) - counts, place[own])
 
 
-def _solve(
-    table: scipy.sparse.csr_array, scores: np.ndarray, offset: np.ndarray, counts: np.ndarray, own_place: np.ndarray
-) -> np.ndarray:
-    """Return scale and weights [1 + F] of least penalised cross-entropy; candidates of a history stand side by side.
-
-    Parameters
-    ----------
-    table : [n, F] which weights a candidate receives, and how often.
-    scores, offset : [n] the encoder's score, and the log of how many candidates a random one stands for.
-    counts, own_place : [R] candidates of each history, and where its target stands among them.
-    """
-    transposed = scipy.sparse.csr_array(table.T)
-    first = np.cumsum(counts) - counts
-    history, target = np.repeat(np.arange(len(first)), counts), first + own_place
+def _solve(problems: Sequence[_Problem], start: np.ndarray) -> np.ndarray:
+    """Return scale and weights [1 + F] of least penalised cross-entropy; `start` where there are no histories."""
 
     def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
-        scale, weights = np.float32(x[0]), x[1:].astype(np.float32)
-        logits = scale * scores + table @ weights + offset
-        logits -= np.maximum.reduceat(logits, first)[history]
-        odds = np.exp(logits)
-        total = np.add.reduceat(odds, first)
-        value = np.log(total).sum(dtype=np.float64) - logits[target].sum(dtype=np.float64)
-        slope = odds / total[history]
-        slope[target] -= 1.0
-        gradient = np.r_[slope @ scores, transposed @ slope + 2 * RIDGE * weights].astype(np.float64)
-        return value + RIDGE * float(x[1:] @ x[1:]), gradient
+        values, slopes = zip(
+            (RIDGE * float(x[1:] @ x[1:]), 2 * RIDGE * np.r_[0.0, x[1:]]),
+            *(problem.loss(x) for problem in problems),
+            strict=True,
+        )
+        return sum(values), np.sum(slopes, axis=0)
 
-    start = np.r_[1.0, np.zeros(table.shape[1])]
     bounds = [(0.0, None), *[(None, None)] * (len(start) - 1)]  # a poor encoder must not be turned upside down
     options = {"maxiter": ITERATIONS}
     return scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+
+
+def _share(trials: Sequence[tuple[Sequence[_Problem], np.ndarray]], start: np.ndarray) -> float:
+    """Share between 0 and 1 of each step [1 + F] from `start` that is likeliest for the histories it is tried on."""
+
+    def slope(share: float) -> float:
+        return float(sum(problem.loss(start + share * step)[1] @ step for tried, step in trials for problem in tried))
+
+    if slope(0.0) >= 0:
+        return 0.0
+    return 1.0 if slope(1.0) <= 0 else scipy.optimize.brentq(slope, 0.0, 1.0)  # convex: the slope only grows

@@ -3,24 +3,22 @@
 import contextlib
 import functools
 import time
-import zlib
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from .. import storage
 from ..data.dataloader import WindowDataLoader
 from ..errors import InputError
-from ..model.candidates import CANDIDATES, HALVES, CandidateSimilarity, build_candidates, candidates_of
+from ..model.candidates import build_candidates
+from . import checkpoint
 from .averaging import AveragedAdamW
 from .candidate_fit import fit_candidates
 from .checkpoint import WEIGHTS_FILE
 from .trainer import ProtocolTrainer
 
-ROUNDING = 1e-4
-"""Metrics that differ by less are taken for equal: scaled scores round differently."""
+SECONDS = "candidate_seconds"
+"""Key in the header of a run's weights."""
 
 
 class SequenceTrainer(ProtocolTrainer):
@@ -63,72 +61,45 @@ class SequenceTrainer(ProtocolTrainer):
 
     def finish(self, valid_data: Any, show_progress: bool = False) -> None:
         super().finish(valid_data, show_progress)
-        folder, dataset = self.folder.path, valid_data._dataset
-        if folder != self.folder.training:
-            super()._save_checkpoint(self.state.best_epoch, verbose=False, saved_model_file=folder / WEIGHTS_FILE)
-        fitted = candidates_of(folder) if self.config["resume"] else None
-        candidates = fitted or build_candidates(self.config, dataset)
+        path = self.folder.path / WEIGHTS_FILE
+        if path == Path(self.saved_model_file):
+            return
+        if not (self.config["resume"] and self._load_fitted(path)):
+            started = time.perf_counter()
+            self._fit_candidates(valid_data, show_progress)
+            self._candidate_seconds = time.perf_counter() - started
+            header = {SECONDS: self._candidate_seconds}
+            super()._save_checkpoint(self.state.best_epoch, verbose=False, saved_model_file=path, header=header)
+        self.saved_model_file = str(path)
+
+    def _load_fitted(self, path: Path) -> bool:
+        """Load what has been fitted already, if it was for the very weights that the model has now."""
+        if not path.is_file():
+            return False
+        best = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self._candidate_seconds = checkpoint.load_weights(path, self.model)[SECONDS]
+        loaded = self.model.state_dict()
+        if all(torch.equal(value, loaded[name]) for name, value in best.items()):
+            return True
+        self.model.load_state_dict(best)
+        return False
+
+    def _fit_candidates(self, valid_data: Any, show_progress: bool) -> None:
+        """Build candidate similarity where the settings ask for any, and fit it on validation."""
+        model, dataset = self.model.eval(), valid_data._dataset
+        candidates = build_candidates(self.config, dataset)
         if candidates is None:
             return
-        self.logger.info(
-            f"candidate similarity: {candidates.n_weights} weights, signals {', '.join(candidates.signals)}"
-        )
-        self.model.candidates = candidates.to(self.device)
-        if fitted is None:
-            started = time.perf_counter()
-            self._fit_candidates(candidates, valid_data, show_progress)
-            candidates.save(folder / CANDIDATES)
-            self._candidate_seconds = time.perf_counter() - started
-
-    def _fit_candidates(self, candidates: CandidateSimilarity, valid_data: Any, show_progress: bool) -> None:
-        """Fit the weights, and leave them out where each half of the users is served worse by what the other half gave.
-
-        That happens where a few hundred users are all there is to fit on.
-        """
-        model, dataset = self.model.eval(), valid_data._dataset
         histories, targets = (dataset.inter_feat[field].to(self.device) for field in (model.ITEM_SEQ, model.ITEM_ID))
+        model.candidates = candidates.to(self.device)
         with torch.no_grad():
-            given = histories, targets, halves_of(dataset), self.config["seed"]
             score = functools.partial(model.encoder_score, shared=model.shared())
-            fit_candidates(candidates, score, *given, show_progress)
-        candidates.fitted_on = fingerprint_of(dataset)
-        score, without = self._validate(valid_data, show_progress)["masked"][self.valid_metric], self.best_valid_score
-        what = f"{self.config['valid_metric']} {without:.4f} without, {score:.4f} with candidate similarity"
-        if score > without - ROUNDING:  # equal where nothing but seen items has a weight: they are masked
-            self.logger.info(what)
-        else:
-            candidates.reset()
-            self.logger.warning(f"{what}: it is left out (usually there are too few users to fit it on)")
+            shares = fit_candidates(candidates, score, histories, targets, self.config["seed"], show_progress)
+        self.logger.info(
+            f"candidate similarity: {candidates.n_weights} weights, signals {', '.join(candidates.signals)}; "
+            f"of what they add {', '.join(f'{share:.2f}' for share in shares)} is kept for the two halves of the users"
+        )
 
     def timings(self) -> dict[str, float]:
-        """As `ProtocolTrainer.timings`, and the seconds of fitting `candidates` where this run did so."""
+        """As `ProtocolTrainer.timings`, and the seconds that making and fitting `candidates` took, now or before."""
         return {**super().timings(), "candidates": self._candidate_seconds}
-
-    def _parts(self, dataset: Any, order: np.ndarray) -> Iterator[np.ndarray]:
-        """On the rows that candidate similarity was fitted on, each half is judged with what the other half gave."""
-        candidates = self.model.candidates
-        if candidates is None or candidates.fitted_on != fingerprint_of(dataset):
-            yield order
-            return
-        halves = halves_of(dataset)[order]
-        try:
-            for half in range(HALVES):
-                candidates.part = half
-                yield order[halves == half]
-        finally:
-            candidates.part = HALVES
-
-
-def fingerprint_of(dataset: Any) -> str:
-    """Which users are asked for which items, whatever numbers RecBole has given to them."""
-    rows = dataset.inter_feat
-    fields = dataset.uid_field, dataset.iid_field
-    users, items = (dataset.field2id_token[field][rows[field].numpy()].astype(str) for field in fields)
-    return storage.fingerprint(sorted(zip(users.tolist(), items.tolist(), strict=True)))
-
-
-def halves_of(dataset: Any) -> np.ndarray:
-    """Half [R] to which the user of each row belongs, by a hash of the user's token: 0 or 1."""
-    tokens = dataset.field2id_token[dataset.uid_field].astype(str)
-    half = np.array([zlib.crc32(token.encode()) % HALVES for token in tokens])
-    return half[dataset.inter_feat[dataset.uid_field].numpy()]

@@ -7,7 +7,6 @@ import statistics
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,6 +158,7 @@ class ProtocolTrainer(Trainer):
     def _save_checkpoint(self, epoch: int | None, verbose: bool = True, **kwargs: Any) -> None:
         path = Path(kwargs.get("saved_model_file", self.saved_model_file))
         header = {"model": self.config["model"], "epoch": epoch, "settings": plain_settings(self.config)}
+        header |= kwargs.get("header", {})
         checkpoint.save_weights(path, self.model, header)
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {path}")
@@ -204,19 +204,14 @@ class ProtocolTrainer(Trainer):
         bar = tqdm(total=len(order), desc="Rank", ncols=100, disable=not show_progress)
         shared = self.ranker.shared()
         with bar:
-            for part in self._parts(dataset, order):
-                for rows in np.array_split(part, -(-len(part) // self.config["eval_batch_size"]) or 1):
-                    if not len(rows):
-                        continue
-                    found = self._rank_rows(eval_data, rows, self._pairs(seen, rows), ties, shared)
-                    for column, values in found.items():
-                        ranks[column][rows] = values.cpu().numpy()
-                    bar.update(len(rows))
+            for rows in np.array_split(order, -(-len(order) // self.config["eval_batch_size"]) or 1):
+                if not len(rows):
+                    continue
+                found = self._rank_rows(eval_data, rows, self._pairs(seen, rows), ties, shared)
+                for column, values in found.items():
+                    ranks[column][rows] = values.cpu().numpy()
+                bar.update(len(rows))
         return Ranks(dataset.inter_feat[dataset.uid_field].numpy(), **ranks)
-
-    def _parts(self, dataset: Any, order: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield rows that may be scored side by side."""
-        yield order
 
     def _rank_rows(
         self, eval_data: Any, rows: np.ndarray, seen: Pairs, ties: torch.Tensor, shared: Any

@@ -1,12 +1,14 @@
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from recbole_bbqrec.data.sequences import Sequences
-from recbole_bbqrec.model.candidates import HALVES, CandidateSimilarity, Signal, build_candidates
+from recbole_bbqrec.model.candidates import HALVES, CandidateSimilarity, Signal, build_candidates, half_of, hashes_of
 from recbole_bbqrec.model.catalogue import Catalogue, ItemFeatures, SemanticIds
 from recbole_bbqrec.training import candidate_fit
 from recbole_bbqrec.training.candidate_fit import fit_candidates
@@ -52,11 +54,11 @@ def candidates() -> CandidateSimilarity:
 
 
 def test_signals_follow_the_settings(candidates):
-    assert list(candidates.signals) == ["transition", "cooccurrence", "walk", "text", "id"]
+    assert set(candidates.signals) == {"transition", "cooccurrence", "walk", "text", "id"}
     only = build_candidates({**SETTINGS, "candidate_similarity": ["text"]}, dataset())
     assert only is not None and list(only.signals) == ["text"]
     without = build_candidates(SETTINGS, dataset(codes=False))
-    assert without is not None and list(without.signals) == ["transition", "cooccurrence", "walk", "text"]
+    assert without is not None and set(without.signals) == {"transition", "cooccurrence", "walk", "text"}
     assert build_candidates({**SETTINGS, "candidate_similarity": []}, dataset()) is None
     assert build_candidates({**SETTINGS, "scoring": "generate"}, dataset()) is None
 
@@ -93,7 +95,7 @@ def test_scores_against_a_computation_by_hand(candidates):
                     last = history[-1 - back]
                     for place in range(signal.offsets[last], signal.offsets[last + 1]):
                         wanted[user, signal.items[place]] += row[1 + at + int(signal.buckets[place])]
-                at += signal.n_buckets
+                at += int(signal.buckets.max()) + 1
     torch.testing.assert_close(got, wanted)
 
 
@@ -105,84 +107,179 @@ def test_padding_and_other_rows_change_nothing(candidates):
     assert torch.equal(both[:1], alone)
 
 
-def test_save_and_load_round_trip(candidates, tmp_path):
-    candidates.weights = torch.randn(candidates.weights.shape)
-    candidates.save(tmp_path / "c.safetensors")
-    again = CandidateSimilarity.load(tmp_path / "c.safetensors")
-    scores, histories = torch.randn(2, N_ITEMS), torch.tensor([[3, 4], [7, 8]])
+def test_it_is_a_module_without_parameters_whose_state_says_all(candidates):
+    random = torch.Generator().manual_seed(1)
+    candidates.weights = torch.randn(candidates.weights.shape, generator=random)
+    scores, histories = torch.randn(2, N_ITEMS, generator=random), torch.tensor([[3, 4], [7, 8]])
+    candidates.fitted = candidates.hashes(histories[:1])
+    state = candidates.state_dict()
+    again = CandidateSimilarity.from_state(state)
+    again.load_state_dict(state)
     assert torch.equal(candidates(scores.clone(), histories), again(scores.clone(), histories))
+    again.weights.zero_()  # it shares no memory with the state it came from
+    assert candidates.weights.any() and not list(candidates.parameters())
+    assert again.to(torch.float64).weights.dtype == torch.float64 and again.fitted.dtype == torch.int64
+    assert again(scores.clone(), histories).dtype == torch.float32
+    assert all(part.device.type == "meta" for part in again.to("meta").state_dict().values())
 
 
-def test_new_items_are_scored_without_weights(candidates, tmp_path):
+def test_new_items_are_scored_without_weights(candidates):
     candidates.weights = torch.randn(candidates.weights.shape)
     before = candidates(torch.zeros(1, N_ITEMS), torch.tensor([[3, 4]]))
-    candidates.save(tmp_path / "c.safetensors")
-    candidates = CandidateSimilarity.load(tmp_path / "c.safetensors", N_ITEMS + 2)
     after = candidates(torch.zeros(1, N_ITEMS + 2), torch.tensor([[3, 4]]))
     assert torch.equal(after[:, :N_ITEMS], before) and not after[:, N_ITEMS:].any()
-    assert torch.isfinite(candidates(torch.zeros(1, N_ITEMS + 2), torch.tensor([[3, N_ITEMS]]))).all()
+    newest = candidates(torch.zeros(1, N_ITEMS + 2), torch.tensor([[3, N_ITEMS + 1]]))
+    without = candidates(torch.zeros(1, N_ITEMS + 2), torch.tensor([[3, N_ITEMS]]))
+    assert torch.isfinite(newest).all() and torch.equal(newest[:, :N_ITEMS], without[:, :N_ITEMS])
 
 
-def walkers(n_users: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+def test_a_history_has_one_hash_whatever_its_padding_and_the_numbers_of_its_items(candidates):
+    histories = torch.tensor([[3, 4, 0], [4, 3, 0], [3, 0, 0], [3, 3, 0], [3, 4, 5]])
+    hashes = candidates.hashes(histories)
+    assert len(set(hashes.tolist())) == len(hashes) and len(hashes.abs().log2().int().unique()) <= 8
+    assert torch.equal(candidates.hashes(torch.nn.functional.pad(histories, (0, 45))), hashes)
+    other = dataset()
+    order = [0, *range(N_ITEMS - 1, 0, -1)]  # the same items, numbered from the other end
+    tokens = [other.catalogue.tokens[item] for item in order]
+    renumbered = CandidateSimilarity({}, 1, hashes_of(tokens))
+    place = torch.tensor(np.argsort(order))
+    assert torch.equal(renumbered.hashes(torch.where(histories > 0, place[histories], 0)), hashes)
+
+
+def test_a_fitted_history_is_scored_by_its_half_and_every_other_one_by_the_mean(candidates):
+    histories, targets = walkers(200, 0)
+    fit_candidates(candidates, lambda rows: torch.zeros(len(rows), N_ITEMS), histories, targets, seed=0)
+    fitted, others = histories.unique(dim=0), torch.tensor([[1, 5, 9, 0], [3, N_ITEMS, 2, 0], [2, 4, 0, 0]])
+    halves = half_of(candidates.hashes(fitted))
+    assert torch.equal(candidates.halves(torch.nn.functional.pad(fitted, (0, 9))), halves) and halves.sum() > 0
+    assert candidates.halves(others).tolist() == [HALVES] * 3
+    scores = candidates(torch.zeros(len(fitted), N_ITEMS), fitted)
+    for half in range(HALVES):
+        candidates.fitted, kept = candidates.fitted[:0], candidates.fitted
+        mean, candidates.weights[HALVES] = candidates.weights[HALVES].clone(), candidates.weights[half]
+        by_half = candidates(torch.zeros(len(fitted), N_ITEMS), fitted)
+        candidates.fitted, candidates.weights[HALVES] = kept, mean
+        assert torch.equal(by_half[halves == half], scores[halves == half])
+        assert not torch.equal(by_half[halves != half], scores[halves != half])
+
+
+def walkers(n_users: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     random = np.random.default_rng(seed)
-    start = random.integers(0, N_ITEMS - 1, n_users)
+    start, length = random.integers(0, N_ITEMS - 1, n_users), random.integers(1, 4, n_users)
     walks = 1 + (start[:, None] + np.arange(4)) % (N_ITEMS - 1)
-    return torch.from_numpy(walks[:, :3]), torch.from_numpy(walks[:, 3]), random.integers(0, 2, n_users)
+    histories = np.where(np.arange(3) < length[:, None], walks[:, :3], 0)
+    return torch.from_numpy(histories), torch.from_numpy(walks[np.arange(n_users), length])
+
+
+def muddled(targets: torch.Tensor) -> torch.Tensor:
+    """Two in three next items at random: what is learned of them is worth a part of what it seems to be."""
+    random = torch.randint(1, N_ITEMS, targets.shape, generator=torch.Generator().manual_seed(0))
+    return torch.where(torch.arange(len(targets)) % 3 > 0, random, targets)
+
+
+def scorer(seed: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """An encoder that knows nothing but has its opinion of every last item."""
+    table = torch.randn(N_ITEMS, N_ITEMS, generator=torch.Generator().manual_seed(seed))
+    return lambda rows: table[rows[torch.arange(len(rows)), (rows != 0).sum(1) - 1]]
 
 
 def test_fitting_finds_what_the_encoder_does_not_know(candidates):
-    histories, targets, halves = walkers(300, 0)
-    noise = torch.randn(N_ITEMS, N_ITEMS, generator=torch.Generator().manual_seed(2))
-
-    def score(rows: torch.Tensor) -> torch.Tensor:
-        return noise[rows[:, -1]]
-
-    fit_candidates(candidates, score, histories, targets, halves, seed=0)
-    others, wanted, _ = walkers(100, 1)
-    found = candidates(score(others), others)[:, 1:].argmax(1) + 1
+    histories, targets = walkers(300, 0)
+    assert fit_candidates(candidates, scorer(2), histories, targets, seed=0) == [1.0, 1.0]
+    others, wanted = walkers(100, 1)
+    found = candidates(scorer(2)(others), others)[:, 1:].argmax(1) + 1
     assert (found == wanted).float().mean() > 0.95
-    assert (score(others)[:, 1:].argmax(1) + 1 == wanted).float().mean() < 0.3
+    assert (scorer(2)(others)[:, 1:].argmax(1) + 1 == wanted).float().mean() < 0.3
 
 
-def test_each_half_is_judged_with_what_the_other_gave(candidates):
-    """Changing the targets of one half changes the other half's weights, never its own."""
-    histories, targets, halves = walkers(200, 0)
-    score = lambda rows: torch.zeros(len(rows), N_ITEMS)  # noqa: E731
-    fit_candidates(candidates, score, histories, targets, halves, seed=0)
-    before = candidates.weights
-    changed = targets.clone()
-    changed[torch.from_numpy(halves == 0)] = 1
-    fit_candidates(candidates, score, histories, changed, halves, seed=0)
-    assert torch.equal(candidates.weights[0], before[0])
-    assert not torch.equal(candidates.weights[1], before[1])
+@pytest.mark.parametrize("informed", [False, True])
+def test_no_score_rests_on_the_targets_of_its_own_half(candidates, informed):
+    """With the targets of one half scrambled, its own scores stay to the last bit, and the other half's change."""
+    histories, targets = walkers(200, 0)
+    if not informed:  # where shares are chosen that are neither 0 nor 1
+        targets = muddled(targets)
+    own = half_of(candidates.hashes(histories)) == 0
+    shares, scores = [], []
+    for wanted in (targets, torch.where(own, targets.flip(0), targets)):
+        shares.append(fit_candidates(candidates, scorer(2), histories, wanted, seed=0))
+        scores.append(candidates(scorer(2)(histories), histories))
+    assert torch.equal(scores[0][own], scores[1][own]) and shares[0][0] == shares[1][0]
+    assert not torch.equal(scores[0][~own], scores[1][~own])
     torch.testing.assert_close(candidates.weights[HALVES], candidates.weights[:HALVES].mean(0))
 
 
-def test_fitting_reaches_the_optimum(candidates):
+def test_what_serves_nobody_is_shrunk(candidates, monkeypatch):
+    """Next items that have nothing to do with the history: a fit follows single users, which harms all others."""
+    uniform = lambda rows: torch.zeros(len(rows), N_ITEMS)  # noqa: E731
+
+    def harm(seed: int) -> float:
+        histories, random = walkers(300, seed)[0], torch.Generator().manual_seed(seed)
+        targets, wanted = torch.randint(1, N_ITEMS, (2, 300), generator=random)
+        fit_candidates(candidates, uniform, histories, targets, seed=0)
+        loss = cross_entropy(candidates(uniform(histories), histories)[:, 1:], wanted - 1)
+        return loss.item() - np.log(N_ITEMS - 1)
+
+    shrunk = np.array([harm(seed) for seed in range(8)])
+    monkeypatch.setattr(candidate_fit, "_share", lambda *_: 1.0)
+    whole = np.array([harm(seed) for seed in range(8)])
+    assert whole.mean() > 0 and shrunk.mean() < 0.7 * whole.mean()
+
+
+def test_a_share_of_zero_leaves_the_encoders_scores_to_the_last_bit(candidates, monkeypatch):
+    histories, targets = walkers(100, 0)
+    monkeypatch.setattr(candidate_fit, "_share", lambda *_: 0.0)
+    assert fit_candidates(candidates, scorer(1), histories, targets, seed=0) == [0.0, 0.0]
+    assert torch.equal(candidates(scorer(1)(histories), histories), scorer(1)(histories))
+
+
+def test_the_share_is_the_likeliest_one_for_those_it_is_tried_on(candidates):
+    """Against all shares on a grid, each scored over all items."""
+    histories, targets = walkers(90, 5)
+    nothing = np.eye(1, candidates.weights.shape[1])[0]
+    problem = candidate_fit._problem(candidates, scorer(2), histories, muddled(targets), np.random.default_rng(0))
+    step = 3 * (candidate_fit._solve([problem], nothing) - nothing)
+    share = candidate_fit._share([([problem], step)], nothing)
+    losses = []
+    for grid in np.linspace(0, 1, 101):
+        candidates.weights[:] = torch.from_numpy(nothing + grid * step)
+        scores = candidates(scorer(2)(histories), histories)[:, 1:]
+        losses.append(cross_entropy(scores, muddled(targets) - 1).item())
+    assert 0 < share < 1 and abs(share - np.argmin(losses) / 100) < 0.011
+
+
+def test_rounding_moves_the_fit_by_rounding(candidates):
+    """No switch that the last bit of a score could turn."""
+    histories, targets = walkers(120, 3)
+
+    def fit(score: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        shares = fit_candidates(candidates, score, histories, muddled(targets), seed=0)
+        return torch.cat([torch.tensor(shares), candidates.weights.flatten()])
+
+    fits = fit(scorer(2)), fit(lambda rows: scorer(2)(rows) + 1e-6 * scorer(9)(rows))
+    assert not torch.equal(*fits)
+    torch.testing.assert_close(*fits, rtol=0, atol=1e-3)
+
+
+def test_fitting_reaches_the_optimum(candidates, monkeypatch):
     """The optimum of a convex problem: the gradient by hand, over all items, is zero there."""
-    histories, targets, halves = walkers(120, 3)
-    torch.manual_seed(0)
-    table = torch.randn(N_ITEMS, N_ITEMS)
-    score = lambda rows: table[rows[:, -1]]  # noqa: E731
-    fit_candidates(candidates, score, histories, targets, halves, seed=0)
-    rows = torch.from_numpy(np.flatnonzero(halves == 1))
+    histories, targets = walkers(240, 3)
+    monkeypatch.setattr(candidate_fit, "_share", lambda *_: 1.0)
+    fit_candidates(candidates, scorer(0), histories, targets, seed=0)
+    rows = half_of(candidates.hashes(histories)) == 1
     weights = candidates.weights[0].double().requires_grad_()
     candidates.weights = weights.unsqueeze(0).expand(HALVES + 1, -1)
-    logits = candidates(score(histories[rows]).double(), histories[rows])[:, 1:]
-    loss = (
-        torch.nn.functional.cross_entropy(logits, targets[rows] - 1, reduction="sum")
-        + candidate_fit.RIDGE * weights[1:].square().sum()
-    )
-    (slope,) = torch.autograd.grad(loss, weights)
-    assert slope.abs().max() < 0.05 * len(rows) ** 0.5
+    logits = candidates(scorer(0)(histories[rows]).double(), histories[rows])[:, 1:]
+    penalty = candidate_fit.RIDGE * weights[1:].square().sum()
+    (slope,) = torch.autograd.grad(cross_entropy(logits, targets[rows] - 1, reduction="sum") + penalty, weights)
+    slope[0] = min(slope[0], 0.0) if weights[0] == 0 else slope[0]  # the scale has a bound
+    assert slope.abs().max() < 0.05 * int(rows.sum()) ** 0.5
 
 
 def test_a_signal_without_any_pair_is_no_obstacle():
-    empty = Signal(torch.zeros(N_ITEMS + 1, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0), 1)
-    candidates = CandidateSimilarity({"text": empty}, 2)
-    histories, targets, halves = walkers(20, 0)
-    fit_candidates(candidates, lambda rows: torch.zeros(len(rows), N_ITEMS), histories, targets, halves, seed=0)
-    assert torch.isfinite(candidates.weights).all()
+    empty = Signal(torch.zeros(N_ITEMS + 1, dtype=torch.long), torch.zeros(0, dtype=torch.int), torch.zeros(0))
+    candidates = CandidateSimilarity({"text": empty}, 2, hashes_of([str(item) for item in range(N_ITEMS)]))
+    fit_candidates(candidates, scorer(0), *walkers(20, 0), seed=0)
+    assert torch.isfinite(candidates.weights).all() and candidates.n_weights == 1
 
 
 def test_signals_that_are_not_there_leave_nothing():
@@ -212,22 +309,20 @@ def test_equal_vectors_share_a_bucket_whatever_rounding_does():
 
 def test_random_candidates_stand_for_those_without_a_weight(candidates, monkeypatch):
     """With few candidates per history looked at, the weights are near those of all of them."""
-    histories, targets, halves = walkers(600, 3)
-    torch.manual_seed(0)
-    table = torch.randn(N_ITEMS, N_ITEMS)
-    score = lambda rows: table[rows[:, -1]]  # noqa: E731
-    fit_candidates(candidates, score, histories, targets, halves, seed=0)
+    histories, targets = walkers(600, 3)
+    fit_candidates(candidates, scorer(0), histories, targets, seed=0)
     every = candidates.weights
     monkeypatch.setattr(candidate_fit, "BEST", 1)
     monkeypatch.setattr(candidate_fit, "SAMPLED", 6)
-    fit_candidates(candidates, score, histories, targets, halves, seed=0)
+    fit_candidates(candidates, scorer(0), histories, targets, seed=0)
     assert not torch.equal(candidates.weights, every)
     assert (candidates.weights - every).abs().max() < 0.25 * every.abs().max()
 
 
-def test_users_of_one_half_alone_leave_that_half_as_it_is(candidates):
-    histories, targets, _ = walkers(40, 0)
+def test_users_of_one_half_alone_leave_it_as_it_is(candidates):
+    histories, targets = walkers(80, 0)
+    alone = half_of(candidates.hashes(histories)) == 0
     before = candidates.weights[0].clone()
-    score = lambda rows: torch.zeros(len(rows), N_ITEMS)  # noqa: E731
-    fit_candidates(candidates, score, histories, targets, np.zeros(40, int), seed=0)
-    assert torch.equal(candidates.weights[0], before) and not torch.equal(candidates.weights[1], before)
+    shares = fit_candidates(candidates, scorer(0), histories[alone], targets[alone], seed=0)
+    assert shares[0] == 0 and torch.equal(candidates.weights[0], before) and shares[1] > 0
+    assert not torch.equal(candidates.weights[1], before)

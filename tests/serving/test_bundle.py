@@ -90,7 +90,7 @@ def test_a_bundle_is_complete_and_holds_no_pickle(runs, tmp_path):
     folder = tmp_path / "b"
     shutil.copytree(runs["BBQRec"]["run_dir"], folder)
     names = {path.name for path in folder.iterdir()}
-    files = {"weights", "candidates", "features", "semantic_ids", "tokenizer"}
+    files = {"weights", "features", "semantic_ids", "tokenizer"}
     assert names == {f"{name}.safetensors" for name in files} | {"bundle.json"}
     content = json.loads((folder / "bundle.json").read_text())
     assert {"version", "format", "settings", "item_tokens"} <= set(content)

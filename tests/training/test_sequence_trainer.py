@@ -6,10 +6,9 @@ import torch
 from conftest import settings, write_dataset
 
 import recbole_bbqrec
-from recbole_bbqrec import quick_start
-from recbole_bbqrec.model.candidates import CANDIDATES, CandidateSimilarity
-from recbole_bbqrec.training import sequence_trainer
-from recbole_bbqrec.training.sequence_trainer import halves_of
+from recbole_bbqrec import quick_start, registry, storage
+from recbole_bbqrec.model.candidates import HALVES, half_of
+from recbole_bbqrec.training.checkpoint import LAST_FILE, TRAINING, WEIGHTS, WEIGHTS_FILE
 
 
 @pytest.fixture(scope="module")
@@ -37,62 +36,72 @@ def test_candidate_settings_share_one_training(given, run):
     assert ndcg[0] > ndcg[2] and ndcg[1] >= ndcg[2]
 
 
-def test_weights_that_serve_users_worse_are_left_out(given, run, monkeypatch, caplog):
-    record, ranks = run
-    without = quick_start.execute(config_dict=given(candidate_similarity=[]))[1]
-    path = Path(record["run_dir"]) / CANDIDATES
-    kept = path.read_bytes()
-
-    def spoil(candidates: CandidateSimilarity, *_: object) -> None:
-        candidates.weights[:] = torch.randn(candidates.weights.shape, generator=torch.Generator().manual_seed(0))
-
-    path.unlink()
-    monkeypatch.setattr(sequence_trainer, "fit_candidates", spoil)
-    spoilt = quick_start.execute(config_dict=given())[1]
-    assert "with candidate similarity: it is left out" in caplog.text
-    assert not CandidateSimilarity.load(path).weights[:, 1:].any()
-    for split, expected in without.items():
-        assert (spoilt[split].masked == expected.masked).all() and (ranks[split].masked != expected.masked).any()
-    path.write_bytes(kept)
-
-
 def test_a_finished_fit_is_read_and_an_unfinished_one_is_made_again(given, run):
-    path = Path(run[0]["run_dir"]) / CANDIDATES
-    weights = CandidateSimilarity.load(path).weights
+    path = Path(run[0]["run_dir"]) / WEIGHTS_FILE
+    weights, header = storage.load(path, WEIGHTS)
     before = path.stat().st_mtime_ns
-    assert quick_start.run(config_dict=given())["metrics"]["valid"] == run[0]["metrics"]["valid"]
+    again = quick_start.run(config_dict=given())
+    assert again["metrics"]["valid"] == run[0]["metrics"]["valid"]
+    assert again["seconds"]["candidates"] == run[0]["seconds"]["candidates"] == header["candidate_seconds"] > 0
     assert path.stat().st_mtime_ns == before
     path.unlink()  # as a kill during the fit leaves it
     assert quick_start.run(config_dict=given())["metrics"]["valid"] == run[0]["metrics"]["valid"]
-    assert torch.equal(CandidateSimilarity.load(path).weights, weights)
+    found = storage.load(path, WEIGHTS)[0]
+    assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
+    assert any(name.startswith("model.candidates.") for name in weights)
 
 
-def test_validation_is_judged_by_halves_and_test_by_the_mean(given, run, monkeypatch):
-    """With the weights of one half spoilt, exactly the other users' validation ranks and all test ranks may change."""
+def test_what_was_fitted_for_another_encoder_is_fitted_again(given, run):
+    path = Path(run[0]["run_dir"]) / WEIGHTS_FILE
+    weights, header = storage.load(path, WEIGHTS)
+    name = "model.position_embedding.weight"
+    storage.save(path, WEIGHTS, {**weights, name: weights[name] + 1}, header)  # as a training anew would leave it
+    assert quick_start.run(config_dict=given())["metrics"]["valid"] == run[0]["metrics"]["valid"]
+    assert torch.equal(storage.load(path, WEIGHTS)[0][name], weights[name])
+
+
+def test_training_learns_and_keeps_the_encoder_alone(given, run):
+    folder = Path(run[0]["run_dir"])
+    training = folder.with_name(folder.name.rpartition("-")[0])
+    for file, kind in ((WEIGHTS_FILE, WEIGHTS), (LAST_FILE, TRAINING)):
+        assert not any("candidates" in name for name in storage.load(training / file, kind)[0])
+    without = quick_start.run(config_dict=given(candidate_similarity=[]))
+    assert run[0]["parameters"] == without["parameters"]
+
+
+def test_whoever_asks_for_validation_gets_the_figures_of_the_run(given, run):
+    """A trainer that goes on, RecBole's evaluator, what is loaded later, and a bundle: one rank for each history."""
     record, ranks = run
-    path = Path(record["run_dir"]) / CANDIDATES
-    spoilt = CandidateSimilarity.load(path)
-    kept = spoilt.weights.clone()
-    spoilt.weights[0, 1:] = torch.linspace(-50, 50, spoilt.n_weights)
-    spoilt.save(path)
-    try:
-        _, again = quick_start.execute(config_dict=given(final=True))
-    finally:
-        spoilt.weights = kept
-        spoilt.save(path)
-    _, _, _, _, valid, _ = quick_start.load_data_and_model(record["run_dir"])
-    half = halves_of(valid._dataset)
-    changed = again["valid"].masked != ranks["valid"].masked
-    assert 0 < half.mean() < 1
+    config, model, dataset, train, valid, _ = quick_start.load_data_and_model(record["run_dir"])
+    trainer = registry.get_trainer(config)(config, model)
+    trainer.eval_collector.data_collect(train)
+    assert np.array_equal(trainer.rank(valid, [train._dataset]).masked, ranks["valid"].masked)
+    trainer.fit(train, valid)
+    trainer.finish(valid)
+    for found in (trainer.evaluate(valid), trainer.evaluate(valid, load_best_model=False)):
+        assert found["ndcg@10"] == pytest.approx(record["metrics"]["valid"]["unmasked"]["ndcg@10"], abs=6e-5)
+    bundle, rows = recbole_bbqrec.load_bundle(record["run_dir"]), valid._dataset.inter_feat
+    tokens = dataset.field2id_token[dataset.iid_field]
+    histories = [[str(tokens[item]) for item in row if item] for row in rows[model.ITEM_SEQ].tolist()]
+    listed = bundle.recommend(histories, k=dataset.item_num, exclude_seen=False)
+    for row, (target, recommended) in enumerate(zip(rows[model.ITEM_ID].tolist(), listed, strict=True)):
+        assert recommended.items.index(str(tokens[target])) + 1 == ranks["valid"].unmasked[row]
+
+
+def test_validation_is_judged_by_halves_and_test_by_the_mean(given, run):
+    """With the weights of one half spoilt, exactly the validation ranks of that half may change, and no test rank."""
+    record, ranks = run
+    config, model, _, train, valid, test = quick_start.load_data_and_model(record["run_dir"])
+    candidates, trainer = model.candidates, registry.get_trainer(config)(config, model)
+    histories, later = (data._dataset.inter_feat[model.ITEM_SEQ] for data in (valid, test))
+    half = half_of(candidates.hashes(histories)).numpy()
+    assert 0 < half.mean() < 1 and np.array_equal(candidates.halves(histories).numpy(), half)
+    assert (candidates.halves(later) == HALVES).all()
+    candidates.weights[0, 1:] = torch.linspace(-50, 50, candidates.n_weights)
+    again = trainer.rank(valid, [train._dataset]), trainer.rank(test, [train._dataset, valid._dataset])
+    changed = again[0].masked != ranks["valid"].masked
     assert changed[half == 0].any() and not changed[half == 1].any()
-    assert (again["test"].masked == ranks["test"].masked).all()  # judged with the third row, the mean
-
-
-def test_halves_go_by_the_users_token(run):
-    _, _, _, _, valid, test = quick_start.load_data_and_model(run[0]["run_dir"])
-    by_user = dict(zip(valid._dataset.inter_feat["user_id"].tolist(), halves_of(valid._dataset), strict=True))
-    for user, half in zip(test._dataset.inter_feat["user_id"].tolist(), halves_of(test._dataset), strict=True):
-        assert by_user[user] == half
+    assert (again[1].masked == ranks["test"].masked).all()
 
 
 def test_generate_ranks_what_its_beam_finds(given):
@@ -103,7 +112,7 @@ def test_generate_ranks_what_its_beam_finds(given):
         assert np.array_equal(getattr(wide[1]["valid"], column), getattr(exact[1]["valid"], column))
     found = few[1]["valid"].masked <= 5
     assert 0 < found.mean() < 1 and (few[1]["valid"].masked[~found] > 5).all()
-    assert not list(Path(wide[0]["run_dir"]).glob(CANDIDATES))
+    assert quick_start.load_data_and_model(wide[0]["run_dir"])[1].candidates is None
 
 
 def test_a_signal_that_the_items_lack_leaves_a_run_without_candidate_similarity(given):
