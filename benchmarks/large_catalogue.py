@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--levels", type=int, help="default: the tokenizer's own")
     parser.add_argument("--codebook-size", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=1, help="of behavior_bind; a full training has 6")
+    parser.add_argument("--min-steps", type=int, default=300, help="of behavior_bind")
     parser.add_argument("--seed", type=int, default=2020)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -46,7 +47,8 @@ def main() -> None:
     generator = np.random.default_rng(arguments.seed)
     given = {"codebook_size": arguments.codebook_size, "seed": arguments.seed}
     given |= {"levels": arguments.levels} if arguments.levels else {}
-    given |= {"epochs": arguments.epochs} if arguments.tokenizer == "behavior_bind" else {}
+    if arguments.tokenizer == "behavior_bind":
+        given |= {"epochs": arguments.epochs, "min_steps": arguments.min_steps}
     print(report(registry.TOKENIZERS[arguments.tokenizer](**given), arguments, generator))
 
 
