@@ -110,8 +110,10 @@ def _random(ids: SemanticIds, seed: int) -> SemanticIds:
     generator = torch.Generator().manual_seed(seed)
     n_items, width = ids.codes.shape
     size, levels = ids.codebook_size, width // len(ids.signals)
-    # Different numbers written with codes as digits: no two items get the same ID. No item lacks a signal.
-    n_digits = max(level for level in range(1, levels + 1) if level == 1 or size**level < 2**62)
+    # Different numbers written with codes as digits: no two items get the same ID. The digits are the codes of the last
+    # signal, and as many before it as the number of items takes. No item lacks a signal.
+    enough = (level for level in range(1, width + 1) if level <= levels or size ** (level - 1) < n_items)
+    n_digits = max(level for level in enough if level == 1 or size**level < 2**62)
     numbers = torch.from_numpy(np.random.default_rng(seed).choice(size**n_digits, n_items, replace=False))
     codes = torch.randint(size, (n_items, width), generator=generator)
     codes[:, -n_digits:] = torch.stack([numbers // size**place % size for place in range(n_digits)], dim=1)

@@ -19,7 +19,7 @@ from .. import storage
 from ..errors import InputError
 from . import measures
 from .behavior_bind import Bound, Catalogue
-from .semantic_ids import resolve_chains
+from .semantic_ids import check_capacity, resolve_chains
 from .training import seeded
 
 KIND = "tokenizer"
@@ -121,6 +121,7 @@ class ItemTokenizer(abc.ABC):
             self.statistics_ = {name: feature_statistics(x, present[name]) for name, x in features.items()}
             self.network_ = self._build(n_items, size).to(device)
             catalogue = self.standardise(features, present, n_items)
+            check_capacity(self.network_.chains_known(catalogue.known), self.network_.chains, self.levels, size)
             self.losses_ = self._train(catalogue, flat, torch.Generator().manual_seed(self.seed))
         self.network_.eval().requires_grad_(False)
         self._learn_codes(catalogue)
@@ -254,16 +255,11 @@ def feature_statistics(matrix: torch.Tensor, present: torch.Tensor) -> torch.Ten
 
 def effective_size(codebook_size: int, levels: int, n_items: int) -> int:
     """Codes per codebook: fewer than asked for where there are fewer items, about one for four items then."""
-    size = codebook_size
-    if n_items < codebook_size:
-        # A code for every item would only number them; but the IDs have to suffice.
-        size = max(n_items // 4, math.ceil(n_items ** (1 / levels)), 1)
-        size += size**levels < n_items  # the root may be rounded down
-    if size**levels < n_items:
-        raise InputError(
-            f"codebook_size={codebook_size}, levels={levels}: {size**levels} IDs for {n_items} items; raise one of them"
-        )
-    return size
+    if n_items >= codebook_size:
+        return codebook_size
+    # A code for every item would only number them; but one signal alone has to tell all of them apart.
+    size = max(n_items // 4, math.ceil(n_items ** (1 / levels)), 1)
+    return size + (size**levels < n_items)  # the root may be rounded down
 
 
 def flat_sequences(sequences: Sequence[np.ndarray] | Flat, n_items: int) -> Flat:

@@ -1,14 +1,37 @@
 """Unique semantic IDs: items that quantise to one ID are moved to the nearest free ones.
 
-Shapes: N items, P positions of an ID, L last positions of it that may change, K codes per position, D code width.
+Shapes: N items, G chains of codes, P positions of an ID, L last positions of it that may change, K codes per position,
+D code width.
 """
 
+import itertools
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+from ..errors import InputError
+
 ID = tuple[int, ...]
+CHUNK = 4096
+"""Items whose distances from their IDs are computed at once."""
+REMEDY = "raise levels or codebook_size (the settings sid_levels and sid_codebook_size)"
+
+
+def check_capacity(known: torch.Tensor, chains: Sequence[str], levels: int, size: int) -> None:
+    """Refuse more items with the same chains of codes than there are IDs, whatever training makes of them.
+
+    `known` [G, N] says which of the `chains` items have; one that has none has codes in the last.
+    """
+    known = torch.cat([known[:-1], known[-1:] | ~known.any(0)]).cpu()
+    patterns, counts = torch.unique(known.T, dim=0, return_counts=True)
+    for has, n_items in zip(patterns.tolist(), counts.tolist(), strict=True):
+        n_ids = size ** (levels * sum(has))
+        if n_items > n_ids:
+            names = " + ".join(itertools.compress(chains, has))
+            found = f"{n_ids} IDs for {n_items} items with codes of {names}"
+            raise InputError(f"codebook_size={size}, levels={levels}: {found}; {REMEDY}")
 
 
 def resolve_chains(codes: torch.Tensor, inputs: torch.Tensor, codebooks: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -38,39 +61,53 @@ def resolve_collisions(codes: torch.Tensor, inputs: torch.Tensor, codebooks: tor
     earlier, and so on up to the first of the L positions. Equal distances are settled by the order of the items, which
     the caller keeps canonical; otherwise the order of the items does not matter.
 
-    The last L positions of the IDs [N, P] belong to one residual chain, with its inputs [N, D] and codebooks [L, K, D];
-    K ** L is at least N.
+    The last L positions of the IDs [N, P] belong to one residual chain, with its inputs [N, D] and codebooks [L, K, D].
+
+    Raises
+    ------
+    InputError : more than K ** L items with equal codes at the other positions, all of which stay as they are.
     """
     levels, size = codebooks.shape[:2]
-    points, books = inputs.double().cpu().numpy(), codebooks.double().cpu().numpy()
+    points, books = inputs.cpu().numpy(), codebooks.double().cpu().numpy()
     table = codes.cpu().numpy().copy()
-    first = table.shape[1] - levels
-    quantised = np.sum([book[column] for book, column in zip(books, table[:, first:].T, strict=True)], axis=0)
-    order = np.argsort(np.square(points - quantised).sum(1), kind="stable")
+    width = table.shape[1]
+    first = width - levels
+    prefixes, members = np.unique(table[:, :first], axis=0, return_counts=True)
+    most, prefix = int(members.max()), prefixes[members.argmax()].tolist()
+    if most > size**levels:
+        raise InputError(
+            f"semantic IDs: {most} items have the codes {prefix} before their last signal, which has {size**levels} "
+            f"places to tell them apart; {REMEDY}"
+        )
+    _, which, sharing = torch.unique(codes, dim=0, return_inverse=True, return_counts=True)
+    crowded = np.flatnonzero((sharing[which] > 1).cpu().numpy())
+    distances = []
+    for rows in np.array_split(crowded, len(crowded) // CHUNK + 1):
+        quantised = sum(book[column] for book, column in zip(books, table[rows, first:].T, strict=True))
+        distances.append(np.square(points[rows] - quantised).sum(1))
+    order = crowded[np.argsort(np.concatenate(distances), kind="stable")]
     _, keeps = np.unique(table[order], axis=0, return_index=True)  # of equal rows the first, which is the nearest
     movers = np.delete(order, keeps)
-    below: dict[ID, Counter[int]] = defaultdict(Counter)  # prefix of IDs -> next code -> number of items with both
+    below: Counter[ID] = Counter()  # prefix of IDs -> number of items
+    full: dict[ID, list[int]] = defaultdict(list)  # prefix of IDs -> next codes that have no free ID below them
 
     def occupy(row: ID) -> None:
-        for position in range(first, len(row)):
-            below[row[:position]][row[position]] += 1
+        for end in range(first + 1, width + 1):
+            below[row[:end]] += 1
+            if below[row[:end]] == size ** (width - end):
+                full[row[: end - 1]].append(row[end - 1])
 
-    def room(prefix: ID) -> np.ndarray:
-        """Which codes [K] may follow `prefix` with a free ID below them."""
-        capacity = size ** (table.shape[1] - 1 - len(prefix))
-        free = np.ones(size, dtype=bool)
-        free[[code for code, count in below[prefix].items() if count >= capacity]] = False
-        return free
-
-    for row in table[order[keeps]].tolist():
+    for row in np.delete(table, movers, axis=0).tolist():
         occupy(tuple(row))
     for mover in movers:
         found = tuple(table[mover, :-1].tolist())
-        while len(found) > first and not room(found).any():
+        while len(full[found]) == size:
             found = found[:-1]
         residual = points[mover] - sum(book[code] for book, code in zip(books, found[first:], strict=False))
         for book in books[len(found) - first :]:
-            code = int(np.where(room(found), np.square(residual - book).sum(1), np.inf).argmin())
+            distance = np.square(residual - book).sum(1)
+            distance[full[found]] = np.inf
+            code = int(distance.argmin())
             residual, found = residual - book[code], (*found, code)
         occupy(found)
         table[mover] = found

@@ -5,6 +5,8 @@ from conftest import settings
 from recbole_bbqrec import registry
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.dataloader import split_loaders
+from recbole_bbqrec.data.semantic_ids import CONTROLS
+from recbole_bbqrec.model.catalogue import SemanticIds
 from recbole_bbqrec.tokenizer.registry import load
 
 
@@ -45,6 +47,15 @@ def test_random_codes_are_unique_and_stand_for_random_vectors(tiny, learned):
         same = random.vectors[0, 1:][(first == row).all(1)]
         assert (same == same[0]).all()
     assert not torch.allclose(random.vectors, learned.vectors)
+
+
+def test_random_codes_are_unique_where_the_last_signal_alone_has_too_few():
+    n_items, size = 40, 4
+    codes = torch.zeros(n_items, 3, dtype=torch.long)
+    vectors, present = torch.zeros(3, n_items, 2), torch.ones(3, n_items, dtype=torch.bool)
+    random = CONTROLS["random"](SemanticIds(codes, vectors, present, ["text", "image", "id"], size), 0)
+    assert random.codes.shape == codes.shape and len(torch.unique(random.codes, dim=0)) == n_items
+    assert random.codes.min() >= 0 and random.codes.max() < size
 
 
 def test_controls_depend_on_the_seed_and_on_nothing_else(tiny):

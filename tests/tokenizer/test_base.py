@@ -39,8 +39,3 @@ def test_statistics_are_those_of_present_items_and_constant_dimensions_stay_as_t
 def test_shrunken_codebooks_still_tell_all_items_apart(n_items, levels):
     size = effective_size(256, levels, n_items) if n_items <= 256 else 256
     assert size <= 256 and size**levels >= min(n_items, 256)
-
-
-def test_too_few_codes():
-    with pytest.raises(InputError, match="16 IDs for 17 items"):
-        effective_size(4, 2, 17)

@@ -220,7 +220,7 @@ def test_three_levels(world):
         ({"mode": "chain"}, "mode: found 'chain', expected one of chained"),
         ({"levels": 0}, "levels: found 0"),
         ({"levels": 2.0}, "levels: found 2.0, expected a whole number"),
-        ({"levels": 1}, "16 IDs for 60 items"),
+        ({"levels": 1, "mode": "fused"}, "16 IDs for 60 items with codes of fused"),
         ({"code_dim": 5}, "code_dim: found 5"),
     ],
 )

@@ -1,9 +1,11 @@
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_bbqrec.tokenizer.semantic_ids import resolve_chains, resolve_collisions
+from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.tokenizer.semantic_ids import check_capacity, resolve_chains, resolve_collisions
 
 
 def quantised(points: torch.Tensor, books: torch.Tensor) -> torch.Tensor:
@@ -84,6 +86,12 @@ def test_a_full_catalogue_takes_every_id():
     assert len(torch.unique(unique, dim=0)) == 27 and n_moved == 26
 
 
+def test_more_ids_than_a_64_bit_number_counts():
+    books = torch.randn(9, 256, 2, generator=torch.Generator().manual_seed(0))
+    unique, n_moved = resolve_collisions(torch.zeros(300, 9, dtype=torch.long), torch.zeros(300, 2), books)
+    assert len(torch.unique(unique, dim=0)) == 300 and n_moved == 299
+
+
 def test_codes_given_are_not_changed():
     codes = torch.zeros(3, 1, dtype=torch.long)
     resolve_collisions(codes, torch.zeros(3, 1), torch.zeros(1, 4, 1))
@@ -92,10 +100,13 @@ def test_codes_given_are_not_changed():
 
 @st.composite
 def chains(draw):
-    """Items with one to three chains of codes, any of which may be missing, but not all; with or without sharing."""
+    """Items with one to three chains of codes, any of which may be missing, but not all; with or without sharing.
+
+    There may be more items than a chain has codes, and more than that with equal codes before their last chain.
+    """
     n_chains, levels = draw(st.integers(1, 3)), draw(st.integers(1, 2))
-    size = 12 if levels == 1 else 4
-    n_items = draw(st.integers(1, 12))
+    size = draw(st.sampled_from([3, 12] if levels == 1 else [2, 4]))
+    n_items = draw(st.integers(1, 24))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     books = torch.randn(draw(st.sampled_from([1, n_chains])) * levels, size, 3, generator=generator)
     inputs = draw(st.sampled_from([0.01, 1.0])) * torch.randn(n_chains, n_items, 3, generator=generator)
@@ -107,19 +118,84 @@ def chains(draw):
     return torch.cat(missing, dim=1), inputs, books
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(chains())
 def test_ids_and_items_are_a_bijection_whatever_is_missing(catalogue):
     codes, inputs, books = catalogue
-    unique, n_moved = resolve_chains(codes, inputs, books)
-    assert len(torch.unique(unique, dim=0)) == len(codes)
-    assert n_moved == (unique != codes).any(1).sum() == len(codes) - len(torch.unique(codes, dim=0))
-    assert torch.equal(unique < 0, codes < 0), "what is missing stays missing"
     levels = codes.shape[1] // len(inputs)
     last = (codes >= 0).int().cumsum(1).argmax(1) // levels
     position = torch.arange(codes.shape[1]) // levels
     earlier = position < last.unsqueeze(1)
+    prefixes = torch.cat([codes.masked_fill(~earlier, -1), last.unsqueeze(1)], dim=1)
+    most = int(torch.unique(prefixes, dim=0, return_counts=True)[1].max())
+    places = books.shape[1] ** levels
+    if most > places:
+        with pytest.raises(InputError, match=rf"^semantic IDs: \d+ items .* has {places} places"):
+            resolve_chains(codes, inputs, books)
+        return
+    unique, n_moved = resolve_chains(codes, inputs, books)
+    assert len(torch.unique(unique, dim=0)) == len(codes)
+    assert n_moved == (unique != codes).any(1).sum() == len(codes) - len(torch.unique(codes, dim=0))
+    assert torch.equal(unique < 0, codes < 0), "what is missing stays missing"
     assert torch.equal(unique[earlier], codes[earlier]), "only the last chain of an item changes"
+
+
+def three_signals(n_items: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Items of one code a signal that share the codes 1 and 2 of the first two, and inputs and codebook of width 1."""
+    inputs = torch.arange(3.0 * n_items).reshape(3, n_items, 1) / n_items
+    codes = torch.tensor([1, 2, 0]).repeat(n_items, 1)
+    return codes, inputs, torch.arange(float(size)).reshape(1, size, 1)
+
+
+def test_a_prefix_may_be_full():
+    codes, inputs, books = three_signals(4, 4)
+    unique, n_moved = resolve_chains(codes, inputs, books)
+    assert n_moved == 3 and sorted(unique.tolist()) == [[1, 2, code] for code in range(4)]
+
+
+def test_more_items_than_one_signal_has_codes():
+    codes, inputs, books = three_signals(7, 4)
+    codes[:3, 0], codes[3:, 2] = 3, 1
+    unique, n_moved = resolve_chains(codes, inputs, books)
+    assert n_moved == 5 and len(torch.unique(unique, dim=0)) == 7
+    assert torch.equal(unique[:, :2], codes[:, :2])
+
+
+def test_an_overfull_prefix_is_named_with_its_items_and_places():
+    codes, inputs, books = three_signals(6, 4)
+    codes[0, 0] = 3
+    message = r"5 items have the codes \[1, 2\] before their last signal, which has 4 places .*sid_levels and sid_code"
+    with pytest.raises(InputError, match=message):
+        resolve_chains(codes, inputs, books)
+    codes[:, 1] = -1  # an item without the second signal is told apart by the third all the same
+    with pytest.raises(InputError, match=r"5 items have the codes \[1, -1\]"):
+        resolve_chains(codes, inputs, books)
+
+
+def test_a_hundred_thousand_items_of_which_one_prefix_is_full():
+    size, n_items = 128, 100_000
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(size, (n_items, 6), generator=generator)
+    codes[: size**2, :4] = 7
+    codes[: size**2, 4:] = torch.randint(4, (size**2, 2), generator=generator)
+    inputs, books = torch.randn(3, n_items, 4, generator=generator), torch.randn(2, size, 4, generator=generator)
+    unique, n_moved = resolve_chains(codes, inputs, books)
+    assert len(torch.unique(unique, dim=0)) == n_items
+    assert n_moved == (unique != codes).any(1).sum() == n_items - len(torch.unique(codes, dim=0))
+    assert torch.equal(unique[:, :4], codes[:, :4]) and torch.equal(unique[size**2 :], codes[size**2 :])
+
+
+def test_what_no_training_can_tell_apart_is_refused_by_the_signals_that_items_have():
+    known = torch.tensor([[True] * 20, [True] * 3 + [False] * 17])
+    check_capacity(known, ["text", "id"], levels=1, size=17)
+    with pytest.raises(InputError, match="16 IDs for 17 items with codes of text; raise levels or codebook_size"):
+        check_capacity(known, ["text", "id"], levels=1, size=16)
+    check_capacity(torch.ones(2, 16, dtype=torch.bool), ["text", "id"], levels=2, size=2)
+    with pytest.raises(InputError, match=r"16 IDs for 17 items with codes of text \+ id"):
+        check_capacity(torch.ones(2, 17, dtype=torch.bool), ["text", "id"], levels=2, size=2)
+    with pytest.raises(InputError, match="4 IDs for 5 items with codes of id"):  # three have no signal at all
+        check_capacity(torch.tensor([[False] * 5, [True] * 2 + [False] * 3]), ["text", "id"], levels=2, size=2)
+    check_capacity(torch.ones(20, 5, dtype=torch.bool), [""] * 20, levels=4, size=256)  # 2 ** 640 IDs
 
 
 def test_each_chain_is_resolved_with_its_own_codebooks():

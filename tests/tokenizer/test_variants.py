@@ -183,6 +183,39 @@ def test_the_id_signal_is_what_tells_items_of_equal_features_apart(monkeypatch):
     assert with_id.n_moved_ < 30
 
 
+@pytest.mark.parametrize("mode", ["chained", "concat"])
+def test_more_items_than_one_signal_has_ids(world, mode, tmp_path):
+    tokenizer = BehaviorBindTokenizer(**QUICK, mode=mode, levels=1).fit(*world)  # 16 codes a signal
+    check_promises(tokenizer, world, tmp_path / "tokenizer.safetensors")
+
+
+TOO_FEW = {
+    "rqvae": ("rqvae", {}, "text image", "features"),
+    "kmeans": ("kmeans", {}, "text image", "features"),
+    "fused": ("behavior_bind", {"mode": "fused"}, "text image", "fused"),
+    "one signal": ("behavior_bind", {}, "", "id"),
+    "nothing but the ID": ("behavior_bind", {"codebook_size": 2}, "text image", "id"),
+}
+
+
+@pytest.mark.parametrize("case", TOO_FEW)
+def test_what_cannot_be_told_apart_is_refused_before_training(monkeypatch, case):
+    name, given, subset, chain = TOO_FEW[case]
+    kind = registry.TOKENIZERS[name]
+    monkeypatch.setattr(kind, "_train", lambda *_: pytest.fail("trained"))
+    with pytest.raises(InputError, match=rf"IDs for \d+ items with codes of {chain};"):
+        kind(**{**SMALL, "levels": 1, **given}).fit(*subset_of(with_gaps(), subset))
+
+
+def test_items_that_share_all_codes_but_the_last_signals_are_refused_where_these_run_out():
+    features = {"text": torch.ones(60, 6), "image": torch.ones(60, 4)}
+    world = make_world()._replace(features=features, present=dict.fromkeys(features, torch.ones(60, dtype=torch.bool)))
+    with pytest.raises(
+        InputError, match=r"60 items have the codes \[\d+, \d+\] before their last signal, which has 16"
+    ):
+        BehaviorBindTokenizer(**QUICK, levels=1).fit(*world)
+
+
 def test_an_rqvae_learns_to_rebuild_and_uses_its_codes(world):
     tokenizer = registry.TOKENIZERS["rqvae"](levels=2, codebook_size=16, steps=300, progress=False).fit(*world)
     rebuilt = tokenizer.losses_["reconstruction"]
