@@ -131,7 +131,8 @@ def report_card_table(card: Mapping[str, Any]) -> str:
     rows = [[signal, f"{value['share']:.3f}", f"{value['chance']:.3f}"] for signal, value in card["agreement"].items()]
     tables.append(_table(rows, "signal", "first code shared by neighbours in sequences", "chance"))
     title = f"{card['tokenizer']} tokenizer: {card['items']} items, {card['codebook_size']} codes a codebook"
-    cost = f"fit: {card['cost']['seconds']:.1f} s, memory grew by {card['cost']['peak_memory_mib']:.0f} MiB"
+    cost, grown = f"fit: {card['cost']['seconds']:.1f} s", card["cost"]["peak_memory_mib"]
+    cost += f", memory grew by {grown:.0f} MiB" if grown is not None else ""
     return "\n".join(["\n\n".join([title, *tables, cost]), *(f"warning: {text}" for text in card["warnings"])])
 
 
