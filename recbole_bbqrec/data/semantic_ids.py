@@ -90,6 +90,7 @@ def _report(fitted: ItemTokenizer, features: Features, sequences: Sequences, pat
     stem, logger = path.with_suffix(""), logging.getLogger()
     if (file := stem.with_suffix(".json")).is_file():
         card = json.loads(file.read_text(encoding="utf-8"))
+        memory.count_growth(card["cost"].get("card_peak_memory_mib"))
     else:
         logger.info("ID report card: measuring the codes (--report_card=False leaves it out)")
         card = report_card(fitted, *features, (sequences.offsets, sequences.items))
@@ -98,7 +99,7 @@ def _report(fitted: ItemTokenizer, features: Features, sequences: Sequences, pat
         for warning in card["warnings"]:
             logger.warning(f"semantic IDs: {warning}")
     logger.info(f"ID report card: {file} and .png")
-    return card["cost"]["card_seconds"]
+    return card["cost"].get("card_seconds")
 
 
 def _shuffled(ids: SemanticIds, seed: int) -> SemanticIds:
