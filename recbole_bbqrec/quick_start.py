@@ -20,13 +20,14 @@ from .data.dataset import SEMANTIC_ID
 from .data.feature_sources import image_folder
 from .errors import InputError
 from .evaluation import report
+from .evaluation.configuration import times_tested
 from .evaluation.ranking import Ranks
 from .preparation import obtain
 from .preparation.image_download import addresses_of, fetch_images
 from .preparation.public import describe
-from .serving.bundle import keep_bundle
-from .settings import learning_settings, plain_settings, public_source, settings_to_load
-from .tokenizer.measures import peak_memory_mib
+from .serving.bundle import BUNDLE, keep_bundle
+from .settings import plain_settings, public_source, settings_to_load
+from .tokenizer.memory import PeakMemory
 from .training import checkpoint
 
 OURS, RECBOLES = (Path(str(package)).parent for package in (__file__, recbole.__file__))
@@ -93,11 +94,13 @@ def execute(
     is handed the trainer after every epoch that validation has judged, once its state is on the disk.
 
     The record holds model, dataset, seed, metrics by split and column, users, epochs, seconds, peak memory (MiB),
-    number of parameters, settings, versions, and the folder of the run.
+    number of parameters, settings, versions, and the folder of the run. Seconds and memory of what a cache or an
+    earlier process has spared are those of when it was made, none where nobody has measured them.
     """
     fetch_missing(arguments, config_dict)
     config = Config(arguments=arguments, config_dict=config_dict)
     _check_result_file(config["result_file"])
+    memory = PeakMemory()
     compat.init_seed(config)
     init_logger(config)
     logger = getLogger()
@@ -125,7 +128,7 @@ def execute(
         ranks["test"] = trainer.rank(test, earlier, shown)
     logger.info(f"judged in {time.perf_counter() - started:.1f} s")
 
-    record = {**_record(config, dataset, model, trainer, ranks), **inspected}
+    record = {**_record(config, dataset, model, trainer, ranks, memory), **inspected}
     if config["result_file"]:
         storage.write_json(config["result_file"], record)
     keep_bundle(trainer.folder.path, config, dataset)
@@ -167,7 +170,9 @@ def _check_result_file(path: str | None) -> None:
         raise InputError(f"result_file: {path} cannot be written ({why}); name another file")
 
 
-def _record(config: Config, dataset: Any, model: Any, trainer: Any, ranks: dict[str, Any]) -> dict[str, Any]:
+def _record(
+    config: Config, dataset: Any, model: Any, trainer: Any, ranks: dict[str, Any], memory: PeakMemory
+) -> dict[str, Any]:
     done, best = trainer.state.epochs_done, trainer.state.best_epoch
     return {
         "model": config["model"],
@@ -177,26 +182,15 @@ def _record(config: Config, dataset: Any, model: Any, trainer: Any, ranks: dict[
         "users": {split: len(rank.users) for split, rank in ranks.items()},
         "epochs": {"best": best + 1, "done": done, "hit_cap": done >= config["epochs"]},
         "chosen": trainer.state.chosen,
-        "times_tested": _count_tests(config, dataset),
+        "times_tested": times_tested(config),
         "seconds": {**dataset.seconds, **trainer.timings()},
-        "peak_memory_mib": peak_memory_mib(),
+        "peak_memory_mib": memory.mib,
+        "peak_memory_is_bound": not memory.is_own,
         "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "run_dir": str(trainer.folder.path),
         "settings": plain_settings(config),
         "versions": report.versions(),
     }
-
-
-def _count_tests(config: Config, dataset: Any) -> int:
-    """Count how often this configuration, with whatever seed, has seen the test split, this run included."""
-    path = dataset.cache_dir / "times_tested.json"
-    counts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    settings = {key: value for key, value in learning_settings(config).items() if key != "seed"}
-    key = f"{config['model']}-{storage.fingerprint(settings)}"
-    if config["final"]:
-        counts[key] = counts.get(key, 0) + 1
-        storage.write_json(path, counts)
-    return counts.get(key, 0)
 
 
 def load_data_and_model(path: str | Path, config_dict: dict[str, Any] | None = None) -> tuple[Any, ...]:
@@ -212,8 +206,10 @@ def load_data_and_model(path: str | Path, config_dict: dict[str, Any] | None = N
     config, model, dataset, train_data, valid_data, test_data, as RecBole's function of this name does.
     """
     weights = Path(path) / checkpoint.WEIGHTS_FILE if Path(path).is_dir() else Path(path)
-    _, header = storage.load(weights, checkpoint.WEIGHTS)
-    config = Config(config_dict={**settings_to_load(header["settings"]), **(config_dict or {})})
+    settings, bundle = storage.load(weights, checkpoint.WEIGHTS)[1]["settings"], weights.with_name(BUNDLE)
+    if bundle.is_file():  # by which metrics the model was judged last: with others it is not trained anew
+        settings = json.loads(bundle.read_text(encoding="utf-8"))["settings"]
+    config = Config(config_dict={**settings_to_load(settings), **(config_dict or {})})
     compat.init_seed(config)
     dataset = registry.get_dataset(config["model"])(config)
     train, valid, test = split_loaders(config, dataset)

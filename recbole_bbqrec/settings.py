@@ -57,8 +57,8 @@ KEYS: dict[str, Key] = {
     # Protocol
     "eval_args": Key(dict, "split, order and mode of the evaluation; leave-one-out, and all items are ranked"),
     "repeatable": Key(bool, "RecBole's flag for sequential models; seen items are masked by our ranker"),
-    "metrics": Key(list, "of Recall, NDCG, MRR, Hit, Precision"),
-    "topk": Key(list, "cut-offs of the metrics"),
+    "metrics": Key(list, "of Recall, NDCG, MRR, Hit, Precision; a trained model is judged by others without training"),
+    "topk": Key(list, "cut-offs of the metrics; a trained model is judged at others without training"),
     "valid_metric": Key(str, "metric that stops training, in the masked column"),
     "eval_batch_size": Key(int, "histories scored at once; more is slower on a CPU: the scores leave the cache", POSITIVE),
     "load_col": Key(dict, "columns RecBole loads; item texts are read by the item features alone"),
@@ -145,6 +145,7 @@ KEYS: dict[str, Key] = {
     "graph_cosine_weight": Key(list, "weight of the features' cosine", Allowed("numbers of at least 0", lambda value: 0 <= value < float("inf"))),
     # Files
     "cache_dir": Key(str, "item features and tokenizers, kept by fingerprint; empty: <checkpoint_dir>/cache", None, True),
+    "results": Key(str, "folder of records, pages, and of the counts of how often a configuration was judged on test"),
     "result_file": Key(str, "write the run's record as JSON to this file", None, True),
 }
 # fmt: on
@@ -205,7 +206,7 @@ def reference() -> str:
     return "\n".join(lines) + "\n"
 
 
-# Keys that change where a run writes or what it prints, never what it learns.
+# Keys that change where a run computes and writes or what it prints, never what it learns.
 NOT_LEARNED_FROM = {
     *("final", "resume", "result_file", "cache_dir", "checkpoint_dir", "show_progress", "state", "data_path"),
     *(
@@ -219,6 +220,7 @@ NOT_LEARNED_FROM = {
         "save_dataloaders",
     ),
     *("dataset_save_path", "dataloaders_save_path", "metric_decimal_place", "loss_decimal_place", "eval_batch_size"),
+    *("topk", "metrics", "use_gpu", "results"),  # metrics follow from ranks, and `use_gpu` decides the device alone
 }
 
 # Keys of what is fitted after training, with the trained weights held fixed.

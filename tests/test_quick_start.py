@@ -1,19 +1,21 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import QUICK, settings, write_dataset
 
-from recbole_bbqrec import cli, quick_start
+from recbole_bbqrec import cli, quick_start, storage
 from recbole_bbqrec.data import dataset
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.model import bbqrec
-from recbole_bbqrec.training import trainer
+from recbole_bbqrec.training import sequence_trainer, trainer, untrained_trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 IDS = {key: value for key, value in QUICK.items() if key.startswith("sid_")}
@@ -126,6 +128,74 @@ def test_a_finished_run_is_only_evaluated_unless_told_to_train_anew(tiny, tmp_pa
         epochs.append(epoch), train(self, data, epoch, *rest, **more))[1])  # fmt: skip
     assert quick_start.run(config_dict=given)["metrics"] == first["metrics"] and epochs == []
     assert quick_start.run(config_dict={**given, "resume": False})["metrics"] == first["metrics"] and epochs == [0, 1]
+
+
+@pytest.mark.parametrize("model", ["BBQRec", "SASRec", "Pop"])
+def test_other_metrics_and_cut_offs_judge_a_trained_model_anew(tiny, tmp_path, monkeypatch, model):
+    given = settings(tiny, model, checkpoint_dir=str(tmp_path / "saved"))
+    first, ranks = quick_start.execute(config_dict=given)
+    monkeypatch.setattr(trainer.ProtocolTrainer, "_train_epoch", None)  # a training would call it
+    changes = {"topk": [1, 10], "metrics": ["NDCG", "MRR"], "use_gpu": False}
+    again, ranks_again = quick_start.execute(config_dict={**given, **changes})
+    assert again["run_dir"] == first["run_dir"]
+    assert (ranks_again["valid"].masked == ranks["valid"].masked).all()
+    assert list(again["metrics"]["valid"]["masked"]) == ["ndcg@1", "ndcg@10", "mrr@1", "mrr@10"]
+    assert again["metrics"]["valid"]["masked"]["ndcg@10"] == first["metrics"]["valid"]["masked"]["ndcg@10"]
+    config = quick_start.load_data_and_model(first["run_dir"])[0]
+    assert config["topk"] == [1, 10] and config["metrics"] == ["NDCG", "MRR"]
+
+
+def test_judging_on_test_is_counted_whatever_is_deleted_and_however_it_is_judged(tiny, tmp_path):
+    given = settings(tiny, "SASRec", checkpoint_dir=str(tmp_path / "saved"), final=True, epochs=1)
+    counts = [quick_start.run(config_dict=given)["times_tested"]]
+    shutil.rmtree(tmp_path / "saved")
+    for changes in ({}, {"topk": [10]}, {"metrics": ["NDCG"]}, {"seed": 1}, {"final": False}):
+        counts.append(quick_start.run(config_dict={**given, **changes})["times_tested"])
+    assert counts == [1, 2, 3, 4, 5, 5]
+
+
+@pytest.mark.parametrize("model", ["BBQRecWithoutCandidates", "TransitionGraph"])
+def test_what_a_run_finds_done_is_told_as_what_it_took(tiny, tmp_path, monkeypatch, model):
+    """The second run finds everything, and so does the third, but the data's cache is its own and tells no cost."""
+    quick = {**QUICK, "report_card": True} if model != "TransitionGraph" else {}
+    given = settings(tiny, model, **quick, checkpoint_dir=str(tmp_path / "saved"))
+    with monkeypatch.context() as patch:
+        held = sequence_trainer.SequenceTrainer, untrained_trainer.UntrainedTrainer
+        for kind in held:  # training takes memory that judging does not
+            batches = kind._open_run
+            patch.setattr(kind, "_open_run", lambda *rest, batches=batches: (hold(300), batches(*rest))[1])
+        first = quick_start.run(config_dict=given)
+    second = quick_start.run(config_dict=given)
+    made = {"features", "train"} | ({"tokenizer", "report card", "epoch"} if quick else set())
+    assert all(first["seconds"][name] > 0 for name in made)
+    assert {name: second["seconds"][name] for name in made} == {name: first["seconds"][name] for name in made}
+    assert second["peak_memory_mib"] > first["peak_memory_mib"] - 30 and second["epochs"] == first["epochs"]
+    for path in (tmp_path / "saved/cache/tiny").glob("features-*.safetensors"):
+        tensors, header = storage.load(path, "features")
+        storage.save(path, "features", tensors, {key: value for key, value in header.items() if key != "cost"})
+    third = quick_start.run(config_dict=given)
+    assert third["seconds"]["features"] is third["peak_memory_mib"] is None
+    assert third["metrics"] == first["metrics"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system cannot set its high-water mark back")
+def test_a_large_run_before_a_small_one_in_one_process_adds_nothing_to_its_memory(tiny, tmp_path):
+    given = settings(tiny, "Pop", checkpoint_dir=str(tmp_path / "saved"))
+
+    def run(mib):
+        return quick_start.execute(config_dict=given, inspect=lambda *_: hold(mib))[0]
+
+    records = run(0), run(400), run(0)
+    small, large, small_again = (record["peak_memory_mib"] for record in records)
+    assert large > small + 350 and small_again < small + 50
+    assert not any(record["peak_memory_is_bound"] for record in records)
+
+
+def hold(mib):
+    """Hold memory for a moment."""
+    if mib:
+        np.ones(mib * 2**17)
+    return {}
 
 
 @pytest.mark.parametrize("model", ["BBQRec", "SASRec"])

@@ -37,7 +37,7 @@ class MultiModalSequentialDataset(SequentialDataset):
         RecBole's feature-aware models can take them.
     train_sequences : training part of every user's sequence, once built.
     tokenizer_file : where the tokenizer that gave the codes is kept.
-    seconds : time spent on `features` and on the `tokenizer`.
+    seconds : what `features` and `tokenizer` took when they were made; none where that is not known.
     """
 
     catalogue: Catalogue
@@ -48,7 +48,7 @@ class MultiModalSequentialDataset(SequentialDataset):
         for key in ("save_dataset", "save_dataloaders"):
             if config[key]:
                 raise InputError(f"{key}: this data set is not pickled, it is cached by fingerprint; drop the key")
-        self.seconds = {"features": 0.0, "tokenizer": 0.0}
+        self.seconds: dict[str, float | None] = {"features": 0.0, "tokenizer": 0.0}
         with compat.lengths_by_element():
             super().__init__(config)
         tokens = [str(token) for token in self.field2id_token[self.iid_field]]

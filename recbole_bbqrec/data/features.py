@@ -16,35 +16,39 @@ from torch import Tensor
 from .. import storage
 from ..errors import InputError
 from ..model.catalogue import PADDING, ItemFeatures
+from ..preparation import encoders
+from ..tokenizer import memory
 from .feature_sources import Source, gather, modalities, read_texts
 
+NOT_MEASURED = {"seconds": None, "memory_growth_mib": None}
 
-def build_item_features(config: Any, item_tokens: Sequence[str], cache_dir: Path) -> tuple[ItemFeatures, float]:
-    """Return the features of the items, rows in sorted order of their tokens, and the seconds spent on encoding.
 
-    What `cache_dir` holds is read. A file, column or model that is missing or broken is an `InputError`, and so is a
-    modality that no item has.
+def build_item_features(config: Any, item_tokens: Sequence[str], cache_dir: Path) -> tuple[ItemFeatures, float | None]:
+    """Return the features of the items, rows in sorted order of their tokens, and the seconds that encoding them took.
+
+    What `cache_dir` holds is read, with what it cost when it was made: none where nobody has measured that. A file,
+    column or model that is missing or broken is an `InputError`, and so is a modality that no item has.
     """
     tokens = sorted({str(token) for token in item_tokens} - {PADDING})
-    result, seconds = ItemFeatures(tokens), 0.0
+    result, seconds = ItemFeatures(tokens), []
     texts = read_texts(config, tokens, modalities(config))
     for name in modalities(config):
         source = gather(name, config, texts, tokens)
         file = cache_file(cache_dir, source)
         if cached := read_file(file, source.inputs):
-            found = cached[0]
+            found, cost = cached[0], cached[1].get("cost", NOT_MEASURED)
+            memory.count_growth(cost["memory_growth_mib"])
             logging.getLogger().info(f"{name} features: read from {file}")
         else:
-            started = time.perf_counter()
-            found = _encode(source, file)
-            seconds += time.perf_counter() - started
+            found, cost = _encode(source, file)
+        seconds.append(cost["seconds"])
         shutil.rmtree(file.with_suffix(".parts"), ignore_errors=True)
         width, missing = found.matrices[name].shape[1], int((~found.present[name]).sum())
         share = f"{missing} items ({100 * missing / len(tokens):.1f} %) have none"
         logging.getLogger().info(f"{name} features: {len(tokens)} items x {width}, {share}")
         result.matrices |= found.matrices
         result.present |= found.present
-    return result, seconds
+    return result, None if None in seconds else sum(seconds)
 
 
 def cache_file(cache_dir: Path, source: Source) -> Path:
@@ -71,13 +75,15 @@ def read_file(file: Path, inputs: str | None = None) -> tuple[ItemFeatures, dict
     return None
 
 
-def _encode(source: Source, file: Path) -> ItemFeatures:
-    """Compute the features of a source and keep them in `file`."""
+def _encode(source: Source, file: Path) -> tuple[ItemFeatures, dict[str, float | None]]:
+    """Compute the features of a source and keep them in `file`, with what that cost, which is returned too."""
+    started, parts = time.perf_counter(), file.with_suffix(".parts")
+    peak, earlier = memory.PeakMemory(), encoders.seconds_of_parts(parts)
     name = source.about["modality"]
     nothing = f"{source.place}: none of the {len(source.tokens)} items has {name} features; {source.remedy}"
     if not source.available:
         raise InputError(nothing)
-    matrix, known, notes = source.encode(file.with_suffix(".parts"))
+    matrix, known, notes = source.encode(parts)
     if not known.any():
         raise InputError(nothing)
     features = ItemFeatures(source.tokens, {name: matrix}, {name: known})
@@ -85,5 +91,9 @@ def _encode(source: Source, file: Path) -> ItemFeatures:
     # So that damage inside the file is seen as well.
     content = storage.fingerprint(source.tokens, features.matrices, features.present, source.hashes)
     header = {**source.about, **source.method, **notes, **counts, "inputs": source.inputs, "content": content}
-    features.save(file, header, {name: source.hashes})
-    return features
+    cost = {
+        "seconds": None if earlier is None else earlier + time.perf_counter() - started,
+        "memory_growth_mib": peak.growth_mib,
+    }
+    features.save(file, {**header, "cost": cost}, {name: source.hashes})
+    return features, cost

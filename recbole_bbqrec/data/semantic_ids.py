@@ -1,8 +1,8 @@
 """From training sequences to semantic IDs by item id, through a cache that notices every change."""
 
 import inspect
+import json
 import logging
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from .. import storage
 from ..errors import InputError
 from ..model.catalogue import Catalogue, SemanticIds
+from ..tokenizer import memory
 from ..tokenizer.base import ItemTokenizer
 from ..tokenizer.registry import TOKENIZERS
 from ..tokenizer.registry import load as load_tokenizer
@@ -33,9 +34,8 @@ def fit_semantic_ids(
 
     The tokenizer sees items in the order of their tokens and users in the order of theirs, so its result depends on
     neither RecBole's numbering nor on anything outside the training split. Returned are the IDs by item id, the
-    tokenizer's file, and the seconds of the `tokenizer` and of its `report card`.
+    tokenizer's file, and the seconds that the `tokenizer` and its `report card` took when they were made.
     """
-    started = time.perf_counter()
     tokens = catalogue.tokens
     order = torch.tensor(sorted(range(1, len(tokens)), key=tokens.__getitem__))  # item ids by token
     place = torch.argsort(order)  # of item id 1, 2, .. in that order
@@ -44,10 +44,8 @@ def fit_semantic_ids(
     matrices, present = ({name: rows[order] for name, rows in part.items()} for part in parts)
     by_token = Sequences(sequences.offsets, place.numpy()[sequences.items - 1])
     fitted, path = _cached_tokenizer(config, (matrices, present), by_token, len(order), cache_dir)
-    learned_at = time.perf_counter()
-    if config["report_card"]:
-        _report(fitted, (matrices, present), by_token, path)
-    seconds = {"tokenizer": learned_at - started, "report card": time.perf_counter() - learned_at}
+    measured = _report(fitted, (matrices, present), by_token, path) if config["report_card"] else 0.0
+    seconds = {"tokenizer": fitted.seconds_, "report card": measured}
     names, size = list(fitted.signals_), fitted.codebooks_.shape[1]
     learned = SemanticIds(fitted.codes_, fitted.vectors_, fitted.present_, names, size)
     ids = CONTROLS[config["codes"]](learned, config["seed"])
@@ -76,6 +74,7 @@ def _cached_tokenizer(
         try:
             fitted = load_tokenizer(path)
             logger.info(f"semantic IDs: read from {path}")
+            memory.count_growth(fitted.peak_memory_mib_)
             return fitted, path
         except InputError as error:
             logger.warning(f"{error}; learning the semantic IDs again")
@@ -86,17 +85,21 @@ def _cached_tokenizer(
     return fitted, path
 
 
-def _report(fitted: ItemTokenizer, features: Features, sequences: Sequences, path: Path) -> None:
-    """Write the ID report card beside the tokenizer's file, once, and show it."""
+def _report(fitted: ItemTokenizer, features: Features, sequences: Sequences, path: Path) -> float | None:
+    """Write the ID report card beside the tokenizer's file, once, and show it; returns the seconds of measuring it."""
     stem, logger = path.with_suffix(""), logging.getLogger()
-    if not stem.with_suffix(".json").is_file():
+    if (file := stem.with_suffix(".json")).is_file():
+        card = json.loads(file.read_text(encoding="utf-8"))
+        memory.count_growth(card["cost"].get("card_peak_memory_mib"))
+    else:
         logger.info("ID report card: measuring the codes (--report_card=False leaves it out)")
         card = report_card(fitted, *features, (sequences.offsets, sequences.items))
         write_report_card(card, stem)
         logger.info("\n" + report_card_table(card))
         for warning in card["warnings"]:
             logger.warning(f"semantic IDs: {warning}")
-    logger.info(f"ID report card: {stem.with_suffix('.json')} and .png")
+    logger.info(f"ID report card: {file} and .png")
+    return card["cost"].get("card_seconds")
 
 
 def _shuffled(ids: SemanticIds, seed: int) -> SemanticIds:

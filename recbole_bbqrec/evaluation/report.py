@@ -29,13 +29,13 @@ def result_table(record: dict[str, Any]) -> str:
     found = {(split, column): of for split, columns in record["metrics"].items() for column, of in columns.items()}
     rows = [[*place, *(f"{value:.4f}" for value in of.values())] for place, of in found.items()]
     header, epochs = ["split", "seen items", *next(iter(found.values()))], record["epochs"]
-    times = ", ".join(f"{name} {value:.1f}" for name, value in record["seconds"].items())
+    times = ", ".join(f"{name} {_shown(value, '.1f')}" for name, value in record["seconds"].items())
     users = ", ".join(f"{count} {split}" for split, count in record["users"].items())
     lines = [
         f"{record['model']}{'*' * epochs['hit_cap']} on {record['dataset']}, seed {record['seed']}\n",
         tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n",
         f"users: {users}; best epoch {epochs['best']} of {epochs['done']}; "
-        f"{record['parameters']} parameters; peak memory {record['peak_memory_mib']:.0f} MiB",
+        f"{record['parameters']} parameters; peak memory {_shown(record['peak_memory_mib'], '.0f')} MiB",
         f"seconds: {times}",
     ]
     if epochs["hit_cap"]:
@@ -43,6 +43,10 @@ def result_table(record: dict[str, Any]) -> str:
     if "test" not in record["metrics"]:
         lines.append("test is looked at last: add --final to judge it")
     return "\n".join(lines)
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "unknown" if value is None else format(value, form)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -196,30 +196,28 @@ def _row(model: str, runs: Runs, values: Values, reference: str) -> Row:
         "leakage_checks": [record.get("leakage_check", "not recorded") for record in found],
         "chosen": {str(record["seed"]): record["chosen"] for record in found if record.get("chosen")},
         **_costs(found),
+        "memory_is_bound": any(record.get("peak_memory_is_bound", True) for record in found),
         **tables.metrics_of(model, values, functools.partial(_compared, reference)),
     }
 
 
 def _costs(found: Sequence[Row]) -> dict[str, float | None]:
-    """What a run takes: means over the seeds; of what a cache or another run may have spared, the largest."""
-    frame = pd.DataFrame(
-        {
-            "parameters": record.get("parameters"),
-            "train_seconds": record["seconds"]["train"] + record["seconds"].get("candidates", 0.0),
-            "epoch_seconds": record["seconds"].get("epoch"),
-            "evaluate_seconds": record["seconds"].get("evaluate"),
-            "feature_seconds": record["seconds"].get("features", 0.0) + record["seconds"].get("tokenizer", 0.0),
-            "peak_memory_mib": record.get("peak_memory_mib"),
-            "epochs": record["epochs"]["done"],
-        }
-        for record in found
-    ).astype(float)
-    largest = frame[["parameters", "feature_seconds", "peak_memory_mib"]].max()
-    return {key: None if np.isnan(value) else float(value) for key, value in {**frame.mean(), **largest}.items()}
+    """What a run takes: means over the seeds that tell, of memory the largest; none where no seed tells."""
+    parts, nothing = pd.DataFrame(record["seconds"] for record in found).astype(float).mean(), 0.0
+    costs = {
+        "parameters": found[0].get("parameters"),
+        "train_seconds": parts["train"] + parts.get("candidates", nothing),
+        "epoch_seconds": parts.get("epoch"),
+        "evaluate_seconds": parts.get("evaluate"),
+        "feature_seconds": parts.get("features", nothing) + parts.get("tokenizer", nothing),
+        "peak_memory_mib": max(record.get("peak_memory_mib") or np.nan for record in found),
+        "epochs": np.mean([record["epochs"]["done"] for record in found]),
+    }
+    return {key: None if value is None or np.isnan(value) else float(value) for key, value in costs.items()}
 
 
 def _total_seconds(rows: Sequence[Row], runs: Runs) -> float:
-    """What all runs take together, a training that rows share once; no cache spares features or tokenizer."""
+    """What all runs take together, a training that rows share once; what nobody has measured is not in it."""
     trainings, fitted = {}, 0.0
     for row in rows:
         for run in runs[row["model"]].values():
@@ -227,8 +225,8 @@ def _total_seconds(rows: Sequence[Row], runs: Runs) -> float:
             # The trainer names it <Model>-<Set>-<seed>-<training>, then perhaps a key of what is fitted afterwards.
             key = re.search(r"-([0-9a-f]{16})(-[0-9a-f]{8})?$", folder)
             training = key[1] if key else folder
-            trainings[training] = max(trainings.get(training, 0.0), seconds["train"] + row["feature_seconds"])
-            fitted += seconds.get("candidates", 0.0)
+            trainings[training] = max(trainings.get(training, 0.0), seconds["train"] + (row["feature_seconds"] or 0.0))
+            fitted += seconds.get("candidates") or 0.0
     return fitted + sum(trainings.values())
 
 

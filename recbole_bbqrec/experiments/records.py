@@ -18,14 +18,18 @@ from .. import storage
 from ..data.feature_sources import modalities
 from ..errors import InputError
 from ..evaluation import report
+from ..evaluation.configuration import COUNTED_ONCE, data_fingerprint
+from ..evaluation.configuration import comparable_settings as comparable_settings
+from ..evaluation.configuration import folder_of as folder_of
+from ..evaluation.configuration import run_key as run_key
 from ..evaluation.ranking import COLUMNS, Ranks
 from ..preparation.atomic import read_atomic
-from ..preparation.images import images_by_token
-from ..preparation.vectors import files_of
-from ..settings import candidate_settings, learning_settings
 
 MAX_RANK = 1000
 """Ranks are kept up to here; a rank kept as `MAX_RANK` means this one or any beyond."""
+
+READING = 1.0
+"""Seconds: reading a tokenizer takes less, fitting one more."""
 
 _ERROR = ".error.txt"
 
@@ -34,37 +38,6 @@ def code_fingerprint() -> str:
     """Fingerprint of the source code that decides a result: settings, data, models and trainers, ranks."""
     deciding = ("config", "registry", "data.dataloader", "evaluation.ranking")
     return storage.source_fingerprint(*(f"recbole_bbqrec.{name}" for name in deciding))
-
-
-def comparable_settings(config: Any) -> dict[str, Any]:
-    """Settings that can change a result, the seed left out: runs that share them differ by chance alone.
-
-    An encoder that is a file or a folder on this disk has a fingerprint behind its name: of the content of a file of
-    vectors, of the names and sizes of a model's files.
-    """
-    settings = {**learning_settings(config), **candidate_settings(config)}
-    del settings["seed"]
-    for key in ("text_encoder", "image_encoder"):
-        name = settings.get(key)
-        if isinstance(name, str) and (path := Path(config["data_path"]) / Path(name).expanduser()).exists():
-            files = [file for file in (files_of(path) if path.is_file() else sorted(path.iterdir())) if file.is_file()]
-            content = {file.name: file if path.is_file() else [file.stat().st_size] for file in files}
-            settings[key] = f"{name} ({storage.fingerprint(content)})"
-    return settings
-
-
-def data_fingerprint(config: Any) -> str:
-    """Fingerprint of a data set's files as they lie on the disk, before RecBole reads them.
-
-    Atomic files count by content, images by name and size, so that a large folder takes no minute. It is the same for
-    all models and settings that read the same files, and so are the users' ids.
-    """
-    folder, name = Path(config["data_path"]), config["dataset"]
-    files = [path for kind in ("inter", "item", "user") for path in sorted(folder.glob(f"{name}*.{kind}"))]
-    images: dict[str, list[Any]] = {}
-    if config["image_folder"] and (place := folder / Path(config["image_folder"]).expanduser()).is_dir():
-        images = {token: [path.name, path.stat().st_size] for token, path in images_by_token(place).items()}
-    return storage.fingerprint({path.name: path for path in files}, images)
 
 
 def data_statistics(config: Any) -> dict[str, Any]:
@@ -86,16 +59,6 @@ def data_statistics(config: Any) -> dict[str, Any]:
         "tied_times": float(frame.duplicated([columns[0], columns[2]], keep=False).mean()),
         "modalities": [f"{name} ({encoder})" for name, encoder in modalities(config).items()],
     }
-
-
-def run_key(settings: Mapping[str, Any], data: str) -> str:
-    """Fingerprint of what makes runs the same but for their seed: `comparable_settings` and `data_fingerprint`."""
-    return storage.fingerprint(dict(settings), data)
-
-
-def folder_of(results: Path, dataset: str) -> Path:
-    """Folder of a data set's records."""
-    return results / "runs" / dataset
 
 
 def about_data(config: Any) -> dict[str, Any]:
@@ -120,6 +83,27 @@ def read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a readable record ({error}); delete it and run again") from error
 
 
+def as_now(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record of any version in today's form; its key stays the same.
+
+    Earlier ones have `COUNTED_ONCE` among their settings, and what a cache had spared stands there as no seconds, or as
+    those that reading it took: it is unknown.
+    """
+    given = record["settings"]
+    settings = {key: value for key, value in given.items() if key not in COUNTED_ONCE or value != COUNTED_ONCE[key]}
+    seconds = dict(record["seconds"])
+    if "peak_memory_is_bound" not in record:
+        compares = settings.get("attach_semantic_ids") or settings.get("similarity_attention", "off") != "off"
+        has_features = modalities(settings) and (settings.get("attach_item_features") or compares)
+        spared = {
+            "features": has_features and not seconds.get("features"),
+            "tokenizer": 0 < seconds.get("tokenizer", 0.0) < READING,
+            "candidates": settings.get("candidate_similarity") and not seconds.get("candidates"),
+        }
+        seconds |= {name: None for name in seconds if spared.get(name)}
+    return {**record, "settings": settings, "seconds": seconds}
+
+
 class Run:
     """A finished run: its record and what it is found by; its ranks by split are read when they are asked for.
 
@@ -127,7 +111,7 @@ class Run:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.record = path, read(path)
+        self.path, self.record = path, as_now(read(path))
         self.model, self.seed = self.record["model"], self.record["seed"]
         self.key, self.data = self.record["run_key"], self.record["data_fingerprint"]
         self.splits = set(self.record["metrics"])

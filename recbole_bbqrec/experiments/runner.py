@@ -69,7 +69,8 @@ def run_jobs(jobs: Sequence[Job], final: bool, after: Callable[[Job], object]) -
         times = (timedelta(seconds=round(seconds)) for seconds in (elapsed, elapsed / max(done, 1) * len(missing)))
         say(f"[{done + 1}/{total}] {title}" + " (elapsed {}, about {} left)".format(*times) * bool(done))
         try:
-            record, ranks = quick_start.execute(job.files, job.given, inspect=check_leakage)
+            given = {**job.given, "results": str(job.folder.parent.parent)}
+            record, ranks = quick_start.execute(job.files, given, inspect=check_leakage)
         except Exception as error:  # whatever it is, the other runs are worth having
             failures[title] = " ".join(f"{type(error).__name__}: {error}".split())
             records.keep_error(job.folder, job.name, job.seed, job.key, traceback.format_exc())

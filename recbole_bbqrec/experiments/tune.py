@@ -95,7 +95,11 @@ def tune(
         raise InputError(f"worker: found {config['worker']}, expected 0: the time of further processes is not counted")
     searched = checked_space(path, read_space(path, config.yaml_loader), given, files)
     base = records.comparable_settings(config)
-    what = {"settings": base, "space": searched, "seed": config["seed"]}  # all that the trials depend on
+    what = {
+        "settings": {**records.COUNTED_ONCE, **base},
+        "space": searched,
+        "seed": config["seed"],
+    }  # all that the trials depend on
     head = {
         "model": config["model"],
         "dataset": config["dataset"],

@@ -177,10 +177,10 @@ class Search:
 
     @property
     def _metrics(self) -> list[str]:
-        """The metric of the search, and NDCG@10 and recall@10 where they were measured."""
-        measured = next((trial.user_attrs["metrics"] for trial in self.ordered), {})
+        """The metric of the search, and NDCG@10 and recall@10 where all trials that were judged have them."""
+        measured = [trial.user_attrs["metrics"] for trial in self.ordered if self.score(trial) > -math.inf]
         names = dict.fromkeys([self.head["metric"], "ndcg@10", "recall@10"])
-        return [name for name in names if not measured or name in measured]
+        return [name for name in names if all(name in metrics for metrics in measured)]
 
     def page(self) -> str:
         """All trials as a table, the best first."""

@@ -245,15 +245,15 @@ def encode_in_batches(
     with bar, torch.inference_mode(), torch.autocast(kind, torch.float16, enabled=kind == "cuda"):
         try:
             for start in bar:
-                if time.monotonic() - began > SECONDS_PER_PART:
-                    _keep(pieces[kept:], parts)
+                if (seconds := time.monotonic() - began) > SECONDS_PER_PART:
+                    _keep(pieces[kept:], parts, seconds)
                     kept, began = len(pieces), time.monotonic()
                 rows, features, bad = encode(order[start : start + batch_size])
                 if not torch.isfinite(features).all():
                     raise InputError(f"{model}: its features are not finite; use another model or device")
                 pieces.append((rows, features.float().cpu(), bad))
         except BaseException:
-            _keep(pieces[kept:], parts)
+            _keep(pieces[kept:], parts, time.monotonic() - began)
             raise
     # What is left is not kept as a part: the whole is written next.
     filled = [(rows, features) for rows, features, _ in pieces if rows]
@@ -280,8 +280,17 @@ def read_parts(folder: Path) -> list[Piece]:
     return pieces
 
 
-def _keep(pieces: Sequence[Piece], folder: Path | None) -> None:
-    """Write pieces as one file, called by the fingerprint of its content; where that fails the encoding goes on."""
+def seconds_of_parts(folder: Path) -> float | None:
+    """Return the seconds that the pieces in `folder` took; none where a file does not tell."""
+    try:
+        headers = [storage.load(path, "encoding part")[1] for path in folder.glob("*.safetensors")]
+        return sum(header["seconds"] for header in headers)
+    except (InputError, KeyError):
+        return None
+
+
+def _keep(pieces: Sequence[Piece], folder: Path | None, seconds: float) -> None:
+    """Write pieces and their seconds as one file, called by the fingerprint of its content; a failure ends nothing."""
     if not folder or not pieces:
         return
     rows = torch.tensor([row for rows, *_ in pieces for row in rows], dtype=torch.long)
@@ -289,6 +298,6 @@ def _keep(pieces: Sequence[Piece], folder: Path | None) -> None:
     bad = {row: why for *_, reasons in pieces for row, why in reasons.items()}
     path = folder / f"{storage.fingerprint(folder.name, rows, features, bad)}.safetensors"
     try:
-        storage.save(path, "encoding part", {"rows": rows, "features": features}, {"bad": bad})
+        storage.save(path, "encoding part", {"rows": rows, "features": features}, {"bad": bad, "seconds": seconds})
     except OSError as error:
         logging.getLogger().warning(f"{folder}: a part of the encoding could not be kept ({error.strerror or error})")

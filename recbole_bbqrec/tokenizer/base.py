@@ -19,6 +19,7 @@ from .. import storage
 from ..errors import InputError
 from . import measures
 from .behavior_bind import Bound, Catalogue
+from .memory import PeakMemory
 from .semantic_ids import check_capacity, resolve_chains
 from .training import seeded
 
@@ -75,8 +76,8 @@ class ItemTokenizer(abc.ABC):
     losses_ : objective -> its mean over every hundredth part of training.
     network_ : the trained network.
     statistics_ : modality -> mean and standard deviation per dimension, [2, D_m].
-    seconds_, peak_memory_mib_ : time `fit` took, and growth of the process's largest resident memory meanwhile. Zero
-        where the process had held more before; memory of a GPU is not in it.
+    seconds_, peak_memory_mib_ : time `fit` took, and largest growth of the process's resident memory meanwhile; none
+        where the system cannot tell, see `memory.PeakMemory`. Memory of a GPU is not in it.
     """
 
     name: ClassVar[str]
@@ -108,7 +109,7 @@ class ItemTokenizer(abc.ABC):
         ------
         InputError : arguments that do not fit each other, or too few codes for N different IDs.
         """
-        started, memory = time.perf_counter(), measures.peak_memory_mib()
+        started, memory = time.perf_counter(), PeakMemory()
         for name, value in self.get_params().items():
             if name in COUNTS and (type(value) is not int or value < 1):
                 raise InputError(f"{name}: found {value!r}, expected a whole number of at least 1")
@@ -126,7 +127,7 @@ class ItemTokenizer(abc.ABC):
         self.network_.eval().requires_grad_(False)
         self._learn_codes(catalogue)
         self.seconds_ = time.perf_counter() - started
-        self.peak_memory_mib_ = measures.peak_memory_mib() - memory
+        self.peak_memory_mib_ = memory.growth_mib
         return self
 
     def encode(self, features: ByModality, present: ByModality) -> Encoded:

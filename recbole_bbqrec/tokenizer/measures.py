@@ -1,10 +1,8 @@
-"""Plain measures: of semantic IDs, of which items are near each other in which space, of two parts' independence, and
-of memory.
+"""Plain measures: of semantic IDs, of which items are near each other in which space, and of two parts' independence.
 
 Shapes: N items, P positions of an ID, Q items asked about, k neighbours, n items with both parts, D width of a part.
 """
 
-import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -23,17 +21,6 @@ HELD_OUT = 0.25
 PASSES, MIN_STEPS, BATCH, LEARNING_RATE = 50, 100, 512, 3e-3
 HIDDEN, RIDGE = 128, 1.0
 """Width of the nonlinear probes, and penalty of the linear one."""
-
-
-def peak_memory_mib() -> float:
-    """Largest resident memory of this process so far, in MiB."""
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset / 2**20
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def code_use(codes: torch.Tensor, size: int) -> tuple[list[float], list[float]]:

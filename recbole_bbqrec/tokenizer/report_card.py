@@ -21,6 +21,7 @@ from .base import ByModality, Flat, ItemTokenizer, flat_sequences
 from .features import BATCH_SIZE, RQVAETokenizer
 from .fit import BehaviorBindTokenizer
 from .losses import reconstruction
+from .memory import PeakMemory
 from .report_figure import compared, draw
 
 K_NEIGHBORS, WINDOW = 10, 3
@@ -77,7 +78,7 @@ def report_card(
     `losses`, `cost`, `rqvae` and `warnings`; docs/semantic-ids.md says how to read it. A part that does not apply holds
     the reason under `skipped`.
     """
-    started = time.perf_counter()
+    started, memory = time.perf_counter(), PeakMemory()
     given = features, present, flat_sequences(sequences, len(fitted.codes_))
     card = {
         "tokenizer": fitted.name,
@@ -90,7 +91,7 @@ def report_card(
         "rqvae": _rqvae(fitted, given) if compare else {"skipped": "not asked for"},
     }
     card["warnings"] = list(warnings_of(card))
-    card["cost"]["card_seconds"] = time.perf_counter() - started
+    card["cost"] |= {"card_seconds": time.perf_counter() - started, "card_peak_memory_mib": memory.growth_mib}
     return card
 
 
@@ -131,7 +132,8 @@ def report_card_table(card: Mapping[str, Any]) -> str:
     rows = [[signal, f"{value['share']:.3f}", f"{value['chance']:.3f}"] for signal, value in card["agreement"].items()]
     tables.append(_table(rows, "signal", "first code shared by neighbours in sequences", "chance"))
     title = f"{card['tokenizer']} tokenizer: {card['items']} items, {card['codebook_size']} codes a codebook"
-    cost = f"fit: {card['cost']['seconds']:.1f} s, memory grew by {card['cost']['peak_memory_mib']:.0f} MiB"
+    cost, grown = f"fit: {card['cost']['seconds']:.1f} s", card["cost"]["peak_memory_mib"]
+    cost += f", memory grew by {grown:.0f} MiB" if grown is not None else ""
     return "\n".join(["\n\n".join([title, *tables, cost]), *(f"warning: {text}" for text in card["warnings"])])
 
 

@@ -24,6 +24,8 @@ from ..evaluation.ranking import Ranks, rank_targets, tie_order
 from ..model.padding import LENGTH_INDEPENDENT, group_by_length
 from ..model.protocol import Pairs, ranker_of
 from ..settings import plain_settings
+from ..tokenizer import memory
+from ..tokenizer.memory import PeakMemory
 from . import checkpoint
 from .checkpoint import LAST_FILE, WEIGHTS_FILE, RunFolder
 
@@ -35,7 +37,8 @@ RESUMED = ("cur_step", "best_valid_score", "best_valid_result")
 class TrainingState:
     """How far training is; kept with the weights of the last epoch.
 
-    Epochs count from 0; none is the best before the first evaluation. `chosen` are the settings that validation has
+    Epochs count from 0; none is the best before the first evaluation. `peak_memory_mib` is the largest of all processes
+    that have worked on it. `chosen` are the settings that validation has
     chosen, where a model counts instead of training.
     """
 
@@ -44,6 +47,7 @@ class TrainingState:
     epoch_seconds: list[float] = field(default_factory=list)
     evaluate_seconds: list[float] = field(default_factory=list)
     chosen: dict[str, float] = field(default_factory=dict)
+    peak_memory_mib: float | None = None
     finished: bool = False
 
 
@@ -67,7 +71,7 @@ class ProtocolTrainer(Trainer):
         if config["length_groups"] and config["model"] in LENGTH_INDEPENDENT:
             group_by_length(model)
         self.ranker = ranker_of(model, config)
-        self.state = TrainingState()
+        self.state, self._memory = TrainingState(), PeakMemory()
         # Of each split, what its users have seen before it: collected once.
         self._seen_before = functools.cache(seen_before)
 
@@ -89,6 +93,7 @@ class ProtocolTrainer(Trainer):
             self.start_epoch, self.state = header["epoch"] + 1, TrainingState(**header["state"])
             for name in RESUMED:
                 setattr(self, name, header[name])
+            memory.count(self.state.peak_memory_mib)
             going_on = f"going on at epoch {self.start_epoch}"
             done = "finished run found, training is skipped" if self.state.finished else going_on
             self.logger.info(f"{path}: {done} (--resume=False trains anew)")
@@ -164,6 +169,7 @@ class ProtocolTrainer(Trainer):
             self.logger.info(set_color("Saving current", "blue") + f": {path}")
 
     def _save_last(self, epoch: int) -> None:
+        self.state.peak_memory_mib = self._memory.mib
         header = {"epoch": epoch, "state": asdict(self.state), **{name: getattr(self, name) for name in RESUMED}}
         checkpoint.save_training(self.folder.training / LAST_FILE, self.model, self.optimizer, header)
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from .. import storage
 from ..evaluation.ranking import Ranks, per_row, rank_targets, tie_order
 from ..model.untrained import Pop
+from ..tokenizer import memory
 from .trainer import ProtocolTrainer
 
 CHOSEN = "chosen.json"
@@ -53,7 +54,9 @@ class UntrainedTrainer(ProtocolTrainer):
         path = self.folder.training / CHOSEN
         if saved and self.config["resume"] and path.is_file():
             self.load_best()
-            self._fit_seconds = json.loads(path.read_text(encoding="utf-8"))["fit_seconds"]
+            found = json.loads(path.read_text(encoding="utf-8"))
+            self._fit_seconds = found["fit_seconds"]
+            memory.count(found["peak_memory_mib"])
         else:
             shutil.rmtree(path.parent, ignore_errors=True)
             started = time.perf_counter()
@@ -63,7 +66,8 @@ class UntrainedTrainer(ProtocolTrainer):
             self._fit_seconds = time.perf_counter() - started
             if saved:
                 self._save_checkpoint(-1, verbose)
-                storage.write_json(path, {"chosen": self.ranker.chosen, "fit_seconds": self._fit_seconds})
+                cost = {"fit_seconds": self._fit_seconds, "peak_memory_mib": self._memory.mib}
+                storage.write_json(path, {"chosen": self.ranker.chosen, **cost})
         self.state.chosen, self.state.finished = self.ranker.chosen, True
         if self.state.chosen:
             values = ", ".join(f"{key} {value}" for key, value in self.state.chosen.items())

@@ -76,8 +76,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def build(file: Path, tokens: list[str] = TOKENS, cache: str = "cache", **config: Any) -> tuple[ItemFeatures, float]:
-    return build_item_features({**SETTINGS, "data_path": file.parent, **config}, tokens, file.parent / cache)
+def build(file: Path, tokens: list[str] = TOKENS, cache: str = "cache", **config: Any) -> tuple[ItemFeatures, int]:
+    """The features, and of how many modalities they were encoded now."""
+    genuine, encoded = features._encode, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "_encode", lambda *given: (encoded.append(given), genuine(*given))[1])
+        found, _ = build_item_features({**SETTINGS, "data_path": file.parent, **config}, tokens, file.parent / cache)
+    return found, len(encoded)
 
 
 def texts(file: Path, tokens: list[str], **config: Any) -> list[str]:
@@ -98,12 +103,23 @@ def same(left: ItemFeatures, right: ItemFeatures) -> bool:
 
 
 def test_rows_follow_sorted_tokens_whatever_the_order_asked(items: Path) -> None:
-    first, seconds = build(items, [*TOKENS, "[PAD]", "unlisted"], **TEXT)
-    assert seconds > 0 and first.tokens == [*TOKENS, "unlisted"] and first.modalities == ["text"]
+    first, encoded = build(items, [*TOKENS, "[PAD]", "unlisted"], **TEXT)
+    assert encoded == 1 and first.tokens == [*TOKENS, "unlisted"] and first.modalities == ["text"]
     assert first.present["text"].tolist() == [True, True, False, True, True, False]
     assert not first.matrices["text"][[2, 5]].any() and first.matrices["text"].dtype == torch.float32
-    again, seconds = build(items, ["unlisted", *TOKENS[::-1], "i1"], **TEXT)
-    assert same(first, again) and seconds == 0
+    again, encoded = build(items, ["unlisted", *TOKENS[::-1], "i1"], **TEXT)
+    assert same(first, again) and encoded == 0
+
+
+def test_what_is_read_tells_what_it_cost_when_it_was_made(items: Path) -> None:
+    def cost() -> float | None:
+        return build_item_features({**SETTINGS, "data_path": items.parent, **TEXT}, TOKENS, items.parent / "cache")[1]
+
+    first = cost()
+    assert first is not None and first > 0 and cost() == first
+    tensors, header = storage.load(cached(items), "features")
+    storage.save(cached(items), "features", tensors, {key: of for key, of in header.items() if key != "cost"})
+    assert cost() is None, "a file from before does not tell"
 
 
 def test_text_template(items: Path) -> None:
@@ -222,8 +238,8 @@ def test_every_input_makes_a_new_file_and_the_old_one_is_found_again(items: Path
         image.write_bytes(picture)
         tiny_models.bert(own)
         os.utime(image)
-        again, seconds = build(items, **base)
-        assert seconds == 0 and same(first, again)
+        again, encoded = build(items, **base)
+        assert encoded == 0 and same(first, again)
 
 
 def test_settings_and_versions_that_matter(items: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,8 +263,8 @@ def test_vector_files_count_by_content(items: Path) -> None:
     np.save(path, np.ones((2, 3), dtype=np.float32))
     for tokens in ("i1\ni2", "i1\ni4"):
         path.with_suffix(".tokens.txt").write_text(tokens)
-        found, seconds = build(items, text_encoder=str(path))
-        assert seconds > 0 and found.present["text"].sum() == 2
+        found, encoded = build(items, text_encoder=str(path))
+        assert encoded == 1 and found.present["text"].sum() == 2
     np.save(path, np.zeros((2, 3), dtype=np.float32))
     assert not build(items, text_encoder=str(path))[0].matrices["text"].any()
     assert len(files(items)) == 3
@@ -277,8 +293,8 @@ def test_a_damaged_cache_file_is_made_again(items: Path, caplog: pytest.LogCaptu
         other.replace(path)
     else:
         ItemFeatures(["x"], {"text": torch.ones(1, 1)}, {"text": torch.ones(1, dtype=torch.bool)}).save(path, {})
-    again, seconds = build(items, **TEXT)
-    assert same(first, again) and seconds > 0 and "a damaged file" in caplog.text
+    again, encoded = build(items, **TEXT)
+    assert same(first, again) and encoded == 1 and "a damaged file" in caplog.text
     assert build(items, **TEXT)[1] == 0
 
 
@@ -307,10 +323,16 @@ def cached(file: Path, folder: str = "cache") -> Path:
     return path
 
 
-def whole(file: Path, base: dict) -> bytes:
-    """Bytes of the features file of an undisturbed run."""
+def content(path: Path) -> tuple[str, dict[str, Any]]:
+    """Fingerprint of the tensors of a features file, and its header without what it cost."""
+    tensors, header = storage.load(path, "features")
+    return storage.fingerprint(tensors), {key: value for key, value in header.items() if key != "cost"}
+
+
+def whole(file: Path, base: dict) -> tuple[str, dict[str, Any]]:
+    """Content of the features file of an undisturbed run."""
     build(file, cache="elsewhere", **base)
-    return cached(file, "elsewhere").read_bytes()
+    return content(cached(file, "elsewhere"))
 
 
 @pytest.mark.parametrize("modality", ["text", "image"])
@@ -327,11 +349,16 @@ def test_an_interrupted_encoding_goes_on(
         counted(patch, stop=2)
         build(items, **base)
     assert cached(items).suffix == ".parts"
+    (part,) = cached(items).iterdir()
+    tensors, header = storage.load(part, "encoding part")
+    assert header["seconds"] > 0
+    storage.save(part, "encoding part", tensors, {**header, "seconds": 1000.0})
     sizes = counted(monkeypatch)
     build(items, **base)
     assert sizes == ([1, 1] if modality == "text" else [1])  # of 4 texts, or of 3 readable images
-    assert cached(items).read_bytes() == expected
+    assert content(cached(items)) == expected
     _, header = storage.load(cached(items), "features")
+    assert header["cost"]["seconds"] > 1000, "of all processes"
     told = {"cut_texts": 4, "token_limit": 5} if modality == "text" else {"unreadable": {"UnidentifiedImageError": 1}}
     assert header.items() >= told.items()
 
@@ -386,7 +413,7 @@ def test_a_killed_run_goes_on(
     assert any(name.endswith(".safetensors") for name in files(items)) == (moment == "clearing up")
     sizes = counted(monkeypatch)
     build(items, **base)
-    assert len(sizes) == left and cached(items).read_bytes() == expected
+    assert len(sizes) == left and content(cached(items)) == expected
 
 
 def test_the_header_says_what_the_features_are(items: Path, models: Path) -> None:

@@ -102,6 +102,25 @@ def three(keep):
     keep("C", 30, 40)
 
 
+def test_costs_are_means_of_the_seeds_that_tell(keep, tmp_path):
+    more = {"peak_memory_is_bound": False}
+    known, unknown = {"tokenizer": 90.0, "train": 1000.0, "candidates": 30.0}, {"train": 500.0, "candidates": None}
+    keep("B", 1, seconds={**known, "features": 10.0}, **more)
+    keep("B", 1, seed=2, seconds={**unknown, "features": 20.0, "tokenizer": None}, peak_memory_mib=None, **more)
+    keep("C", 2, seconds={**known, "features": None}, peak_memory_mib=None)
+    found = content(tmp_path)
+    rows = {row["model"]: row for row in found["rows"]}
+    assert rows["B"]["train_seconds"] == 750 + 30 and rows["B"]["feature_seconds"] == 15 + 90
+    assert rows["B"]["peak_memory_mib"] == 1234.5 and rows["C"]["peak_memory_mib"] is None
+    assert rows["C"]["feature_seconds"] is None, "a part that no seed tells is not taken for nothing"
+    assert rows["C"]["memory_is_bound"] and not rows["B"]["memory_is_bound"]
+    page, _ = leaderboard.pages(found)
+    assert [row[6] for row in table(page, "Cost")[1:]] == (
+        ["105", "-"] if found["rows"][0]["model"] == "B" else ["-", "105"]
+    )
+    assert "An upper bound, for one process may have made several runs, is the memory of C." in page
+
+
 def test_all_rows_together_count_a_shared_training_once(keep, tmp_path):
     seconds = {"features": 10.0, "tokenizer": 90.0, "train": 1000.0, "candidates": 30.0}
     for seed in (1, 2):

@@ -63,7 +63,8 @@ def test_first_seeds_of_all_pairs_come_first_and_untrained_models_have_no_second
         *[("BBQRec", dataset, seed) for seed in (6, 7) for dataset in ("tiny", "other")],
     ]
     assert {**runner.QUIET, "text_encoder": "tfidf", "final": False}.items() <= execute.calls[0].items()
-    assert not {"seeds", "single", "results"} & set(execute.calls[0])
+    assert not {"seeds", "single"} & set(execute.calls[0])
+    assert execute.calls[0]["results"] == str(tmp_path / "results"), "where test is counted"
     shown = capsys.readouterr()
     assert "[1/14] GRU4Rec on tiny, seed 5" in shown.err and "[10/10] BBQRec on other, seed 7 (elapsed" in shown.err
     for dataset in ("tiny", "other"):

@@ -17,7 +17,7 @@ RANKS = {"valid": Ranks(np.array([3, 1, 2]), np.array([5, 999, 4000]), np.array(
 
 def record(seed=1, key="a" * 16, **more):
     about = {"model": "BBQRec", "seed": seed, "run_key": key, "data_fingerprint": "d" * 16}
-    return {**about, "metrics": {"valid": {}}, "settings": {}, **more}
+    return {**about, "metrics": {"valid": {}}, "settings": {}, "seconds": {}, **more}
 
 
 def config(folder, **changes):
@@ -105,6 +105,23 @@ def test_damaged_records_are_named(tmp_path):
     path.write_text("{")
     with pytest.raises(InputError, match=r"full-1-a+\.json: not a readable record"):
         records.Run(path)
+
+
+def test_what_a_cache_had_spared_is_unknown_in_records_from_before(tmp_path):
+    def read(**more):
+        return records.Run(records.write(tmp_path, "full", record(**more), RANKS)).record
+
+    features = {"text_encoder": "tfidf", "attach_item_features": True}
+    spared = {"features": 0.0, "tokenizer": 0.19, "train": 100.0, "candidates": 0.0}
+    more = {"settings": {**features, "candidate_similarity": ["text"], "topk": [5, 10, 20]}, "seconds": spared}
+    assert read(**more)["seconds"] == {"features": None, "tokenizer": None, "train": 100.0, "candidates": None}
+    assert "topk" not in read(**more)["settings"]
+    assert read(**more, peak_memory_is_bound=False)["seconds"] == spared, "today's say what they mean"
+    made = {"features": 1.5, "tokenizer": 57.8, "train": 100.0, "candidates": 1.2}
+    assert read(**{**more, "seconds": made})["seconds"] == made
+    nothing = {"features": 0.0, "tokenizer": 0.0, "train": 100.0, "candidates": 0.0}
+    plain = {"text_encoder": "tfidf", "attach_item_features": False, "candidate_similarity": []}
+    assert read(settings=plain, seconds=nothing)["seconds"] == nothing
 
 
 def test_an_error_is_kept_until_the_run_succeeds(tmp_path):

@@ -1,9 +1,11 @@
 import json
+import shutil
 
 import pytest
 from conftest import settings
 from experiments.fakes import FakeExecute, in_place_of_runs
 
+from recbole_bbqrec import quick_start
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.experiments import ablation, leaderboard, records, runner
 from recbole_bbqrec.experiments.runner import Job, run_jobs
@@ -65,6 +67,13 @@ def test_other_data_and_test_ask_for_runs_of_their_own(tiny, tmp_path):
     assert len(execute.calls) == 3, "a record with test serves where validation alone is asked for"
 
 
+def test_other_metrics_and_cut_offs_ask_for_no_runs_of_their_own(tiny, tmp_path):
+    execute = FakeExecute()
+    run_all(plan(tiny, ROWS[0])[:1], tmp_path, execute)
+    run_all(plan(tiny, ROWS[0], topk=[1, 10], metrics=["NDCG", "MRR"])[:1], tmp_path, execute)
+    assert len(execute.calls) == 1
+
+
 def test_a_failing_run_does_not_end_the_others(tiny, tmp_path, capsys):
     planned = plan(tiny, ("full", {}), ("random-codes", {"codes": "random"}))
     failures = run_all(planned, tmp_path, FakeExecute(fails={"random"}))
@@ -92,6 +101,17 @@ def test_estimate_counts_down(tiny, tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().err
     assert "[1/4] full, seed 1\n" in shown
     assert "[4/4] narrow, seed 2 (elapsed 0:05:00, about 0:01:40 left)\n" in shown
+
+
+def test_single_runs_and_runs_of_tables_share_a_count_of_looks_at_test(tiny, tmp_path):
+    given = settings(tiny, "Pop", checkpoint_dir=str(tmp_path / "saved"), final=True)
+    counts = [quick_start.run(config_dict=given)["times_tested"]]
+    folder, data = records.folder_of(tmp_path / "results", "tiny"), records.about_data(Config(config_dict=given))
+    assert run_all([("Pop", {**given, "seed": 1})], folder, data=data, final=True) == {}
+    counts += [run.record["times_tested"] for run in records.runs_in(folder)]
+    shutil.rmtree(folder / "tested")
+    counts.append(quick_start.run(config_dict=given)["times_tested"])
+    assert counts == [1, 2, 3], "a record tells what has been counted"
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +143,7 @@ def test_a_real_record_has_what_pages_read_and_what_invented_ones_say(real, caps
     found = leaderboard.content("tiny", folder, final=True)
     (row,) = found["rows"]
     assert all(row[key] is not None for key in leaderboard.COSTS), "nothing that a real run has not measured"
-    assert row["leakage_checks"] == ["passed"] and row["times_tested"] >= 1 and not row["untrained"]
+    assert row["leakage_checks"] == ["passed"] and row["times_tested"] == 1 and not row["untrained"]
     assert record["finished"] and 0 <= found["data"]["tied_times"] <= 1 and found["total_seconds"] > 0
     assert "| BBQRec" in leaderboard.write("tiny", real, True)
     ablation.remake("tiny", True, real)

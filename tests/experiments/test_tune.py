@@ -107,6 +107,21 @@ def search(tiny, tmp_path, execute, minutes=1.0, model="SASRecPlus", space=SPACE
     return code, kept(tmp_path / "results", storage)
 
 
+def test_other_metrics_and_cut_offs_go_on_with_the_same_search(tiny, tmp_path, clock, capsys):
+    class Ndcg(Run):
+        @staticmethod
+        def trainer(config, epoch):
+            found = Run.trainer(config, epoch)
+            found.best_valid_result.pop("masked_recall@10")
+            return found
+
+    search(tiny, tmp_path, Run(clock), minutes=0.3)
+    assert "recall@10" in capsys.readouterr().out
+    code, found = search(tiny, tmp_path, Ndcg(clock), minutes=0.6, metrics="['NDCG']", topk="[10]")
+    page = capsys.readouterr().out
+    assert code == 0 and len(found["trials"]) == 2 and "ndcg@10" in page and "recall@10" not in page
+
+
 # What is searched
 
 

@@ -1,0 +1,90 @@
+"""What makes runs the same but for their seed, and how often such a configuration has been judged on test."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from .. import storage
+from ..errors import InputError
+from ..preparation.images import images_by_token
+from ..preparation.vectors import files_of
+from ..settings import candidate_settings, learning_settings
+
+COUNTED_ONCE = {"topk": [5, 10, 20], "metrics": ["Recall", "NDCG"], "use_gpu": True}
+"""Settings that stood in the key although no result depends on them: their defaults stay in it, so that records and
+searches from before are found."""
+
+
+def comparable_settings(config: Any) -> dict[str, Any]:
+    """Settings that can change a result, the seed left out: runs that share them differ by chance alone.
+
+    An encoder that is a file or a folder on this disk has a fingerprint behind its name: of the content of a file of
+    vectors, of the names and sizes of a model's files.
+    """
+    settings = {**learning_settings(config), **candidate_settings(config)}
+    del settings["seed"]
+    for key in ("text_encoder", "image_encoder"):
+        name = settings.get(key)
+        if isinstance(name, str) and (path := Path(config["data_path"]) / Path(name).expanduser()).exists():
+            files = [file for file in (files_of(path) if path.is_file() else sorted(path.iterdir())) if file.is_file()]
+            content = {file.name: file if path.is_file() else [file.stat().st_size] for file in files}
+            settings[key] = f"{name} ({storage.fingerprint(content)})"
+    return settings
+
+
+def data_fingerprint(config: Any) -> str:
+    """Fingerprint of a data set's files as they lie on the disk, before RecBole reads them.
+
+    Atomic files count by content, images by name and size, so that a large folder takes no minute. It is the same for
+    all models and settings that read the same files, and so are the users' ids.
+    """
+    folder, name = Path(config["data_path"]), config["dataset"]
+    files = [path for kind in ("inter", "item", "user") for path in sorted(folder.glob(f"{name}*.{kind}"))]
+    images: dict[str, list[Any]] = {}
+    if config["image_folder"] and (place := folder / Path(config["image_folder"]).expanduser()).is_dir():
+        images = {token: [path.name, path.stat().st_size] for token, path in images_by_token(place).items()}
+    return storage.fingerprint({path.name: path for path in files}, images)
+
+
+def run_key(settings: Mapping[str, Any], data: str) -> str:
+    """Fingerprint of what makes runs the same but for their seed: `comparable_settings` and `data_fingerprint`."""
+    return storage.fingerprint({**COUNTED_ONCE, **settings}, data)
+
+
+def folder_of(results: Path, dataset: str) -> Path:
+    """Folder of a data set's records, and of the counts of `times_tested`."""
+    return results / "runs" / dataset
+
+
+def times_tested(config: Any) -> int:
+    """Return how often a configuration, with whatever seed, has been judged on test; with `final`, this time included.
+
+    The count is kept beside the records, in `tested/<Model>-<key>.json`, and never falls below what a record says.
+    """
+    key = run_key(comparable_settings(config), data_fingerprint(config))
+    folder = folder_of(Path(config["results"] or "results"), config["dataset"])
+    path = folder / "tested" / f"{config['model']}-{key}.json"
+    if not config["final"]:
+        return _counted(path, key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # no count is lost where two runs end at once
+        count = _counted(path, key) + 1
+        storage.write_json(path, {"times_tested": count})
+    return count
+
+
+def _counted(path: Path, key: str) -> int:
+    """The largest count in the file at `path` and in the records of a key."""
+    counts = [0]
+    for file in (path, *path.parent.parent.glob(f"*-{key}.json")):
+        try:
+            counts.append(json.loads(file.read_text(encoding="utf-8"))["times_tested"])
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError) as error:
+            why = f"found no readable count of runs judged on test ({type(error).__name__}: {error})"
+            raise InputError(f"{file}: {why}; restore the file, or delete it and run again") from error
+    return max(counts)

@@ -1,0 +1,65 @@
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import settings
+
+from recbole_bbqrec.config import Config
+from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.evaluation.configuration import comparable_settings, data_fingerprint, run_key, times_tested
+from recbole_bbqrec.experiments import records
+
+
+def config(folder, **changes):
+    return Config(config_dict=settings(folder, **{"final": True, **changes}))
+
+
+def test_what_changes_no_weights_is_in_no_key(tiny):
+    def key(**changes):
+        given = config(tiny, **changes)
+        return run_key(comparable_settings(given), data_fingerprint(given))
+
+    others = [
+        *({"topk": [1, 10]}, {"metrics": ["NDCG", "MRR"]}, {"final": False}, {"seed": 1}, {"show_progress": True}),
+        *({"state": "ERROR"}, {"use_gpu": False}, {"eval_batch_size": 7}, {"results": "elsewhere"}),
+    ]
+    assert {key(**changes) for changes in others} == {key()}
+    assert len({key(), key(valid_metric="Recall@10"), key(stopping_step=3), key(n_candidate_last=1)}) == 4
+
+
+def test_records_from_before_keep_their_keys():
+    found = records.runs_in(Path(__file__).parents[2] / "results/runs/Beauty")
+    assert found and all(run_key(run.record["settings"], run.data) == run.key for run in found)
+    assert not [run for run in found if "topk" in run.record["settings"]]
+
+
+def test_looks_at_test_are_counted_by_configuration(tiny, tmp_path):
+    assert times_tested(config(tiny, final=False)) == 0 and not (tmp_path / "results").exists()
+    changes = {}, {"seed": 1}, {"topk": [10]}, {"metrics": ["NDCG"], "show_progress": True}, {"checkpoint_dir": "b"}
+    assert [times_tested(config(tiny, **given)) for given in changes] == [1, 2, 3, 4, 5]
+    assert times_tested(config(tiny, hidden_size=32)) == times_tested(config(tiny, model="SASRec")) == 1
+    assert times_tested(config(tiny, final=False)) == 5
+    assert times_tested(config(tiny, results="elsewhere")) == 1
+    assert records.runs_in(tmp_path / "results/runs/tiny") == []
+
+
+def test_records_are_counted_where_the_count_is_gone(tiny, tmp_path):
+    given = config(tiny)
+    key = run_key(comparable_settings(given), data_fingerprint(given))
+    folder = tmp_path / "results/runs/tiny"
+    folder.mkdir(parents=True)
+    for seed, times in ((1, 3), (2, 4)):
+        (folder / f"full-{seed}-{key}.json").write_text(json.dumps({"times_tested": times}))
+    assert [times_tested(given) for _ in range(2)] == [5, 6]
+    (path,) = (folder / "tested").glob("*.json")
+    path.write_text("{")
+    with pytest.raises(InputError, match=r"tested/BBQRec-[0-9a-f]{16}\.json: found no readable count .* delete it"):
+        times_tested(given)
+
+
+def test_no_look_is_lost_where_runs_end_at_once(tiny):
+    given = config(tiny)
+    with ThreadPoolExecutor(4) as pool:
+        counts = list(pool.map(lambda _: times_tested(given), range(24)))
+    assert sorted(counts) == list(range(1, 25))
