@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import os
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,9 @@ import numpy as np
 import pandas as pd
 import recbole.utils
 import torch
+
+_ONE_AT_A_TIME = threading.RLock()
+"""Held while something of the whole process is changed for a while: a second thread would put back the change."""
 
 
 def restore_numpy_names() -> None:
@@ -63,16 +67,17 @@ def lengths_by_element() -> Iterator[None]:
     pandas 3 hands the whole series to the function and returns one number. RecBole calls it in half a dozen steps of
     building a data set, so pandas is changed for as long as that takes.
     """
-    original = pd.Series.agg
+    with _ONE_AT_A_TIME:
+        original = pd.Series.agg
 
-    def agg(self: Any, func: Any = None, *args: Any, **kwargs: Any) -> Any:
-        return self.map(len) if func is len else original(self, func, *args, **kwargs)
+        def agg(self: Any, func: Any = None, *args: Any, **kwargs: Any) -> Any:
+            return self.map(len) if func is len else original(self, func, *args, **kwargs)
 
-    pd.Series.agg = agg  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        pd.Series.agg = original  # type: ignore[method-assign]
+        pd.Series.agg = agg  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            pd.Series.agg = original  # type: ignore[method-assign]
 
 
 def init_seed(config: Any) -> None:
@@ -94,8 +99,9 @@ def keeping_anomaly_mode() -> Iterator[None]:
 
     Every sequential model of RecBole would then train 1.7 times slower.
     """
-    before = torch.is_anomaly_enabled()
-    try:
-        yield
-    finally:
-        torch.autograd.set_detect_anomaly(before)
+    with _ONE_AT_A_TIME:
+        before = torch.is_anomaly_enabled()
+        try:
+            yield
+        finally:
+            torch.autograd.set_detect_anomaly(before)

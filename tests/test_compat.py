@@ -1,7 +1,9 @@
 import os
 import re
+import threading
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from conftest import QUICK, settings
@@ -53,6 +55,31 @@ def test_runs_are_seeded_in_this_one_place():
     }
     assert calls.pop("compat.py") == ["init_seed(", "recbole.utils.init_seed("]
     assert {call for found in calls.values() for call in found} == {"compat.init_seed("}
+
+
+@pytest.mark.parametrize("change", [compat.lengths_by_element, compat.keeping_anomaly_mode])
+def test_what_is_changed_for_a_while_is_put_back_whatever_other_threads_do(change):
+    def state():
+        return pd.Series.agg, torch.is_anomaly_enabled()
+
+    def other():
+        with change():
+            entered.set()
+            left.wait(10)
+
+    before, entered, left = state(), threading.Event(), threading.Event()
+    thread = threading.Thread(target=other)
+    try:
+        with change():
+            torch.autograd.set_detect_anomaly(change is compat.keeping_anomaly_mode)  # as RecBole's import does
+            thread.start()
+            entered.wait(0.3)
+        left.set()
+        thread.join()
+        assert state() == before
+    finally:
+        pd.Series.agg, _ = before
+        torch.autograd.set_detect_anomaly(before[1])
 
 
 SMALL = {key: value for key, value in QUICK.items() if key.startswith("sid_")}
