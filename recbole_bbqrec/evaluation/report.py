@@ -68,8 +68,9 @@ def bar_figure(title: str, panels: Mapping[str, Mapping[str, Any]], reference: s
     for axes, (name, bars) in zip(all_axes, drawn.items(), strict=True):
         places = [labels.index(label) for label in bars]
         value, low, high = (np.array([bar[end] for bar in bars.values()]) for end in ("mean", "low", "high"))
+        reach = [value - low, high - value]
         axes.barh(places, value, color=["#4477aa" if label == reference else "#99bbdd" for label in bars])
-        axes.errorbar(value, places, xerr=[value - low, high - value], fmt="none", ecolor="black", elinewidth=1, capsize=2)
+        axes.errorbar(value, places, xerr=reach, fmt="none", ecolor="black", elinewidth=1, capsize=2)
         if reference in bars:
             axes.axvline(bars[reference]["mean"], color="#4477aa", linewidth=1, linestyle=":")
         axes.set_yticks(range(len(labels)), labels)

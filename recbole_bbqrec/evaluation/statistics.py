@@ -67,13 +67,14 @@ class _Error(NamedTuple):
         """Two-sided p of an estimate that is this far from what it should be."""
         if not self.users + self.seeds:
             return float(not difference)
-        # Student's t of the users' part, over what the seeds' part may be in truth: its estimate by chi-square over
-        # its degrees of freedom. Of a smooth function sums over an even grid of logarithms are all but exact.
+        # Student's t, over what the seeds' part may be in truth: its estimate by chi-square over its degrees of freedom.
+        # Of a smooth function sums over an even grid of logarithms are all but exact.
         half = self.seeds_freedom / 2
         log_density = half * _LOG_CHI_SQUARE - np.exp(_LOG_CHI_SQUARE) / 2
         density = np.exp(log_density - log_density.max())
         variance = self.users + self.seeds * 2 * half / np.exp(_LOG_CHI_SQUARE)
-        tails = 2 * special.stdtr(self.users_freedom, -abs(difference) / np.sqrt(variance))
+        freedom = self.users_freedom * (variance / max(self.users, 1e-9 * self.seeds)) ** 2
+        tails = 2 * special.stdtr(freedom, -abs(difference) / np.sqrt(variance))
         return float(density @ tails / density.sum())
 
     def reach(self) -> float:
@@ -89,8 +90,7 @@ class PairedValues:
 
     `trainings` is row -> what stands for its trainings, none where nothing in it is random; rows with the same have
     seed by seed the same trainings. A row that it lacks has trainings of its own. A row of one seed borrows the pooled
-    spread of the trainings of rows that have several; without any, nothing is known of how much seeds differ, and nothing is
-    counted for it.
+    spread of the trainings of rows that have several; without any, nothing is counted for seeds.
     """
 
     def __init__(
@@ -114,6 +114,7 @@ class PairedValues:
                     )
                 means.append(np.bincount(place, values[row][seed][1]) / np.bincount(place))  # of each user
             self._values[row] = np.stack(means, axis=1)  # [U, S]
+        self._per_user = {row: of_row.mean(axis=1) for row, of_row in self._values.items()}  # [U]
         self.n_users = len(first)
         if self.n_users < 2:
             raise InputError(f"{runs[0][0]}: found 1 user, expected at least 2; an interval needs several")
@@ -126,7 +127,11 @@ class PairedValues:
             if self._trainings[row] is not None and values.shape[1] > 1:
                 found.setdefault(self._trainings[row], []).append(_spread(values))
         return {
-            training: _Spread(*np.mean(spreads, axis=0)[:2].tolist(), spreads[0].freedom)
+            training: _Spread(
+                float(np.mean([spread.seeds for spread in spreads])),
+                float(np.mean([spread.rest for spread in spreads])),
+                spreads[0].freedom,
+            )
             for training, spreads in found.items()
         }
 
@@ -163,13 +168,13 @@ class PairedValues:
         by_training: dict[Hashable | None, list[str]] = {}
         for row in weights:
             by_training.setdefault(self._trainings[row], []).append(row)
-        users = float(sum(weight * self._values[row].mean(axis=1) for row, weight in weights.items()).var(ddof=1))
+        users = float(np.sum([weight * self._per_user[row] for row, weight in weights.items()], axis=0).var(ddof=1))
         # Parts of the variance by the trainings whose mean square they are a multiple of.
         parts, pool = dict.fromkeys(self._known, 0.0), sum(spread.freedom for spread in self._known.values())
         for training, rows in by_training.items():
             if training in self._known:
                 # Trainings that rows share are one draw: what they do to the sum of these rows is what counts.
-                found = _spread(sum(weights[row] * self._values[row] for row in rows))
+                found = _spread(np.sum([weights[row] * self._values[row] for row in rows], axis=0))
                 n_seeds = found.freedom + 1
                 users -= found.rest / n_seeds
                 parts[training] += found.seeds / n_seeds

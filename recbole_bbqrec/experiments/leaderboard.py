@@ -29,6 +29,7 @@ HEADLINES = (("BBQRecWithoutCandidates", "SASRecPlus"), ("BBQRec", "SASRecPlusFT
 HEADLINE_SEEDS = 5
 """Seeds that the rows of headline pairs are to have."""
 
+
 def content(
     dataset: str,
     folder: Path,
@@ -62,7 +63,8 @@ def content(
     if not chosen:
         raise InputError(
             f"{folder}: found no record of {dataset} to show that was judged on {split}; "
-            f"run first: python run_recbole_bbqrec.py --model=... --dataset={dataset} --seeds={HEADLINE_SEEDS}{' --final' * final}"
+            f"run first: python run_recbole_bbqrec.py --model=... --dataset={dataset} --seeds={HEADLINE_SEEDS}"
+            f"{' --final' * final}"
         )
     runs = {model: records.by_seed(judged, run.key, split) for model, run in chosen.items()}
     values = tables.paired_values(runs, split, SHOWN)
@@ -202,7 +204,7 @@ def _total_seconds(rows: Sequence[Row], runs: Runs) -> float:
     trainings, fitted = {}, 0.0
     for row in rows:
         for run in runs[row["model"]].values():
-            seconds, training = run.record["seconds"], tables.training_of(run) or run.record["run_dir"]
+            seconds, training = run.record["seconds"], tables.training_of(run) or run.path.name
             trainings[training] = max(trainings.get(training, 0.0), seconds["train"] + row["feature_seconds"])
             fitted += seconds.get("candidates", 0.0)
     return fitted + sum(trainings.values())

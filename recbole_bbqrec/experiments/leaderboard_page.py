@@ -1,4 +1,4 @@
-"""How the page of a leaderboard is written, in the form of RecBole's benchmarks; with it LaTeX, CSV, JSON and a figure."""
+"""How the page of a leaderboard is written, in the form of RecBole's benchmarks; with it LaTeX, CSV, JSON, a figure."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -116,5 +116,6 @@ def csv_text(content: Mapping[str, Any]) -> str:
             line |= {f"{metric} difference": change.get("mean")}
             line |= {f"{metric} difference {end}": change.get(end) for end in ("low", "high")}
             line |= {f"{metric} p (Holm)": entry.get("p_holm")}
-        lines.append(line | {key: row[key] for key in ("second_stage", *COSTS, "hit_cap", "other_code", "times_tested", "run_key")})
+        more = ("second_stage", *COSTS, "hit_cap", "other_code", "times_tested", "run_key")
+        lines.append(line | {key: row[key] for key in more})
     return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")

@@ -44,10 +44,9 @@ def training_of(run: Run) -> str | None:
     """What a run has trained, none where nothing; runs that differ in what is fitted afterwards share it."""
     if run.record["epochs"]["done"] == 0:
         return None
-    folder = run.record["run_dir"]
-    # The trainer names it <Model>-<Set>-<seed>-<training>, then perhaps a key of what is fitted afterwards.
-    key = re.search(r"-([0-9a-f]{16})(-[0-9a-f]{8})?$", folder)
-    return key[1] if key else folder
+    # The trainer names the folder <Model>-<Set>-<seed>-<training>, then perhaps a key of what is fitted afterwards.
+    found = re.search(r"-([0-9a-f]{16})(-[0-9a-f]{8})?$", run.record["run_dir"])
+    return found[1] if found else f"{run.key}-{run.seed}"
 
 
 def _trainings(runs: Mapping[int, Run]) -> tuple[str, ...] | None:

@@ -65,6 +65,7 @@ def rates(name):
     for _ in range(TRIALS):
         values = rows_of(draw(generator, seeds, *how), trainings=untrained)
         change, mean = values.change("a", "b"), values.estimate("a")
+        assert change is not None
         found.append(
             [
                 values.p_value("a", "b"),
@@ -113,3 +114,92 @@ def test_holm_rejects_what_the_step_down_rule_rejects(p_values):
         np.testing.assert_array_equal(found <= level, rejected)
 
 
+def test_values_are_averaged_per_user():
+    users = np.array([7, 3, 7, 7])
+    values = PairedValues({"a": {1: (users, np.array([1.0, 0.25, 0.0, 0.5]))}})
+    assert values.n_users == 2 and values.mean("a") == (0.5 + 0.25) / 2
+
+
+def grid(n_users=50, n_seeds=4, rows="ab"):
+    generator = np.random.default_rng(0)
+    return {row: generator.normal(1, 1, (n_users, 1)) + generator.normal(0, 1, (n_users, n_seeds)) for row in rows}
+
+
+def test_without_seed_noise_it_is_students_paired_t():
+    values = {row: of[:, :1] for row, of in grid().items()}
+    reference = stats.ttest_rel(values["a"][:, 0], values["b"][:, 0])
+    found = rows_of(values)
+    assert found.p_value("a", "b") == pytest.approx(reference.pvalue) == found.p_value("b", "a")
+    low, high = reference.confidence_interval()
+    assert [found.difference("a", "b")[end] for end in ("low", "high")] == pytest.approx([low, high])
+
+
+def test_without_user_noise_it_is_students_t_over_seeds():
+    seeds = {"a": np.array([1.0, 1.2, 1.7, 0.8]), "b": np.array([0.3, 0.6, 0.9, 0.4])}
+    found = rows_of({row: np.tile(of, (20, 1)) for row, of in seeds.items()})
+    # Welch's test has the degrees of freedom of Satterthwaite too.
+    assert found.p_value("a", "b") == pytest.approx(stats.ttest_ind(*seeds.values(), equal_var=False).pvalue, rel=1e-6)
+    low, high = stats.t.interval(0.95, 3, seeds["a"].mean(), stats.sem(seeds["a"]))
+    assert [found.estimate("a")[end] for end in ("low", "high")] == pytest.approx([low, high])
+
+
+def test_both_parts_by_hand():
+    """Users and seeds crossed: the variance of the mean is (users + seeds - remainder) mean squares over U S."""
+    values = grid(rows="a")
+    u, s = values["a"].shape
+    of_user, of_seed, mean = values["a"].mean(1), values["a"].mean(0), values["a"].mean()
+    rest = ((values["a"] - of_user[:, None] - of_seed + mean) ** 2).sum() / ((u - 1) * (s - 1))
+    parts = (s * of_user.var(ddof=1) - rest) / (u * s), of_seed.var(ddof=1) / s
+    drawn = np.random.default_rng(1)
+    error = drawn.normal(size=1_000_000) * np.sqrt(parts[0] + parts[1] * (s - 1) / drawn.chisquare(s - 1, 1_000_000))
+    found = rows_of(values).estimate("a")
+    assert found["high"] - mean == mean - found["low"] == pytest.approx(np.quantile(np.abs(error), 0.95), rel=0.02)
+
+
+def test_the_change_is_that_of_the_ratio():
+    values = rows_of(grid())
+    change, difference = values.change("a", "b"), values.difference("a", "b")
+    assert change["mean"] == pytest.approx(100 * difference["mean"] / values.mean("b"))
+    tenfold = rows_of({row: 10 * of for row, of in grid().items()}).change("a", "b")
+    assert tenfold == pytest.approx(change), "it has no unit"
+    assert rows_of({"a": np.ones((5, 1)), "b": np.zeros((5, 1))}).change("a", "b") is None
+
+
+def test_shared_trainings_are_compared_seed_by_seed():
+    noise = np.array([0.0, 1.0, 2.0, 3.0])
+    values = {"a": grid()["a"] + noise, "b": grid()["a"] + noise + 0.1 * grid(rows="cd")["d"]}
+    shared = rows_of(values, trainings={"a": "one", "b": "one"})
+    assert shared.p_value("b", "a") < 1e-3 < 0.5 < rows_of(values).p_value("b", "a")
+    assert shared.estimate("a") == rows_of(values).estimate("a")
+
+
+def test_one_seed_borrows_and_what_is_not_random_does_not():
+    values = grid() | {"c": grid(rows="abc")["c"][:, :1]}
+    width = {}
+    for name, rows in {"borrowed": values, "alone": {"c": values["c"]}}.items():
+        found = rows_of(rows).estimate("c")
+        width[name] = found["high"] - found["low"]
+    untrained = rows_of(values, trainings={"c": None}).estimate("c")
+    assert width["borrowed"] > width["alone"] == pytest.approx(untrained["high"] - untrained["low"])
+
+
+def test_rows_that_share_trainings_are_borrowed_from_once():
+    values = grid(n_seeds=2) | {"c": grid(rows="abc")["c"][:, :1]}
+    once = rows_of({row: values[row] for row in "bc"}).estimate("c")
+    twice = rows_of({**values, "a": values["b"]}, trainings={"a": "one", "b": "one"}).estimate("c")
+    assert once == pytest.approx(twice), "two copies of a training know no more than one"
+
+
+def test_extremes():
+    same = {"a": np.ones((9, 3)), "b": np.ones((9, 3))}
+    assert rows_of(same).p_value("a", "b") == 1.0
+    assert rows_of(same).difference("a", "b") == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert rows_of({**same, "a": 2 * same["a"]}).p_value("a", "b") == 0.0
+
+
+def test_other_users_and_a_single_one_are_errors():
+    runs = {"full": {1: (np.arange(5), np.ones(5))}, "x": {2: (np.arange(6), np.ones(6))}}
+    with pytest.raises(InputError, match=r"x, seed 2: found 6 users, expected the 5 of full, seed 1; .* --models"):
+        PairedValues(runs)
+    with pytest.raises(InputError, match="full: found 1 user, expected at least 2"):
+        PairedValues({"full": {1: (np.zeros(3), np.ones(3))}})
