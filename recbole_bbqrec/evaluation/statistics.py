@@ -67,15 +67,15 @@ class _Error(NamedTuple):
         """Two-sided p of an estimate that is this far from what it should be."""
         if not self.users + self.seeds:
             return float(not difference)
-        # Student's t, over what the seeds' part may be in truth: its estimate by chi-square over its degrees of freedom.
-        # Of a smooth function sums over an even grid of logarithms are all but exact.
+        # Student's t, over what the seeds' part may be in truth: its estimate by chi-square over its degrees of
+        # freedom. Of a smooth function sums over an even grid of logarithms are all but exact.
         half = self.seeds_freedom / 2
         log_density = half * _LOG_CHI_SQUARE - np.exp(_LOG_CHI_SQUARE) / 2
         density = np.exp(log_density - log_density.max())
         variance = self.users + self.seeds * 2 * half / np.exp(_LOG_CHI_SQUARE)
         freedom = self.users_freedom * (variance / max(self.users, 1e-9 * self.seeds)) ** 2
         tails = 2 * special.stdtr(freedom, -abs(difference) / np.sqrt(variance))
-        return float(density @ tails / density.sum())
+        return float((density * tails).sum() / density.sum())
 
     def reach(self) -> float:
         """Half the width of the 95 % interval: the difference whose p is .05."""

@@ -241,7 +241,7 @@ def test_one_row_has_nothing_to_be_compared_with(keep, tmp_path):
     assert "One row: nothing to compare it with" in leaderboard_page.write("Toy", tmp_path)
 
 
-def seen_alone(keep, masked=3):
+def seen_alone(keep, masked):
     """SASRecPlus and, from the same training, SASRecPlusSeen and SASRecPlusT."""
     for model, fitted in (("SASRecPlus", []), ("SASRecPlusSeen", ["seen"]), ("SASRecPlusT", ["behavior"])):
         more = {
@@ -270,7 +270,7 @@ def test_rows_that_cannot_differ_are_one_test(keep, tmp_path):
 
 
 def test_rows_with_a_second_stage_are_marked(keep, tmp_path):
-    seen_alone(keep)
+    seen_alone(keep, masked=3)
     keep("BBQRecGenerate", 9, settings={"candidate_similarity": ["text"], "scoring": "generate"})
     keep("SASRec", 20)
     page = leaderboard_page.write("Toy", tmp_path)
