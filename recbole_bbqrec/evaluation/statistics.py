@@ -7,7 +7,7 @@ has one fewer than it has seeds (those of several rows are joined as Satterthwai
 Of two such parts the distribution is that of Behrens and Fisher (Annals of Eugenics 6, 1935). It keeps its level in
 the far tail too, which Holm's correction looks at; one Student's t for both parts together does not.
 
-Shapes: U users, C columns (a row of a table × seed), S seeds of a row.
+Shapes: U users, S seeds of a row.
 """
 
 import functools
@@ -19,7 +19,7 @@ from scipy import optimize, special
 
 from ..errors import InputError
 
-_LOG_CHI_SQUARE = np.arange(-40, 8, 0.1)
+_LOG_CHI_SQUARE = np.arange(-40, 8, 0.15)
 
 Estimate = dict[str, float]
 """A figure with its 95 % interval: `mean`, `low` and `high`."""
@@ -98,26 +98,27 @@ class PairedValues:
         values: Mapping[str, Mapping[int, tuple[np.ndarray, np.ndarray]]],
         trainings: Mapping[str, Hashable | None] | None = None,
     ) -> None:
-        self.seeds = {row: sorted(by_seed) for row, by_seed in values.items()}
         self._trainings = {row: (row,) for row in values} | dict(trainings or {})
-        runs = [(row, seed) for row, seeds in self.seeds.items() for seed in seeds]
-        first, self._values = np.unique(values[runs[0][0]][runs[0][1]][0]), {}
-        for row, seeds in self.seeds.items():
+        first, at = None, ""
+        self._values = {}
+        for row, by_seed in values.items():
             means = []
-            for seed in seeds:
-                users, place = np.unique(values[row][seed][0], return_inverse=True)
+            for seed, (of_rows, found) in sorted(by_seed.items()):
+                users, place = np.unique(of_rows, return_inverse=True)
+                if first is None:
+                    first, at = users, f"{row}, seed {seed}"
                 if not np.array_equal(users, first):
                     raise InputError(
-                        f"{row}, seed {seed}: found {len(users)} users, expected the {len(first)} of {runs[0][0]}, "
-                        f"seed {runs[0][1]}; settings that change the data cannot be compared user by user: leave a "
-                        "row out with --models, or choose with --keys"
+                        f"{row}, seed {seed}: found {len(users)} users, expected the {len(first)} of {at}; settings "
+                        "that change the data cannot be compared user by user: leave a row out with --models, or "
+                        "choose with --keys"
                     )
-                means.append(np.bincount(place, values[row][seed][1]) / np.bincount(place))  # of each user
+                means.append(np.bincount(place, found) / np.bincount(place))  # of each user
             self._values[row] = np.stack(means, axis=1)  # [U, S]
         self._per_user = {row: of_row.mean(axis=1) for row, of_row in self._values.items()}  # [U]
-        self.n_users = len(first)
+        self.n_users = len(next(iter(self._values.values())))
         if self.n_users < 2:
-            raise InputError(f"{runs[0][0]}: found 1 user, expected at least 2; an interval needs several")
+            raise InputError(f"{at}: found 1 user, expected at least 2; judge a data set with more users")
 
     @functools.cached_property
     def _known(self) -> dict[Hashable, _Spread]:
@@ -163,7 +164,7 @@ class PairedValues:
         reach = self._error(weights).reach()
         return {"mean": mean, "low": mean - reach, "high": mean + reach}
 
-    def _error(self, weights: Mapping[str, float]) -> "_Error":
+    def _error(self, weights: Mapping[str, float]) -> _Error:
         """Error of the weighted sum of rows' means."""
         by_training: dict[Hashable | None, list[str]] = {}
         for row in weights:

@@ -202,5 +202,5 @@ def test_other_users_and_a_single_one_are_errors():
     runs = {"full": {1: (np.arange(5), np.ones(5))}, "x": {2: (np.arange(6), np.ones(6))}}
     with pytest.raises(InputError, match=r"x, seed 2: found 6 users, expected the 5 of full, seed 1; .* --models"):
         PairedValues(runs)
-    with pytest.raises(InputError, match="full: found 1 user, expected at least 2"):
+    with pytest.raises(InputError, match="full, seed 1: found 1 user, expected at least 2"):
         PairedValues({"full": {1: (np.zeros(3), np.ones(3))}})

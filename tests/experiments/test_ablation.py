@@ -140,6 +140,7 @@ def test_the_table(tiny, tmp_path, capsys):
     assert rows["full"]["unmasked"]["recall@10"]["mean"] < rows["full"]["masked"]["recall@10"]["mean"]
     assert "ended at the cap on epochs, not by early stopping: no-codes 5 of 5" in page
     assert "one seed" not in page and "another version" not in page
+    assert "p: of two methods that are equally good over users and seeds, how often a difference at least this" in page
     settings_shown = yaml.safe_load(page.split("```yaml")[1].split("```")[0])
     assert settings_shown["hidden_size"] == 16 and settings_shown["sid_codebook_size"] == 8
     title, panels, reference = json.loads((tmp_path / "results/ablation-tiny.png").read_bytes())
@@ -216,7 +217,8 @@ def test_table_only_asks_which_of_several_is_meant(tiny, tmp_path):
 def test_screening_other_code_and_a_missing_row_are_said(tiny, tmp_path, monkeypatch):
     run(tiny, tmp_path, seeds=1)
     page = (tmp_path / "results/ablation-tiny.md").read_text()
-    assert "| random-codes† " in page and "one seed: screening" in page and "‡" not in page
+    assert "| random-codes† " in page and "one seed: screening; neither interval nor p knows" in page
+    assert "‡" not in page
     path = next((tmp_path / "results/runs/tiny").glob("random-codes-*.json"))
     path.write_text(path.read_text().replace(records.read(path)["source"], "changed"))
     monkeypatch.setattr(records, "code_fingerprint", lambda: "later")  # the code of today decides nothing
