@@ -3,7 +3,7 @@
 Any RecBole sequential model runs the same way (`--model=SASRec`); settings are `--key=value`, docs/settings.md
 has them all. `--final` adds the test split, `--result_file=out.json` keeps the record, `--debug` shows tracebacks.
 
-Lists make a leaderboard: `--model=Pop,SASRec,BBQRec --dataset=Sports,Beauty --seeds=3` runs every pair with every seed
+Lists make a leaderboard: `--model=Pop,SASRec,BBQRec --dataset=Sports,Beauty --seeds=5` runs every pair with every seed
 (`--single=SASRec`: with one), keeps records and goes on where it stopped; see docs/leaderboard.md.
 """
 

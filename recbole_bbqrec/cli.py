@@ -118,14 +118,14 @@ def _features(given: argparse.Namespace) -> None:
     _option("--final", action="store_true", help="show the test split instead of validation"),
     _option("--models", type=_names, default=[], help="rows, separated by commas (default: all that have a record)"),
     _option("--keys", type=_names, default=[], help="run keys to show instead of the latest of their models"),
-    _option("--against", metavar="MODEL", help="compare with this row (default: the best one)"),
-    note="Records are made by run_recbole_bbqrec.py --model=A,B --dataset=X,Y --seeds=3, see there.",
+    _option("--against", metavar="MODEL", help="compare with this row (default: BBQRec, else the first of --models)"),
+    note="Records are made by run_recbole_bbqrec.py --model=A,B --dataset=X,Y --seeds=5, see there.",
 )
 def _leaderboard(given: argparse.Namespace) -> None:
-    from .experiments import leaderboard
+    from .experiments import leaderboard_page
 
     rows = given.models, given.keys, given.against
-    print(leaderboard.write(given.dataset, given.results, given.final, *rows))
+    print(leaderboard_page.write(given.dataset, given.results, given.final, *rows))
 
 
 @_command(

@@ -72,8 +72,7 @@ def bar_figure(title: str, panels: Mapping[str, Mapping[str, Any]], reference: s
     for axes, (name, bars) in zip(all_axes, drawn.items(), strict=True):
         places = [labels.index(label) for label in bars]
         value, low, high = (np.array([bar[end] for bar in bars.values()]) for end in ("mean", "low", "high"))
-        # A percentile interval need not hold the value itself, and a length cannot be negative.
-        reach = np.maximum(0, [value - low, high - value])
+        reach = [value - low, high - value]
         axes.barh(places, value, color=["#4477aa" if label == reference else "#99bbdd" for label in bars])
         axes.errorbar(value, places, xerr=reach, fmt="none", ecolor="black", elinewidth=1, capsize=2)
         if reference in bars:

@@ -1,149 +1,190 @@
-"""Whether a difference is one: per-user values, paired sign-flip tests, bootstrap over users and seeds.
+"""Whether a difference is one: a mixed model of users and seeds behind intervals and p-values, and Holm's correction.
 
-Shapes: U users, C columns (a row of a table × seed), S seeds, n resamples.
+A value of row r, seed s and user u is the row's mean, plus what this user has in the row, plus what this training has,
+plus a remainder. Users are the same in all rows; a row's trainings are drawn anew. The variance of a weighted sum of
+rows' means then has two parts: that of users, with many degrees of freedom, and that of trainings, in which each row
+has one fewer than it has seeds (those of several rows are joined as Satterthwaite does, Biometrics Bulletin 2, 1946).
+Of two such parts the distribution is that of Behrens and Fisher (Annals of Eugenics 6, 1935). It keeps its level in
+the far tail too, which Holm's correction looks at; one Student's t for both parts together does not.
+
+Shapes: U users, S seeds of a row.
 """
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import optimize, special
 
 from ..errors import InputError
 
-FLIPS = 10_000
-"""Sign flips of a permutation test; the smallest p-value it can give is 1 / (1 + FLIPS)."""
-
-RESAMPLES = 1_000
-"""Bootstrap resamples behind an interval."""
-
-_CHUNK = 1 << 22  # entries of one block of random numbers: 32 MiB as float64
+_LOG_CHI_SQUARE = np.arange(-40, 8, 0.15)
 
 Estimate = dict[str, float]
 """A figure with its 95 % interval: `mean`, `low` and `high`."""
 
 
-def sign_flip_test(differences: np.ndarray) -> float:
-    """Two-sided paired permutation test of a mean difference of zero; equal differences give an equal p-value.
+def holm(hypotheses: Iterable[list[dict[str, Any]]]) -> None:
+    """Add `p_holm` to the entries of each hypothesis: Holm's step-down correction, all of them being one family.
 
-    Under the null hypothesis each user's difference [U] is as likely to have the other sign. The statistic is the
-    absolute mean; a flip that reaches the observed one counts, and so does the observed assignment itself, which keeps
-    the test exact for any number of flips: p = (1 + count) / (1 + FLIPS).
+    Entries of one hypothesis are one test, that of the first of them; without a `p` they are none.
     """
-    moving = differences[differences != 0]  # the sign of a zero changes nothing
-    # Differences of recall are few distinct fractions, so flips often tie with the observed sum: rounding must not
-    # decide whether they reach it.
-    reached = abs(float(moving.sum())) - 1e-9 * float(np.abs(moving).sum())
-    # Signs are drawn eight users to a byte; each of its 256 values picks their sum, minus once for those it flips.
-    # Their number is padded to fours, which random bytes come in, so that blocks do not change what is drawn.
-    eight = np.zeros((-(-len(moving) // 32) * 4, 8))
-    eight.flat[: len(moving)] = moving
-    sums_of = eight @ (1 - 2 * (np.arange(256)[:, None] >> np.arange(8) & 1)).T  # [U / 8, 256]
-    generator, count = np.random.default_rng(0), 0
-    for size in _blocks(FLIPS, len(eight)):
-        drawn = generator.integers(0, 256, (size, len(eight)), dtype=np.uint8)
-        count += int(np.count_nonzero(np.abs(sums_of[np.arange(len(eight)), drawn].sum(axis=1)) >= reached))
-    return (1 + count) / (1 + FLIPS)
-
-
-def _blocks(total: int, width: int) -> list[int]:
-    """Sizes of the blocks in which `total` rows of `width` random numbers are drawn."""
-    size = max(1, _CHUNK // max(1, width))
-    return [min(size, total - start) for start in range(0, total, size)]
-
-
-def holm(entries: Iterable[dict[str, Any]]) -> None:
-    """Add `p_holm` to those that have a `p`: Holm's step-down correction, all of them being one family of tests."""
-    tested = sorted((entry for entry in entries if entry.get("p") is not None), key=lambda entry: entry["p"])
+    tested = sorted((cells for cells in hypotheses if cells[0]["p"] is not None), key=lambda cells: cells[0]["p"])
     adjusted = 0.0
-    for at, entry in enumerate(tested):
-        adjusted = entry["p_holm"] = min(1.0, max(adjusted, entry["p"] * (len(tested) - at)))
+    for at, cells in enumerate(tested):
+        adjusted = min(1.0, max(adjusted, cells[0]["p"] * (len(tested) - at)))
+        for entry in cells:
+            entry |= {"p": cells[0]["p"], "p_holm": adjusted}
 
 
-def bootstrap_users(values: np.ndarray) -> np.ndarray:
-    """Means [n, C] of the columns of `values` [U, C] over users drawn with replacement, the same for all columns."""
-    n_users, generator, means = len(values), np.random.default_rng(0), []
-    for size in _blocks(RESAMPLES, n_users):
-        drawn = generator.integers(0, n_users, (size, n_users), dtype=np.int32)
-        counts = np.stack([np.bincount(row, minlength=n_users) for row in drawn])
-        means.append(counts.astype(np.float64) @ values / n_users)
-    return np.concatenate(means)
+class _Spread(NamedTuple):
+    """How much trainings differ: mean square of the seeds' means, and of what is left of a value beside them."""
+
+    seeds: float
+    rest: float
+    freedom: int
 
 
-def draw_seeds(n_seeds: int) -> np.ndarray:
-    """Weights [n, S] of seeds drawn with replacement; each row sums to one. They depend on the number alone."""
-    drawn = np.random.default_rng([0, n_seeds]).integers(0, n_seeds, (RESAMPLES, n_seeds))
-    return np.stack([np.count_nonzero(drawn == index, axis=1) for index in range(n_seeds)], axis=1) / n_seeds
+def _spread(values: np.ndarray) -> _Spread:
+    """Spread of one row's values [U, S], of two seeds or more."""
+    n_users, n_seeds = values.shape
+    means = values.mean(axis=0)
+    rest = values - values.mean(axis=1, keepdims=True) - (means - means.mean())
+    freedom = n_seeds - 1
+    return _Spread(float(means.var(ddof=1)), float((rest**2).sum()) / (freedom * (n_users - 1)), freedom)
 
 
-def estimate(mean: float, samples: np.ndarray) -> Estimate:
-    """Join a mean and the 95 % percentile interval of its bootstrap samples [n]."""
-    low, high = np.quantile(samples, [(1 - 0.95) / 2, (1 + 0.95) / 2])
-    return {"mean": float(mean), "low": float(low), "high": float(high)}
+class _Error(NamedTuple):
+    """Variance of an estimate in two independent parts, each with its degrees of freedom."""
+
+    users: float
+    users_freedom: float
+    seeds: float
+    seeds_freedom: float
+
+    def p_value(self, difference: float) -> float:
+        """Two-sided p of an estimate that is this far from what it should be."""
+        if not self.users + self.seeds:
+            return float(not difference)
+        # Student's t, over what the seeds' part may be in truth: its estimate by chi-square over its degrees of
+        # freedom. Of a smooth function sums over an even grid of logarithms are all but exact.
+        half = self.seeds_freedom / 2
+        log_density = half * _LOG_CHI_SQUARE - np.exp(_LOG_CHI_SQUARE) / 2
+        density = np.exp(log_density - log_density.max())
+        variance = self.users + self.seeds * 2 * half / np.exp(_LOG_CHI_SQUARE)
+        freedom = self.users_freedom * (variance / max(self.users, 1e-9 * self.seeds)) ** 2
+        tails = 2 * special.stdtr(freedom, -abs(difference) / np.sqrt(variance))
+        return float((density * tails).sum() / density.sum())
+
+    def reach(self) -> float:
+        """Half the width of the 95 % interval: the difference whose p is .05."""
+        most = (self.users + self.seeds) ** 0.5 * special.stdtrit(min(self.users_freedom, self.seeds_freedom), 0.975)
+        return optimize.brentq(lambda reach: self.p_value(reach) - 0.05, 0, 2 * most) if most else 0.0
 
 
 class PairedValues:
     """One metric of several rows of a table over the same users, from row -> seed -> (users [R], values [R]).
 
-    Values are averaged per user first. An `InputError` where the users of two runs differ.
+    Values are averaged per user first. An `InputError` where the users of two runs differ, or there is only one.
+
+    `trainings` is row -> what stands for its trainings, none where nothing in it is random; rows with the same have
+    seed by seed the same trainings. A row that it lacks has trainings of its own. A row of one seed borrows the pooled
+    spread of the trainings of rows that have several; without any, nothing is counted for seeds.
     """
 
-    def __init__(self, values: Mapping[str, Mapping[int, tuple[np.ndarray, np.ndarray]]]) -> None:
-        self.seeds = {row: sorted(by_seed) for row, by_seed in values.items()}
-        runs = [(row, seed) for row, seeds in self.seeds.items() for seed in seeds]
-        first, means = np.unique(values[runs[0][0]][runs[0][1]][0]), []
-        for row, seed in runs:
-            users, place = np.unique(values[row][seed][0], return_inverse=True)
-            means.append(np.bincount(place, values[row][seed][1]) / np.bincount(place))  # of each user
-            if not np.array_equal(users, first):
-                raise InputError(
-                    f"{row}, seed {seed}: found {len(users)} users, expected the {len(first)} of {runs[0][0]}, seed "
-                    f"{runs[0][1]}; settings that change the data cannot be compared user by user: leave a row out "
-                    "with --models, or choose with --keys"
-                )
-        self.n_users = len(first)
-        self._column = {run: at for at, run in enumerate(runs)}
-        self._values = np.stack(means, axis=1)  # [U, C]
+    def __init__(
+        self,
+        values: Mapping[str, Mapping[int, tuple[np.ndarray, np.ndarray]]],
+        trainings: Mapping[str, Hashable | None] | None = None,
+    ) -> None:
+        self._trainings = {row: (row,) for row in values} | dict(trainings or {})
+        first, at = None, ""
+        self._values = {}
+        for row, by_seed in values.items():
+            means = []
+            for seed, (of_rows, found) in sorted(by_seed.items()):
+                users, place = np.unique(of_rows, return_inverse=True)
+                if first is None:
+                    first, at = users, f"{row}, seed {seed}"
+                if not np.array_equal(users, first):
+                    raise InputError(
+                        f"{row}, seed {seed}: found {len(users)} users, expected the {len(first)} of {at}; settings "
+                        "that change the data cannot be compared user by user: leave a row out with --models, or "
+                        "choose with --keys"
+                    )
+                means.append(np.bincount(place, found) / np.bincount(place))  # of each user
+            self._values[row] = np.stack(means, axis=1)  # [U, S]
+        self._per_user = {row: of_row.mean(axis=1) for row, of_row in self._values.items()}  # [U]
+        self.n_users = len(next(iter(self._values.values())))
+        if self.n_users < 2:
+            raise InputError(f"{at}: found 1 user, expected at least 2; judge a data set with more users")
 
     @functools.cached_property
-    def _means(self) -> np.ndarray:
-        return bootstrap_users(self._values)  # [n, C]
+    def _known(self) -> dict[Hashable, _Spread]:
+        """Trainings of several seeds -> their spread, which is the mean over the rows that share them."""
+        found: dict[Hashable, list[_Spread]] = {}
+        for row, values in self._values.items():
+            if self._trainings[row] is not None and values.shape[1] > 1:
+                found.setdefault(self._trainings[row], []).append(_spread(values))
+        return {
+            training: _Spread(
+                float(np.mean([spread.seeds for spread in spreads])),
+                float(np.mean([spread.rest for spread in spreads])),
+                spreads[0].freedom,
+            )
+            for training, spreads in found.items()
+        }
 
     def mean(self, row: str) -> float:
         """Mean of the row over its seeds and users."""
-        return float(self._per_user(row).mean())
+        return float(self._values[row].mean())
 
     def estimate(self, row: str) -> Estimate:
         """`mean` with its interval."""
-        return estimate(self.mean(row), self._resampled(row))
+        return self._interval({row: 1.0}, self.mean(row))
 
     def difference(self, row: str, reference: str) -> Estimate:
         """Difference of two rows' means, each over all of its own seeds."""
-        return estimate(self.mean(row) - self.mean(reference), self._resampled(row) - self._resampled(reference))
+        return self._interval({row: 1.0, reference: -1.0}, self.mean(row) - self.mean(reference))
 
     def change(self, row: str, reference: str) -> Estimate | None:
-        """Relative difference of two rows in %, over their common seeds; none without any, or where it is to zero."""
-        seeds = self.common_seeds(row, reference)
-        if not seeds or not (base := self._per_user(reference, seeds).mean()):
+        """Relative difference of two rows' means in %, by the delta method; none where it is to zero."""
+        base = self.mean(reference)
+        if not base:
             return None
-        with np.errstate(divide="ignore", invalid="ignore"):
-            samples = 100 * (self._resampled(row, seeds) / self._resampled(reference, seeds) - 1)
-        return estimate(100 * (self._per_user(row, seeds).mean() / base - 1), samples[np.isfinite(samples)])
+        ratio = self.mean(row) / base
+        return self._interval({row: 100 / base, reference: -100 * ratio / base}, 100 * (ratio - 1))
 
-    def p_value(self, row: str, reference: str, seeds: Sequence[int] | None = None) -> float:
-        """Sign-flip test of two rows, averaged per user first: over these seeds, or over all of each row's own."""
-        return sign_flip_test(self._per_user(row, seeds) - self._per_user(reference, seeds))
+    def p_value(self, row: str, reference: str) -> float:
+        """Two-sided p of equal means: how often methods that are equally good would differ by at least as much."""
+        return self._error({row: 1.0, reference: -1.0}).p_value(self.mean(row) - self.mean(reference))
 
-    def common_seeds(self, row: str, reference: str) -> list[int]:
-        """Seeds that both rows were run with; none where there is no such reference."""
-        return [seed for seed in self.seeds[row] if seed in self.seeds.get(reference, ())]
+    def _interval(self, weights: Mapping[str, float], mean: float) -> Estimate:
+        reach = self._error(weights).reach()
+        return {"mean": mean, "low": mean - reach, "high": mean + reach}
 
-    def _per_user(self, row: str, seeds: Sequence[int] | None = None) -> np.ndarray:
-        return self._values[:, self._columns(row, seeds)].mean(axis=1)  # [U]
-
-    def _resampled(self, row: str, seeds: Sequence[int] | None = None) -> np.ndarray:
-        columns = self._columns(row, seeds)
-        return (self._means[:, columns] * draw_seeds(len(columns))).sum(axis=1)  # [n]
-
-    def _columns(self, row: str, seeds: Sequence[int] | None) -> list[int]:
-        return [self._column[row, seed] for seed in (self.seeds[row] if seeds is None else seeds)]
+    def _error(self, weights: Mapping[str, float]) -> _Error:
+        """Error of the weighted sum of rows' means."""
+        by_training: dict[Hashable | None, list[str]] = {}
+        for row in weights:
+            by_training.setdefault(self._trainings[row], []).append(row)
+        users = float(np.sum([weight * self._per_user[row] for row, weight in weights.items()], axis=0).var(ddof=1))
+        # Parts of the variance by the trainings whose mean square they are a multiple of.
+        parts, pool = dict.fromkeys(self._known, 0.0), sum(spread.freedom for spread in self._known.values())
+        for training, rows in by_training.items():
+            if training in self._known:
+                # Trainings that rows share are one draw: what they do to the sum of these rows is what counts.
+                found = _spread(np.sum([weights[row] * self._values[row] for row in rows], axis=0))
+                n_seeds = found.freedom + 1
+                users -= found.rest / n_seeds
+                parts[training] += found.seeds / n_seeds
+            elif training is not None:
+                for known, spread in self._known.items():
+                    share = sum(weights[row] ** 2 for row in rows) * spread.freedom / pool
+                    users -= share * spread.rest
+                    parts[known] += share * spread.seeds
+        # The mean square of the seeds' means holds the remainder's part already.
+        users, seeds = max(0.0, users) / self.n_users, sum(parts.values())
+        squares = sum(part**2 / self._known[training].freedom for training, part in parts.items())
+        return _Error(users, self.n_users - 1, seeds, seeds**2 / squares if squares else 1.0)

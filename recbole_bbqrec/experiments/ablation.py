@@ -14,7 +14,7 @@ from ..config import Config
 from ..data.feature_sources import modalities
 from ..errors import InputError
 from ..evaluation import report
-from ..evaluation.statistics import PairedValues, holm
+from ..evaluation.statistics import PairedValues
 from ..settings import PROPERTIES, property_files, settings_to_load
 from . import records, tables
 from .runner import QUIET, Job, exit_code, given_and_files, run_jobs, say
@@ -210,9 +210,9 @@ def _rows(split: str, runs: tables.Runs) -> list[tables.Row]:
     """One entry per row of a split's table, with Holm's correction over all its tests."""
 
     def compared(row: str, values: PairedValues) -> tables.Row:
-        if row == FULL or not (seeds := values.common_seeds(row, FULL)):
+        if row == FULL or FULL not in runs:
             return {"change": None, "p": None}
-        return {"change": values.change(row, FULL), "p": values.p_value(row, FULL, seeds)}
+        return {"change": values.change(row, FULL), "p": values.p_value(row, FULL)}
 
     values = tables.paired_values(runs, split, TESTED) if runs else {}
     found = [
@@ -225,5 +225,5 @@ def _rows(split: str, runs: tables.Runs) -> list[tables.Row]:
         }
         for row, of_row in runs.items()
     ]
-    holm(entry for row in found for entry in row["masked"].values())
+    tables.correct({row["row"]: row for row in found}, runs)
     return found

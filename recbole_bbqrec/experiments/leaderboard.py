@@ -1,26 +1,20 @@
-"""From the records of whole models to a leaderboard: which runs are shown, what they reached and cost, and its page.
-
-The page has the form of RecBole's benchmarks; beside it come LaTeX, CSV, JSON and a figure.
-"""
+"""What a leaderboard contains: which runs are shown, what they reached and cost, and what is compared with what."""
 
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import recbole
 import yaml
 
 from ..errors import InputError
-from ..evaluation import report
 from ..evaluation.statistics import PairedValues, holm
-from ..settings import PROPERTIES, property_files, settings_to_load
+from ..settings import property_files
 from . import ablation, records, tables
 from .records import Run
-from .tables import FULL, SPLITS, TESTED, Row, Runs, Values, short
+from .tables import FULL, TESTED, Row, Runs, Values
 
 SHOWN = [f"{metric}@{k}" for k in (5, 10, 20) for metric in ("recall", "ndcg")]
 """Metrics of the tables, in both columns; `TESTED` of the masked one are tested."""
@@ -29,32 +23,11 @@ RANKED_BY = "ndcg@10"
 LEVEL = 0.01
 """A difference whose corrected p-value is not below this is none."""
 
-CODES = ("SASRecPlusFT", "BBQRec")
-"""The model with everything but semantic IDs, and the one that has them too."""
+HEADLINES = (("BBQRecWithoutCandidates", "SASRecPlus"), ("BBQRec", "SASRecPlusFT"))
+"""Pairs that stand at the head of a page, row and reference: both without a second stage, and both with one."""
 
-# RecBole's keys of training; its other shared files are about data and models that are not used here.
-_TRAINING = ("learner", "learning_rate", "weight_decay", "train_batch_size", "MAX_ITEM_LIST_LENGTH")
-
-_RECBOLE_MODELS = Path(str(recbole.__file__)).parent / "properties" / "model"
-
-COSTS = ("parameters", *(f"{name}_seconds" for name in ("train", "epoch", "evaluate", "feature")))
-COSTS += ("peak_memory_mib", "epochs")
-"""What a row takes, see `_costs`."""
-
-
-def write(dataset: str, results: Path = Path("results"), *shown: Any, **more: Any) -> str:
-    """Write `<dataset>.md`, `.tex`, `.csv`, `.png` and `.json` from the records in `runs/`; return the page.
-
-    `shown` and `more` say what they show, see `content`.
-    """
-    found = content(dataset, records.folder_of(results, dataset), *shown, **more)
-    page, tex = pages(found)
-    panels = {short(metric): {row["model"]: row["masked"][metric] for row in found["rows"]} for metric in TESTED}
-    title = f"{dataset}, {SPLITS[found['split']].lower()}, seen items masked"
-    figure = report.bar_figure(title, panels, found["reference"])
-    files = {"png": figure, "tex": tex, "csv": csv_text(found), "md": page}
-    tables.write(results, dataset, found, files)
-    return page
+HEADLINE_SEEDS = 5
+"""Seeds that the rows of headline pairs are to have."""
 
 
 def content(
@@ -74,7 +47,8 @@ def content(
     final : show the test split instead of validation.
     models : rows to show; none means all that have a record.
     keys : run keys (or how they begin) to show instead of their models' latest ones.
-    against : row that all others are compared with, instead of the best one.
+    against : row that all others are compared with; by default `BBQRec`, or where it has no row, the first of `models`
+        or of `planned` that has one. Never a row that this split has chosen: of many, the best is too good by chance.
     planned : model -> run key of runs that are on their way; until there is one of them the model has no row.
     """
     split = "test" if final else "valid"
@@ -89,23 +63,21 @@ def content(
     if not chosen:
         raise InputError(
             f"{folder}: found no record of {dataset} to show that was judged on {split}; "
-            f"run first: python run_recbole_bbqrec.py --model=... --dataset={dataset} --seeds=3{' --final' * final}"
+            f"run first: python run_recbole_bbqrec.py --model=... --dataset={dataset} --seeds={HEADLINE_SEEDS}"
+            f"{' --final' * final}"
         )
     runs = {model: records.by_seed(judged, run.key, split) for model, run in chosen.items()}
     values = tables.paired_values(runs, split, SHOWN)
     ranked = values["masked", RANKED_BY]
     if against not in (None, *runs):
         raise InputError(f"--against: found {against!r}, expected one of {', '.join(sorted(runs))}")
-    reference = against or min(runs, key=lambda model: (-ranked.mean(model), model))
+    reference = against or next((model for model in (ablation.MODEL, *models, *(planned or ())) if model in runs), None)
     rows = [_row(model, runs, values, reference) for model in runs]
     if final:
         for row in rows:
             row["valid_masked"] = {k: {"mean": mean} for k, mean in _means(runs[row["model"]], "valid", SHOWN).items()}
-    holm(entry for row in rows for entry in row["masked"].values())
+    tables.correct({row["model"]: row for row in rows}, runs)
     rows.sort(key=lambda row: (-row["masked"][RANKED_BY]["mean"], row["model"]))
-    # A family of tests of its own, chosen before any run.
-    worth = {metric: _compared(*CODES, values["masked", metric]) for metric in TESTED if {*CODES} <= {*runs}}
-    holm(worth.values())
     data = [chosen[row["model"]].record["data"] for row in rows]
     modalities = list(dict.fromkeys(name for of_row in data for name in of_row["modalities"]))
     return {
@@ -115,8 +87,8 @@ def content(
         "data": functools.reduce(dict.__or__, [*data, {"modalities": modalities}]),
         "reference": reference,
         "against": against,
-        "standing": {metric: _standing(rows, reference, metric) for metric in TESTED},
-        "worth_of_codes": worth or None,
+        "standing": {metric: _standing(rows, metric) for metric in TESTED},
+        "headlines": _headlines(runs, values),
         "rows": rows,
         "total_seconds": _total_seconds(rows, runs),
         "other_ties": _other_ties(found, judged, chosen, split),
@@ -185,19 +157,28 @@ def others_of(found: Sequence[Run], usual: int | None, chosen: Mapping[str, Run]
     return sorted(others.values(), key=lambda entry: (entry["model"], entry["run_key"]))
 
 
-def _row(model: str, runs: Runs, values: Values, reference: str) -> Row:
+def _row(model: str, runs: Runs, values: Values, reference: str | None) -> Row:
     found = [run.record for run in runs[model].values()]
+
+    def compared(row: str, of_metric: PairedValues) -> Row:
+        """Comparison with the reference, which has none with itself, and so has a row that cannot differ from it."""
+        if reference is None or tables.hypothesis(runs[row]) == tables.hypothesis(runs[reference]):
+            return {"difference": None, "p": None}
+        return _compared(row, reference, of_metric)
+
     return {
         "model": model,
         "run_key": found[0]["run_key"],
         "seeds": list(runs[model]),
-        "untrained": all(record["epochs"]["done"] == 0 for record in found),
+        "seeds_due": HEADLINE_SEEDS if any(model in pair for pair in HEADLINES) else None,
+        "untrained": all(tables.training_of(run) is None for run in runs[model].values()),
+        "second_stage": _has_second_stage(found[0]["settings"]),
         **tables.cautions(runs, model),
         "leakage_checks": [record.get("leakage_check", "not recorded") for record in found],
         "chosen": {str(record["seed"]): record["chosen"] for record in found if record.get("chosen")},
         **_costs(found),
         "memory_is_bound": any(record.get("peak_memory_is_bound", True) for record in found),
-        **tables.metrics_of(model, values, functools.partial(_compared, reference)),
+        **tables.metrics_of(model, values, compared),
     }
 
 
@@ -221,28 +202,46 @@ def _total_seconds(rows: Sequence[Row], runs: Runs) -> float:
     trainings, fitted = {}, 0.0
     for row in rows:
         for run in runs[row["model"]].values():
-            seconds, folder = run.record["seconds"], run.record["run_dir"]
-            # The trainer names it <Model>-<Set>-<seed>-<training>, then perhaps a key of what is fitted afterwards.
-            key = re.search(r"-([0-9a-f]{16})(-[0-9a-f]{8})?$", folder)
-            training = key[1] if key else folder
+            seconds, training = run.record["seconds"], tables.training_of(run) or run.path.name
             trainings[training] = max(trainings.get(training, 0.0), seconds["train"] + (row["feature_seconds"] or 0.0))
             fitted += seconds.get("candidates") or 0.0
     return fitted + sum(trainings.values())
 
 
-def _compared(reference: str, row: str, values: PairedValues) -> Row:
-    """Comparison of a row with the reference, which has none with itself."""
-    if row == reference:
-        return {"difference": None, "p": None}
+def _has_second_stage(settings: Row) -> bool:
+    """Whether weights are fitted on validation targets after training, which RecBole's own models do not get."""
+    return bool(settings.get("candidate_similarity")) and settings.get("scoring") != "generate"
+
+
+def _compared(row: str, reference: str, values: PairedValues) -> Row:
     return {"difference": values.difference(row, reference), "p": values.p_value(row, reference)}
 
 
-def _standing(rows: Sequence[Row], reference: str, metric: str) -> dict[str, list[str]]:
+def _headlines(runs: Runs, values: Values) -> list[Row]:
+    """The headline pairs whose rows there are; a family of tests of its own, chosen before any run."""
+    found = []
+    for pair in HEADLINES:
+        if {*pair} <= {*runs}:
+            sides = [
+                {
+                    "model": model,
+                    "seeds": len(runs[model]),
+                    "second_stage": _has_second_stage(next(iter(runs[model].values())).record["settings"]),
+                }
+                for model in pair
+            ]
+            metrics = {metric: _compared(*pair, values["masked", metric]) for metric in TESTED}
+            found.append({"sides": sides, "seeds_due": HEADLINE_SEEDS, "metrics": metrics})
+    holm([entry] for pair in found for entry in pair["metrics"].values())
+    return found
+
+
+def _standing(rows: Sequence[Row], metric: str) -> dict[str, list[str]]:
     """Rows that are significantly worse than the reference in a metric, level with it, and significantly better."""
     places: dict[str, list[str]] = {"worse": [], "level": [], "better": []}
     for row in rows:
         entry = row["masked"][metric]
-        if row["model"] != reference:
+        if entry["difference"]:
             side = "better" if entry["difference"]["mean"] > 0 else "worse"
             places[side if entry["p_holm"] < LEVEL else "level"].append(row["model"])
     return places
@@ -268,84 +267,3 @@ def _means(runs: Mapping[int, Run], split: str, metrics: Sequence[str]) -> dict[
         metric: float(np.mean([tables.values_of(run, split, "masked", metric)[1].mean() for run in runs.values()]))
         for metric in metrics
     }
-
-
-def pages(content: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the page and the table of all metrics in both columns for LaTeX, which needs `booktabs`."""
-    settings = list(content["settings"].values())
-    shared, own = model_settings(content["dataset"], content["settings"])
-    checks = dict.fromkeys(check for row in content["rows"] for check in row["leakage_checks"])
-    shown = {
-        **content,
-        "of_all": lambda key: " or ".join(dict.fromkeys(str(one.get(key)) for one in settings)),
-        "orders": dict.fromkeys("{split} in order {order}".format_map(one["eval_args"]) for one in settings),
-        "is_bold": lambda model, metric: is_bold(content, model, metric),
-        "checks": {of: [row["model"] for row in content["rows"] if of in row["leakage_checks"]] for of in checks},
-        "shared": shared,
-        "own": own,
-        "inline": _inline,
-        "yaml": _yaml,
-        "has_own_file": (PROPERTIES / "dataset" / f"{content['dataset']}.yaml").is_file(),
-    }
-    return tables.page("leaderboard.md.jinja", **shown), tables.page("leaderboard.tex.jinja", **shown)
-
-
-def is_bold(content: Mapping[str, Any], model: str, metric: str) -> bool:
-    """Whether a row is the reference and significantly better than every other row by this metric."""
-    places = content["standing"].get(metric, {})  # which metrics without a test lack
-    return model == content["reference"] and [side for side, rows in places.items() if rows] == ["worse"]
-
-
-def _inline(settings: Mapping[str, Any]) -> str:
-    """Settings in one line."""
-    shown = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in settings.items()}
-    return ", ".join(f"{key}: {'~' if value is None else value}" for key, value in shown.items())
-
-
-def model_settings(dataset: str, settings: Mapping[str, Row]) -> tuple[Row, dict[str, Row]]:
-    """Split the rows' settings into those of all rows and those of each model, in the order of the property files.
-
-    Keys of a model's own files, ours and RecBole's, and those of training stand with the model even where all agree.
-    """
-    # As they would be given: RecBole turns a few settings into forms of its own.
-    given = {model: settings_to_load({**found, "data_path": ""}) for model, found in settings.items()}
-    general, own = {}, {}
-    for model in settings:
-        files = property_files(model, dataset)
-        about_model = [path for path in files if path.parent.name == "model"]
-        general |= tables.keys_of(path for path in files if path not in about_model)
-        own[model] = [*tables.keys_of([*about_model, _RECBOLE_MODELS / f"{model}.yaml"]), *_TRAINING]
-    of_models, shared = {key for keys in own.values() for key in keys}, {}
-    for key in general:
-        values = [found[key] for found in given.values() if key in found]
-        if key not in of_models and values and values.count(values[0]) == len(values):
-            shared[key] = values[0]
-    return shared, {
-        model: {key: found[key] for key in dict.fromkeys([*own[model], *general]) if key in found and key not in shared}
-        for model, found in given.items()
-    }
-
-
-def _yaml(settings: Mapping[str, Any]) -> str:
-    # One line a key; of a bare value YAML writes a second line that ends the document.
-    lines = [f"{key}: {yaml.safe_dump(value, default_flow_style=True, width=1000)}" for key, value in settings.items()]
-    text = "\n".join(line.removesuffix("...\n").rstrip() for line in lines)
-    return f"```yaml\n{text}\n```" if text else "None of its own."
-
-
-def csv_text(content: Mapping[str, Any]) -> str:
-    """Return all figures of the rows, unrounded; what there is none of is blank."""
-    lines = []
-    for row in content["rows"]:
-        line: dict[str, Any] = {"model": row["model"], "split": content["split"], "seeds": len(row["seeds"])}
-        for column in ("masked", "unmasked", "valid_masked"):
-            line |= {f"{column} {metric}": entry["mean"] for metric, entry in row.get(column, {}).items()}
-        for metric in TESTED:
-            entry = row["masked"][metric]
-            change = entry["difference"] or {}
-            line |= {f"{metric} {end}": entry[end] for end in ("low", "high")}
-            line |= {f"{metric} difference": change.get("mean")}
-            line |= {f"{metric} difference {end}": change.get(end) for end in ("low", "high")}
-            line |= {f"{metric} p (Holm)": entry.get("p_holm")}
-        lines.append(line | {key: row[key] for key in (*COSTS, "hit_cap", "other_code", "times_tested", "run_key")})
-    return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")

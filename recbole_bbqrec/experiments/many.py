@@ -8,7 +8,7 @@ from .. import quick_start, registry
 from ..config import Config, MissingDataSetError
 from ..errors import InputError
 from ..settings import public_source
-from . import leaderboard, records
+from . import leaderboard, leaderboard_page, records
 from .runner import QUIET, Job, exit_code, given_and_files, run_jobs, say
 
 
@@ -65,7 +65,7 @@ def run_many(arguments: Sequence[str]) -> int:
 
     def write(dataset: str) -> str | None:
         try:
-            return leaderboard.write(dataset, results, shared["final"], planned=planned[dataset])
+            return leaderboard_page.write(dataset, results, shared["final"], planned=planned[dataset])
         except InputError as error:  # the other runs are worth having
             say(f"no leaderboard of {dataset}: {error}")
             return None

@@ -4,8 +4,9 @@ A row is plain data: its name (`model` or `row`), `seeds`, what the marks beside
 `ranking.COLUMNS` metric -> `mean`; tested metrics have an interval, a comparison, `p` and `p_holm` too.
 """
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import yaml
 from .. import storage
 from ..evaluation import report
 from ..evaluation.ranking import COLUMNS, per_row
-from ..evaluation.statistics import FLIPS, PairedValues
+from ..evaluation.statistics import PairedValues, holm
 from .records import Run
 
 FULL = "full"
@@ -39,11 +40,51 @@ def values_of(run: Run, split: str, column: str, metric: str) -> tuple[np.ndarra
     return ranks.users, per_row(getattr(ranks, column), name, int(k))
 
 
+def training_of(run: Run) -> str | None:
+    """What a run has trained, none where nothing; runs that differ in what is fitted afterwards share it."""
+    if run.record["epochs"]["done"] == 0:
+        return None
+    # The trainer names the folder <Model>-<Set>-<seed>-<training>, then perhaps a key of what is fitted afterwards.
+    found = re.search(r"-([0-9a-f]{16})(-[0-9a-f]{8})?$", run.record["run_dir"])
+    return found[1] if found else f"{run.key}-{run.seed}"
+
+
+def _trainings(runs: Mapping[int, Run]) -> tuple[str, ...] | None:
+    """Trainings of a row by seed; none where nothing in it is random."""
+    found = [training_of(run) for run in runs.values()]
+    return None if None in found else tuple(filter(None, found))
+
+
+def hypothesis(runs: Mapping[int, Run]) -> Hashable:
+    """What a row's tests are about, seen items masked; rows with the same cannot differ there.
+
+    Those are rows of the same trainings which afterwards weigh nothing, or only `seen`: items that the column leaves
+    out.
+    """
+    first, trainings = next(iter(runs.values())), _trainings(runs)
+    fitted = {*(first.record["settings"].get("candidate_similarity") or ())} - {"seen"}
+    return first.key if fitted or trainings is None else trainings
+
+
+def correct(rows: Mapping[str, Row], runs: Runs) -> None:
+    """Add `p_holm` to the tested metrics of the rows, over all their hypotheses."""
+    cells: dict[Hashable, list[Row]] = {}
+    for name, row in rows.items():
+        for metric in TESTED:
+            cells.setdefault((hypothesis(runs[name]), metric), []).append(row["masked"][metric])
+    holm(cells.values())
+
+
 def paired_values(runs: Runs, split: str, metrics: Iterable[str]) -> Values:
     """Values per user of all rows, by column and metric."""
+    trainings = {row: _trainings(of) for row, of in runs.items()}
     return {
         (column, metric): PairedValues(
-            {row: {seed: values_of(run, split, column, metric) for seed, run in of.items()} for row, of in runs.items()}
+            {
+                row: {seed: values_of(run, split, column, metric) for seed, run in of.items()}
+                for row, of in runs.items()
+            },
+            trainings,
         )
         for column in COLUMNS
         for metric in metrics
@@ -94,7 +135,7 @@ def page(template: str, **shown: Any) -> str:
     environment = jinja2.Environment(loader=loader, undefined=undefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"table": _table, "interval": _interval, "p": _p_value, "short": short, "marks": marks}
     environment.filters |= {"form": lambda value, form: "-" if value is None else format(value, form)}
-    text = environment.get_template(template).render(shown, SPLITS=SPLITS, TESTED=TESTED, FLIPS=FLIPS)
+    text = environment.get_template(template).render(shown, SPLITS=SPLITS, TESTED=TESTED)
     return "\n\n".join(filter(None, (part.strip("\n") for part in text.split("\n\n")))) + "\n"
 
 

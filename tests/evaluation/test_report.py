@@ -48,7 +48,7 @@ def test_figures():
     def bar(mean, low, high):
         return {"mean": mean, "low": low, "high": high}
 
-    bars = {"full": bar(0.5, 0.4, 0.6), "club": bar(0.3, 0.31, 0.32)}
+    bars = {"full": bar(0.5, 0.4, 0.6), "club": bar(0.3, 0.29, 0.32)}
     panels = {"R@10": bars, "change": {"full": None, "club": bar(-10.0, -12.0, -8.0)}}
     png = bar_figure("Title", panels, "full")
     assert png == bar_figure("Title", {**panels, "none": {"full": None}}, "full"), "equal input, equal file"

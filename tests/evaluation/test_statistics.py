@@ -1,103 +1,92 @@
-import itertools
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.evaluation import statistics
-from recbole_bbqrec.evaluation.statistics import (
-    FLIPS,
-    PairedValues,
-    bootstrap_users,
-    draw_seeds,
-    estimate,
-    holm,
-    sign_flip_test,
-)
+from recbole_bbqrec.evaluation.statistics import PairedValues, holm
+
+TRIALS, USERS = 2000, 600
+GAINS = 1 / np.log2(1 + np.arange(1, 11))  # of NDCG@10 by rank
+HIT = 0.1  # share of users with a hit, in every row
+
+# seeds of each row, how much its trainings differ (relative to its mean), whether its users differ from those of others
+# and whether seeds agree about single users
+REGIMES = {
+    "seeds alone, 3": ({"a": 3, "b": 3}, {"a": 0.4, "b": 0.4}, False, False),
+    "seeds alone, 5": ({"a": 5, "b": 5}, {"a": 0.4, "b": 0.4}, False, False),
+    "users alone, 3": ({"a": 3, "b": 3}, {}, True, True),
+    "both, 3": ({"a": 3, "b": 3}, {"a": 0.3, "b": 0.3}, True, False),
+    "both, 5": ({"a": 5, "b": 5}, {"a": 0.3, "b": 0.3}, True, False),
+    "unequal seeds, 3": ({"a": 3, "b": 3}, {"a": 0.5, "b": 0.05}, True, False),
+    "unequal seeds, 5": ({"a": 5, "b": 5}, {"a": 0.5, "b": 0.05}, True, False),
+    "1 against 3, four rows to borrow from": (
+        {"a": 1, **dict.fromkeys("bcde", 3)},
+        dict.fromkeys("abcde", 0.3),
+        True,
+        False,
+    ),
+    "1 against 3, which it borrows from": ({"a": 1, "b": 3}, {"a": 0.3, "b": 0.3}, True, False),
+    "1 against 1, two rows to borrow from": (
+        {"a": 1, "b": 1, "c": 3, "d": 3},
+        dict.fromkeys("abcd", 0.3),
+        True,
+        False,
+    ),
+    "1 untrained against 3": ({"a": 1, "b": 3}, {"b": 0.3}, True, False),
+}
 
 
-@pytest.fixture
-def few_flips(monkeypatch):
-    monkeypatch.setattr(statistics, "FLIPS", 400)
+def draw(generator, seeds, noise, own_users, agree):
+    """Values [U, S] by row, most of them zero, of rows that are equally good over users and seeds."""
+    common, found = generator.beta(0.6, 0.6 * (1 - HIT) / HIT, USERS), {}
+    for row, n_seeds in seeds.items():
+        likely = np.where(generator.random(USERS) < 0.5, generator.permutation(common), common) if own_users else common
+        training = 1 + noise.get(row, 0.0) * generator.normal(size=n_seeds).clip(-2.5, 2.5)
+        chance = generator.random((USERS, 1 if agree else n_seeds))
+        gains = generator.choice(GAINS, chance.shape)
+        found[row] = np.where(chance < likely[:, None] * training, gains, 0.0)
+    return found
 
 
-def all_assignments(differences):
-    """Share of all sign assignments whose mean is at least as far from zero: the p-value without any sampling."""
-    signs = np.array(list(itertools.product((-1, 1), repeat=len(differences))))
-    sums = np.abs(signs @ differences)
-    return np.mean(sums >= abs(differences.sum()) - 1e-9)
-
-
-@pytest.mark.parametrize(
-    "differences",
-    [
-        [1.0, 2.0, -0.5, 3.0, 0.25, 1.5, 2.5, 0.1],
-        [1 / 3, 1 / 3, -1 / 3, 2 / 3, 1.0, 1 / 3, 0.0, 0.0, 0.0, 1 / 3],
-        [0.1] * 3 + [-0.1] * 3,
-        [0.7, 0.1, 0.2, -0.3, 0.3, 0.4, 0.9, 0.8, 0.2, -0.1, 0.5, 0.6],
-    ],
-    ids=["distinct", "thirds with ties", "balanced", "more than a byte"],
-)
-def test_sign_flips_agree_with_all_assignments(differences):
-    differences = np.array(differences)
-    exact = all_assignments(differences)
-    deviation = np.sqrt(exact * (1 - exact) / FLIPS)
-    generator = np.random.default_rng(0)  # in another order the same flips meet other users
-    found = [sign_flip_test(generator.permutation(differences)) for _ in range(5)]
-    assert np.mean(found) == pytest.approx(exact, abs=1e-4 + 3 * deviation / np.sqrt(5))
-    assert all(abs(one - exact) < 1e-3 + 4.5 * deviation for one in found)
-
-
-def test_sign_flips_agree_with_scipy():
-    differences = np.random.default_rng(0).normal(0.2, 1, 60)
-    reference = stats.permutation_test(
-        (differences,),
-        lambda x, axis: x.mean(axis=axis),
-        permutation_type="samples",
-        n_resamples=FLIPS,
-        alternative="two-sided",
-        vectorized=True,
-        rng=np.random.default_rng(1),
+def rows_of(values, **more):
+    users = np.arange(len(next(iter(values.values()))))
+    return PairedValues(
+        {row: {seed: (users, of[:, seed]) for seed in range(of.shape[1])} for row, of in values.items()}, **more
     )
-    assert sign_flip_test(differences) == pytest.approx(reference.pvalue, abs=0.012)
 
 
-def test_extremes_of_the_sign_flip_test():
-    assert sign_flip_test(np.zeros(50)) == 1.0
-    assert sign_flip_test(np.ones(100)) == 1 / (1 + FLIPS), "never zero: the observed assignment counts"
-    assert sign_flip_test(np.array([0.3])) == 1.0
+def rates(name):
+    """How often p is below .05 and .01 between equals, and how often intervals hold the truth: of change and mean."""
+    seeds, *how = REGIMES[name]
+    untrained = {row: None for row in seeds if not how[0].get(row) and how[0]}
+    generator, found = np.random.default_rng(0), []
+    for _ in range(TRIALS):
+        values = rows_of(draw(generator, seeds, *how), trainings=untrained)
+        change, mean = values.change("a", "b"), values.estimate("a")
+        assert change is not None
+        found.append(
+            [
+                values.p_value("a", "b"),
+                change["low"] <= 0 <= change["high"],
+                mean["low"] <= HIT * GAINS.mean() <= mean["high"],
+            ]
+        )
+    p_values, *covers = np.array(found).T
+    return [np.mean(p_values < 0.05), np.mean(p_values < 0.01), *(np.mean(cover) for cover in covers)]
 
 
-def test_the_sign_flip_test_holds_its_level(few_flips):
-    generator = np.random.default_rng(3)
-    p_values = [sign_flip_test(generator.normal(0, 1, 40)) for _ in range(500)]
-    assert stats.kstest(p_values, "uniform").pvalue > 1e-3
-    assert 0.02 < np.mean(np.array(p_values) <= 0.05) < 0.09
-
-
-@given(st.integers(0, 1000), st.integers(1, 40))
-@settings(deadline=None, max_examples=30)
-def test_the_sign_flip_test_is_symmetric_and_ignores_order_of_no_effect(seed, n):
-    differences = np.random.default_rng(seed).integers(-3, 4, n) / 3
-    p_value = sign_flip_test(differences)
-    assert p_value == sign_flip_test(differences) and 0 < p_value <= 1
-    assert p_value == sign_flip_test(-differences)
-    assert p_value == sign_flip_test(np.r_[differences, np.zeros(7)])
-
-
-def test_chunks_do_not_change_the_test(monkeypatch):
-    differences = np.random.default_rng(0).normal(0.05, 1, 300)
-    whole = sign_flip_test(differences)
-    monkeypatch.setattr(statistics, "_CHUNK", 5000)
-    assert sign_flip_test(differences) == whole
+@pytest.mark.parametrize("name", REGIMES)
+def test_p_and_intervals_say_what_they_mean(name):
+    fifth, hundredth, change, mean = rates(name)
+    assert fifth <= 0.06 and hundredth <= 0.014, "1 - fifth is how often the interval of the difference holds zero"
+    assert change >= 0.93 and mean >= 0.93
 
 
 def adjusted(p_values):
     entries = [{"p": p_value} for p_value in p_values]
-    holm([*entries, {"p": None}, {}])
+    holm([*([entry] for entry in entries), [{"p": None}]])
     return [entry["p_holm"] for entry in entries]
 
 
@@ -105,6 +94,12 @@ def test_holm_by_hand():
     np.testing.assert_allclose(adjusted([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
     np.testing.assert_allclose(adjusted([0.5, 0.9]), [1.0, 1.0])
     assert adjusted([]) == []
+
+
+def test_cells_of_one_hypothesis_are_one_test():
+    twice = [{"p": 0.02, "of": "a"}, {"p": 0.02, "of": "its twin"}]
+    holm([twice, [{"p": 0.03}]])
+    assert [entry["p_holm"] for entry in twice] == [0.04, 0.04], "two tests, not three"
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
@@ -120,86 +115,92 @@ def test_holm_rejects_what_the_step_down_rule_rejects(p_values):
 
 
 def test_values_are_averaged_per_user():
-    values = PairedValues({"a": {1: (np.array([7, 3, 7, 7]), np.array([1.0, 0.25, 0.0, 0.5]))}})
+    users = np.array([7, 3, 7, 7])
+    values = PairedValues({"a": {1: (users, np.array([1.0, 0.25, 0.0, 0.5]))}})
     assert values.n_users == 2 and values.mean("a") == (0.5 + 0.25) / 2
 
 
-def test_bootstrap_of_users_has_the_known_spread():
-    values = np.random.default_rng(0).normal(2, 3, (500, 2))
-    means = bootstrap_users(values)
-    np.testing.assert_allclose(means.mean(0), values.mean(0), atol=0.02)
-    np.testing.assert_allclose(means.std(0), values.std(0) / np.sqrt(500), rtol=0.1)
-    found = estimate(values[:, 0].mean(), means[:, 0])
-    low, high = found["low"], found["high"]
-    assert found["mean"] == values[:, 0].mean()
-    centre, width = values[:, 0].mean(), 1.96 * values[:, 0].std() / np.sqrt(500)
-    assert low == pytest.approx(centre - width, abs=0.03) and high == pytest.approx(centre + width, abs=0.03)
+def grid(n_users=50, n_seeds=4, rows="ab"):
+    generator = np.random.default_rng(0)
+    return {row: generator.normal(1, 1, (n_users, 1)) + generator.normal(0, 1, (n_users, n_seeds)) for row in rows}
 
 
-def test_bootstrap_keeps_columns_paired_and_is_repeatable():
-    values = np.random.default_rng(0).normal(0, 1, (50, 1))
-    means = bootstrap_users(np.c_[values, values + 1])
-    np.testing.assert_allclose(means[:, 1] - means[:, 0], 1.0)
-    np.testing.assert_array_equal(means, bootstrap_users(np.c_[values, values + 1]))
-    assert means[:, 0].std() > 0
+def test_without_seed_noise_it_is_students_paired_t():
+    values = {row: of[:, :1] for row, of in grid().items()}
+    reference = stats.ttest_rel(values["a"][:, 0], values["b"][:, 0])
+    found = rows_of(values)
+    assert found.p_value("a", "b") == pytest.approx(reference.pvalue) == found.p_value("b", "a")
+    low, high = reference.confidence_interval()
+    assert [found.difference("a", "b")[end] for end in ("low", "high")] == pytest.approx([low, high])
 
 
-def test_seed_weights():
-    weights = draw_seeds(3)
-    np.testing.assert_allclose(weights.sum(1), 1.0)
-    np.testing.assert_allclose(weights.mean(0), 1 / 3, atol=0.03)
-    assert set(np.round(weights.ravel() * 3).astype(int)) == {0, 1, 2, 3}
-    assert (draw_seeds(1) == 1).all()
+def test_without_user_noise_it_is_students_t_over_seeds():
+    seeds = {"a": np.array([1.0, 1.2, 1.7, 0.8]), "b": np.array([0.3, 0.6, 0.9, 0.4])}
+    found = rows_of({row: np.tile(of, (20, 1)) for row, of in seeds.items()})
+    # Welch's test has the degrees of freedom of Satterthwaite too.
+    assert found.p_value("a", "b") == pytest.approx(stats.ttest_ind(*seeds.values(), equal_var=False).pvalue, rel=1e-6)
+    low, high = stats.t.interval(0.95, 3, seeds["a"].mean(), stats.sem(seeds["a"]))
+    assert [found.estimate("a")[end] for end in ("low", "high")] == pytest.approx([low, high])
 
 
-def paired(effect=0.1, seeds=(1, 2, 3), n=300):
-    """Row `b` is row `a` plus an effect that is the same for every user, and seed noise."""
-    users, strength = np.arange(n)[::-1], np.random.default_rng(0).random(n)
-    a = {seed: (users, strength + 0.01 * seed) for seed in (1, 2, 3)}
-    b = {seed: (users, strength + 0.01 * seed + effect) for seed in seeds}
-    return PairedValues({"a": a, "b": b}), strength.mean() + 0.02
+def test_both_parts_by_hand():
+    """Users and seeds crossed: the variance of the mean is (users + seeds - remainder) mean squares over U S."""
+    values = grid(rows="a")
+    u, s = values["a"].shape
+    of_user, of_seed, mean = values["a"].mean(1), values["a"].mean(0), values["a"].mean()
+    rest = ((values["a"] - of_user[:, None] - of_seed + mean) ** 2).sum() / ((u - 1) * (s - 1))
+    parts = (s * of_user.var(ddof=1) - rest) / (u * s), of_seed.var(ddof=1) / s
+    drawn = np.random.default_rng(1)
+    error = drawn.normal(size=1_000_000) * np.sqrt(parts[0] + parts[1] * (s - 1) / drawn.chisquare(s - 1, 1_000_000))
+    found = rows_of(values).estimate("a")
+    assert found["high"] - mean == mean - found["low"] == pytest.approx(np.quantile(np.abs(error), 0.95), rel=0.02)
 
 
-def test_paired_rows():
-    values, mean = paired()
-    assert values.seeds == {"a": [1, 2, 3], "b": [1, 2, 3]} and values.n_users == 300
-    assert values.mean("a") == pytest.approx(mean) and values.mean("b") == pytest.approx(mean + 0.1)
-    found = values.estimate("a")
-    low, high = found["low"], found["high"]
-    assert (
-        found["mean"] == values.mean("a")
-        and low < mean < high
-        and high - low == pytest.approx(4 * 0.29 / np.sqrt(300), rel=0.2)
-    )
-    change, low, high = values.change("b", "a").values()
-    assert low < change < high and change == pytest.approx(100 * 0.1 / mean)
-    assert high - low < 3, "the effect is the same for all users: pairing keeps their spread out of the interval"
-    assert values.p_value("b", "a") == 1 / (1 + FLIPS)
+def test_the_change_is_that_of_the_ratio():
+    values = rows_of(grid())
+    change, difference = values.change("a", "b"), values.difference("a", "b")
+    assert change is not None
+    assert change["mean"] == pytest.approx(100 * difference["mean"] / values.mean("b"))
+    tenfold = rows_of({row: 10 * of for row, of in grid().items()}).change("a", "b")
+    assert tenfold == pytest.approx(change), "it has no unit"
+    assert rows_of({"a": np.ones((5, 1)), "b": np.zeros((5, 1))}).change("a", "b") is None
 
 
-def test_rows_are_compared_on_the_seeds_both_have():
-    values, _ = paired(effect=0.0, seeds=(3, 4))
-    assert values.common_seeds("b", "a") == [3] and values.seeds["b"] == [3, 4]
-    assert values.change("b", "a") == {"mean": 0.0, "low": 0.0, "high": 0.0}
-    assert values.p_value("b", "a", [3]) == 1.0 > values.p_value("b", "a"), "or else on all seeds of each"
-    apart, _ = paired(seeds=(8, 9))
-    assert apart.change("b", "a") is None and apart.common_seeds("b", "a") == []
+def test_shared_trainings_are_compared_seed_by_seed():
+    noise = np.array([0.0, 1.0, 2.0, 3.0])
+    values = {"a": grid()["a"] + noise, "b": grid()["a"] + noise + 0.1 * grid(rows="cd")["d"]}
+    shared = rows_of(values, trainings={"a": "one", "b": "one"})
+    assert shared.p_value("b", "a") < 1e-3 < 0.5 < rows_of(values).p_value("b", "a")
+    assert shared.estimate("a") == rows_of(values).estimate("a")
 
 
-def test_seeds_are_averaged_before_the_test_not_pooled():
-    users, signs = np.arange(10), np.array([1.0] * 5 + [-1.0] * 5)
-    full = {seed: (users, np.zeros(10)) for seed in (1, 2)}
-    other = {1: (users, signs), 2: (users, -signs)}
-    assert PairedValues({"full": full, "x": other}).p_value("x", "full") == 1.0
+def test_one_seed_borrows_and_what_is_not_random_does_not():
+    values = grid() | {"c": grid(rows="abc")["c"][:, :1]}
+    width = {}
+    for name, rows in {"borrowed": values, "alone": {"c": values["c"]}}.items():
+        found = rows_of(rows).estimate("c")
+        width[name] = found["high"] - found["low"]
+    untrained = rows_of(values, trainings={"c": None}).estimate("c")
+    assert width["borrowed"] > width["alone"] == pytest.approx(untrained["high"] - untrained["low"])
 
 
-def test_a_reference_of_zero_gives_no_relative_change():
-    users = np.arange(5)
-    values = PairedValues({"full": {1: (users, np.zeros(5))}, "x": {1: (users, np.ones(5))}})
-    assert values.change("x", "full") is None and values.p_value("x", "full") < 0.2
+def test_rows_that_share_trainings_are_borrowed_from_once():
+    values = grid(n_seeds=2) | {"c": grid(rows="abc")["c"][:, :1]}
+    once = rows_of({row: values[row] for row in "bc"}).estimate("c")
+    twice = rows_of({**values, "a": values["b"]}, trainings={"a": "one", "b": "one"}).estimate("c")
+    assert once == pytest.approx(twice), "two copies of a training know no more than one"
 
 
-def test_other_users_are_an_error():
+def test_extremes():
+    same = {"a": np.ones((9, 3)), "b": np.ones((9, 3))}
+    assert rows_of(same).p_value("a", "b") == 1.0
+    assert rows_of(same).difference("a", "b") == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert rows_of({**same, "a": 2 * same["a"]}).p_value("a", "b") == 0.0
+
+
+def test_other_users_and_a_single_one_are_errors():
     runs = {"full": {1: (np.arange(5), np.ones(5))}, "x": {2: (np.arange(6), np.ones(6))}}
     with pytest.raises(InputError, match=r"x, seed 2: found 6 users, expected the 5 of full, seed 1; .* --models"):
         PairedValues(runs)
+    with pytest.raises(InputError, match="full, seed 1: found 1 user, expected at least 2"):
+        PairedValues({"full": {1: (np.zeros(3), np.ones(3))}})

@@ -119,7 +119,7 @@ def test_a_row_wins_over_settings_and_files(tiny, tmp_path):
 
 
 def test_the_table(tiny, tmp_path, capsys):
-    run(tiny, tmp_path)
+    run(tiny, tmp_path, seeds=5)
     page = (tmp_path / "results/ablation-tiny.md").read_text()
     assert page in capsys.readouterr().out
     assert "60 users, 40 items" in page and "## Validation" in page and "## Test" not in page
@@ -127,7 +127,9 @@ def test_the_table(tiny, tmp_path, capsys):
     assert set(lines) == {"row", "full", "no-codes\\*", "random-codes"}
     content = json.loads((tmp_path / "results/ablation-tiny.json").read_text())
     rows = {row["row"]: row for row in content["splits"]["valid"]}
-    assert rows["full"]["seeds"] == [2020, 2021] and rows["full"]["masked"]["ndcg@10"]["change"] is None
+    assert (
+        rows["full"]["seeds"] == [2020, 2021, 2022, 2023, 2024] and rows["full"]["masked"]["ndcg@10"]["change"] is None
+    )
     worse = rows["random-codes"]["masked"]["ndcg@10"]
     assert worse["low"] < worse["mean"] < worse["high"] < rows["full"]["masked"]["ndcg@10"]["mean"]
     assert worse["change"]["mean"] < worse["change"]["high"] < 0 and worse["p_holm"] < 0.001
@@ -136,8 +138,9 @@ def test_the_table(tiny, tmp_path, capsys):
     same = rows["no-codes"]["masked"]["ndcg@10"]
     assert same["change"]["mean"] == 0 and same["p"] == same["p_holm"] == 1.0
     assert rows["full"]["unmasked"]["recall@10"]["mean"] < rows["full"]["masked"]["recall@10"]["mean"]
-    assert "ended at the cap on epochs, not by early stopping: no-codes 2 of 2" in page
+    assert "ended at the cap on epochs, not by early stopping: no-codes 5 of 5" in page
     assert "one seed" not in page and "another version" not in page
+    assert "p: of two methods that are equally good over users and seeds, how often a difference at least this" in page
     settings_shown = yaml.safe_load(page.split("```yaml")[1].split("```")[0])
     assert settings_shown["hidden_size"] == 16 and settings_shown["sid_codebook_size"] == 8
     title, panels, reference = json.loads((tmp_path / "results/ablation-tiny.png").read_bytes())
@@ -214,7 +217,8 @@ def test_table_only_asks_which_of_several_is_meant(tiny, tmp_path):
 def test_screening_other_code_and_a_missing_row_are_said(tiny, tmp_path, monkeypatch):
     run(tiny, tmp_path, seeds=1)
     page = (tmp_path / "results/ablation-tiny.md").read_text()
-    assert "| random-codes† " in page and "one seed: screening" in page and "‡" not in page
+    assert "| random-codes† " in page and "one seed: screening; neither interval nor p knows" in page
+    assert "‡" not in page
     path = next((tmp_path / "results/runs/tiny").glob("random-codes-*.json"))
     path.write_text(path.read_text().replace(records.read(path)["source"], "changed"))
     monkeypatch.setattr(records, "code_fingerprint", lambda: "later")  # the code of today decides nothing

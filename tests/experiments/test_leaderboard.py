@@ -9,8 +9,8 @@ import yaml
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.evaluation import report
 from recbole_bbqrec.evaluation.ranking import Ranks, per_row
-from recbole_bbqrec.evaluation.statistics import sign_flip_test
-from recbole_bbqrec.experiments import leaderboard, records
+from recbole_bbqrec.evaluation.statistics import PairedValues
+from recbole_bbqrec.experiments import leaderboard, leaderboard_page, records
 
 USERS = 24
 SETTINGS = {
@@ -130,33 +130,25 @@ def test_all_rows_together_count_a_shared_training_once(keep, tmp_path):
     assert found["total_seconds"] == 2 * (100 + 1000 + 30)
     keep("D", 3, run_dir="D-Toy-1-00000000000000aa", seconds={"train": 3600.0})
     assert leaderboard.content("Toy", folder(tmp_path))["total_seconds"] == 2 * 1130 + 3600
-    page = leaderboard.write("Toy", tmp_path)
+    page = leaderboard_page.write("Toy", tmp_path)
     assert "All 5 runs together: 1.6 hours; a training that rows share counts once." in page
 
 
 def test_the_page_of_a_small_case(keep, tmp_path):
     three(keep)
-    page = leaderboard.write("Toy", tmp_path)
+    page = leaderboard_page.write("Toy", tmp_path, against="A")
     assert page == (tmp_path / "Toy.md").read_text()
-    half, zero = ["1.0000", "0.5000"], ["0.0000", "0.0000"]
+    one, half, zero = ["1.0000", "1.0000"], ["1.0000", "0.5000"], ["0.0000", "0.0000"]
+    best = ["1.0000 [1.0000, 1.0000]", "", "**1.0000** [1.0000, 1.0000]", ""]
     assert table(page, "Validation, seen items masked") == [
-        ["model", "R@5", "N@5", "R@10 [95 %]", "p (Holm)", "N@10 [95 %]", "p (Holm)", "R@20", "N@20"],
-        [
-            "A†",
-            "1.0000",
-            "1.0000",
-            "1.0000 [1.0000, 1.0000]",
-            "",
-            "**1.0000** [1.0000, 1.0000]",
-            "",
-            "1.0000",
-            "1.0000",
-        ],
-        # 24 users on one side: 2 of 2^24 sign flips reach it, so none of 10,000 does: 1 / 10,001, at most four times.
-        ["B†", *half, "1.0000 [1.0000, 1.0000]", "1.000", "0.5000 [0.5000, 0.5000]", "< 0.001", *half],
-        ["C†", *zero, "0.0000 [0.0000, 0.0000]", "< 0.001", "0.0000 [0.0000, 0.0000]", "< 0.001", *zero],
+        ["model", "second stage", "R@5", "N@5", "R@10 [95 %]", "p (Holm)", "N@10 [95 %]", "p (Holm)", "R@20", "N@20"],
+        ["A†", "", *one, *best, *one],
+        ["B†", "", *half, "1.0000 [1.0000, 1.0000]", "1.000", "0.5000 [0.5000, 0.5000]", "< 0.001", *half],
+        ["C†", "", *zero, "0.0000 [0.0000, 0.0000]", "< 0.001", "0.0000 [0.0000, 0.0000]", "< 0.001", *zero],
     ]
-    assert "- R@10: A is level with B; so nothing is bold here (p < 0.01 after Holm)." in page
+    assert "of two methods that are equally good over users and seeds, how often a difference at least this" in page
+    assert "† one seed; neither interval nor p knows how much seeds differ" in page
+    assert "- R@10: A is not told apart from B; so nothing is bold here (p < 0.01 after Holm)." in page
     assert "- N@10: A is significantly better than every other row (p < 0.01 after Holm)." in page
     assert table(page, "Validation, seen items not masked")[1] == ["A", "1.0000", "0.6309"] + 2 * ["1.0000", "0.6309"]
     header = ["model", "seeds", "parameters", "training s", "epoch s", "evaluation s", "tokenizer, features s"]
@@ -166,20 +158,21 @@ def test_the_page_of_a_small_case(keep, tmp_path):
     ]
     assert "All 3 runs together: 0.1 hours" in page
     keep("A", 1, 2, seed=2, seconds={"train": 7000.0})
-    assert "All 4 runs together: 2.0 hours" in leaderboard.write("Toy", tmp_path)
+    later = leaderboard_page.write("Toy", tmp_path, against="A")
+    assert "All 4 runs together: 2.0 hours" in later and "is taken from the rows that have several" in later
     assert table(page, "Data statistics")[1] == ["24", "50", "1,200", "50.00", "75.000", "text (tfidf)"]
     assert "users evaluated: 24, the same" in page and "passed: A, B, C" in page and "ties in time" not in page
-    assert "Worth of the codes" not in page and "Not shown" not in page and "‡" not in page
+    assert " minus " not in page and "of 5" not in page and "Not shown" not in page and "‡" not in page
 
 
 def test_csv_tex_json_and_figure_say_the_same(keep, tmp_path):
     three(keep)
-    leaderboard.write("Toy", tmp_path)
+    leaderboard_page.write("Toy", tmp_path, against="A")
     rows = list(csv.DictReader(io.StringIO((tmp_path / "Toy.csv").read_text())))
     assert [row["model"] for row in rows] == ["A", "B", "C"]
     assert rows[0]["ndcg@10 difference"] == rows[0]["ndcg@10 p (Holm)"] == ""
     assert float(rows[1]["masked ndcg@10"]) == 0.5 and float(rows[1]["ndcg@10 difference"]) == -0.5
-    assert float(rows[1]["ndcg@10 p (Holm)"]) == pytest.approx(4 / 10_001)
+    assert float(rows[1]["ndcg@10 p (Holm)"]) == 0.0 and rows[1]["second_stage"] == "False"
     assert float(rows[1]["recall@10 p (Holm)"]) == 1.0 and rows[2]["parameters"] == "1000.0"
     n, r = "1.0000", "0.6309"
     assert (tmp_path / "Toy.tex").read_text().splitlines() == [
@@ -196,26 +189,29 @@ def test_csv_tex_json_and_figure_say_the_same(keep, tmp_path):
         "\\bottomrule",
         "\\end{tabular}",
     ]
-    assert json.loads((tmp_path / "Toy.json").read_text()) == json.loads(json.dumps(content(tmp_path)))
+    assert json.loads((tmp_path / "Toy.json").read_text()) == json.loads(json.dumps(content(tmp_path, against="A")))
     title, panels, reference = json.loads((tmp_path / "Toy.png").read_bytes())
     assert (title, reference) == ("Toy, validation, seen items masked", "A")
     bars = {row: [bar[end] for end in ("mean", "low", "high")] for row, bar in panels["N@10"].items()}
     assert bars == {"A": [1.0, 1.0, 1.0], "B": [0.5, 0.5, 0.5], "C": [0.0, 0.0, 0.0]}
 
 
-def test_values_are_averaged_over_each_rows_own_seeds_before_the_test(keep, tmp_path):
-    generator = np.random.default_rng(0)
-    ranks = {seed: generator.integers(1, 15, USERS) for seed in (1, 2, 3)}
-    for seed, values in ranks.items():
-        keep("A", values, seed=seed)
-    other = generator.integers(3, 18, USERS)
-    keep("B", other, seed=1)
+def test_p_is_that_of_each_rows_own_seeds(keep, tmp_path):
+    generator, users = np.random.default_rng(0), np.arange(1, USERS + 1)
+    ranks = {"A": {seed: generator.integers(1, 15, USERS) for seed in (1, 2, 3)}}
+    ranks["B"] = {1: generator.integers(3, 18, USERS)}
+    for model, by_seed in ranks.items():
+        for seed, values in by_seed.items():
+            keep(model, values, seed=seed)
     p_values = {}
     for metric in ("recall", "ndcg"):
-        mine = np.mean([per_row(values, metric, 10) for values in ranks.values()], axis=0)
-        p_values[metric] = sign_flip_test(per_row(other, metric, 10) - mine)
-    found = content(tmp_path)
-    assert found["reference"] == "A" and [row["seeds"] for row in found["rows"]] == [[1, 2, 3], [1]]
+        values = {
+            model: {seed: (users, per_row(of, metric, 10)) for seed, of in by_seed.items()}
+            for model, by_seed in ranks.items()
+        }
+        p_values[metric] = PairedValues(values).p_value("B", "A")
+    found = content(tmp_path, against="A")
+    assert [row["seeds"] for row in found["rows"]] == [[1, 2, 3], [1]]
     entries = found["rows"][1]["masked"]
     assert [entries["recall@10"]["p"], entries["ndcg@10"]["p"]] == list(p_values.values())
     low, high = sorted(p_values.values())
@@ -225,39 +221,112 @@ def test_values_are_averaged_over_each_rows_own_seeds_before_the_test(keep, tmp_
     assert best["low"] < best["mean"] < best["high"] and best["difference"] is None
 
 
-def test_nobody_is_bold_where_one_row_is_level(keep, tmp_path):
+def test_nobody_is_bold_where_one_row_is_not_told_apart(keep, tmp_path):
     three(keep)
-    mixed = np.where(np.arange(USERS) < 2, 2, 1)  # two users of 24 apart: p = 1/2
+    mixed = np.where(np.arange(USERS) < 2, 2, 1)  # two users of 24 apart: p = 0.16
     keep("D", mixed)
-    page = leaderboard.write("Toy", tmp_path)
+    page = leaderboard_page.write("Toy", tmp_path, against="A")
     assert "**" not in page and "textbf" not in (tmp_path / "Toy.tex").read_text()
-    assert "- N@10: A is level with D; so nothing is bold here" in page
+    assert "- N@10: A is not told apart from D; so nothing is bold here" in page
 
 
 def test_comparison_with_a_named_row(keep, tmp_path):
     three(keep)
-    page = leaderboard.write("Toy", tmp_path, against="B")
-    assert "**" not in page and "sign-flip test of the named row" in page
+    keep("BBQRec", 40)
+    page = leaderboard_page.write("Toy", tmp_path, against="B")
+    assert "**" not in page and "Against B, which was named beforehand" in page
     assert "- N@10: B is significantly worse than A; so nothing is bold here" in page
-    assert "- R@10: B is level with A; so" in page
-    assert [row[6] for row in table(page, "Validation, seen items masked")[1:]] == ["< 0.001", "", "< 0.001"]
-    with pytest.raises(InputError, match=r"--against: found 'Z', expected one of A, B, C"):
-        leaderboard.write("Toy", tmp_path, against="Z")
+    assert "- R@10: B is not told apart from A; so" in page
+    assert [row[7] for row in table(page, "Validation, seen items masked")[1:]] == ["< 0.001", "", *2 * ["< 0.001"]]
+    with pytest.raises(InputError, match=r"--against: found 'Z', expected one of A, B, BBQRec, C"):
+        leaderboard_page.write("Toy", tmp_path, against="Z")
+
+
+def test_the_reference_is_named_beforehand_and_never_the_best_of_the_split(keep, tmp_path):
+    three(keep)
+    page = leaderboard_page.write("Toy", tmp_path)
+    assert content(tmp_path)["reference"] is None and "no tests: there is no row of BBQRec" in page
+    assert "`bbqrec leaderboard --against=MODEL`" in page and "**" not in page and "told apart" not in page
+    assert all(row[5] == row[7] == "" for row in table(page, "Validation, seen items masked")[1:])
+    assert content(tmp_path, models=["C", "A"])["reference"] == "C"
+    planned = {row["model"]: row["run_key"] for row in content(tmp_path)["rows"]}
+    assert content(tmp_path, planned={"Z": "0" * 16, "B": planned["B"], "A": planned["A"]})["reference"] == "B"
+    keep("BBQRec", 30)
+    assert content(tmp_path, models=["C", "BBQRec"])["reference"] == "BBQRec"
 
 
 def test_one_row_has_nothing_to_be_compared_with(keep, tmp_path):
     keep("A", 1)
-    assert "One row: nothing to compare it with" in leaderboard.write("Toy", tmp_path)
+    assert "One row: nothing to compare it with" in leaderboard_page.write("Toy", tmp_path)
+
+
+def seen_alone(keep, masked):
+    """SASRecPlus and, from the same training, SASRecPlusSeen and SASRecPlusT."""
+    for model, fitted in (("SASRecPlus", []), ("SASRecPlusSeen", ["seen"]), ("SASRecPlusT", ["behavior"])):
+        more = {
+            "settings": {"candidate_similarity": fitted},
+            "run_dir": f"{model}-Toy-1-{7:016x}" + "-00c0ffee" * bool(fitted),
+        }
+        keep(model, masked - (model == "SASRecPlusT"), **more)
+
+
+def test_rows_that_cannot_differ_are_one_test(keep, tmp_path):
+    seen_alone(keep, masked=np.where(np.arange(USERS) < 18, 3, 2))
+    keep("BBQRec", 1)
+    keep("Other", np.where(np.arange(USERS) < 18, 3, 2))  # the same ranks, but a model of its own
+    rows = {row["model"]: row["masked"]["ndcg@10"] for row in content(tmp_path)["rows"]}
+    tested = {name: row["p"] for name, row in rows.items() if name not in ("BBQRec", "SASRecPlusSeen")}
+    assert rows["SASRecPlusSeen"]["p_holm"] == rows["SASRecPlus"]["p_holm"] and len(tested) == 3
+    recall = 3  # tests of recall@10, in which nobody differs: p = 1
+    most = max(tested, key=lambda name: tested[name])
+    assert rows[most]["p_holm"] == pytest.approx(max(min(1, (1 + recall) * tested[most]), rows[most]["p_holm"]))
+    least = min(row["p_holm"] for name, row in rows.items() if name != "BBQRec")
+    assert least == pytest.approx((len(tested) + recall) * min(tested.values()))
+    found = content(tmp_path, against="SASRecPlusSeen")
+    twin = next(row for row in found["rows"] if row["model"] == "SASRecPlus")["masked"]["ndcg@10"]
+    assert twin["difference"] is None and twin["p"] is None, "the reference itself, under another name"
+    assert all("SASRecPlus" not in side for side in found["standing"]["ndcg@10"].values())
+
+
+def test_rows_with_a_second_stage_are_marked(keep, tmp_path):
+    seen_alone(keep, masked=3)
+    keep("BBQRecGenerate", 9, settings={"candidate_similarity": ["text"], "scoring": "generate"})
+    keep("SASRec", 20)
+    page = leaderboard_page.write("Toy", tmp_path)
+    marked = {row[0].strip("†"): row[1] for row in table(page, "Validation, seen items masked")[1:]}
+    assert [name for name, mark in marked.items() if mark == "yes"] == ["SASRecPlusT", "SASRecPlusSeen"]
+    assert "second stage: weights of candidate similarity, fitted on the targets of validation" in page
 
 
 @pytest.mark.parametrize(("ours", "said"), [(5, "-0.1131 [-0.1131, -0.1131], p < 0.001"), (3, "+0.0000 [+0.0000")])
-def test_the_worth_of_the_codes_stands_first_whatever_it_is(keep, tmp_path, ours, said):
-    keep("BBQRec", ours)
-    keep("SASRecPlusFT", 3)
+def test_headlines_stand_first_whatever_they_are(keep, tmp_path, ours, said):
+    both = {"candidate_similarity": ["text"]}
+    keep("BBQRec", ours, settings=both)
+    keep("SASRecPlusFT", 3, settings=both)
     keep("A", 1)
-    first = leaderboard.write("Toy", tmp_path).split("\n\n")[1]
-    assert first.startswith("**Worth of the codes**: BBQRec minus SASRecPlusFT, seen items masked: R@10 +0.0000")
-    assert f"N@10 {said}" in first
+    line, meaning = leaderboard_page.write("Toy", tmp_path).split("\n\n")[1:3]
+    start = "- **BBQRec** (1 of 5 seeds) minus SASRecPlusFT (1 of 5 seeds), both with a second stage: R@10 +0.0000 ["
+    assert line.startswith(start) and f"N@10 {said}" in line and "\n" not in line
+    assert "of two methods that are equally good over users and seeds" in meaning
+
+
+def test_fair_pairs_and_their_seeds(keep, tmp_path):
+    for seed in range(5):
+        keep("BBQRecWithoutCandidates", 2, seed=seed)
+        keep("BBQRec", 1, seed=seed, settings={"candidate_similarity": ["text"]})
+    keep("SASRecPlus", 3)
+    keep("SASRecPlusFT", 3)
+    lines = leaderboard_page.write("Toy", tmp_path).split("\n\n")[1].splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "- **BBQRecWithoutCandidates** minus SASRecPlus (1 of 5 seeds), neither with a second stage",
+        "- **BBQRec** minus SASRecPlusFT (1 of 5 seeds), one of them with a second stage",
+    ]
+    found = content(tmp_path)
+    assert [pair["metrics"]["ndcg@10"]["p_holm"] for pair in found["headlines"]] == [0.0, 0.0]
+    cost = {row[0]: row[1] for row in table((tmp_path / "Toy.md").read_text(), "Cost")[1:]}
+    assert cost == dict.fromkeys(("BBQRec", "BBQRecWithoutCandidates"), "5") | dict.fromkeys(
+        ("SASRecPlus", "SASRecPlusFT"), "1 of 5"
+    )
 
 
 def test_the_latest_settings_are_shown_unless_a_key_is_named(keep, tmp_path):
@@ -266,7 +335,7 @@ def test_the_latest_settings_are_shown_unless_a_key_is_named(keep, tmp_path):
     undated = keep("A", 2, finished="", settings={"hidden_size": 128})
     keep("B", 4)
     assert content(tmp_path)["rows"][0]["run_key"] == new
-    page = leaderboard.write("Toy", tmp_path)
+    page = leaderboard_page.write("Toy", tmp_path)
     assert f"- other settings of A with records, `--keys={old}`: hidden_size: 32 (seeds 1)" in page
     assert f"`--keys={undated}`: hidden_size: 128 (seeds 1)" in page
     assert content(tmp_path, keys=[old[:8]])["rows"][0]["run_key"] == old
@@ -287,7 +356,7 @@ def test_a_planned_row_is_not_stood_in_for_by_other_settings(keep, tmp_path):
 def test_records_of_other_data_are_left_out_and_named(keep, tmp_path):
     keep("A", 1, data="e" * 16)
     keep("B", 3, finished="2026-02-01T00:00:00+00:00")
-    page = leaderboard.write("Toy", tmp_path)
+    page = leaderboard_page.write("Toy", tmp_path)
     assert [row[0] for row in table(page, "Validation, seen items masked")[1:]] == ["B†"]
     assert "other settings of A with records" in page and "other data (seeds 1)" in page
 
@@ -310,24 +379,24 @@ def test_models_choose_rows(keep, tmp_path):
 def test_test_is_shown_only_of_records_that_have_it(keep, tmp_path):
     keep("A", 1, splits=("valid", "test"))
     keep("B", 3)
-    page = leaderboard.write("Toy", tmp_path, final=True)
+    page = leaderboard_page.write("Toy", tmp_path, final=True)
     assert [row[0] for row in table(page, "Test, seen items masked")[1:]] == ["A†"]
     assert [row[0] for row in table(page, "Validation, seen items masked")[1:]] == ["A"]
     with pytest.raises(InputError, match=r"no record of Nope .* judged on test; run first: python .* --final"):
-        leaderboard.write("Nope", tmp_path, final=True)
+        leaderboard_page.write("Nope", tmp_path, final=True)
 
 
 def test_a_page_of_test_shows_the_same_runs_on_validation(keep, tmp_path):
     for seed, rank in enumerate((1, 3)):
         keep("A", rank, seed=seed, splits=("valid", "test"), on_test=30)
     keep("A", 30, seed=2)  # judged on validation alone: no run of this page
-    page = leaderboard.write("Toy", tmp_path, final=True)
+    page = leaderboard_page.write("Toy", tmp_path, final=True)
     half = ["1.0000", "0.7500"]
-    assert table(page, "Test, seen items masked")[1][1] == "0.0000"
+    assert table(page, "Test, seen items masked")[1][2] == "0.0000"
     assert table(page, "Validation, seen items masked")[1:] == [["A", *half * 3]]
     assert page.index("Toy.png") < page.index("## Validation"), "the figure is of test"
     assert "valid_masked ndcg@5" in (tmp_path / "Toy.csv").read_text()
-    assert table(leaderboard.write("Toy", tmp_path), "Validation, seen items masked")[1][0] == "A"
+    assert table(leaderboard_page.write("Toy", tmp_path), "Validation, seen items masked")[1][0] == "A"
     assert "valid_masked ndcg@5" not in (tmp_path / "Toy.csv").read_text()
 
 
@@ -335,7 +404,7 @@ def test_rows_judged_on_other_users_are_refused(keep, tmp_path):
     keep("A", 1)
     keep("B", 3, users=USERS + 1)
     with pytest.raises(InputError, match=r"seed 1: found 2[45] users, expected the 2[45] of .*--models"):
-        leaderboard.write("Toy", tmp_path)
+        leaderboard_page.write("Toy", tmp_path)
     assert not (tmp_path / "Toy.md").exists()
 
 
@@ -345,7 +414,7 @@ def test_marks(keep, tmp_path):
         keep("B", 3, seed=seed, times_tested=seed + 1)
     keep("C", 4, source="t" * 16)
     keep("Pop", 20, epochs={"best": 0, "done": 0, "hit_cap": True})
-    page = leaderboard.write("Toy", tmp_path)
+    page = leaderboard_page.write("Toy", tmp_path)
     rows = table(page, "Validation, seen items masked")
     assert [row[0] for row in rows[1:]] == ["A\\*", "B", "C†‡", "Pop"]
     assert "not by early stopping: A 2 of 2" in page and "than most others: C 1 of 1" in page
@@ -359,7 +428,7 @@ def test_records_from_before_there_was_a_check_or_a_count_of_ties(keep, tmp_path
     old = json.loads(path.read_text())
     del old["leakage_check"], old["parameters"], old["peak_memory_mib"], old["finished"]
     path.write_text(json.dumps(old))
-    page = leaderboard.write("Toy", tmp_path)
+    page = leaderboard_page.write("Toy", tmp_path)
     assert "not recorded: A" in page and table(page, "Cost")[1][2] == "-"
 
 
@@ -370,7 +439,7 @@ def test_ties_in_time_and_rows_with_shuffled_ties(keep, tmp_path):
     for path in folder(tmp_path).glob("*.json"):
         record = json.loads(path.read_text())
         path.write_text(json.dumps({**record, "data": {**DATA, "tied_times": 0.125}}))
-    page = leaderboard.write("Toy", tmp_path)
+    page = leaderboard_page.write("Toy", tmp_path)
     assert [row[0] for row in table(page, "Validation, seen items masked")[1:]] == ["A†"]
     assert "- ties in time: 12.5 % of the interactions" in page
     (line,) = [line for line in page.splitlines() if line.startswith("| A ") and " 7 |" in line]
@@ -393,7 +462,7 @@ def test_a_data_set_whose_own_settings_shuffle_ties_has_its_page(keep, tmp_path)
 
 def test_ties_that_all_records_shuffle_are_the_usual_ones(keep, tmp_path):
     keep("A", 1, settings={"shuffle_ties": 4})
-    page = leaderboard.write("Toy", tmp_path)
+    page = leaderboard_page.write("Toy", tmp_path)
     assert [row[0] for row in table(page, "Validation, seen items masked")[1:]] == ["A†"] and "other ties" not in page
 
 
@@ -408,14 +477,14 @@ def test_failed_runs_are_named_but_not_those_of_an_ablation(keep, tmp_path):
         records.keep_error(folder(tmp_path), name, 5, of, f"Traceback\nRuntimeError: {name} {of[0]}\n")
     found = content(tmp_path)
     assert sorted(found["failed"]) == [f"A, seed 5: RuntimeError: A {key[0]}", "B-2, seed 5: RuntimeError: B-2 1"]
-    assert "- failed and not in the tables: B-2, seed 5" in leaderboard.write("Toy", tmp_path)
+    assert "- failed and not in the tables: B-2, seed 5" in leaderboard_page.write("Toy", tmp_path)
 
 
 def test_settings_of_all_rows_and_of_each(keep, tmp_path):
     keep("BBQRec", 1, settings={"hidden_act": "gelu", "n_negatives": 5})
     keep("SASRec", 3, settings={"hidden_act": "gelu", "text_encoder": None})
     blocks = [
-        yaml.safe_load(part.split("```")[0]) for part in leaderboard.write("Toy", tmp_path).split("```yaml\n")[1:]
+        yaml.safe_load(part.split("```")[0]) for part in leaderboard_page.write("Toy", tmp_path).split("```yaml\n")[1:]
     ]
     shared, ours, stock = blocks
     assert shared["epochs"] == 300 and "hidden_size" not in shared and "text_encoder" not in shared
@@ -426,6 +495,6 @@ def test_settings_of_all_rows_and_of_each(keep, tmp_path):
 def test_what_a_run_chose_on_validation_stands_with_its_settings(keep, tmp_path):
     keep("A", 1, settings={"eval_step": 2}, chosen={"hops": 2, "decay": 0.20000000298, "weight": None})
     keep("B", 3)
-    page = leaderboard.write("Toy", tmp_path)
+    page = leaderboard_page.write("Toy", tmp_path)
     assert "### A\n\nNone of its own.\n\nChosen on validation, seed 1: hops: 2, decay: 0.2, weight: ~." in page
     assert page.count("Chosen on validation") == 1

@@ -233,6 +233,7 @@ def test_real_runs_of_two_models_from_the_command_line(tiny, tmp_path, capsys):
     ]
     assert all(run.record["leakage_check"] == "passed" and run.record["finished"] for run in kept)
     content = json.loads((tmp_path / "results/tiny.json").read_text())
+    assert content["reference"] == "SASRec", "without BBQRec, the first that the command names"
     (row,) = [row for row in content["rows"] if row["model"] == "SASRec"]
     for column in ("masked", "unmasked"):
         for name, entry in row[column].items():

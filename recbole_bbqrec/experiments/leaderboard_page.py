@@ -1,0 +1,121 @@
+"""How the page of a leaderboard is written, in the form of RecBole's benchmarks; with it LaTeX, CSV, JSON, a figure."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import recbole
+import yaml
+
+from ..evaluation import report
+from ..settings import PROPERTIES, property_files, settings_to_load
+from . import records, tables
+from .leaderboard import content
+from .tables import SPLITS, TESTED, Row, short
+
+# RecBole's keys of training; its other shared files are about data and models that are not used here.
+_TRAINING = ("learner", "learning_rate", "weight_decay", "train_batch_size", "MAX_ITEM_LIST_LENGTH")
+
+_RECBOLE_MODELS = Path(str(recbole.__file__)).parent / "properties" / "model"
+
+COSTS = ("parameters", *(f"{name}_seconds" for name in ("train", "epoch", "evaluate", "feature")))
+COSTS += ("peak_memory_mib", "epochs")
+"""What a row takes, see `leaderboard`."""
+
+
+def write(dataset: str, results: Path = Path("results"), *shown: Any, **more: Any) -> str:
+    """Write `<dataset>.md`, `.tex`, `.csv`, `.png` and `.json` from the records in `runs/`; return the page.
+
+    `shown` and `more` say what they show, see `leaderboard.content`.
+    """
+    found = content(dataset, records.folder_of(results, dataset), *shown, **more)
+    page, tex = pages(found)
+    panels = {short(metric): {row["model"]: row["masked"][metric] for row in found["rows"]} for metric in TESTED}
+    title = f"{dataset}, {SPLITS[found['split']].lower()}, seen items masked"
+    figure = report.bar_figure(title, panels, found["reference"])
+    files = {"png": figure, "tex": tex, "csv": csv_text(found), "md": page}
+    tables.write(results, dataset, found, files)
+    return page
+
+
+def pages(content: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the page and the table of all metrics in both columns for LaTeX, which needs `booktabs`."""
+    settings = list(content["settings"].values())
+    shared, own = model_settings(content["dataset"], content["settings"])
+    checks = dict.fromkeys(check for row in content["rows"] for check in row["leakage_checks"])
+    shown = {
+        **content,
+        "of_all": lambda key: " or ".join(dict.fromkeys(str(one.get(key)) for one in settings)),
+        "orders": dict.fromkeys("{split} in order {order}".format_map(one["eval_args"]) for one in settings),
+        "is_bold": lambda model, metric: is_bold(content, model, metric),
+        "checks": {of: [row["model"] for row in content["rows"] if of in row["leakage_checks"]] for of in checks},
+        "shared": shared,
+        "own": own,
+        "inline": _inline,
+        "yaml": _yaml,
+        "has_own_file": (PROPERTIES / "dataset" / f"{content['dataset']}.yaml").is_file(),
+    }
+    return tables.page("leaderboard.md.jinja", **shown), tables.page("leaderboard.tex.jinja", **shown)
+
+
+def is_bold(content: Mapping[str, Any], model: str, metric: str) -> bool:
+    """Whether a row is the reference and significantly better than every other row by this metric."""
+    places = content["standing"].get(metric, {})  # which metrics without a test lack
+    return model == content["reference"] and [side for side, rows in places.items() if rows] == ["worse"]
+
+
+def _inline(settings: Mapping[str, Any]) -> str:
+    """Settings in one line."""
+    shown = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in settings.items()}
+    return ", ".join(f"{key}: {'~' if value is None else value}" for key, value in shown.items())
+
+
+def model_settings(dataset: str, settings: Mapping[str, Row]) -> tuple[Row, dict[str, Row]]:
+    """Split the rows' settings into those of all rows and those of each model, in the order of the property files.
+
+    Keys of a model's own files, ours and RecBole's, and those of training stand with the model even where all agree.
+    """
+    # As they would be given: RecBole turns a few settings into forms of its own.
+    given = {model: settings_to_load({**found, "data_path": ""}) for model, found in settings.items()}
+    general, own = {}, {}
+    for model in settings:
+        files = property_files(model, dataset)
+        about_model = [path for path in files if path.parent.name == "model"]
+        general |= tables.keys_of(path for path in files if path not in about_model)
+        own[model] = [*tables.keys_of([*about_model, _RECBOLE_MODELS / f"{model}.yaml"]), *_TRAINING]
+    of_models, shared = {key for keys in own.values() for key in keys}, {}
+    for key in general:
+        values = [found[key] for found in given.values() if key in found]
+        if key not in of_models and values and values.count(values[0]) == len(values):
+            shared[key] = values[0]
+    return shared, {
+        model: {key: found[key] for key in dict.fromkeys([*own[model], *general]) if key in found and key not in shared}
+        for model, found in given.items()
+    }
+
+
+def _yaml(settings: Mapping[str, Any]) -> str:
+    # One line a key; of a bare value YAML writes a second line that ends the document.
+    lines = [f"{key}: {yaml.safe_dump(value, default_flow_style=True, width=1000)}" for key, value in settings.items()]
+    text = "\n".join(line.removesuffix("...\n").rstrip() for line in lines)
+    return f"```yaml\n{text}\n```" if text else "None of its own."
+
+
+def csv_text(content: Mapping[str, Any]) -> str:
+    """Return all figures of the rows, unrounded; what there is none of is blank."""
+    lines = []
+    for row in content["rows"]:
+        line: dict[str, Any] = {"model": row["model"], "split": content["split"], "seeds": len(row["seeds"])}
+        for column in ("masked", "unmasked", "valid_masked"):
+            line |= {f"{column} {metric}": entry["mean"] for metric, entry in row.get(column, {}).items()}
+        for metric in TESTED:
+            entry = row["masked"][metric]
+            change = entry["difference"] or {}
+            line |= {f"{metric} {end}": entry[end] for end in ("low", "high")}
+            line |= {f"{metric} difference": change.get("mean")}
+            line |= {f"{metric} difference {end}": change.get(end) for end in ("low", "high")}
+            line |= {f"{metric} p (Holm)": entry.get("p_holm")}
+        more = ("second_stage", *COSTS, "hit_cap", "other_code", "times_tested", "run_key")
+        lines.append(line | {key: row[key] for key in more})
+    return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")
