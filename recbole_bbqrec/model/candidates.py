@@ -109,7 +109,7 @@ class CandidateSimilarity(nn.Module):
     def hashes(self, histories: torch.Tensor) -> torch.Tensor:
         """64-bit hashes [B] of histories [B, T]: of their items' tokens in order, however wide the padding is."""
         known = self.item_hashes[histories.clamp(max=len(self.item_hashes) - 1)]
-        powers = torch.full_like(histories[0], FACTOR).cumprod(0)
+        powers = torch.full_like(known[:1], FACTOR).cumprod(1)
         return (known * powers).sum(1)  # modulo 2 ** 64
 
     def halves(self, histories: torch.Tensor) -> torch.Tensor:
