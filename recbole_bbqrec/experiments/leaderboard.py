@@ -201,9 +201,12 @@ def _total_seconds(rows: Sequence[Row], runs: Runs) -> float:
     """What all runs take together, a training that rows share once; what nobody has measured is not in it."""
     trainings, fitted = {}, 0.0
     for row in rows:
-        for run in runs[row["model"]].values():
+        of_row = runs[row["model"]].values()
+        parts = pd.DataFrame(run.record["seconds"] for run in of_row).astype(float).mean()
+        before = parts.reindex(["features", "tokenizer"]).sum()
+        for run in of_row:
             seconds, training = run.record["seconds"], tables.training_of(run) or run.path.name
-            trainings[training] = max(trainings.get(training, 0.0), seconds["train"] + (row["feature_seconds"] or 0.0))
+            trainings[training] = max(trainings.get(training, 0.0), seconds["train"] + before)
             fitted += seconds.get("candidates") or 0.0
     return fitted + sum(trainings.values())
 

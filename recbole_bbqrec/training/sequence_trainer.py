@@ -11,14 +11,15 @@ import torch
 from ..data.dataloader import WindowDataLoader
 from ..errors import InputError
 from ..model.candidates import build_candidates
+from ..tokenizer import memory
 from . import checkpoint
 from .averaging import AveragedAdamW
 from .candidate_fit import fit_candidates
 from .checkpoint import WEIGHTS_FILE
 from .trainer import ProtocolTrainer
 
-SECONDS = "candidate_seconds"
-"""Key in the header of a run's weights."""
+SECONDS, MEMORY = "candidate_seconds", "peak_memory_mib"
+"""Keys in the header of a run's weights."""
 
 
 class SequenceTrainer(ProtocolTrainer):
@@ -68,7 +69,7 @@ class SequenceTrainer(ProtocolTrainer):
             started = time.perf_counter()
             self._fit_candidates(valid_data, show_progress)
             self._candidate_seconds = time.perf_counter() - started
-            header = {SECONDS: self._candidate_seconds}
+            header = {SECONDS: self._candidate_seconds, MEMORY: self._memory.mib}
             super()._save_checkpoint(self.state.best_epoch, verbose=False, saved_model_file=path, header=header)
         self.saved_model_file = str(path)
 
@@ -77,12 +78,14 @@ class SequenceTrainer(ProtocolTrainer):
         if not path.is_file():
             return False
         best = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self._candidate_seconds = checkpoint.load_weights(path, self.model)[SECONDS]
+        header = checkpoint.load_weights(path, self.model)
         loaded = self.model.state_dict()
-        if all(torch.equal(value, loaded[name]) for name, value in best.items()):
-            return True
-        self.model.load_state_dict(best)
-        return False
+        if not all(torch.equal(value, loaded[name]) for name, value in best.items()):
+            self.model.load_state_dict(best)
+            return False
+        self._candidate_seconds = header[SECONDS]
+        memory.count(header[MEMORY])
+        return True
 
     def _fit_candidates(self, valid_data: Any, show_progress: bool) -> None:
         """Build candidate similarity where the settings ask for any, and fit it on validation."""
