@@ -114,7 +114,7 @@ def test_costs_are_means_of_the_seeds_that_tell(keep, tmp_path):
     assert rows["B"]["peak_memory_mib"] == 1234.5 and rows["C"]["peak_memory_mib"] is None
     assert rows["C"]["feature_seconds"] is None, "a part that no seed tells is not taken for nothing"
     assert rows["C"]["memory_is_bound"] and not rows["B"]["memory_is_bound"]
-    page, _ = leaderboard.pages(found)
+    page, _ = leaderboard_page.pages(found)
     assert [row[6] for row in table(page, "Cost")[1:]] == (
         ["105", "-"] if found["rows"][0]["model"] == "B" else ["-", "105"]
     )
