@@ -91,8 +91,9 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
+def _one_thread(tmp_path_factory: pytest.TempPathFactory) -> None:
     torch.set_num_threads(1)
+    os.chdir(tmp_path_factory.mktemp("session"))  # where fixtures that several tests share run
 
 
 @pytest.fixture(scope="session")
