@@ -20,7 +20,7 @@ from .data.dataset import SEMANTIC_ID
 from .data.feature_sources import image_folder
 from .errors import InputError
 from .evaluation import report
-from .evaluation.configuration import times_tested
+from .evaluation.configuration import TimesTested
 from .evaluation.ranking import Ranks
 from .preparation import obtain
 from .preparation.image_download import addresses_of, fetch_images
@@ -100,6 +100,7 @@ def execute(
     fetch_missing(arguments, config_dict)
     config = Config(arguments=arguments, config_dict=config_dict)
     _check_result_file(config["result_file"])
+    tested = TimesTested(config)
     memory = PeakMemory()
     compat.init_seed(config)
     init_logger(config)
@@ -128,7 +129,11 @@ def execute(
         ranks["test"] = trainer.rank(test, earlier, shown)
     logger.info(f"judged in {time.perf_counter() - started:.1f} s")
 
-    record = {**_record(config, dataset, model, trainer, ranks, memory), **inspected}
+    record = {
+        **_record(config, dataset, model, trainer, ranks, memory),
+        "times_tested": tested.after_run(),
+        **inspected,
+    }
     if config["result_file"]:
         storage.write_json(config["result_file"], record)
     keep_bundle(trainer.folder.path, config, dataset)
@@ -182,7 +187,6 @@ def _record(
         "users": {split: len(rank.users) for split, rank in ranks.items()},
         "epochs": {"best": best + 1, "done": done, "hit_cap": done >= config["epochs"]},
         "chosen": trainer.state.chosen,
-        "times_tested": times_tested(config),
         "seconds": {**dataset.seconds, **trainer.timings()},
         "peak_memory_mib": memory.mib,
         "peak_memory_is_bound": not memory.is_own,

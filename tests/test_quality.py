@@ -1,8 +1,8 @@
 """A floor under quality: short trainings on real data whose NDCG@10 on validation, seen items masked, stays in a band.
 
-A band is the mean over several seeds, give or take four standard deviations of what is judged here. A change that falls
-below it has made the model worse; one that rises above it is a leak or deserves a new band. Settings are the defaults, but
-for a training that is cut short; test is not looked at.
+A band is what several seeds gave: their mean, give or take four standard deviations of what is judged here. A change
+that falls below it has made the model worse; one that rises above it is a leak, or deserves a new band. Settings are
+the defaults but for a training that is cut short. Test is not looked at.
 """
 
 from typing import NamedTuple
@@ -22,9 +22,14 @@ class Floor(NamedTuple):
 
 
 FLOORS = {
-    "sports-tiny": Floor((1, 2, 3), (0.0, 1.0), {"epochs": 10, "eval_step": 5}),
+    # Seeds 1 to 6: .1062, .0753, .0946, .0853, .0906, .0874; three of them vary by .0059.
+    "sports-tiny": Floor((1, 2, 3), (0.066, 0.114), {"epochs": 10, "eval_step": 5}),
+    # ML
     "ml-100k": Floor((1,), (0.0, 1.0), {"epochs": 4, "eval_step": 4, "sid_epochs": 1}),
-    "Beauty": Floor((1,), (0.0, 1.0), {"epochs": 2, "eval_step": 2, "sid_epochs": 1, "n_candidate_neighbours": 20}),
+    # Seeds 1 to 4: .0688, .0700, .0686, .0691.
+    "Beauty": Floor(
+        (1,), (0.0666, 0.0716), {"epochs": 2, "eval_step": 2, "sid_epochs": 1, "n_candidate_neighbours": 20}
+    ),
 }
 
 
@@ -34,8 +39,8 @@ def test_ndcg_stays_in_its_band(name, request, tmp_path):
     given = {"model": "BBQRec", "dataset": name, "show_progress": False, "report_card": False, **changes}
     if name != "ml-100k":  # which comes with RecBole
         given["data_path"] = str(request.getfixturevalue("real_data"))
-    found = [
-        quick_start.run(config_dict={**given, "seed": seed, "checkpoint_dir": str(tmp_path)})["metrics"] for seed in seeds
-    ]
-    ndcg = np.mean([metrics["valid"]["masked"]["ndcg@10"] for metrics in found])
-    assert low <= ndcg <= high, f"NDCG@10 {ndcg:.4f}"
+    ndcg = []
+    for seed in seeds:
+        record = quick_start.run(config_dict={**given, "seed": seed, "checkpoint_dir": str(tmp_path)})
+        ndcg.append(record["metrics"]["valid"]["masked"]["ndcg@10"])
+    assert low <= np.mean(ndcg) <= high

@@ -55,36 +55,50 @@ def run_key(settings: Mapping[str, Any], data: str) -> str:
 
 
 def folder_of(results: Path, dataset: str) -> Path:
-    """Folder of a data set's records, and of the counts of `times_tested`."""
+    """Folder of a data set's records, and of `TimesTested`."""
     return results / "runs" / dataset
 
 
-def times_tested(config: Any) -> int:
-    """Return how often a configuration, with whatever seed, has been judged on test; with `final`, this time included.
+class TimesTested:
+    """How often a configuration, with whatever seed, has been judged on test.
 
-    The count is kept beside the records, in `tested/<Model>-<key>.json`, and never falls below what a record says.
+    The count is kept beside the records, in `tested/<Model>-<key>.json`, and never falls below what a record says. Make
+    one before a run: RecBole adds to the settings while data and model are built, and a count that cannot be read or
+    written is an `InputError` here.
     """
-    key = run_key(comparable_settings(config), data_fingerprint(config))
-    folder = folder_of(Path(config["results"] or "results"), config["dataset"])
-    path = folder / "tested" / f"{config['model']}-{key}.json"
-    if not config["final"]:
-        return _counted(path, key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):  # no count is lost where two runs end at once
-        count = _counted(path, key) + 1
-        storage.write_json(path, {"times_tested": count})
-    return count
 
-
-def _counted(path: Path, key: str) -> int:
-    """The largest count in the file at `path` and in the records of a key."""
-    counts = [0]
-    for file in (path, *path.parent.parent.glob(f"*-{key}.json")):
+    def __init__(self, config: Any) -> None:
+        self._key = run_key(comparable_settings(config), data_fingerprint(config))
+        folder = folder_of(Path(config["results"] or "results"), config["dataset"])
+        self._path = folder / "tested" / f"{config['model']}-{self._key}.json"
+        self._final = config["final"]
         try:
-            counts.append(json.loads(file.read_text(encoding="utf-8"))["times_tested"])
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, KeyError) as error:
-            why = f"found no readable count of runs judged on test ({type(error).__name__}: {error})"
-            raise InputError(f"{file}: {why}; restore the file, or delete it and run again") from error
-    return max(counts)
+            if self._final:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"results: {self._path.parent} cannot be made ({error.strerror}); name another folder"
+            ) from error
+        self._counted()
+
+    def after_run(self) -> int:
+        """Return the count; where the run was judged on test, with it included."""
+        if not self._final:
+            return self._counted()
+        with FileLock(self._path.with_suffix(".lock")):  # no count is lost where two runs end at once
+            count = self._counted() + 1
+            storage.write_json(self._path, {"times_tested": count})
+        return count
+
+    def _counted(self) -> int:
+        """The largest count in the file and in the records of the key."""
+        counts = [0]
+        for file in (self._path, *self._path.parent.parent.glob(f"*-{self._key}.json")):
+            try:
+                counts.append(json.loads(file.read_text(encoding="utf-8"))["times_tested"])
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                why = f"found no readable count of runs judged on test ({type(error).__name__}: {error})"
+                raise InputError(f"{file}: {why}; restore the file, or delete it and run again") from error
+        return max(counts)

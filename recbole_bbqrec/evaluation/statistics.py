@@ -19,8 +19,6 @@ from scipy import optimize, special
 
 from ..errors import InputError
 
-_LOG_CHI_SQUARE = np.arange(-40, 8, 0.15)
-
 Estimate = dict[str, float]
 """A figure with its 95 % interval: `mean`, `low` and `high`."""
 
@@ -68,11 +66,13 @@ class _Error(NamedTuple):
         if not self.users + self.seeds:
             return float(not difference)
         # Student's t, over what the seeds' part may be in truth: its estimate by chi-square over its degrees of
-        # freedom. Of a smooth function sums over an even grid of logarithms are all but exact.
-        half = self.seeds_freedom / 2
-        log_density = half * _LOG_CHI_SQUARE - np.exp(_LOG_CHI_SQUARE) / 2
+        # freedom. Of a smooth function sums over an even grid of logarithms are all but exact; it is as wide as they
+        # need: a long tail to the left where they are few.
+        width = 8 * (2 / self.seeds_freedom) ** 0.5
+        logarithms = np.linspace(-width - 80 / self.seeds_freedom, width, 640)  # of chi-square over its freedom
+        log_density = self.seeds_freedom / 2 * (logarithms - np.exp(logarithms))
         density = np.exp(log_density - log_density.max())
-        variance = self.users + self.seeds * 2 * half / np.exp(_LOG_CHI_SQUARE)
+        variance = self.users + self.seeds / np.exp(logarithms)
         freedom = self.users_freedom * (variance / max(self.users, 1e-9 * self.seeds)) ** 2
         tails = 2 * special.stdtr(freedom, -abs(difference) / np.sqrt(variance))
         return float((density * tails).sum() / density.sum())

@@ -191,7 +191,7 @@ def _costs(found: Sequence[Row]) -> dict[str, float | None]:
         "epoch_seconds": parts.get("epoch"),
         "evaluate_seconds": parts.get("evaluate"),
         "feature_seconds": parts.get("features", nothing) + parts.get("tokenizer", nothing),
-        "peak_memory_mib": max(record.get("peak_memory_mib") or np.nan for record in found),
+        "peak_memory_mib": pd.Series([record.get("peak_memory_mib") for record in found], dtype=float).max(),
         "epochs": np.mean([record["epochs"]["done"] for record in found]),
     }
     return {key: None if value is None or np.isnan(value) else float(value) for key, value in costs.items()}

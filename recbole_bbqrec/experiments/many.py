@@ -22,14 +22,14 @@ def run_many(arguments: Sequence[str]) -> int:
     """Run every pair of model and data set that has no record yet, and write the leaderboards after every run.
 
     The first seed of all pairs comes first. Names, settings and data sets are checked before anything runs; public
-    data sets that are missing are fetched. `--model`, `--dataset`, `--seeds`, `--single` and `--results` are read here;
-    everything else are settings of all runs. Returns the exit code: 1 where a run failed or a leaderboard could not be
-    written, else 0.
+    data sets that are missing are fetched. `--model`, `--dataset`, `--seeds` and `--single` are read here; everything
+    else are settings of all runs. Returns the exit code: 1 where a run failed or a leaderboard could not be written,
+    else 0.
     """
     given, files = given_and_files(arguments)
     models, datasets = (_names(option, given.pop(option, "")) for option in ("model", "dataset"))
     single = _names("single", given.pop("single")) if "single" in given else []
-    n_seeds, results = given.pop("seeds", 1), Path(str(given.pop("results", "results")))
+    n_seeds = given.pop("seeds", 1)
     if "result_file" in given:
         raise InputError("--result_file: found it beside many runs, which would overwrite it; each has a record anyway")
     for name in single:
@@ -53,6 +53,7 @@ def run_many(arguments: Sequence[str]) -> int:
     for pair in pairs:
         quick_start.fetch_missing(files, pair)
         config = Config(arguments=files, config_dict=pair)
+        results = Path(config["results"])
         data, folder = records.about_data(config), records.folder_of(results, config["dataset"])
         seeds = range(config["seed"], config["seed"] + (1 if pair["model"] in single else n_seeds))
         jobs += [(at, Job(pair["model"], {**pair, "seed": seed}, files, data, folder)) for at, seed in enumerate(seeds)]

@@ -175,9 +175,10 @@ def keep_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
         logger.info(f"bundle: recbole_bbqrec.load_bundle({str(run_dir)!r}).recommend([[item tokens]], k=10)")
     except Exception as error:
         (run_dir / BUNDLE).unlink()
-        if config["model"] in registry.MODELS or not isinstance(error, NeedsDataError):
-            raise
-        logger.warning(f"no bundle: {error}")
+        if isinstance(error, NeedsDataError) and config["model"] not in registry.MODELS:
+            logger.warning(f"no bundle: {error}")
+        else:  # whatever it is, the run is finished and worth its record
+            logger.exception(f"no bundle: {config['model']} fails to recommend without its data set")
 
 
 def load_bundle(path: str | Path) -> Bundle:

@@ -67,6 +67,8 @@ def save_weights(path: Path, model: nn.Module, header: dict[str, Any]) -> None:
 
 def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
     """Read weights into `model` and return the header; those of other settings are an `InputError`."""
+    if (apart := path.with_name("candidates.safetensors")).is_file():
+        raise InputError(f"{apart}: of an earlier version, which kept a part of the weights there; train again")
     tensors, header = storage.load(path, WEIGHTS)
     _restore(path, "weights", model.load_state_dict, _of_prefix(_MODEL, tensors))
     return header

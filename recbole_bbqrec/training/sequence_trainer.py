@@ -99,8 +99,8 @@ class SequenceTrainer(ProtocolTrainer):
             score = functools.partial(model.encoder_score, shared=model.shared())
             shares = fit_candidates(candidates, score, histories, targets, self.config["seed"], show_progress)
         self.logger.info(
-            f"candidate similarity: {candidates.n_weights} weights, signals {', '.join(candidates.signals)}; "
-            f"of what they add {', '.join(f'{share:.2f}' for share in shares)} is kept for the two halves of the users"
+            f"candidate similarity: {candidates.n_weights} weights, signals {', '.join(candidates.signals)}; of what "
+            f"they add {', '.join(f'{share:.2f}' for share in shares)} is kept for the two halves of the histories"
         )
 
     def timings(self) -> dict[str, float]:

@@ -38,8 +38,8 @@ class TrainingState:
     """How far training is; kept with the weights of the last epoch.
 
     Epochs count from 0; none is the best before the first evaluation. `peak_memory_mib` is the largest of all processes
-    that have worked on it. `chosen` are the settings that validation has
-    chosen, where a model counts instead of training.
+    that have worked on it. `chosen` are the settings that validation has chosen, where a model counts instead of
+    training.
     """
 
     best_epoch: int | None = None

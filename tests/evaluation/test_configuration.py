@@ -7,12 +7,16 @@ from conftest import settings
 
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.evaluation.configuration import comparable_settings, data_fingerprint, run_key, times_tested
+from recbole_bbqrec.evaluation.configuration import TimesTested, comparable_settings, data_fingerprint, run_key
 from recbole_bbqrec.experiments import records
 
 
 def config(folder, **changes):
     return Config(config_dict=settings(folder, **{"final": True, **changes}))
+
+
+def times_tested(given):
+    return TimesTested(given).after_run()
 
 
 def test_what_changes_no_weights_is_in_no_key(tiny):
@@ -53,9 +57,16 @@ def test_records_are_counted_where_the_count_is_gone(tiny, tmp_path):
         (folder / f"full-{seed}-{key}.json").write_text(json.dumps({"times_tested": times}))
     assert [times_tested(given) for _ in range(2)] == [5, 6]
     (path,) = (folder / "tested").glob("*.json")
-    path.write_text("{")
-    with pytest.raises(InputError, match=r"tested/BBQRec-[0-9a-f]{16}\.json: found no readable count .* delete it"):
-        times_tested(given)
+    for content in ("{", "null", "[]"):
+        path.write_text(content)
+        with pytest.raises(InputError, match=r"tested/BBQRec-[0-9a-f]{16}\.json: found no readable count .* delete it"):
+            TimesTested(given)
+
+
+def test_a_count_that_cannot_be_kept_is_found_out_before_the_run(tiny, tmp_path):
+    (tmp_path / "results").write_text("a file")
+    with pytest.raises(InputError, match=r"results: results/runs/tiny/tested cannot be made .* name another folder"):
+        TimesTested(config(tiny))
 
 
 def test_no_look_is_lost_where_runs_end_at_once(tiny):

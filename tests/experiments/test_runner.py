@@ -7,7 +7,7 @@ from experiments.fakes import FakeExecute, in_place_of_runs
 
 from recbole_bbqrec import quick_start
 from recbole_bbqrec.config import Config
-from recbole_bbqrec.experiments import ablation, leaderboard, records, runner
+from recbole_bbqrec.experiments import ablation, leaderboard, leaderboard_page, records, runner
 from recbole_bbqrec.experiments.runner import Job, run_jobs
 
 DATA = {"data": {"users": 1}, "data_fingerprint": "d" * 16}
@@ -103,11 +103,12 @@ def test_estimate_counts_down(tiny, tmp_path, monkeypatch, capsys):
     assert "[4/4] narrow, seed 2 (elapsed 0:05:00, about 0:01:40 left)\n" in shown
 
 
-def test_single_runs_and_runs_of_tables_share_a_count_of_looks_at_test(tiny, tmp_path):
-    given = settings(tiny, "Pop", checkpoint_dir=str(tmp_path / "saved"), final=True)
+@pytest.mark.parametrize("model", ["Pop", "BERT4Rec"])  # the second has settings that RecBole adds to
+def test_single_runs_and_runs_of_tables_share_a_count_of_looks_at_test(tiny, tmp_path, model):
+    given = settings(tiny, model, checkpoint_dir=str(tmp_path / "saved"), final=True)
     counts = [quick_start.run(config_dict=given)["times_tested"]]
     folder, data = records.folder_of(tmp_path / "results", "tiny"), records.about_data(Config(config_dict=given))
-    assert run_all([("Pop", {**given, "seed": 1})], folder, data=data, final=True) == {}
+    assert run_all([(model, {**given, "seed": 1})], folder, data=data, final=True) == {}
     counts += [run.record["times_tested"] for run in records.runs_in(folder)]
     shutil.rmtree(folder / "tested")
     counts.append(quick_start.run(config_dict=given)["times_tested"])
@@ -142,7 +143,7 @@ def test_a_real_record_has_what_pages_read_and_what_invented_ones_say(real, caps
     assert all(set(invented[key]) <= set(record[key]) for key in ("epochs", "seconds"))
     found = leaderboard.content("tiny", folder, final=True)
     (row,) = found["rows"]
-    assert all(row[key] is not None for key in leaderboard.COSTS), "nothing that a real run has not measured"
+    assert all(row[key] is not None for key in leaderboard_page.COSTS), "nothing that a real run has not measured"
     assert row["leakage_checks"] == ["passed"] and row["times_tested"] == 1 and not row["untrained"]
     assert record["finished"] and 0 <= found["data"]["tied_times"] <= 1 and found["total_seconds"] > 0
     assert "| BBQRec" in leaderboard.write("tiny", real, True)
