@@ -146,6 +146,6 @@ def test_a_real_record_has_what_pages_read_and_what_invented_ones_say(real, caps
     assert all(row[key] is not None for key in leaderboard_page.COSTS), "nothing that a real run has not measured"
     assert row["leakage_checks"] == ["passed"] and row["times_tested"] == 1 and not row["untrained"]
     assert record["finished"] and 0 <= found["data"]["tied_times"] <= 1 and found["total_seconds"] > 0
-    assert "| BBQRec" in leaderboard.write("tiny", real, True)
+    assert "| BBQRec" in leaderboard_page.write("tiny", real, True)
     ablation.remake("tiny", True, real)
     assert "| full" in capsys.readouterr().out
