@@ -159,29 +159,21 @@ class BBQRec(RankingModel):
         shared: Shared | None = None,
     ) -> Tensor:
         """As `Ranker.score`: what the encoder says, and candidate similarity where it has been fitted."""
-        if self.candidates is None:
-            return self.encoder_score(histories, candidates, excluded, shared)
-        scores = self.candidates(self.encoder_score(histories, shared=shared), histories)  # [B, N]
+        scores = self.encoder_score(histories, excluded, shared)
+        if self.candidates is not None:
+            scores = self.candidates(scores, histories)
         return scores if candidates is None else scores[:, candidates]
 
-    def encoder_score(
-        self,
-        histories: Tensor,
-        candidates: Tensor | None = None,
-        excluded: Pairs | None = None,
-        shared: Shared | None = None,
-    ) -> Tensor:
-        """As `score`, without candidate similarity."""
+    def encoder_score(self, histories: Tensor, excluded: Pairs | None = None, shared: Shared | None = None) -> Tensor:
+        """Scores [B, N] of all items, without candidate similarity; otherwise as `score`."""
         rows, keys = self.shared() if shared is None else shared
         lengths = (histories != 0).sum(1)
         trimmed = trim(histories, lengths)
         hidden = self.forward(trimmed, functional.embedding(trimmed, rows))  # [B, T, H]
         if self.decoder is not None:
-            scores = self.decoder.score(hidden, trimmed != 0, self.beam_size, excluded)  # [B, N]
-            return scores if candidates is None else scores[:, candidates]
+            return self.decoder.score(hidden, trimmed != 0, self.beam_size, excluded)
         last = hidden[torch.arange(len(histories), device=histories.device), lengths - 1]  # [B, H]
-        keys = cast(Tensor, keys)
-        return self._query(last) @ (keys if candidates is None else keys[candidates]).T
+        return self._query(last) @ cast(Tensor, keys).T
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         """Make room for the candidate similarity of the weights, whose size they alone know; or have none."""
