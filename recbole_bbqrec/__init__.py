@@ -4,6 +4,7 @@ Importing this package changes nothing and loads neither RecBole, ray nor transf
 `load_data_and_model` load what they need when they are called.
 """
 
+from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
@@ -22,7 +23,7 @@ def register() -> None:
     register_in_recbole()
 
 
-def load_bundle(path: str) -> Any:
+def load_bundle(path: str | Path) -> Any:
     """Load the folder that a finished run left; see `recbole_bbqrec.serving.load_bundle`."""
     from .serving.bundle import load_bundle as load
 

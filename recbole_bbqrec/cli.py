@@ -14,6 +14,8 @@ from .errors import InputError
 from .preparation.raw import COLUMN_FLAGS
 from .training.allocation import keep_freed_memory
 
+SHOWN = 20  # lists of so many users are read on the screen; more of them are for a file
+
 # The parts behind a command are imported when it is called: `bbqrec --help` needs neither torch nor RecBole.
 
 SETTINGS = "Further --key=value arguments are settings, as for run_recbole_bbqrec.py; docs/settings.md has them all."
@@ -43,7 +45,15 @@ def _command(help: str, *options: Any, settings: bool = False, note: str = "") -
 
 
 def _names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
+    return [name for name in map(str.strip, text.split(",")) if name]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise InputError(f"{path}: {why}; expected a text file with one item token a line") from error
 
 
 _option = partial(methodcaller, "add_argument")
@@ -188,26 +198,54 @@ def _ids(given: argparse.Namespace) -> None:
 
 
 @_command(
-    "recommend items after a history, from a run's folder",
+    "recommend items after histories or to users, from a run's folder",
     _option("folder", help="folder of a finished run, such as saved/BBQRec-ml-100k-2020-..."),
     _option(
         "--history",
-        required=True,
         action="append",
         metavar="TOKEN,TOKEN",
         help="item tokens in time order, separated by commas; may be given several times",
     ),
+    _option("--users", metavar="USER,USER", help="users of the run's data set, or all; all that they did is read"),
     _option("-k", type=int, default=10, help="number of items (default 10)"),
+    _option("--allow", type=Path, metavar="FILE", help="items to choose from, one token a line"),
+    _option("--keep-seen", action="store_true", help="leave in what is in the history already"),
+    _option("--out", type=Path, metavar="FILE", help="with --users: table to write, .csv or .parquet"),
+    _option("--data_path", type=Path, metavar="FOLDER", help="with --users: folder of data sets (default: the run's)"),
 )
 def _recommend(given: argparse.Namespace) -> None:
     from .evaluation.report import markdown_table
     from .serving.bundle import load_bundle
+    from .serving.lists import known_histories, write_lists
 
-    found = load_bundle(given.folder).recommend([_names(text) for text in given.history], given.k)
-    for text, (items, scores, unknown) in zip(given.history, found, strict=True):
-        print(f"after {text}" + (f" (unknown, ignored: {', '.join(unknown)})" if unknown else ""))
+    if bool(given.history) == bool(_names(given.users or "")):
+        raise InputError("recommend: give either --history=TOKEN,TOKEN or --users=all (or USER,USER)")
+    if given.users is None and (given.out or given.data_path):
+        raise InputError(f"--{'out' if given.out else 'data_path'}: goes with --users, not with --history")
+    bundle, allow = load_bundle(given.folder), None if given.allow is None else _lines(given.allow)
+    if given.users is None:
+        histories = {text: _names(text) for text in given.history}
+    else:
+        histories = known_histories(bundle, given.data_path)
+        wanted = list(histories) if given.users == "all" else _names(given.users)
+        if strange := [user for user in wanted if user not in histories]:
+            there = f"the {len(histories)} users of {bundle.settings['dataset']}"
+            raise InputError(f"--users: {', '.join(strange[:3])} not among {there}, such as {next(iter(histories))}")
+        histories = {user: histories[user] for user in wanted}
+    if given.out:
+        rows = write_lists(given.out, bundle, histories, given.k, not given.keep_seen, allow, progress=True)
+        print(f"{given.out}: {rows} rows for {len(histories)} users")
+        return
+    if len(histories) > SHOWN:
+        raise InputError(f"--users: {len(histories)} users, at most {SHOWN} are shown; --out=lists.csv writes a table")
+    found = bundle.recommend(histories.values(), given.k, not given.keep_seen, allow)
+    for name, (items, scores, unknown) in zip(histories, found, strict=True):
+        print(
+            f"{'after' if given.users is None else 'user'} {name}"
+            + (f" (unknown, ignored: {', '.join(unknown)})" if unknown else "")
+        )
         rows = [[str(at), item, f"{score:.4f}"] for at, (item, score) in enumerate(zip(items, scores, strict=True), 1)]
-        print(markdown_table(["rank", "item", "score"], rows) if rows else "no known item in it")
+        print(markdown_table(["rank", "item", "score"], rows) if rows else "nothing: no known item in it, or none left")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -218,6 +256,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int | None:
         if settings and not given.takes_settings:
             why = f"{given.command} takes no settings; bbqrec {given.command} --help lists its options"
+            if not settings[0].startswith("-"):
+                why = "found a word too many; a value that holds blanks needs quotes"
             raise InputError(f"argument {settings[0]!r}: {why}")
         return given.work(given)
 

@@ -1,3 +1,4 @@
+import csv
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import recbole_bbqrec
 from recbole_bbqrec import cli, quick_start
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.experiments import ablation, cost
+from recbole_bbqrec.serving.lists import known_histories
 
 
 @pytest.fixture
@@ -96,6 +98,13 @@ def test_help_loads_nothing_heavy():
     assert done.stdout.strip() == "set()"
 
 
+@pytest.fixture(scope="module")
+def stock_run(tiny, tmp_path_factory):
+    """Folder of a finished run."""
+    place = str(tmp_path_factory.mktemp("saved"))
+    return quick_start.run(config_dict=settings(tiny, "Pop", checkpoint_dir=place))["run_dir"]
+
+
 def test_recommend(tiny, tmp_path, capsys):
     folder = quick_start.run(config_dict=settings(tiny, checkpoint_dir=str(tmp_path / "saved"), epochs=1))["run_dir"]
     capsys.readouterr()
@@ -108,6 +117,65 @@ def test_recommend(tiny, tmp_path, capsys):
     assert cli.main(["recommend", folder, "--history=i01", "--epochs=3"]) == 2
     assert cli.main(["recommend", str(tmp_path), "--history=i01"]) == 2
     assert "give the folder of a finished run" in capsys.readouterr().err
+    (tmp_path / "weights.safetensors").touch()
+    assert cli.main(["recommend", str(tmp_path), "--history=i01"]) == 2
+    assert "its model needs its data set, see load_data_and_model" in capsys.readouterr().err
+    assert cli.main(["recommend", folder, "--history= i01,  i05 ,", "-k", "3"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == first.splitlines()[1:], "blanks after commas"
+
+
+def test_recommend_to_users(tiny, tmp_path, capsys):
+    given = settings(tiny, "SASRec", checkpoint_dir=str(tmp_path / "saved"), epochs=1)
+    folder = quick_start.run(config_dict=given)["run_dir"]
+    capsys.readouterr()
+    bundle, allow = recbole_bbqrec.load_bundle(folder), tmp_path / "allow.txt"
+    histories = known_histories(bundle)
+    allow.write_text("i03\n\n i07 \ni09\nnope\n", encoding="utf-8")
+
+    def lists(*options):
+        assert cli.main(["recommend", folder, f"--out={tmp_path / 'lists.csv'}", *options]) == 0
+        with open(tmp_path / "lists.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert capsys.readouterr().out == f"{tmp_path / 'lists.csv'}: {len(rows)} rows for {len({*histories})} users\n"
+        found = {user: [] for user in histories}
+        for row in rows:
+            found[row["user"]].append(row["item"])
+            assert int(row["rank"]) == len(found[row["user"]])
+        return list(found.values())
+
+    assert lists("--users=all") == [each.items for each in bundle.recommend(histories.values())]
+    expected = bundle.recommend(histories.values(), k=2, exclude_seen=False, allow=["i03", "i07", "i09"])
+    options = ["--users=all", "-k", "2", "--keep-seen", f"--allow={allow}", f"--data_path={tiny}"]
+    assert lists(*options) == [each.items for each in expected]
+    assert cli.main(["recommend", folder, "--users=u03, u01", "-k", "2"]) == 0
+    first, second = capsys.readouterr().out.split("user u01")
+    for user, shown in (("u03", first.removeprefix("user u03\n")), ("u01", second)):
+        cells = [line.split("|")[2].strip() for line in shown.splitlines() if line.startswith("|")][2:]
+        assert cells == bundle.recommend([histories[user]], 2)[0].items
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give either --history=TOKEN,TOKEN or --users=all"),
+        (["--users="], "give either --history=TOKEN,TOKEN or --users=all"),
+        (["--history=i01", "--users=all"], "give either --history=TOKEN,TOKEN or --users=all"),
+        (["--history=i01", "--out=l.csv"], "--out: goes with --users"),
+        (["--history=i01", "--data_path=data"], "--data_path: goes with --users"),
+        (["--history=i01", "-k", "0"], "k: found 0, expected a whole number"),
+        (["--history", "i01,", "i02"], "argument 'i02': found a word too many; a value that holds blanks needs quotes"),
+        (["--history=i01", "--allow=nowhere.txt"], "nowhere.txt: No such file or directory; expected a text file"),
+        (["--users=all"], "--users: 60 users, at most 20 are shown; --out=lists.csv writes a table"),
+        (["--users=u01,me"], "--users: me not among the 60 users of tiny, such as u00"),
+        (["--users=all", "--out=lists.xls"], "lists.xls: found the ending '.xls', expected .csv or .parquet"),
+        (["--users=all", "--data_path=nowhere"], "--dataset=tiny: no file nowhere/tiny/tiny.inter"),
+    ],
+)
+def test_what_recommend_cannot_do_is_one_line(stock_run, capsys, options, message):
+    assert cli.main(["recommend", stock_run, *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}") or error.startswith(f"error: recommend: {message}")
+    assert error.count("\n") == 1
 
 
 def test_prepare_and_run_your_own_tables(tmp_path, capsys):

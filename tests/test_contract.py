@@ -125,10 +125,15 @@ def test_items_have_one_score_however_it_is_asked_for(made, name):
     with torch.no_grad():
         shared = model.shared()
         assert torch.equal(model.score(case.histories, shared=shared), case.scores)
-        torch.testing.assert_close(model.score(case.histories, some), case.scores[:, some])
-        torch.testing.assert_close(model.score(case.histories, some, shared=shared), case.scores[:, some])
+        # What is asked for by id is scored beyond the beam too, and as the beam scores what it finds.
+        by_id = model.score(case.histories, torch.arange(model.n_items))
+        found = case.scores.isfinite()
+        torch.testing.assert_close(by_id[found], case.scores[found])
+        assert by_id[:, 1:].isfinite().all()
+        torch.testing.assert_close(model.score(case.histories, some), by_id[:, some])
+        torch.testing.assert_close(model.score(case.histories, some, shared=shared), by_id[:, some])
         torch.testing.assert_close(model.full_sort_predict(case.rows), case.scores)
-        torch.testing.assert_close(model.predict(case.rows), case.scores.gather(1, targets).squeeze(1))
+        torch.testing.assert_close(model.predict(case.rows), by_id.gather(1, targets).squeeze(1))
 
 
 @pytest.mark.parametrize("name", registry.MODELS)

@@ -159,19 +159,25 @@ class BBQRec(RankingModel):
         shared: Shared | None = None,
     ) -> Tensor:
         """As `Ranker.score`: what the encoder says, and candidate similarity where it has been fitted."""
-        scores = self.encoder_score(histories, excluded, shared)
+        scores = self.encoder_score(histories, excluded, shared, candidates)
         if self.candidates is not None:
             scores = self.candidates(scores, histories)
         return scores if candidates is None else scores[:, candidates]
 
-    def encoder_score(self, histories: Tensor, excluded: Pairs | None = None, shared: Shared | None = None) -> Tensor:
-        """Scores [B, N] of all items, without candidate similarity; otherwise as `score`."""
+    def encoder_score(
+        self,
+        histories: Tensor,
+        excluded: Pairs | None = None,
+        shared: Shared | None = None,
+        candidates: Tensor | None = None,
+    ) -> Tensor:
+        """Scores [B, N] without candidate similarity, of `candidates` alone where IDs are decoded; else as `score`."""
         rows, keys = self.shared() if shared is None else shared
         lengths = (histories != 0).sum(1)
         trimmed = trim(histories, lengths)
         hidden = self.forward(trimmed, functional.embedding(trimmed, rows))  # [B, T, H]
         if self.decoder is not None:
-            return self.decoder.score(hidden, trimmed != 0, self.beam_size, excluded)
+            return self.decoder.score(hidden, trimmed != 0, self.beam_size, excluded, candidates)
         last = hidden[torch.arange(len(histories), device=histories.device), lengths - 1]  # [B, H]
         return self._query(last) @ cast(Tensor, keys).T
 

@@ -98,17 +98,20 @@ histories. `logits` [B, W, S] are those of the symbols that may come next.
 """
 
 
-def exact_likelihood(trie: Trie, advance: Advance) -> Tensor:
-    """Log-probability [B, N] of every item; minus infinity for padding.
+def exact_likelihood(trie: Trie, advance: Advance, candidates: Tensor | None = None) -> Tensor:
+    """Log-probability [B, N] of every item, or of the items `candidates` [m]; minus infinity for all else and padding.
 
     The trie is walked level by level. A prefix is decoded once, however many items share it, and not at all where only
-    one item is left below it: in the trie that item is certain.
+    one item is left below it, which is certain there, or no candidate.
     """
+    leaves = None if candidates is None else trie.item_leaves[candidates].sort().values
     nodes = parents = trie.tokens.new_zeros(1, 1)
     total, state, found = torch.zeros(1, 1, device=nodes.device), None, []
     while nodes.numel():
         logits, state = advance(state, parents, trie.tokens[nodes])  # [B, W, S]
         below, real, step = trie.continuations(nodes, logits)
+        if leaves is not None:
+            real = real & (torch.searchsorted(leaves, trie.leaf_ranges[below]).diff(dim=-1).squeeze(-1) > 0)
         total = (total.unsqueeze(-1) + step)[:, real[0]]  # [B, all continuations]
         below, parents = below[real], real[0].nonzero()[:, 0]
         first, end = trie.leaf_ranges[below].unbind(-1)

@@ -75,19 +75,27 @@ class CodeDecoder(nn.Module):
         return torch.stack(losses).sum()
 
     @torch.no_grad()
-    def score(self, memory: Tensor, mask: Tensor, beam_size: int = 0, excluded: Pairs | None = None) -> Tensor:
+    def score(
+        self,
+        memory: Tensor,
+        mask: Tensor,
+        beam_size: int = 0,
+        excluded: Pairs | None = None,
+        candidates: Tensor | None = None,
+    ) -> Tensor:
         """Log-probability [B, N] of items after each history; minus infinity for padding and what is not found.
 
         Of the encoder's states, `memory` [B, M, H], those in `mask` [B, M] are real; at least one a history. With a
         `beam_size` of 0 it is the exact likelihood of every item, which takes time for every prefix that more than one
-        item shares, so it is for small catalogues; `excluded` then means nothing.
+        item shares, so it is for small catalogues; `excluded` then means nothing. Given `candidates` [m], it is their
+        exact likelihood and no other item's, whatever the `beam_size`.
         """
-        if beam_size:
+        if beam_size and candidates is None:
             return beam_search(self.trie, self._advance(memory, mask), len(memory), beam_size, excluded)
         # Histories are cut so that a chunk's tables of all prefixes of one length stay small.
         size = max(1, ENTRIES // (self.trie.widest * self.trie.n_symbols))
         parts = zip(memory.split(size), mask.split(size), strict=True)
-        return torch.cat([exact_likelihood(self.trie, self._advance(*part)) for part in parts])
+        return torch.cat([exact_likelihood(self.trie, self._advance(*part), candidates) for part in parts])
 
     def _keys_values(self, memory: Tensor) -> list[KeysValues]:
         """Each layer's keys and values of the encoder's states [B, M, H]."""

@@ -44,7 +44,8 @@ class Ranker(Protocol):
 
         Parameters
         ----------
-        candidates : item ids [m]; none = all N, padding included.
+        candidates : item ids [m]; none = all N, padding included. What is asked for by id gets its exact score: a beam
+            search is not made.
         excluded : (history, item) pairs that need no score; a beam search does not spend its places on them.
         shared : what `shared` has returned; none = it is computed for this call.
 

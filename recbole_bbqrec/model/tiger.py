@@ -103,7 +103,8 @@ class TIGER(RankingModel):
     ) -> Tensor:
         """As `Ranker.score`: log-probabilities."""
         trimmed = trim(histories, (histories != 0).sum(1))
-        scores = self.decoder.score(self.forward(trimmed), self._real(trimmed), self.beam_size, excluded)
+        states, real = self.forward(trimmed), self._real(trimmed)
+        scores = self.decoder.score(states, real, self.beam_size, excluded, candidates)
         return scores if candidates is None else scores[:, candidates]
 
 

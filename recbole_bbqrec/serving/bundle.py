@@ -1,23 +1,27 @@
 """A finished run without its data set: load its folder and recommend."""
 
 import functools
+import itertools
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from .. import __version__, registry, storage
 from ..errors import InputError
 from ..evaluation.ranking import tie_order
 from ..model.catalogue import Catalogue, ItemFeatures, SemanticIds
+from ..model.decoding import Pairs
 from ..model.protocol import NeedsDataError, ranker_of
 from ..settings import plain_settings
 from ..tokenizer.fit import Encoded
 from ..training import checkpoint
+from .calls import allowed_of, histories_of, number_of, tokens_of
 
 BUNDLE, WEIGHTS, FEATURES = "bundle.json", checkpoint.WEIGHTS_FILE, "features.safetensors"
 SEMANTIC_IDS, TOKENIZER = "semantic_ids.safetensors", "tokenizer.safetensors"
@@ -25,7 +29,7 @@ BATCH = 512
 
 
 class Recommendation(NamedTuple):
-    """Items for one history, best first, with their scores; `unknown` are history tokens the model has never met."""
+    """Items for one history, best first, with their scores; `unknown` are tokens given that the model has never met."""
 
     items: list[str]
     scores: list[float]
@@ -99,54 +103,136 @@ class Bundle:
         return Bundle(self.folder, self.settings, self.catalogue.grown(new, encoded))
 
     def recommend(
-        self, histories: Sequence[Sequence[str]], k: int = 10, exclude_seen: bool = True
+        self,
+        histories: Iterable[Any],
+        k: int | None = 10,
+        exclude_seen: bool = True,
+        allow: Iterable[Any] | None = None,
     ) -> list[Recommendation]:
         """Recommend `k` items after each history.
 
+        Item tokens may be given as the whole numbers that spell them, as tables have them; they come back as texts.
+
         Parameters
         ----------
-        histories : item tokens in time order; the model reads as many of the last ones as it was trained for.
-        k : number of items; fewer come back only where the catalogue has no more, or a beam has found no more.
+        histories : iterables of item tokens in time order, such as a list of lists, or the column that
+            `frame.groupby("user_id")["item_id"].apply(list)` makes. The model reads as many of the last items as it was
+            trained for.
+        k : number of items; fewer come back only where the catalogue or `allow` has no more, or a beam has found no
+            more. None is for all items of `allow`.
         exclude_seen : leave out every item of the history, also those before the part the model reads.
+        allow : item tokens to choose from: a list for all histories, or a list of lists, one for each history. All of
+            them are scored, also what a beam search would not have found.
 
         Returns
         -------
         One `Recommendation` per history, in order. A history without any known item gets an empty one.
+
+        Raises
+        ------
+        InputError : what was given is something else.
         """
-        if k < 1:
-            raise InputError(f"k: found {k}, expected at least 1")
-        if any(isinstance(history, str) for history in histories):
-            expected = "a list of lists of item tokens: [['B0048KGFHU', ...]]"
-            raise InputError(f"histories: found a string, expected {expected}")
-        unknown = [[token for token in history if token not in self._ids] for history in histories]
-        if any(unknown):
-            some = sorted({token for tokens in unknown for token in tokens})
-            logging.getLogger().warning(f"{len(some)} unknown item tokens are ignored, such as {', '.join(some[:3])}")
-        known = [[self._ids[token] for token in history if token in self._ids] for history in histories]
-        results = [Recommendation([], [], tokens) for tokens in unknown]
-        rows = [index for index, history in enumerate(known) if history]
-        with torch.no_grad():
-            for start in range(0, len(rows), BATCH):
-                batch = rows[start : start + BATCH]
-                found = self._top([known[index] for index in batch], k, exclude_seen)
-                for index, (items, scores) in zip(batch, found, strict=True):
-                    results[index] = Recommendation(items, scores, unknown[index])
+        given = histories_of(histories, self._ids)
+        if k is None and allow is None:
+            raise InputError("k: found None, expected a whole number; None is for all items of `allow`")
+        count = len(self.item_tokens) if k is None else number_of(k)
+        results = self.ranked(
+            given, count, exclude_seen, None if allow is None else allowed_of(allow, self._ids, len(given))
+        )
+        warn_of_unknown(token for result in results for token in result.unknown)
         return results
 
-    def _top(self, histories: list[list[int]], k: int, exclude_seen: bool) -> list[tuple[list[str], list[float]]]:
+    def ranked(
+        self, histories: list[list[str]], k: int, exclude_seen: bool, allowed: list[list[str]] | None
+    ) -> list[Recommendation]:
+        """As `recommend`, from lists of item tokens; `allowed` is one list for all histories or one for each."""
+        known, unknown = self._known(histories)
+        permitted, others = (None, [[]]) if allowed is None else self._known(allowed)
+        results = [Recommendation([], [], own + also) for own, also in zip(unknown, itertools.cycle(others))]
+        for rows in _batches(known):
+            of_rows = permitted if permitted is None or len(permitted) == 1 else [permitted[row] for row in rows]
+            found = self._top([known[row] for row in rows], k, exclude_seen, of_rows)
+            for row, (items, scores) in zip(rows, found, strict=True):
+                results[row] = results[row]._replace(items=items, scores=scores)
+        return results
+
+    def scores(self, histories: Iterable[Any], items: Iterable[Any] | None = None) -> np.ndarray:
+        """Score items as the next one after each history.
+
+        Parameters
+        ----------
+        histories : as in `recommend`.
+        items : item tokens; none = the whole catalogue.
+
+        Returns
+        -------
+        [B, N - 1] in the order of `item_tokens` without padding, or [B, m] in that of `items`, float32. Minus infinity
+        is for what has no score: unknown items, those that a beam search over the whole catalogue has not found, and
+        everything after a history without any known item. Items that are asked for by name are not searched for.
+        """
+        known, unknown = self._known(histories_of(histories, self._ids))
+        tokens = self.item_tokens[1:] if items is None else tokens_of(items, self._ids, "items")
+        columns = [column for column, token in enumerate(tokens) if token in self._ids]
+        candidates = None if items is None else torch.tensor([self._ids[tokens[column]] for column in columns]).long()
+        warn_of_unknown(token for each in (tokens, *unknown) for token in each if token not in self._ids)
+        scores = np.full((len(known), len(tokens)), -np.inf, np.float32)
+        for rows in _batches(known):
+            found = self._score([known[row] for row in rows], candidates)
+            scores[np.ix_(rows, columns)] = found[:, 1:] if items is None else found
+        return scores
+
+    def _known(self, lists: list[list[str]]) -> tuple[list[list[int]], list[list[str]]]:
+        """Of each list of tokens the ids of the known ones, and the others."""
+        known = [[self._ids[token] for token in tokens if token in self._ids] for tokens in lists]
+        return known, [[token for token in tokens if token not in self._ids] for tokens in lists]
+
+    @torch.no_grad()
+    def _score(
+        self, histories: list[list[int]], candidates: torch.Tensor | None = None, excluded: Pairs | None = None
+    ) -> torch.Tensor:
         length = self.settings["MAX_ITEM_LIST_LENGTH"]
         recent = [torch.tensor(history[-length:]) for history in histories]
+        padded = torch.nn.utils.rnn.pad_sequence(recent, batch_first=True)
+        return self.ranker.score(padded, candidates, excluded, self._shared)
+
+    def _top(
+        self, histories: list[list[int]], k: int, exclude_seen: bool, permitted: list[list[int]] | None
+    ) -> list[tuple[list[str], list[float]]]:
+        n_items, ties = len(self.item_tokens), tie_order(len(self.item_tokens), self.settings["seed"])
         pairs = [(row, item) for row, history in enumerate(histories) for item in history if exclude_seen]
         rows, items = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
-        # A beam search leaves out what has been seen before it cuts its beam, also what the model does not read.
-        padded = torch.nn.utils.rnn.pad_sequence(recent, batch_first=True)
-        scores = self.ranker.score(padded, excluded=(rows, items), shared=self._shared).clone()
+        if permitted is None:
+            # A beam search leaves out what has been seen before it cuts its beam, also what the model does not read.
+            scores = self._score(histories, excluded=(rows, items)).clone()
+        else:
+            barred = torch.ones(len(permitted), n_items, dtype=torch.bool)
+            for row, of_row in zip(barred, permitted, strict=True):
+                row[of_row] = False
+            candidates = torch.nonzero(~barred.all(0)).flatten()
+            scores = torch.full((len(histories), n_items), -torch.inf)
+            scores[:, candidates] = self._score(histories, candidates)
+            scores.masked_fill_(barred, -torch.inf)
         scores[:, 0] = scores[rows, items] = -torch.inf
-        # Equal scores stand in the ranker's order of ties: a stable sort of columns that are in that order already.
-        columns = torch.argsort(tie_order(scores.shape[1], self.settings["seed"]))
-        values, places = torch.sort(scores[:, columns], dim=1, descending=True, stable=True)
-        rows = zip(values[:, :k], columns[places[:, :k]], torch.isfinite(values[:, :k]), strict=True)
-        return [([self.item_tokens[item] for item in items[found]], row[found].tolist()) for row, items, found in rows]
+        # Sorting what reaches the last place, ties included, is a small part of sorting everything.
+        least = scores.topk(min(k, n_items)).values[:, -1:].clamp(min=torch.finfo(scores.dtype).min)
+        rows, items = torch.nonzero(scores >= least, as_tuple=True)
+        values = scores[rows, items]
+        order = np.lexsort((ties[items].numpy(), -values.numpy(), rows.numpy()))
+        ends = np.cumsum(np.bincount(rows.numpy(), minlength=len(histories)))
+        lists = [part[:k] for part in np.split(order, ends[:-1])]
+        return [([self.item_tokens[item] for item in items[part]], values[part].tolist()) for part in lists]
+
+
+def _batches(histories: list[list[int]]) -> Iterator[list[int]]:
+    """Rows of the histories that hold an item, batch by batch."""
+    rows = [row for row, history in enumerate(histories) if history]
+    return (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
+
+
+def warn_of_unknown(tokens: Iterable[str]) -> None:
+    """Warn once of item tokens that are ignored."""
+    if some := sorted(set(tokens)):
+        logging.getLogger().warning(f"{len(some)} unknown item tokens are ignored, such as {', '.join(some[:3])}")
 
 
 def write_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
@@ -195,6 +281,8 @@ def load_bundle(path: str | Path) -> Bundle:
         why = error.strerror if isinstance(error, OSError) else error
         finished = [found.parent.name for found in sorted(folder.parent.glob(f"{folder.name}-*/{BUNDLE}"))]
         hint = f"this is a training, finished runs of it are {', '.join(finished)}; " if finished else ""
+        if (folder / WEIGHTS).is_file() and not finished:
+            hint = "the run is not finished, or its model needs its data set, see load_data_and_model; "
         raise InputError(
             f"{folder / BUNDLE}: {why}; {hint}give the folder of a finished run, such as saved/BBQRec-..."
         ) from error

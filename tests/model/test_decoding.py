@@ -177,6 +177,22 @@ def test_each_open_prefix_is_decoded_once():
     # (1,) and (0, 1) lead to one item each: nothing is left to decode there.
     assert [call.shape for call in decoder.calls] == [(1, 1), (1, 2), (1, 2)]
     assert [call.tolist() for call in decoder.calls] == [[[0]], [[1, 3]], [[6, 8]]]
+    # Of candidates 4 and 2, padding and nothing else: (1,) is certain, and below (0, 0) stands item 2.
+    decoder.calls.clear()
+    exact_likelihood(trie_of(ids), decoder, torch.tensor([4, 0, 2]))
+    assert [call.tolist() for call in decoder.calls] == [[[0]], [[1]], [[6]]]
+
+
+@settings(deadline=None)
+@given(catalogues(), st.data())
+def test_candidates_have_the_likelihood_that_they_have_among_all(catalogue, data):
+    size, ids = catalogue
+    trie, some = trie_of(ids, size), data.draw(st.lists(st.integers(0, len(ids))))
+    exact = exact_likelihood(trie, WavyDecoder(2, size + 1))
+    found = exact_likelihood(trie, WavyDecoder(2, size + 1), torch.tensor(some, dtype=torch.long))
+    expected = torch.full_like(exact, -math.inf)
+    expected[:, some] = exact[:, some]
+    torch.testing.assert_close(found, expected)
 
 
 # Beam search

@@ -16,7 +16,7 @@ from recbole_bbqrec.data.dataloader import split_loaders
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.model import protocol
 from recbole_bbqrec.model.catalogue import ItemFeatures
-from recbole_bbqrec.serving.bundle import keep_bundle, write_bundle
+from recbole_bbqrec.serving.bundle import keep_bundle
 from recbole_bbqrec.tokenizer.fit import Encoded
 from recbole_bbqrec.training import checkpoint
 
@@ -181,21 +181,8 @@ SHARED_BY_THREADS = {
 
 
 @pytest.mark.parametrize(("model", "changes"), SHARED_BY_THREADS.values(), ids=SHARED_BY_THREADS)
-def test_threads_share_a_bundle(tiny, tmp_path, model, changes):
-    given = settings(tiny, model, checkpoint_dir=str(tmp_path), **changes)
-    config = Config(config_dict={**given, "cache_dir": str(tiny / "cache")})
-    data = registry.get_dataset(model)(config)
-    train, _, _ = split_loaders(config, data)
-    torch.manual_seed(3)
-    net = registry.build_model(config, train._dataset)
-    if model == "TransitionGraph":
-        sequences = train._dataset.train_sequences
-        net.count(sequences.offsets, sequences.items)
-    for value in net.parameters():
-        torch.nn.init.normal_(value, std=0.3)
-    checkpoint.save_weights(tmp_path / "weights.safetensors", net, {})
-    write_bundle(tmp_path, config, data)
-    bundle = recbole_bbqrec.load_bundle(tmp_path)
+def test_threads_share_a_bundle(tiny, untrained, model, changes):
+    bundle = untrained(tiny, model, **changes)
     tokens = bundle.item_tokens[1:]
     calls = [([tokens[at : at + length] for length in range(1, 2 + at % 4)], 3 + at) for at in range(N_THREADS)]
     expected = [bundle.recommend(*call) for call in calls]
@@ -205,7 +192,7 @@ def test_threads_share_a_bundle(tiny, tmp_path, model, changes):
         started.wait()
         return [shared.recommend(*call) for _ in range(20)]
 
-    shared = recbole_bbqrec.load_bundle(tmp_path)
+    shared = recbole_bbqrec.load_bundle(bundle.folder)
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(N_THREADS) as pool:
