@@ -218,16 +218,17 @@ def _recommend(given: argparse.Namespace) -> None:
     from .serving.bundle import load_bundle
     from .serving.lists import known_histories, write_lists
 
-    if bool(given.history) == bool(_names(given.users or "")):
+    users = _names(given.users or "")
+    if bool(given.history) == bool(users):
         raise InputError("recommend: give either --history=TOKEN,TOKEN or --users=all (or USER,USER)")
-    if given.users is None and (given.out or given.data_path):
+    if not users and (given.out or given.data_path):
         raise InputError(f"--{'out' if given.out else 'data_path'}: goes with --users, not with --history")
     bundle, allow = load_bundle(given.folder), None if given.allow is None else _lines(given.allow)
-    if given.users is None:
+    if not users:
         histories = {text: _names(text) for text in given.history}
     else:
         histories = known_histories(bundle, given.data_path)
-        wanted = list(histories) if given.users == "all" else _names(given.users)
+        wanted = list(histories) if users == ["all"] else users
         if strange := [user for user in wanted if user not in histories]:
             there = f"the {len(histories)} users of {bundle.settings['dataset']}"
             raise InputError(f"--users: {', '.join(strange[:3])} not among {there}, such as {next(iter(histories))}")
@@ -241,7 +242,7 @@ def _recommend(given: argparse.Namespace) -> None:
     found = bundle.recommend(histories.values(), given.k, not given.keep_seen, allow)
     for name, (items, scores, unknown) in zip(histories, found, strict=True):
         print(
-            f"{'after' if given.users is None else 'user'} {name}"
+            f"{'user' if users else 'after'} {name}"
             + (f" (unknown, ignored: {', '.join(unknown)})" if unknown else "")
         )
         rows = [[str(at), item, f"{score:.4f}"] for at, (item, score) in enumerate(zip(items, scores, strict=True), 1)]

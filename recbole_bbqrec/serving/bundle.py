@@ -136,9 +136,8 @@ class Bundle:
         if k is None and allow is None:
             raise InputError("k: found None, expected a whole number; None is for all items of `allow`")
         count = len(self.item_tokens) if k is None else number_of(k)
-        results = self.ranked(
-            given, count, exclude_seen, None if allow is None else allowed_of(allow, self._ids, len(given))
-        )
+        allowed = None if allow is None else allowed_of(allow, self._ids, len(given))
+        results = self.ranked(given, count, exclude_seen, allowed)
         warn_of_unknown(token for result in results for token in result.unknown)
         return results
 
@@ -167,8 +166,8 @@ class Bundle:
         Returns
         -------
         [B, N - 1] in the order of `item_tokens` without padding, or [B, m] in that of `items`, float32. Minus infinity
-        is for what has no score: unknown items, those that a beam search over the whole catalogue has not found, and
-        everything after a history without any known item. Items that are asked for by name are not searched for.
+        is for what has no score: unknown items, what a beam search over the whole catalogue has not found, and all that
+        comes after a history without any known item. `items` are scored exactly, without a search.
         """
         known, unknown = self._known(histories_of(histories, self._ids))
         tokens = self.item_tokens[1:] if items is None else tokens_of(items, self._ids, "items")
