@@ -241,10 +241,8 @@ def _recommend(given: argparse.Namespace) -> None:
         raise InputError(f"--users: {len(histories)} users, at most {SHOWN} are shown; --out=lists.csv writes a table")
     found = bundle.recommend(histories.values(), given.k, not given.keep_seen, allow)
     for name, (items, scores, unknown) in zip(histories, found, strict=True):
-        print(
-            f"{'user' if users else 'after'} {name}"
-            + (f" (unknown, ignored: {', '.join(unknown)})" if unknown else "")
-        )
+        ignored = f" (unknown, ignored: {', '.join(unknown)})" if unknown else ""
+        print(f"{'user' if users else 'after'} {name}{ignored}")
         rows = [[str(at), item, f"{score:.4f}"] for at, (item, score) in enumerate(zip(items, scores, strict=True), 1)]
         print(markdown_table(["rank", "item", "score"], rows) if rows else "nothing: no known item in it, or none left")
 
