@@ -45,12 +45,8 @@ def known_histories(bundle: Bundle, data_path: str | Path | None = None) -> dict
     """
     moved = {} if data_path is None else {"data_path": str(data_path)}
     config = Config(config_dict={**settings_to_load(bundle.settings), **moved})
-    for key, nothing in (
-        ("attach_item_features", False),
-        ("attach_semantic_ids", False),
-        ("similarity_attention", "off"),
-    ):
-        config[key] = nothing
+    config["attach_item_features"] = config["attach_semantic_ids"] = False
+    config["similarity_attention"] = "off"
     dataset = MultiModalSequentialDataset(config)
     # Of rows with lists (files that are split already) the longer one of the same time comes later.
     order = (dataset.uid_field, dataset.time_field, dataset.item_list_length_field)

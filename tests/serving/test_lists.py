@@ -53,11 +53,7 @@ def test_filters_and_names_of_the_run_hold(tmp_path, untrained):
     _, *lines = file.read_text().splitlines()
     file.write_text("\n".join(["who:token\tasin:token\twhen:float", *lines]) + "\n")
     names = {"USER_ID_FIELD": "who", "ITEM_ID_FIELD": "asin", "TIME_FIELD": "when"}
-    given = {
-        "load_col": {"inter": [*names.values()]},
-        "user_inter_num_interval": "[9,inf)",
-        "attach_item_features": False,
-    }
+    given = {"load_col": {"inter": [*names.values()]}, "user_inter_num_interval": "[9,inf)"}
     expected = {user: items for user, items in by_user(tiny_interactions()).items() if len(items) >= 9}
     found = known_histories(untrained(place, "SASRec", **names, **given))
     assert found == expected and 0 < len(expected) < 60
@@ -84,6 +80,8 @@ def test_files_that_are_split_already(tmp_path, untrained, length):
         for at in range(1, len(items)):
             part = {len(items) - 1: "test", len(items) - 2: "valid"}.get(at, "train")
             parts[part].append(f"{user}\t{' '.join(items[max(at - length, 0) : at])}\t{items[at]}\t{at // 3}")
+    parts["train"] += ["zoe\ti05 i06\ti07\t9", "zoe\ti01 i02\ti03\t1"]  # two sessions
+    expected["zoe"] = ["i01", "i02", "i03", "i05", "i06", "i07"]
     header = "user_id:token\titem_id_list:token_seq\titem_id:token\ttimestamp:float"
     for part, lines in parts.items():
         (place / "tiny" / f"tiny.{part}.inter").write_text("\n".join([header, *lines]) + "\n")
