@@ -48,10 +48,13 @@ def known_histories(bundle: Bundle, data_path: str | Path | None = None) -> dict
     config["attach_item_features"] = config["attach_semantic_ids"] = False
     config["similarity_attention"] = "off"
     dataset = MultiModalSequentialDataset(config)
+    fields = dataset.uid_field, dataset.iid_field, dataset.iid_field + config["LIST_SUFFIX"]
+    rows = dataset.inter_feat
+    if (whole := getattr(dataset, "histories", None)) is not None:  # where lists in the rows are as models read them
+        rows = rows.assign(**{fields[2]: list(whole)})
     # Of rows with lists (files that are split already) the longer one of the same time comes later.
     order = (dataset.uid_field, dataset.time_field, dataset.item_list_length_field)
-    rows = dataset.inter_feat.sort_values([field for field in order if field in dataset.inter_feat], kind="stable")
-    fields = dataset.uid_field, dataset.iid_field, dataset.iid_field + config["LIST_SUFFIX"]
+    rows = rows.sort_values([field for field in order if field in rows], kind="stable")
     users, items, lists = (_tokens(dataset, rows, field) for field in fields)
     histories: dict[str, list[str]] = {}
     for user, item, earlier in zip(users, items, lists, strict=True):

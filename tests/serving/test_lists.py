@@ -82,6 +82,9 @@ def test_files_that_are_split_already(tmp_path, untrained, length):
             parts[part].append(f"{user}\t{' '.join(items[max(at - length, 0) : at])}\t{items[at]}\t{at // 3}")
     parts["train"] += ["zoe\ti05 i06\ti07\t9", "zoe\ti01 i02\ti03\t1"]  # two sessions
     expected["zoe"] = ["i01", "i02", "i03", "i05", "i06", "i07"]
+    long = [f"i{(7 * at) % 40:02d}" for at in range(70)]  # more than models read
+    parts["test"].append(f"max\t{' '.join(long[:-1])}\t{long[-1]}\t1")
+    expected["max"] = long
     header = "user_id:token\titem_id_list:token_seq\titem_id:token\ttimestamp:float"
     for part, lines in parts.items():
         (place / "tiny" / f"tiny.{part}.inter").write_text("\n".join([header, *lines]) + "\n")
