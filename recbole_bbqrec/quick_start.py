@@ -10,6 +10,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import recbole
 from recbole.utils import init_logger
 
@@ -184,7 +185,8 @@ def _record(
         "dataset": config["dataset"],
         "seed": config["seed"],
         "metrics": {split: rank.metrics(config["metrics"], config["topk"]) for split, rank in ranks.items()},
-        "users": {split: len(rank.users) for split, rank in ranks.items()},
+        "users": {split: len(np.unique(rank.users)) for split, rank in ranks.items()},
+        "rows": {split: len(rank.users) for split, rank in ranks.items()},
         "epochs": {"best": best + 1, "done": done, "hit_cap": done >= config["epochs"]},
         "chosen": trainer.state.chosen,
         "seconds": {**dataset.seconds, **trainer.timings()},

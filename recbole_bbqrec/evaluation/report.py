@@ -30,11 +30,15 @@ def result_table(record: dict[str, Any]) -> str:
     rows = [[*place, *(f"{value:.4f}" for value in of.values())] for place, of in found.items()]
     header, epochs = ["split", "seen items", *next(iter(found.values()))], record["epochs"]
     times = ", ".join(f"{name} {_shown(value, '.1f')}" for name, value in record["seconds"].items())
-    users = ", ".join(f"{count} {split}" for split, count in record["users"].items())
+    users, rows_of = record["users"], record["rows"]
+    judged = ", ".join(f"{count} {split}" for split, count in users.items())
+    if rows_of != users:
+        judged += "; judged rows: " + ", ".join(f"{count} {split}" for split, count in rows_of.items())
+        judged += ", and metrics are means over the rows, as in RecBole"
     lines = [
         f"{record['model']}{'*' * epochs['hit_cap']} on {record['dataset']}, seed {record['seed']}\n",
         tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n",
-        f"users: {users}; best epoch {epochs['best']} of {epochs['done']}; "
+        f"users: {judged}; best epoch {epochs['best']} of {epochs['done']}; "
         f"{record['parameters']} parameters; peak memory {_shown(record['peak_memory_mib'], '.0f')} MiB",
         f"seconds: {times}",
     ]
