@@ -18,6 +18,18 @@ COUNTED_ONCE = {"topk": [5, 10, 20], "metrics": ["Recall", "NDCG"], "use_gpu": T
 searches from before are found."""
 
 
+def judged_parts(config: Any) -> tuple[str, ...]:
+    """Parts of the data, `valid` and `test`, that the settings keep apart from training."""
+    if config["train_on"] == "all":
+        return ()
+    ((mode, how),) = config["eval_args"]["split"].items()
+    if config["benchmark_filename"] or how == "valid_and_test":
+        return ("valid", "test")
+    if mode == "LS":
+        return (how.partition("_")[0],)
+    return tuple(part for part, share in zip(("valid", "test"), how[1:], strict=True) if share)
+
+
 def comparable_settings(config: Any) -> dict[str, Any]:
     """Settings that can change a result, the seed left out: runs that share them differ by chance alone.
 

@@ -86,10 +86,10 @@ class _Error(NamedTuple):
 class PairedValues:
     """One metric of several rows of a table over the same users, from row -> seed -> (users [R], values [R]).
 
-    A mean is over all values, as in RecBole. Users are independent, values of one user are not: each user counts as one,
-    and where some have more values than others his distance from the mean counts by how many he has, as in a ratio of
-    sums (Cochran, Sampling Techniques, 1977, chapter 9A). An `InputError` where the users of two runs differ or have
-    other numbers of values, or there is only one.
+    A mean is over all values, as in RecBole. Users are independent, values of one user are not: where some users have
+    more values than others, a user's distance from the mean counts by how many he has, as in a ratio of sums (Cochran,
+    Sampling Techniques, 3rd edition, section 2.11). An `InputError` where the users of two runs differ or have other
+    numbers of values, or there is only one.
 
     `trainings` is row -> what stands for its trainings, none where nothing in it is random; rows with the same have
     seed by seed the same trainings. A row that it lacks has trainings of its own. A row of one seed borrows the pooled

@@ -17,6 +17,7 @@ RECORD = {
     "seconds": {"train": 1.5},
     "peak_memory_mib": 100.4,
     "parameters": 7,
+    "settings": {},
 }
 
 
