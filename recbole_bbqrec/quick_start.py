@@ -213,6 +213,7 @@ def _check_outputs(config: Config) -> None:
         raise InputError(f"final: nothing is left to judge test on, {why}; drop final or change that")
     if config["ranks_file"] and "valid" not in kept and not config["final"]:
         raise InputError(f"ranks_file: nothing is judged, {why}; drop ranks_file, add --final or change that")
+    check_name(config["ranks_file"])
     for key in ("result_file", "ranks_file"):
         path, why = config[key], None
         try:
@@ -223,7 +224,6 @@ def _check_outputs(config: Config) -> None:
             why = error.strerror
         if why:
             raise InputError(f"{key}: {path} cannot be written ({why}); name another file")
-    check_name(config["ranks_file"])
 
 
 def _record(config: Config, trained: _Trained, ranks: dict[str, Any], memory: PeakMemory) -> dict[str, Any]:
