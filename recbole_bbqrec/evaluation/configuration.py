@@ -22,12 +22,13 @@ def judged_parts(config: Any) -> tuple[str, ...]:
     """Parts of the data, `valid` and `test`, that the settings keep apart from training."""
     if config["train_on"] == "all":
         return ()
-    ((mode, how),) = config["eval_args"]["split"].items()
-    if config["benchmark_filename"] or how == "valid_and_test":
-        return ("valid", "test")
-    if mode == "LS":
-        return (how.partition("_")[0],)
-    return tuple(part for part, share in zip(("valid", "test"), how[1:], strict=True) if share)
+    split, parts = config["eval_args"]["split"], ("valid", "test")
+    if config["benchmark_filename"] or not isinstance(split, dict):  # RecBole refuses what it cannot read
+        return parts
+    how = next(iter(split.values()), None)
+    if isinstance(how, list):
+        return tuple(part for part, share in zip(parts, how[1:], strict=False) if share)
+    return {"valid_only": ("valid",), "test_only": ("test",)}.get(str(how), parts)
 
 
 def comparable_settings(config: Any) -> dict[str, Any]:

@@ -35,23 +35,22 @@ def result_table(record: dict[str, Any]) -> str:
         judged += "; judged rows: " + ", ".join(f"{count} {split}" for split, count in rows_of.items())
         judged += ", and metrics are means over the rows, as in RecBole"
     header = ["split", "seen items", *next(iter(found.values()), ())]
+    spent = f"best epoch {epochs['best']} of {epochs['done']}" if "valid" in users else f"{epochs['done']} epochs"
     on_all, marked = record["settings"].get("train_on") == "all", "*" * epochs["hit_cap"]
     lines = [
         f"{record['model']}{marked} on {record['dataset']}, seed {record['seed']}\n",
         *([tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n"] if rows else []),
-        f"users: {judged}; best epoch {epochs['best']} of {epochs['done']}; "
+        f"users: {judged}; {spent}; "
         f"{record['parameters']} parameters; peak memory {_shown(record['peak_memory_mib'], '.0f')} MiB",
         f"seconds: {times}",
     ]
     if epochs["hit_cap"]:
         lines.append("* training ended at the cap on epochs, not by early stopping; raise epochs to judge the model")
     if on_all:
-        lines.append(
-            "no metrics: trained on all interactions (train_on), nothing is left to judge on; see train_on: train"
-        )
+        lines.append("no metrics: trained on all interactions (train_on), so nothing is left to judge this model on")
     elif "valid" not in record["metrics"]:
         lines.append(
-            "no validation in eval_args.split: the last epoch is kept, nothing was chosen or fitted on validation"
+            "no validation in eval_args.split: nothing was chosen or fitted on it, and training went to its last epoch"
         )
     if "test" not in record["metrics"] and not on_all:
         lines.append("test is looked at last: add --final to judge it")

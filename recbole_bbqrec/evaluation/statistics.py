@@ -123,7 +123,7 @@ class PairedValues:
                 means.append(of_users)
             self._values[row] = np.stack(means, axis=1)  # [U, S]
         self._per_user = {row: of_row.mean(axis=1) for row, of_row in self._values.items()}  # [U]
-        self.n_users = len(next(iter(self._values.values())))
+        self.n_users, self.n_values = len(first[0]), int(first[1].sum())
         if self.n_users < 2:
             raise InputError(f"{at}: found 1 user, expected at least 2; judge a data set with more users")
 
