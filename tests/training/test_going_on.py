@@ -132,29 +132,46 @@ def test_without_validation_the_last_epoch_is_kept(tiny, tmp_path, caplog, capsy
     assert alone["metrics"] == {} and alone["run_dir"] == record["run_dir"]
 
 
+@pytest.fixture
+def killed_in(monkeypatch):
+    """Have a run killed at the end of an epoch, before anything of it is kept."""
+
+    def run(given, at):
+        with monkeypatch.context() as patch:
+            train = trainer.ProtocolTrainer._train_epoch
+
+            def killed(self, data, epoch, *rest, **more):
+                loss = train(self, data, epoch, *rest, **more)
+                if epoch == at:
+                    raise KeyboardInterrupt
+                return loss
+
+            patch.setattr(trainer.ProtocolTrainer, "_train_epoch", killed)
+            with pytest.raises(KeyboardInterrupt):
+                quick_start.run(config_dict=given)
+
+    return run
+
+
 @pytest.mark.parametrize("model", MODELS)
-def test_killed_without_validation(tiny, tmp_path, monkeypatch, epochs_trained, model):
-    def run(place):
-        changes = {"checkpoint_dir": str(tmp_path / place), "eval_args": TEST_ONLY, "epochs": 3, "final": True}
-        return quick_start.run(config_dict=settings(tiny, model, **changes))
-
-    whole = run("whole")
+def test_killed_without_validation(tiny, tmp_path, epochs_trained, killed_in, model):
+    changes = {"cache_dir": str(tmp_path), "eval_args": TEST_ONLY, "epochs": 3, "final": True}
+    whole, cut = (settings(tiny, model, checkpoint_dir=str(tmp_path / place), **changes) for place in ("whole", "cut"))
+    undisturbed = quick_start.run(config_dict=whole)
     epochs_trained.clear()
-    with monkeypatch.context() as patch:
-        train = trainer.ProtocolTrainer._train_epoch
+    killed_in(cut, 2)
+    again = quick_start.run(config_dict=cut)
+    assert epochs_trained == [0, 1, 2, 2] and again["metrics"] == undisturbed["metrics"]
+    assert_equal(tensors(again["run_dir"]), tensors(undisturbed["run_dir"]))
 
-        def killed(self, data, epoch, *rest, **more):
-            loss = train(self, data, epoch, *rest, **more)
-            if epoch == 2:
-                raise KeyboardInterrupt
-            return loss
 
-        patch.setattr(trainer.ProtocolTrainer, "_train_epoch", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run("cut")
-    again = run("cut")
-    assert epochs_trained == [0, 1, 2, 2] and again["metrics"] == whole["metrics"]
-    assert_equal(tensors(again["run_dir"]), tensors(whole["run_dir"]))
+def test_more_epochs_go_on_from_a_run_that_was_killed(tiny, tmp_path, epochs_trained, killed_in):
+    given = settings(tiny, "SASRec", checkpoint_dir=str(tmp_path))
+    killed_in({**given, "epochs": 3}, 1)
+    longer = quick_start.run(config_dict={**given, "epochs": 4})
+    assert epochs_trained == [0, 1, 1, 2, 3]
+    whole = quick_start.run(config_dict={**given, "epochs": 4, "checkpoint_dir": str(tmp_path / "whole")})
+    assert longer["metrics"] == whole["metrics"] and longer["epochs"] == whole["epochs"]
 
 
 def test_a_script_may_leave_validation_out(tiny, tmp_path):
