@@ -108,7 +108,6 @@ def execute(
     _check_outputs(config)
     tested = TimesTested(config)
     memory = PeakMemory()
-    compat.init_seed(config)
     init_logger(config)
     logger = getLogger()
     logger.info(config)
@@ -119,7 +118,7 @@ def execute(
         ordinary["train_on"] = "train"
         if "valid" in judged_parts(ordinary):
             decided = _train(ordinary, **watch).trainer.decide()
-            logger.info(f"decided on validation, training on all interactions begins: {decided.epochs} epochs")
+            logger.info(f"validation has decided ({decided.epochs} epochs); now training on all interactions")
             watch = {}
     trained = _train(config, **watch, decided=decided)
     trainer, loaders = trained.trainer, trained.loaders
@@ -164,6 +163,7 @@ def _train(
     logger = getLogger()
     if decided is not None and decided.epochs:
         config["epochs"] = decided.epochs
+    compat.init_seed(config)
     with _recbole_refusals(config):
         dataset = registry.get_dataset(config["model"])(config)
         logger.info(dataset)

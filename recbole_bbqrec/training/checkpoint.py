@@ -52,7 +52,7 @@ class RunFolder(NamedTuple):
         def rest(epochs: int) -> str:
             return f"{begins}-{storage.fingerprint(of_all_lengths, epochs)}"
 
-        there = {path.name for path in root.glob(f"{name}-{begins}-*")}
+        there = {path.name for path in root.glob("*")}
         # A cap below `eval_step` brings an evaluation at its end that a longer training does not have.
         fewer = range(n_epochs - 1, min(learned_from["eval_step"], n_epochs) - 1, -1) if there else ()
         shorter = [root / found for found in (f"{name}-{rest(epochs)}" for epochs in fewer) if found in there]
