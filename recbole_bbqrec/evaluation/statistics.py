@@ -102,7 +102,7 @@ class PairedValues:
         trainings: Mapping[str, Hashable | None] | None = None,
     ) -> None:
         self._trainings = {row: (row,) for row in values} | dict(trainings or {})
-        first: tuple[np.ndarray, ...] = ()
+        first: list[np.ndarray] = []  # users, and how many values each has
         at = ""
         self._values = {}
         for row, by_seed in values.items():
@@ -110,7 +110,7 @@ class PairedValues:
             for seed, (of_rows, found) in sorted(by_seed.items()):
                 users, place, counts = np.unique(of_rows, return_inverse=True, return_counts=True)
                 if not first:
-                    first, at = (users, counts), f"{row}, seed {seed}"
+                    first, at = [users, counts], f"{row}, seed {seed}"
                 if not all(map(np.array_equal, (users, counts), first)):
                     raise InputError(
                         f"{row}, seed {seed}: found {len(users)} users in {counts.sum()} rows, expected the "
