@@ -8,8 +8,9 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import recbole
 from recbole.utils import init_logger
 
@@ -20,8 +21,9 @@ from .data.dataset import SEMANTIC_ID
 from .data.feature_sources import image_folder
 from .errors import InputError
 from .evaluation import report
-from .evaluation.configuration import TimesTested
+from .evaluation.configuration import TimesTested, judged_parts
 from .evaluation.ranking import Ranks
+from .evaluation.ranks_file import check_name, write_ranks
 from .preparation import obtain
 from .preparation.image_download import addresses_of, fetch_images
 from .preparation.public import describe
@@ -29,6 +31,7 @@ from .serving.bundle import BUNDLE, keep_bundle
 from .settings import plain_settings, public_source, settings_to_load
 from .tokenizer.memory import PeakMemory
 from .training import checkpoint
+from .training.trainer import Decided
 
 OURS, RECBOLES = (Path(str(package)).parent for package in (__file__, recbole.__file__))
 HAND_OVER = ("registry.py", "dataloader.py")
@@ -93,20 +96,74 @@ def execute(
     training, validation and test loaders before the training, and what it returns goes into the record; `after_epoch`
     is handed the trainer after every epoch that validation has judged, once its state is on the disk.
 
-    The record holds model, dataset, seed, metrics by split and column, users, epochs, seconds, peak memory (MiB),
-    number of parameters, settings, versions, and the folder of the run. Seconds and memory of what a cache or an
-    earlier process has spared are those of when it was made, none where nobody has measured them.
+    With `train_on: all` this run comes first, to its end and unjudged, and decides on validation what there is to
+    decide; then a second training learns from all interactions, and the record and the folder are its own.
+
+    The record holds model, dataset, seed, metrics by split and column, judged users and rows, epochs, seconds, peak
+    memory (MiB), number of parameters, settings, versions, and the folder of the run. Seconds and memory of what a
+    cache or an earlier process has spared are those of when it was made, none where nobody has measured them.
     """
     fetch_missing(arguments, config_dict)
     config = Config(arguments=arguments, config_dict=config_dict)
-    _check_result_file(config["result_file"])
+    _check_outputs(config)
     tested = TimesTested(config)
     memory = PeakMemory()
-    compat.init_seed(config)
     init_logger(config)
     logger = getLogger()
     logger.info(config)
 
+    watch, decided = {"inspect": inspect, "after_epoch": after_epoch}, None
+    if config["train_on"] == "all":
+        ordinary = Config(arguments=arguments, config_dict=config_dict)
+        ordinary["train_on"] = "train"
+        if "valid" in judged_parts(ordinary):
+            decided = _train(ordinary, **watch).trainer.decide()
+            logger.info(f"validation has decided ({decided.epochs} epochs); now training on all interactions")
+            watch = {}
+    trained = _train(config, **watch, decided=decided)
+    trainer, loaders = trained.trainer, trained.loaders
+
+    started = time.perf_counter()
+    datasets, ranks = [loader._dataset for loader in loaders], {}
+    for at, split in enumerate(("valid", "test"), start=1):
+        if split in judged_parts(config) and (split == "valid" or config["final"]):
+            ranks[split] = trainer.rank(loaders[at], datasets[:at], config["show_progress"])
+    logger.info(f"judged in {time.perf_counter() - started:.1f} s")
+
+    record = {
+        **_record(config, trained, ranks, memory),
+        "times_tested": tested.after_run(),
+        **trained.inspected,
+    }
+    if config["result_file"]:
+        storage.write_json(config["result_file"], record)
+    if config["ranks_file"]:
+        write_ranks(config["ranks_file"], ranks, dict(zip(("valid", "test"), datasets[1:], strict=True)))
+    keep_bundle(trainer.folder.path, config, trained.dataset)
+    print("\n" + report.result_table(record))
+    return record, ranks
+
+
+class _Trained(NamedTuple):
+    """A model that has been trained, with its data set and loaders, and what `inspect` has found."""
+
+    dataset: Any
+    loaders: tuple[Any, Any, Any]
+    trainer: Any
+    inspected: dict[str, Any]
+
+
+def _train(
+    config: Config,
+    inspect: Callable[[Any, Any, Any, Any], dict[str, Any]] | None = None,
+    after_epoch: Callable[[Any], None] | None = None,
+    decided: Decided | None = None,
+) -> _Trained:
+    """Read the data, build the model and train it to its end, or as far as another run has decided."""
+    logger = getLogger()
+    if decided is not None and decided.epochs:
+        config["epochs"] = decided.epochs
+    compat.init_seed(config)
     with _recbole_refusals(config):
         dataset = registry.get_dataset(config["model"])(config)
         logger.info(dataset)
@@ -118,27 +175,11 @@ def execute(
 
     inspected = inspect(dataset, train, valid, test) if inspect else {}
     trainer = registry.get_trainer(config)(config, model)
+    trainer.decided = decided
     watched = (lambda *_: after_epoch(trainer)) if after_epoch else None
     trainer.fit(train, valid, show_progress=config["show_progress"], callback_fn=watched)
     trainer.finish(valid, show_progress=config["show_progress"])
-
-    started = time.perf_counter()
-    earlier, shown = [train._dataset, valid._dataset], config["show_progress"]
-    ranks = {"valid": trainer.rank(valid, earlier[:1], shown)}
-    if config["final"]:
-        ranks["test"] = trainer.rank(test, earlier, shown)
-    logger.info(f"judged in {time.perf_counter() - started:.1f} s")
-
-    record = {
-        **_record(config, dataset, model, trainer, ranks, memory),
-        "times_tested": tested.after_run(),
-        **inspected,
-    }
-    if config["result_file"]:
-        storage.write_json(config["result_file"], record)
-    keep_bundle(trainer.folder.path, config, dataset)
-    print("\n" + report.result_table(record))
-    return record, ranks
+    return _Trained(dataset, (train, valid, test), trainer, inspected)
 
 
 def fetch_missing(arguments: Sequence[str], config_dict: dict[str, Any] | None) -> None:
@@ -163,31 +204,41 @@ def fetch_missing(arguments: Sequence[str], config_dict: dict[str, Any] | None) 
         print(fetch_images(folder, place, config["show_progress"], partial=False))
 
 
-def _check_result_file(path: str | None) -> None:
-    """Find out before the run, not after it, that its record cannot be written."""
-    try:
-        if path:
-            Path(path).resolve().parent.mkdir(parents=True, exist_ok=True)
-        why = "Is a directory" if path and Path(path).is_dir() else None
-    except OSError as error:
-        why = error.strerror
-    if why:
-        raise InputError(f"result_file: {path} cannot be written ({why}); name another file")
+def _check_outputs(config: Config) -> None:
+    """Find out before the run, not after it, what it is asked for and cannot give or write."""
+    kept = judged_parts(config)
+    split = f"eval_args.split {config['eval_args']['split']}"
+    why = "train_on all trains on everything" if config["train_on"] == "all" else f"{split} keeps no such part"
+    if config["final"] and "test" not in kept:
+        raise InputError(f"final: nothing is left to judge test on, {why}; drop final or change that")
+    if config["ranks_file"] and "valid" not in kept and not config["final"]:
+        raise InputError(f"ranks_file: nothing is judged, {why}; drop ranks_file, add --final or change that")
+    check_name(config["ranks_file"])
+    for key in ("result_file", "ranks_file"):
+        path, why = config[key], None
+        try:
+            if path:
+                Path(path).resolve().parent.mkdir(parents=True, exist_ok=True)
+            why = "Is a directory" if path and Path(path).is_dir() else None
+        except OSError as error:
+            why = error.strerror
+        if why:
+            raise InputError(f"{key}: {path} cannot be written ({why}); name another file")
 
 
-def _record(
-    config: Config, dataset: Any, model: Any, trainer: Any, ranks: dict[str, Any], memory: PeakMemory
-) -> dict[str, Any]:
+def _record(config: Config, trained: _Trained, ranks: dict[str, Any], memory: PeakMemory) -> dict[str, Any]:
+    trainer, model = trained.trainer, trained.trainer.model
     done, best = trainer.state.epochs_done, trainer.state.best_epoch
     return {
         "model": config["model"],
         "dataset": config["dataset"],
         "seed": config["seed"],
         "metrics": {split: rank.metrics(config["metrics"], config["topk"]) for split, rank in ranks.items()},
-        "users": {split: len(rank.users) for split, rank in ranks.items()},
-        "epochs": {"best": best + 1, "done": done, "hit_cap": done >= config["epochs"]},
+        "users": {split: len(np.unique(rank.users)) for split, rank in ranks.items()},
+        "rows": {split: len(rank.users) for split, rank in ranks.items()},
+        "epochs": {"best": best + 1, "done": done, "hit_cap": trainer.hit_cap},
         "chosen": trainer.state.chosen,
-        "seconds": {**dataset.seconds, **trainer.timings()},
+        "seconds": {**trained.dataset.seconds, **trainer.timings()},
         "peak_memory_mib": memory.mib,
         "peak_memory_is_bound": not memory.is_own,
         "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),

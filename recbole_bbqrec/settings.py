@@ -75,7 +75,8 @@ KEYS: dict[str, Key] = {
     "weight_decay": Key(float, "of the optimiser", NOT_NEGATIVE),
     "average_weights": Key(bool, "evaluate and keep an average over the last steps of training, not the last step"),
     "length_groups": Key(bool, "run RecBole's own models on length groups where they do not depend on padding"),
-    "resume": Key(bool, "go on with an interrupted run of the same settings; evaluate a finished one"),
+    "resume": Key(bool, "go on with an interrupted run of the same settings, or one of fewer epochs; evaluate a finished one"),
+    "train_on": Key(str, "`train`, or `all`: validation decides, then all interactions are trained on, for use", _one_of("train", "all")),
     # Item features
     "attach_item_features": Key(bool, "build the item features and attach them to the data set"),
     "attach_semantic_ids": Key(bool, "learn semantic IDs on the training split and attach them as item feature `semantic_id`"),
@@ -147,6 +148,7 @@ KEYS: dict[str, Key] = {
     "cache_dir": Key(str, "item features and tokenizers, kept by fingerprint; empty: <checkpoint_dir>/cache", None, True),
     "results": Key(str, "folder of records, pages, and of the counts of how often a configuration was judged on test"),
     "result_file": Key(str, "write the run's record as JSON to this file", None, True),
+    "ranks_file": Key(str, "write each judged target's rank to this file, .csv or .parquet", None, True),
 }
 # fmt: on
 """All keys of `properties/`: types, meanings and bounds. Of RecBole's own, those that we bound or give a default."""
@@ -208,7 +210,8 @@ def reference() -> str:
 
 # Keys that change where a run computes and writes or what it prints, never what it learns.
 NOT_LEARNED_FROM = {
-    *("final", "resume", "result_file", "cache_dir", "checkpoint_dir", "show_progress", "state", "data_path"),
+    *("final", "resume", "result_file", "ranks_file", "train_on"),  # what is trained on counts by its content
+    *("cache_dir", "checkpoint_dir", "show_progress", "state", "data_path"),
     *(
         "report_card",
         "log_wandb",

@@ -61,6 +61,18 @@ def test_test_data_is_looked_at_only_with_final(tiny, tmp_path, capsys, monkeypa
     assert "add --final" in capsys.readouterr().out
 
 
+def test_rows_are_counted_and_so_are_users_where_they_have_several_rows(tmp_path, capsys):
+    write_dataset(
+        tmp_path,
+        rows=[(f"u{user}", f"i{(7 * user + 3 * step) % 40:02d}", step) for user in range(4) for step in range(11)],
+    )
+    split = {"split": {"RS": [0.6, 0.2, 0.2]}, "group_by": "user", "order": "TO", "mode": "full"}
+    record, ranks = quick_start.execute(config_dict=settings(tmp_path, "Pop", eval_args=split, final=True))
+    assert record["users"] == {"valid": 4, "test": 4} and record["rows"] == {"valid": 8, "test": 8}
+    assert record["metrics"]["valid"]["masked"]["recall@10"] == np.mean(ranks["valid"].masked <= 10)
+    assert "users: 4 valid, 4 test; judged rows: 8 valid, 8 test" in capsys.readouterr().out
+
+
 def test_same_seed_same_numbers_and_another_seed_others(tiny, tmp_path):
     def metrics(place, **changes):
         given = settings(tiny, checkpoint_dir=str(tmp_path / place), **changes)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from recbole.data.dataset import SequentialDataset
-from recbole.data.interaction import Interaction
+from recbole.data.interaction import Interaction, cat_interactions
 from recbole.utils import FeatureSource, FeatureType
 
 from .. import compat
@@ -158,6 +158,8 @@ class MultiModalSequentialDataset(SequentialDataset):
     def build(self) -> list[Any]:
         """Split as RecBole does, then learn the codes from the training split and attach them to all splits."""
         splits = super().build()
+        if self.config["train_on"] == "all":
+            splits = _all_in_training(splits)
         sequences, catalogue = training_sequences(splits[0]), self.catalogue
         if self._needs_codes:
             ids, self.tokenizer_file, seconds = fit_semantic_ids(self.config, catalogue, sequences, self.cache_dir)
@@ -180,3 +182,9 @@ class MultiModalSequentialDataset(SequentialDataset):
         self.field2id_token[SEMANTIC_ID] = np.array(tokens)
         self.field2token_id[SEMANTIC_ID] = {token: index for index, token in enumerate(tokens)}
         self.set_field_property(SEMANTIC_ID, FeatureType.TOKEN_SEQ, FeatureSource.ITEM, width)
+
+
+def _all_in_training(splits: list[Any]) -> list[Any]:
+    """Move all rows of a split to its training part; the other parts stay, without any."""
+    joined = cat_interactions([part.inter_feat for part in splits])
+    return [splits[0].copy(joined), *(part.copy(part.inter_feat[[]]) for part in splits[1:])]

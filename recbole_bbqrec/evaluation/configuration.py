@@ -18,6 +18,19 @@ COUNTED_ONCE = {"topk": [5, 10, 20], "metrics": ["Recall", "NDCG"], "use_gpu": T
 searches from before are found."""
 
 
+def judged_parts(config: Any) -> tuple[str, ...]:
+    """Parts of the data, `valid` and `test`, that the settings keep apart from training."""
+    if config["train_on"] == "all":
+        return ()
+    split, parts = config["eval_args"]["split"], ("valid", "test")
+    if config["benchmark_filename"] or not isinstance(split, dict):  # RecBole refuses what it cannot read
+        return parts
+    how = next(iter(split.values()), None)
+    if isinstance(how, list):
+        return tuple(part for part, share in zip(parts, how[1:], strict=False) if share)
+    return {"valid_only": ("valid",), "test_only": ("test",)}.get(str(how), parts)
+
+
 def comparable_settings(config: Any) -> dict[str, Any]:
     """Settings that can change a result, the seed left out: runs that share them differ by chance alone.
 

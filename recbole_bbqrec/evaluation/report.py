@@ -28,19 +28,31 @@ def result_table(record: dict[str, Any]) -> str:
     """Return the record's metrics as a Markdown table: a row per split and column, a column per metric."""
     found = {(split, column): of for split, columns in record["metrics"].items() for column, of in columns.items()}
     rows = [[*place, *(f"{value:.4f}" for value in of.values())] for place, of in found.items()]
-    header, epochs = ["split", "seen items", *next(iter(found.values()))], record["epochs"]
+    epochs, users, rows_of = record["epochs"], record["users"], record["rows"]
     times = ", ".join(f"{name} {_shown(value, '.1f')}" for name, value in record["seconds"].items())
-    users = ", ".join(f"{count} {split}" for split, count in record["users"].items())
+    judged = ", ".join(f"{count} {split}" for split, count in users.items()) or "none judged"
+    if rows_of != users:
+        judged += "; judged rows: " + ", ".join(f"{count} {split}" for split, count in rows_of.items())
+        judged += ", and metrics are means over the rows, as in RecBole"
+    header = ["split", "seen items", *next(iter(found.values()), ())]
+    spent = f"best epoch {epochs['best']} of {epochs['done']}" if "valid" in users else f"{epochs['done']} epochs"
+    on_all, marked = record["settings"].get("train_on") == "all", "*" * epochs["hit_cap"]
     lines = [
-        f"{record['model']}{'*' * epochs['hit_cap']} on {record['dataset']}, seed {record['seed']}\n",
-        tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n",
-        f"users: {users}; best epoch {epochs['best']} of {epochs['done']}; "
+        f"{record['model']}{marked} on {record['dataset']}, seed {record['seed']}\n",
+        *([tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n"] if rows else []),
+        f"users: {judged}; {spent}; "
         f"{record['parameters']} parameters; peak memory {_shown(record['peak_memory_mib'], '.0f')} MiB",
         f"seconds: {times}",
     ]
     if epochs["hit_cap"]:
         lines.append("* training ended at the cap on epochs, not by early stopping; raise epochs to judge the model")
-    if "test" not in record["metrics"]:
+    if on_all:
+        lines.append("no metrics: trained on all interactions (train_on), so nothing is left to judge this model on")
+    elif "valid" not in record["metrics"]:
+        lines.append(
+            "no validation in eval_args.split: nothing was chosen or fitted on it, and training went to its last epoch"
+        )
+    if "test" not in record["metrics"] and not on_all:
         lines.append("test is looked at last: add --final to judge it")
     return "\n".join(lines)
 

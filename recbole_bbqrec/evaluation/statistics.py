@@ -86,7 +86,10 @@ class _Error(NamedTuple):
 class PairedValues:
     """One metric of several rows of a table over the same users, from row -> seed -> (users [R], values [R]).
 
-    Values are averaged per user first. An `InputError` where the users of two runs differ, or there is only one.
+    A mean is over all values, as in RecBole. Users are independent, values of one user are not: where some users have
+    more values than others, a user's distance from the mean counts by how many he has, as in a ratio of sums (Cochran,
+    Sampling Techniques, 3rd edition, section 2.11). An `InputError` where the users of two runs differ or have other
+    numbers of values, or there is only one.
 
     `trainings` is row -> what stands for its trainings, none where nothing in it is random; rows with the same have
     seed by seed the same trainings. A row that it lacks has trainings of its own. A row of one seed borrows the pooled
@@ -99,24 +102,28 @@ class PairedValues:
         trainings: Mapping[str, Hashable | None] | None = None,
     ) -> None:
         self._trainings = {row: (row,) for row in values} | dict(trainings or {})
-        first, at = None, ""
+        first: list[np.ndarray] = []  # users, and how many values each has
+        at = ""
         self._values = {}
         for row, by_seed in values.items():
             means = []
             for seed, (of_rows, found) in sorted(by_seed.items()):
-                users, place = np.unique(of_rows, return_inverse=True)
-                if first is None:
-                    first, at = users, f"{row}, seed {seed}"
-                if not np.array_equal(users, first):
+                users, place, counts = np.unique(of_rows, return_inverse=True, return_counts=True)
+                if not first:
+                    first, at = [users, counts], f"{row}, seed {seed}"
+                if not all(map(np.array_equal, (users, counts), first)):
                     raise InputError(
-                        f"{row}, seed {seed}: found {len(users)} users, expected the {len(first)} of {at}; settings "
-                        "that change the data cannot be compared user by user: leave a row out with --models, or "
-                        "choose with --keys"
+                        f"{row}, seed {seed}: found {len(users)} users in {counts.sum()} rows, expected the "
+                        f"{len(first[0])} in {first[1].sum()} of {at}; settings that change the data cannot be "
+                        "compared user by user: leave a row out with --models, or choose with --keys"
                     )
-                means.append(np.bincount(place, found) / np.bincount(place))  # of each user
+                of_users = np.bincount(place, found) / counts
+                if (counts != counts[0]).any():
+                    of_users = found.mean() + counts / counts.mean() * (of_users - found.mean())
+                means.append(of_users)
             self._values[row] = np.stack(means, axis=1)  # [U, S]
         self._per_user = {row: of_row.mean(axis=1) for row, of_row in self._values.items()}  # [U]
-        self.n_users = len(next(iter(self._values.values())))
+        self.n_users, self.n_values = len(first[0]), int(first[1].sum())
         if self.n_users < 2:
             raise InputError(f"{at}: found 1 user, expected at least 2; judge a data set with more users")
 
@@ -137,7 +144,7 @@ class PairedValues:
         }
 
     def mean(self, row: str) -> float:
-        """Mean of the row over its seeds and users."""
+        """Mean of the row over its seeds and values."""
         return float(self._values[row].mean())
 
     def estimate(self, row: str) -> Estimate:

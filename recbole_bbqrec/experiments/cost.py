@@ -29,7 +29,7 @@ from ..serving.bundle import WEIGHTS, load_bundle, write_bundle
 from ..settings import plain_settings
 from ..training import checkpoint
 from . import records, tables
-from .runner import QUIET, given_and_files
+from .runner import QUIET, check_judged, given_and_files
 
 PLAIN = {"similarity_attention": "off", "use_code_embedding": False, "candidate_similarity": []}
 """Settings without the additional code: what is left of it is what the scoring itself needs."""
@@ -58,6 +58,7 @@ def cost(
     given = {**QUIET, **given, "model": "BBQRec", "dataset": dataset}
     changes = [{}, *({"scoring": scoring, **CODES[code]} for scoring, code in VARIANTS)]
     config, *configs = [Config(arguments=files, config_dict={**given, **one}) for one in changes]  # all checked first
+    check_judged(config)
     compat.init_seed(config)
     data = registry.get_dataset(config["model"])(config)
     train, valid, _ = split_loaders(config, data)

@@ -84,6 +84,7 @@ def content(
         "dataset": dataset,
         "split": split,
         "users": ranked.n_users,
+        **({"targets": ranked.n_values} if ranked.n_values != ranked.n_users else {}),
         "data": functools.reduce(dict.__or__, [*data, {"modalities": modalities}]),
         "reference": reference,
         "against": against,

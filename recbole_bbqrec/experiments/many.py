@@ -30,8 +30,8 @@ def run_many(arguments: Sequence[str]) -> int:
     models, datasets = (_names(option, given.pop(option, "")) for option in ("model", "dataset"))
     single = _names("single", given.pop("single")) if "single" in given else []
     n_seeds = given.pop("seeds", 1)
-    if "result_file" in given:
-        raise InputError("--result_file: found it beside many runs, which would overwrite it; each has a record anyway")
+    for key in {"result_file", "ranks_file"} & given.keys():
+        raise InputError(f"--{key}: found it beside many runs, which would overwrite it; each has a record anyway")
     for name in single:
         if name not in models:
             raise InputError(f"--single: found {name!r}, expected some of {', '.join(models)}, which --model names")

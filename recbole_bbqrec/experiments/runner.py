@@ -11,6 +11,7 @@ from typing import Any
 from .. import quick_start
 from ..config import Config, parse_command_line
 from ..errors import InputError
+from ..evaluation.configuration import judged_parts
 from ..evaluation.leakage import check_leakage
 from . import records
 
@@ -26,10 +27,17 @@ def given_and_files(arguments: Sequence[str], owner: str = "") -> tuple[dict[str
     """
     files = [argument for argument in arguments if argument.startswith("--config_files=")]
     given = parse_command_line([argument for argument in arguments if argument not in files])
-    for key in ("model", "dataset", "result_file"):
+    for key in ("model", "dataset", "result_file", "ranks_file", "train_on"):
         if owner and key in given:
             raise InputError(f"--{key}: {owner} sets it for its runs; drop it")
     return given, files
+
+
+def check_judged(config: Config) -> None:
+    """Raise an `InputError` where a run would have no validation to compare it by."""
+    if "valid" not in judged_parts(config):
+        key, value = ("train_on", "all") if config["train_on"] == "all" else ("eval_args", config["eval_args"]["split"])
+        raise InputError(f"{key}: found {value}, which leaves no validation to compare models by; drop it")
 
 
 class Job:
@@ -43,7 +51,9 @@ class Job:
     ) -> None:
         self.name, self.given, self.files, self.data, self.folder = name, dict(given), files, data, folder
         self.dataset, self.seed = given["dataset"], given["seed"]
-        self.settings = records.comparable_settings(Config(arguments=files, config_dict=self.given))
+        config = Config(arguments=files, config_dict=self.given)
+        check_judged(config)
+        self.settings = records.comparable_settings(config)
         self.key = records.run_key(self.settings, data["data_fingerprint"])
 
 

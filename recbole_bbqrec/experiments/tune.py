@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..evaluation.leakage import check_leakage
 from ..settings import EXTENDS, PROPERTIES
 from . import records
-from .runner import QUIET, given_and_files, say
+from .runner import QUIET, check_judged, given_and_files, say
 from .tune_trials import CUT, DONE, FAILED, RUNNING, Search
 
 SPACES = PROPERTIES / "tune"
@@ -91,6 +91,7 @@ def tune(
     config = Config(arguments=files, config_dict=given)
     if config["final"]:  # a file of settings may say so, too
         raise refused
+    check_judged(config)
     if config["worker"]:
         raise InputError(f"worker: found {config['worker']}, expected 0: the time of further processes is not counted")
     searched = checked_space(path, read_space(path, config.yaml_loader), given, files)

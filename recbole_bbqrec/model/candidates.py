@@ -46,6 +46,11 @@ class Signal(nn.Module):
         for name, value in (("offsets", offsets), ("items", items), ("buckets", buckets)):
             self.register_buffer(name, value)
 
+    @property
+    def n_buckets(self) -> int:
+        """Number of buckets up to the last one that is met."""
+        return int(self.buckets.max()) + 1 if len(self.buckets) else 0
+
     def listed(self, item: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Where the list of each item [n] begins and how long it is; items beyond those known have none."""
         last = len(self.offsets) - 1
@@ -81,7 +86,7 @@ class CandidateSimilarity(nn.Module):
         super().__init__()
         self.signals = nn.ModuleDict({name: signals[name] for name in sorted(signals)})
         # One row for each signal and position from the end: how many buckets, and the number of the first weight.
-        sizes = np.repeat([int(each.buckets.max()) + 1 if len(each.buckets) else 0 for each in self._signals()], n_last)
+        sizes = np.repeat([each.n_buckets for each in self._signals()], n_last)
         starts = 1 + np.cumsum(sizes) - sizes
         self.register_buffer("starts", torch.from_numpy(starts).long().view(-1, n_last))  # [S, J]
         self.register_buffer("weights", torch.eye(1, 2 + int(sizes.sum())).repeat(HALVES + 1, 1))  # scale 1, the rest 0
@@ -105,6 +110,24 @@ class CandidateSimilarity(nn.Module):
 
     def _signals(self) -> Iterator[Signal]:
         return (signal for signal in self.signals.values() if isinstance(signal, Signal))
+
+    @torch.no_grad()
+    def take_over(self, fitted: "CandidateSimilarity") -> None:
+        """Take over the weights fitted for the same signals over other lists of neighbours: the mean of the halves.
+
+        Buckets are places in the order of similarities, so their numbers correspond; one that `fitted` lacks gets the
+        weight of its last one. No history counts as fitted on.
+        """
+        mean, weights = fitted.weights[HALVES], torch.zeros_like(self.weights[0])
+        weights[:2] = mean[:2]  # scale, and seen items
+        there = dict(zip(fitted.signals, zip(fitted._signals(), fitted.starts, strict=True), strict=True))
+        for name, signal, begin in zip(self.signals, self._signals(), self.starts, strict=True):
+            known, known_begin = there[name]
+            if known.n_buckets:
+                bucket = torch.arange(signal.n_buckets, device=begin.device)
+                same = bucket.clamp(max=known.n_buckets - 1)
+                weights[1 + begin[:, None] + bucket] = mean[1 + known_begin[:, None] + same]
+        self.weights, self.fitted = weights.repeat(HALVES + 1, 1), self.fitted[:0]
 
     def hashes(self, histories: torch.Tensor) -> torch.Tensor:
         """64-bit hashes [B] of histories [B, T]: of their items' tokens in order, however wide the padding is."""

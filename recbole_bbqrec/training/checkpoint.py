@@ -1,5 +1,6 @@
 """What training leaves on disk, without pickle: folders, weights, and the state to go on from."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +22,13 @@ class RunFolder(NamedTuple):
     """The folder `path` of a finished run, and that of its `training`, named by everything that can change its result.
 
     They differ where something is fitted after training: one training serves every setting of that, and all models that
-    are trained alike (`settings.trained_as`).
+    are trained alike (`settings.trained_as`). `shorter` are the folders of trainings that differ in nothing but fewer
+    epochs, the longest first: what they have done is the beginning of this one.
     """
 
     path: Path
     training: Path
+    shorter: list[Path]
 
     @classmethod
     def of(cls, config: Any, parts: list[Any], classes: list[type]) -> "RunFolder":
@@ -34,17 +37,27 @@ class RunFolder(NamedTuple):
         package = __name__.partition(".")[0]
         modules = {base.__module__ for each in classes for base in each.__mro__} | {f"{package}.model.stock_attention"}
         learned_from = {key: value for key, value in learning_settings(config).items() if key not in afterwards}
-        key = storage.fingerprint(
+        n_epochs = learned_from.pop("epochs")
+        of_all_lengths = storage.fingerprint(
             {**learned_from, "model": name},
             str(config["device"]),
             *(part for dataset in parts for part in _content(dataset)),
             storage.source_fingerprint(*sorted(module for module in modules if module.startswith(f"{package}."))),
             torch.__version__,
         )
-        rest = f"{config['dataset']}-{config['seed']}-{key}"
+        root, begins = Path(config["checkpoint_dir"]), f"{config['dataset']}-{config['seed']}"
+        if config["train_on"] == "all":
+            begins = f"{config['dataset']}-all-{config['seed']}"
+
+        def rest(epochs: int) -> str:
+            return f"{begins}-{storage.fingerprint(of_all_lengths, epochs)}"
+
+        there = {path.name for path in root.glob("*")}
+        # A cap below `eval_step` brings an evaluation at its end that a longer training does not have.
+        fewer = range(n_epochs - 1, min(learned_from["eval_step"], n_epochs) - 1, -1) if there else ()
+        shorter = [root / found for found in (f"{name}-{rest(epochs)}" for epochs in fewer) if found in there]
         fitted = f"-{storage.fingerprint(afterwards)[:8]}" if afterwards.get("candidate_similarity") else ""
-        root = Path(config["checkpoint_dir"])
-        return cls(root / f"{config['model']}-{rest}{fitted}", root / f"{name}-{rest}")
+        return cls(root / f"{config['model']}-{rest(n_epochs)}{fitted}", root / f"{name}-{rest(n_epochs)}", shorter)
 
 
 def _content(dataset: Any) -> Iterator[Any]:
@@ -94,6 +107,16 @@ def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
         state.setdefault(int(index), {})[entry] = value
     _restore(path, "optimizer state", optimizer.load_state_dict, {"state": state, "param_groups": header["groups"]})
     return header
+
+
+def copy_training(source: Path, target: Path) -> None:
+    """Copy a training's weights and state to the folder `target`; the state comes last and makes it a training.
+
+    The state is read first, as another process may be at work on it: best weights of a later epoch are found again.
+    """
+    with storage.replacing(target / LAST_FILE) as last, storage.replacing(target / WEIGHTS_FILE) as weights:
+        shutil.copyfile(source / LAST_FILE, last)
+        shutil.copyfile(source / WEIGHTS_FILE, weights)
 
 
 def _of_prefix(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -25,7 +25,8 @@ SECONDS, MEMORY = "candidate_seconds", "peak_memory_mib"
 class SequenceTrainer(ProtocolTrainer):
     """Trains on windows of whole sequences instead of RecBole's prefixes: every target once, in one pass.
 
-    Candidate similarity is fitted once training is done, on validation: see `model.candidates`.
+    Candidate similarity is fitted once training is done, on validation: see `model.candidates`. Where another run has
+    fitted it, its weights serve over neighbours of this run's sequences.
     """
 
     _candidate_seconds = 0.0
@@ -89,12 +90,19 @@ class SequenceTrainer(ProtocolTrainer):
 
     def _fit_candidates(self, valid_data: Any, show_progress: bool) -> None:
         """Build candidate similarity where the settings ask for any, and fit it on validation."""
-        model, dataset = self.model.eval(), valid_data._dataset
-        candidates = build_candidates(self.config, dataset)
+        model, candidates = self.model.eval(), build_candidates(self.config, self._train_dataset)
         if candidates is None:
             return
-        histories, targets = (dataset.inter_feat[field].to(self.device) for field in (model.ITEM_SEQ, model.ITEM_ID))
+        fitted = self.decided and self.decided.candidates
+        if fitted is None and not self._validates:
+            self.logger.warning("candidate similarity: left out, there is no validation to fit its weights on")
+            return
         model.candidates = candidates.to(self.device)
+        if fitted is not None:
+            candidates.take_over(fitted)
+            return
+        rows = valid_data._dataset.inter_feat
+        histories, targets = (rows[field].to(self.device) for field in (model.ITEM_SEQ, model.ITEM_ID))
         with torch.no_grad():
             score = functools.partial(model.encoder_score, shared=model.shared())
             shares = fit_candidates(candidates, score, histories, targets, self.config["seed"], show_progress)

@@ -9,7 +9,7 @@ import warnings
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ from tqdm import tqdm
 
 from ..data.sequences import seen_before
 from ..errors import InputError
+from ..evaluation.configuration import judged_parts
 from ..evaluation.ranking import Ranks, rank_targets, tie_order
+from ..model.candidates import CandidateSimilarity
 from ..model.padding import LENGTH_INDEPENDENT, group_by_length
 from ..model.protocol import Pairs, ranker_of
 from ..settings import plain_settings
@@ -37,9 +39,9 @@ RESUMED = ("cur_step", "best_valid_score", "best_valid_result")
 class TrainingState:
     """How far training is; kept with the weights of the last epoch.
 
-    Epochs count from 0; none is the best before the first evaluation. `peak_memory_mib` is the largest of all processes
-    that have worked on it. `chosen` are the settings that validation has chosen, where a model counts instead of
-    training.
+    Epochs count from 0; none is the best before the first evaluation, and without validation the last one is.
+    `peak_memory_mib` is the largest of all processes that have worked on it. `chosen` are the settings that validation
+    has chosen, where a model counts instead of training.
     """
 
     best_epoch: int | None = None
@@ -48,7 +50,23 @@ class TrainingState:
     evaluate_seconds: list[float] = field(default_factory=list)
     chosen: dict[str, float] = field(default_factory=dict)
     peak_memory_mib: float | None = None
-    finished: bool = False
+
+
+class Decided(NamedTuple):
+    """What validation has decided in a finished run, for a training without validation on all interactions.
+
+    Attributes
+    ----------
+    epochs : number of epochs up to the best one; 0 of a model that counts instead.
+    hit_cap : as `ProtocolTrainer.hit_cap`.
+    chosen : settings of a model that counts.
+    candidates : candidate similarity with its weights, none where nothing is fitted after training.
+    """
+
+    epochs: int
+    hit_cap: bool
+    chosen: dict[str, float]
+    candidates: CandidateSimilarity | None
 
 
 class ProtocolTrainer(Trainer):
@@ -61,10 +79,14 @@ class ProtocolTrainer(Trainer):
     Attributes
     ----------
     folder : where the run keeps its files; known once `fit` has seen the data.
+    decided : set before `fit` where another run has decided what validation decides.
     """
 
     folder: RunFolder
+    decided: Decided | None = None
     _train_dataset: Any = None
+    _validates = True
+    _keeps_last = False
 
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
@@ -84,18 +106,22 @@ class ProtocolTrainer(Trainer):
         show_progress: bool = False,
         callback_fn: Any = None,
     ) -> tuple[float, Any]:
-        """Train as RecBole does; continue an interrupted run of the same settings and data where it stopped."""
+        """Train as RecBole does; go on where an earlier run of the same settings and data stopped.
+
+        A run that was interrupted goes on in its folder; one of fewer epochs that ended at its cap goes on from a copy.
+        Without validation, training ends at the cap on epochs and the weights of the last one are kept.
+        """
         train_data = self._training_batches(train_data)
-        self._open_run(train_data, valid_data)
+        valid_data = self._open_run(train_data, valid_data)
         path = self.folder.training / LAST_FILE
-        if saved and self.config["resume"] and path.is_file():
+        if saved and self.config["resume"] and (path.is_file() or self._take_over()):
             header = checkpoint.load_training(path, self.model, self.optimizer)
             self.start_epoch, self.state = header["epoch"] + 1, TrainingState(**header["state"])
             for name in RESUMED:
                 setattr(self, name, header[name])
             memory.count(self.state.peak_memory_mib)
             going_on = f"going on at epoch {self.start_epoch}"
-            done = "finished run found, training is skipped" if self.state.finished else going_on
+            done = "finished run found, training is skipped" if self._is_finished else going_on
             self.logger.info(f"{path}: {done} (--resume=False trains anew)")
         elif saved:
             shutil.rmtree(self.folder.training, ignore_errors=True)
@@ -106,26 +132,48 @@ class ProtocolTrainer(Trainer):
             if callback_fn:
                 callback_fn(epoch, score)
 
-        if not self.state.finished and self.start_epoch < self.epochs and self.cur_step <= self.stopping_step:
+        if not self._is_finished:
+            self._keeps_last = saved and not self._validates
             super().fit(train_data, valid_data, verbose, saved, show_progress, after_epoch)
-        if saved and not self.state.finished:
-            self.state.finished = True
-            self._save_last(self.state.epochs_done - 1)
+            if saved:
+                self._save_last(self.state.epochs_done - 1)
+        elif saved and not Path(self.saved_model_file).is_file():  # no epochs at all: the model as it begins
+            self._save_checkpoint(-1, verbose)
         return self.best_valid_score, self.best_valid_result
+
+    @property
+    def _is_finished(self) -> bool:
+        return self.start_epoch >= self.epochs or self.cur_step > self.stopping_step
+
+    def _take_over(self) -> bool:
+        """Copy the longest training that is the beginning of this one; returns whether there is any."""
+        for shorter in self.folder.shorter:
+            if (shorter / LAST_FILE).is_file() and (shorter / WEIGHTS_FILE).is_file():
+                checkpoint.copy_training(shorter, self.folder.training)
+                self.logger.info(f"{shorter}: the same training with fewer epochs, taken over")
+                return True
+        return False
 
     def _training_batches(self, train_data: Any) -> Any:
         return train_data
 
-    def _open_run(self, train_data: Any, valid_data: Any) -> None:
-        if valid_data is None or not len(valid_data):
-            why = "users need at least four items; loosen the filters of the data set"
-            raise InputError(f"no validation interaction: {why}")
+    def _open_run(self, train_data: Any, valid_data: Any) -> Any:
+        """Name the run's folder; returns the validation data, none where there is to be no validation."""
+        if valid_data is not None and not len(valid_data):
+            if "valid" in judged_parts(self.config):
+                why = "users need at least four items; loosen the filters of the data set"
+                raise InputError(f"no validation interaction: {why}")
+            valid_data = None
+        self._validates = valid_data is not None and self.eval_step > 0
         self._train_dataset = train_data._dataset
-        parts, written_in = [train_data._dataset, valid_data._dataset], [type(self), type(self.model)]
-        self.folder = RunFolder.of(self.config, parts, written_in)
+        parts = [data._dataset for data in (train_data, valid_data) if data is not None]
+        self.folder = RunFolder.of(self.config, parts, [type(self), type(self.model)])
         self.saved_model_file = str(self.folder.training / WEIGHTS_FILE)
+        return valid_data
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
+        if self._keeps_last and epoch_idx > self.start_epoch:
+            self._save_last(epoch_idx - 1)  # with validation, RecBole says when an epoch's weights are kept
         # One seed per epoch: what an epoch draws does not depend on whether the process began with it.
         seed = int(np.random.SeedSequence([self.config["seed"], epoch_idx]).generate_state(1)[0])
         random.seed(seed)
@@ -138,6 +186,8 @@ class ProtocolTrainer(Trainer):
             loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         self.state.epoch_seconds.append(time.perf_counter() - started)
         self.state.epochs_done = epoch_idx + 1
+        if not self._validates:
+            self.state.best_epoch = epoch_idx
         return loss
 
     def _check_nan(self, loss: torch.Tensor) -> None:
@@ -182,6 +232,18 @@ class ProtocolTrainer(Trainer):
     def finish(self, valid_data: Any, show_progress: bool = False) -> None:
         """Bring the best weights into the model, and fit on validation what is fitted after training, once a folder."""
         self.load_best()
+
+    @property
+    def hit_cap(self) -> bool:
+        """Whether validation was cut short by the cap on epochs: perhaps there are better ones beyond it."""
+        if self.decided is not None:
+            return self.decided.hit_cap
+        return self._validates and self.state.epochs_done >= self.epochs
+
+    def decide(self) -> Decided:
+        """What a training on all interactions takes over from this finished run."""
+        epochs = 0 if self.state.best_epoch is None else self.state.best_epoch + 1
+        return Decided(epochs, self.hit_cap, self.state.chosen, getattr(self.model, "candidates", None))
 
     def evaluate(
         self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False

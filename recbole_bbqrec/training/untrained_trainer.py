@@ -50,7 +50,7 @@ class UntrainedTrainer(ProtocolTrainer):
     ) -> tuple[float, Any]:
         """Count the training sequences and choose the settings; a finished run is read from its folder."""
         self._ranked, self.state.best_epoch = None, -1
-        self._open_run(train_data, valid_data)
+        valid_data = self._open_run(train_data, valid_data)
         path = self.folder.training / CHOSEN
         if saved and self.config["resume"] and path.is_file():
             self.load_best()
@@ -62,17 +62,19 @@ class UntrainedTrainer(ProtocolTrainer):
             started = time.perf_counter()
             sequences = self._train_dataset.train_sequences
             self.ranker.count(sequences.offsets, sequences.items)
-            self.ranker.choose(self._best_point(valid_data, show_progress))
+            self.ranker.choose(self._point(valid_data, show_progress))
             self._fit_seconds = time.perf_counter() - started
             if saved:
                 self._save_checkpoint(-1, verbose)
                 cost = {"fit_seconds": self._fit_seconds, "peak_memory_mib": self._memory.mib}
                 storage.write_json(path, {"chosen": self.ranker.chosen, **cost})
-        self.state.chosen, self.state.finished = self.ranker.chosen, True
+        self.state.chosen = self.ranker.chosen
         if self.state.chosen:
             values = ", ".join(f"{key} {value}" for key, value in self.state.chosen.items())
-            self.logger.info(f"chosen on validation: {values}")
-        self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data, show_progress)
+            how = "chosen on validation" if self._validates or self.decided else "no validation, first of each list"
+            self.logger.info(f"{how}: {values}")
+        if valid_data is not None:
+            self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data, show_progress)
         return self.best_valid_score, self.best_valid_result
 
     def rank(self, eval_data: Any, earlier: list[Any], show_progress: bool = False) -> Ranks:
@@ -84,6 +86,14 @@ class UntrainedTrainer(ProtocolTrainer):
     def timings(self) -> dict[str, float]:
         """As `ProtocolTrainer.timings`; `train` is counting and choosing."""
         return {**super().timings(), "train": self._fit_seconds}
+
+    def _point(self, valid_data: Any, show_progress: bool) -> Point:
+        """The settings to use: those of another run, those that validation finds best, or the first of each list."""
+        if self.decided is not None:
+            return self.decided.chosen
+        if valid_data is None:
+            return {key: values[0] for key, values in self.ranker.grid.items()}
+        return self._best_point(valid_data, show_progress)
 
     @torch.no_grad()
     def _best_point(self, valid_data: Any, show_progress: bool) -> Point:

@@ -7,7 +7,13 @@ from conftest import settings
 
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.evaluation.configuration import TimesTested, comparable_settings, data_fingerprint, run_key
+from recbole_bbqrec.evaluation.configuration import (
+    TimesTested,
+    comparable_settings,
+    data_fingerprint,
+    judged_parts,
+    run_key,
+)
 from recbole_bbqrec.experiments import records
 
 
@@ -74,3 +80,22 @@ def test_no_look_is_lost_where_runs_end_at_once(tiny):
     with ThreadPoolExecutor(4) as pool:
         counts = list(pool.map(lambda _: times_tested(given), range(24)))
     assert sorted(counts) == list(range(1, 25))
+
+
+@pytest.mark.parametrize(
+    ("split", "changes", "parts"),
+    [
+        ({"LS": "valid_and_test"}, {}, ("valid", "test")),
+        ({"LS": "valid_only"}, {}, ("valid",)),
+        ({"LS": "test_only"}, {}, ("test",)),
+        ({"LS": "test_only"}, {"benchmark_filename": ["train", "valid", "test"]}, ("valid", "test")),
+        ({"RS": [8, 1, 1]}, {}, ("valid", "test")),
+        ({"RS": [0.9, 0.0, 0.1]}, {}, ("test",)),
+        ({"TS": [0.9, 0.1, 0]}, {}, ("valid",)),
+        ({"LS": "valid_and_test"}, {"train_on": "all"}, ()),
+        (None, {}, ("valid", "test")),
+    ],
+)
+def test_what_is_kept_apart_from_training(split, changes, parts):
+    given = {"train_on": "train", "benchmark_filename": None, "eval_args": {"split": split}, **changes}
+    assert judged_parts(given) == parts

@@ -12,10 +12,12 @@ RECORD = {
     "seed": 1,
     "metrics": {"valid": {"masked": {"recall@10": 0.25}, "unmasked": {"recall@10": 0.125}}},
     "users": {"valid": 60},
+    "rows": {"valid": 60},
     "epochs": {"best": 2, "done": 3, "hit_cap": False},
     "seconds": {"train": 1.5},
     "peak_memory_mib": 100.4,
     "parameters": 7,
+    "settings": {},
 }
 
 
@@ -23,7 +25,9 @@ def test_the_table_of_a_run():
     text = report.result_table(RECORD)
     assert text.startswith("BBQRec on tiny, seed 1\n\n| split")
     assert "0.2500" in text and "0.1250" in text and "best epoch 2 of 3; 7 parameters; peak memory 100 MiB" in text
-    assert "add --final" in text and "cap on epochs" not in text
+    assert "add --final" in text and "cap on epochs" not in text and "users: 60 valid; best" in text
+    several = report.result_table({**RECORD, "rows": {"valid": 69}})
+    assert "users: 60 valid; judged rows: 69 valid, and metrics are means over the rows, as in RecBole; best" in several
     capped = {**RECORD, "epochs": {"best": 3, "done": 3, "hit_cap": True}}
     assert report.result_table(capped).startswith("BBQRec* on tiny") and "cap on epochs" in report.result_table(capped)
 

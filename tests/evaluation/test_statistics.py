@@ -114,10 +114,21 @@ def test_holm_rejects_what_the_step_down_rule_rejects(p_values):
         np.testing.assert_array_equal(found <= level, rejected)
 
 
-def test_values_are_averaged_per_user():
-    users = np.array([7, 3, 7, 7])
-    values = PairedValues({"a": {1: (users, np.array([1.0, 0.25, 0.0, 0.5]))}})
-    assert values.n_users == 2 and values.mean("a") == (0.5 + 0.25) / 2
+def test_the_mean_is_over_values_and_users_are_what_is_independent():
+    users, found = np.array([7, 3, 7, 7, 5]), np.array([1.0, 0.25, 0.0, 0.5, 1.0])
+    values = PairedValues({"a": {1: (users, found)}})
+    mean = found.mean()
+    assert values.n_users == 3 and values.mean("a") == pytest.approx(mean)
+    sums = np.array([0.25 - mean, 1.0 - mean, 1.5 - 3 * mean])  # of each user, of his values' distances from the mean
+    error = np.sqrt((sums**2).sum() * 3 / 2) / 5
+    low, high = stats.t.interval(0.95, 2, mean, error)
+    assert [values.estimate("a")[end] for end in ("low", "high")] == pytest.approx([low, high])
+
+
+def test_every_value_twice_is_no_news():
+    once = {row: {0: (np.arange(50), of[:, 0])} for row, of in grid().items()}
+    twice = {row: {0: (np.tile(users, 2), np.tile(of, 2))} for row, by in once.items() for users, of in by.values()}
+    assert PairedValues(twice).difference("a", "b") == PairedValues(once).difference("a", "b")
 
 
 def grid(n_users=50, n_seeds=4, rows="ab"):
@@ -200,7 +211,12 @@ def test_extremes():
 
 def test_other_users_and_a_single_one_are_errors():
     runs = {"full": {1: (np.arange(5), np.ones(5))}, "x": {2: (np.arange(6), np.ones(6))}}
-    with pytest.raises(InputError, match=r"x, seed 2: found 6 users, expected the 5 of full, seed 1; .* --models"):
+    with pytest.raises(
+        InputError, match=r"x, seed 2: found 6 users in 6 rows, expected the 5 in 5 of full, seed 1; .*--m"
+    ):
         PairedValues(runs)
+    other_rows = {"full": {1: (np.arange(5), np.ones(5))}, "x": {2: (np.array([0, 1, 2, 3, 4, 4]), np.ones(6))}}
+    with pytest.raises(InputError, match=r"found 5 users in 6 rows, expected the 5 in 5 of full"):
+        PairedValues(other_rows)
     with pytest.raises(InputError, match="full, seed 1: found 1 user, expected at least 2"):
         PairedValues({"full": {1: (np.zeros(3), np.ones(3))}})

@@ -45,12 +45,14 @@ def keep(tmp_path):
         name=None,
         data="d" * 16,
         users=USERS,
+        targets=1,
         on_test=None,
         **more,
     ):
         settings = {**SETTINGS, "model": model, **more.pop("settings", {})}
+        users = users + targets - 1  # the last user has all of these targets
         ranks = Ranks(
-            np.arange(1, users + 1),
+            np.minimum(np.arange(1, users + 1), users - targets + 1),
             np.broadcast_to(masked, users).astype(int),
             np.broadcast_to(masked if unmasked is None else unmasked, users).astype(int),
         )
@@ -400,10 +402,23 @@ def test_a_page_of_test_shows_the_same_runs_on_validation(keep, tmp_path):
     assert "valid_masked ndcg@5" not in (tmp_path / "Toy.csv").read_text()
 
 
+def test_means_are_over_targets_where_a_user_has_several(keep, tmp_path):
+    ranks = np.r_[np.ones(USERS - 1), [1, 99, 99, 99]]  # the last user has four targets
+    keep("A", ranks, targets=4)
+    page = leaderboard_page.write("Toy", tmp_path)
+    mean = USERS / (USERS + 3)
+    assert json.loads((tmp_path / "Toy.json").read_text())["rows"][0]["masked"]["recall@10"]["mean"] == pytest.approx(
+        mean
+    )
+    assert f"users evaluated: {USERS}, on {USERS + 3} targets, which means are over, the same in all rows" in page
+    keep("A", 1, settings={"x": 1})
+    assert f"users evaluated: {USERS}, the same in all rows" in leaderboard_page.write("Toy", tmp_path)
+
+
 def test_rows_judged_on_other_users_are_refused(keep, tmp_path):
     keep("A", 1)
     keep("B", 3, users=USERS + 1)
-    with pytest.raises(InputError, match=r"seed 1: found 2[45] users, expected the 2[45] of .*--models"):
+    with pytest.raises(InputError, match=r"found 2[45] users in 2[45] rows, expected the 2[45] in 2[45] of .*--models"):
         leaderboard_page.write("Toy", tmp_path)
     assert not (tmp_path / "Toy.md").exists()
 
