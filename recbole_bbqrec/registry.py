@@ -72,6 +72,10 @@ def get_model(name: str) -> type[SequentialRecommender]:
 
 def build_model(config: Any, dataset: Any) -> SequentialRecommender:
     """Return the configured model for `dataset`; RecBole's own with similarity attention where it is asked for."""
+    if config["reranker_CAN_NUM"]:  # of SASRecCPR and GRU4RecCPR, which would end in torch's words while training
+        largest, items = int(str(config["reranker_CAN_NUM"]).split(",")[0]), dataset.num(config["ITEM_ID_FIELD"]) - 1
+        if largest > items:
+            raise InputError(f"reranker_CAN_NUM: found {largest}, expected at most {items}, the number of items")
     model = get_model(config["model"])(config, dataset)
     if config["model"] not in MODELS and (config["similarity_attention"] or "off") != "off":
         add_similarity(model, config, dataset)
