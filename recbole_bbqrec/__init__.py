@@ -17,7 +17,7 @@ def register() -> None:
     meets what keeps RecBole's entry points from being imported on today's numpy and without ray; RecBole's own models
     stay as they are. The run script of this project does not need it.
     """
-    from .registry import register as register_in_recbole
+    from .registration import register as register_in_recbole
 
     register_in_recbole()
 

@@ -14,7 +14,7 @@ from recbole_bbqrec.data.dataloader import split_loaders
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.model.protocol import NeedsDataError
 
-STOCK = sorted(registry._recbole_models())
+STOCK = sorted(registry.recbole_models())
 NAMES = [*registry.MODELS, *(name for name in STOCK if name not in registry.NOT_RUN)]
 DOCS = Path(__file__).parents[1] / "docs" / "baselines.md"
 GRAPH = {
