@@ -13,9 +13,9 @@ __all__ = ["load_bundle", "load_data_and_model", "register"]
 def register() -> None:
     """Make BBQRec known by name to RecBole's own `run`, `run_recbole` and hyper-parameter tuning.
 
-    Explicit and idempotent. It adds BBQRec's model, data set, trainer and properties to RecBole's look-up tables and
-    meets what keeps RecBole's entry points from being imported on today's numpy and without ray; RecBole's own models
-    stay as they are. The run script of this project does not need it.
+    Explicit and idempotent. It adds our models, their data set, trainers and properties to RecBole's look-up tables and
+    meets what keeps RecBole's entry points and its own models from working on today's numpy, pandas, scipy and torch,
+    and without ray: see docs/baselines.md. The run script of this project does not need it.
     """
     from .registration import register as register_in_recbole
 

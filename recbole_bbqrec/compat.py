@@ -50,6 +50,13 @@ def restore_sparse_update() -> None:
         dok_matrix._update = lambda self, entries: self._dict.update(entries)
 
 
+def restore_exhaustive_search() -> None:
+    """Let RecBole's exhaustive search make a generator of the kind that hyperopt draws from; it makes an old one."""
+    numpy: Any = types.ModuleType("numpy")
+    vars(numpy).update(vars(np), random=types.SimpleNamespace(RandomState=np.random.default_rng))
+    vars(importlib.import_module("recbole.trainer.hyper_tuning"))["np"] = numpy
+
+
 def stand_in_for_ray() -> None:
     """Let `recbole.quick_start` be imported where ray is missing or cannot be imported.
 

@@ -112,6 +112,27 @@ def test_settings_of_our_models_are_refused_at_the_start_and_recboles_are_not(ti
         assert text.startswith(beginning) and "\n" not in text
 
 
+@pytest.mark.parametrize("algorithm", ["exhaustive", "bayes"])
+def test_recboles_tuning_runs_on_a_current_hyperopt(tiny, tmp_path, algorithm):
+    pytest.importorskip("hyperopt")
+    script = f"""
+        from recbole.trainer import HyperTuning
+        fixed = dict(ours, model="BBQRec", dataset="tiny")
+        with open("fixed.yaml", "w") as file:
+            file.writelines(f"{{key}}: {{value!r}}\\n" for key, value in fixed.items())
+        space = {{"choice": {{"learning_rate": [0.01, 0.0001], "n_heads": [1, 2]}}}}
+        files = ["fixed.yaml"]
+        tuning = HyperTuning(objective_function, params_dict=space, fixed_config_file_list=files,
+                             algo="{algorithm}", max_evals=4)
+        tuning.run()
+        print()
+        print(json.dumps([tuning.best_params, tuning.best_score, list(tuning.params2result), tuning.score_list]))
+    """
+    best, score, tried, scores = in_recbole(tiny, tmp_path, script)
+    assert score == max(scores) and best["learning_rate"] in (0.01, 0.0001)
+    assert len(tried) == 4 or algorithm == "bayes"
+
+
 STOCK = ["SASRec", "BERT4Rec", "SASRecF", "Pop", "BPR", "LightGCN", "EASE", "ItemKNN", "NCEPLRec"]
 """Sequential and general; with blanks in columns of items; with tensors, arrays and matrices beside the weights."""
 
