@@ -45,7 +45,9 @@ TRAINERS: dict[str, type[ProtocolTrainer]] = {
 REGISTERED = {name: model for name, model in MODELS.items() if name != "Pop"}
 """Models that RecBole's own scripts get to know; to them, `Pop` is the general model that RecBole has."""
 
-NOT_RUN = {"S3Rec": "its second stage reads the weights of the first from a pickle, which is never loaded here"}
+NOT_RUN = {
+    "S3Rec": "its second stage reads the weights of the first from a file of RecBole's, which is not loaded here"
+}
 """RecBole's sequential models that this script does not run, and why."""
 
 
@@ -54,7 +56,9 @@ def get_model(name: str) -> type[SequentialRecommender]:
     if name in MODELS:
         return MODELS[name]
     if name in NOT_RUN:
-        raise InputError(f"--model={name}: {NOT_RUN[name]}; run it with RecBole's own scripts")
+        raise InputError(
+            f"--model={name}: {NOT_RUN[name]}; run it with RecBole's own scripts, after recbole_bbqrec.register()"
+        )
     stock = recbole_models()
     if name in stock:
         return stock[name]

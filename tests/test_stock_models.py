@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import N_ITEMS, QUICK, settings, write_dataset
 
-from recbole_bbqrec import load_bundle, quick_start, registry
+from recbole_bbqrec import load_bundle, load_data_and_model, quick_start, registry, storage
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.dataloader import split_loaders
 from recbole_bbqrec.errors import InputError
@@ -106,6 +106,17 @@ def test_it_is_read_back_to_the_same_scores(trained, model):
     theirs = trainer.evaluate(test, load_best_model=False)
     ours = case.record["metrics"]["test"]["unmasked"]
     assert {name: pytest.approx(value, abs=6e-5) for name, value in ours.items()} == dict(theirs)
+
+
+@pytest.mark.parametrize("model", ["BERT4Rec", "SHAN"])
+def test_what_models_note_is_no_setting_and_earlier_runs_that_kept_it_are_read(trained, model, tmp_path):
+    case, noted = trained(model), {"BERT4Rec": "MASK_INDEX", "SHAN": "INVERSE_ITEM_SEQ"}[model]
+    tensors, header = storage.load(case.folder / "weights.safetensors", "weights")
+    assert noted not in header["settings"] and noted not in case.record["settings"]
+    earlier = {**header, "settings": {**header["settings"], noted: noted}}
+    storage.save(tmp_path / "weights.safetensors", "weights", tensors, earlier)
+    config = load_data_and_model(tmp_path, {"eval_batch_size": 7})[0]
+    assert isinstance(config[noted], str) and config["eval_batch_size"] == 7
 
 
 def rows_of_histories(split):

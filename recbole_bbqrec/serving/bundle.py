@@ -73,8 +73,12 @@ class Bundle:
 
         Raises
         ------
-        InputError : too little is known of the items; or the model decodes IDs, and one is taken.
+        InputError : too little is known of the items; the model decodes IDs, and one is taken; the model is RecBole's.
         """
+        if self.settings["model"] not in registry.MODELS:
+            raise InputError(
+                f"new items: {self.settings['model']} scores the items that it was trained with, no others"
+            )
         if encoded is None and getattr(self.model, "decoder", None) is not None:
             raise InputError("new items: found no codes, expected some; their IDs are what this model decodes")
         return Bundle(self.folder, self.settings, self.catalogue.grown(new, encoded))

@@ -123,6 +123,11 @@ def test_new_items_are_ranked_and_read(bundle):
     assert one.scores != other.scores and not one.unknown
 
 
+def test_recboles_models_take_no_new_items(runs):
+    with pytest.raises(InputError, match="new items: SASRec scores the items that it was trained with, no others"):
+        recbole_bbqrec.load_bundle(runs["SASRec"]["run_dir"]).grown(ItemFeatures(["new"]))
+
+
 def test_new_items_need_codes_of_their_own_where_codes_are_decoded(tiny, tmp_path):
     given = settings(tiny, "BBQRecGenerate", **{**QUICK, "epochs": 1}, checkpoint_dir=str(tmp_path), beam_size=0)
     bundle = recbole_bbqrec.load_bundle(quick_start.run(config_dict=given)["run_dir"])
