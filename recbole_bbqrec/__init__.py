@@ -14,11 +14,11 @@ __all__ = ["load_bundle", "load_data_and_model", "register"]
 def register() -> None:
     """Make BBQRec known by name to RecBole's own `run`, `run_recbole` and hyper-parameter tuning.
 
-    Explicit and idempotent. It adds BBQRec's model, data set, trainer and properties to RecBole's look-up tables and
-    meets what keeps RecBole's entry points from being imported on today's numpy and without ray; RecBole's own models
-    stay as they are. The run script of this project does not need it.
+    Explicit and idempotent. It adds our models, their data set, trainers and properties to RecBole's look-up tables and
+    meets what keeps RecBole's entry points and its own models from working on today's numpy, pandas, scipy and torch,
+    and without ray: see docs/baselines.md. The run script of this project does not need it.
     """
-    from .registry import register as register_in_recbole
+    from .registration import register as register_in_recbole
 
     register_in_recbole()
 
@@ -30,8 +30,8 @@ def load_bundle(path: str | Path) -> Any:
     return load(path)
 
 
-def load_data_and_model(path: str) -> Any:
+def load_data_and_model(path: str, config_dict: dict[str, Any] | None = None) -> Any:
     """Read a run's folder back with its data; see `recbole_bbqrec.quick_start.load_data_and_model`."""
     from .quick_start import load_data_and_model as load
 
-    return load(path)
+    return load(path, config_dict)

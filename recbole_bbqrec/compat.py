@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import recbole.utils
 import torch
+from scipy.sparse import dok_matrix
 
 _ONE_AT_A_TIME = threading.RLock()
 """Held while something of the whole process is changed for a while: a second thread would put back the change."""
@@ -41,6 +42,19 @@ def restore_removed_numpy_names() -> None:
     for name, value in {"float_": np.float64, "complex_": np.complex128, "unicode_": np.str_}.items():
         if name not in np.__dict__:
             setattr(np, name, value)
+
+
+def restore_sparse_update() -> None:
+    """Give scipy's `dok_matrix` the method `_update` that newer ones lack; RecBole's graph models fill theirs by it."""
+    if not hasattr(dok_matrix, "_update"):
+        dok_matrix._update = lambda self, entries: self._dict.update(entries)
+
+
+def restore_exhaustive_search() -> None:
+    """Let RecBole's exhaustive search make a generator of the kind that hyperopt draws from; it makes an old one."""
+    numpy: Any = types.ModuleType("numpy")
+    vars(numpy).update(vars(np), random=types.SimpleNamespace(RandomState=np.random.default_rng))
+    vars(importlib.import_module("recbole.trainer.hyper_tuning"))["np"] = numpy
 
 
 def stand_in_for_ray() -> None:

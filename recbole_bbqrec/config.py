@@ -72,7 +72,7 @@ class Config(RecBoleConfig):
         config_dict: dict[str, Any] | None = None,
         arguments: Sequence[str] = (),
     ) -> None:
-        self._arguments = parse_command_line(arguments)
+        self._arguments, self._noted = parse_command_line(arguments), {}
         listed = self._arguments.get("config_files") or ""
         files = [*(config_file_list or []), *str(listed).split()]
         try:
@@ -84,6 +84,16 @@ class Config(RecBoleConfig):
             raise InputError(f"settings: {' '.join(text.split())}; see docs/settings.md") from error
         _check_data_path(self)
         load_selected_features(self, chosen="selected_features" in self.external_config_dict)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        """Change a setting. A key that is none is kept apart: RecBole's models note names of columns here."""
+        if key in self.final_config_dict:
+            super().__setitem__(key, value)
+        else:
+            self._noted[key] = value
+
+    def __getitem__(self, key: str) -> Any:
+        return self._noted[key] if key in self._noted else super().__getitem__(key)
 
     # What follows are RecBole's own steps, in the order in which its constructor takes them.
 
@@ -134,6 +144,9 @@ class Config(RecBoleConfig):
             # RecBole loads further files for some models (item columns for its feature-aware ones): those stay.
             columns = {**(self.internal_config_dict.get("load_col") or {}), **content.pop("load_col", {})}
             self.internal_config_dict.update(content, load_col=columns)
+        # RecBole takes one suffix or a list of them, and makes a list of the one.
+        if isinstance(suffix := self.internal_config_dict.get("additional_feat_suffix"), str):
+            self.internal_config_dict["additional_feat_suffix"] = [suffix]
         # RecBole's default, one sampled negative, stops every model with a cross-entropy loss.
         if {**self.internal_config_dict, **self.external_config_dict}.get("loss_type") == "CE":
             self.internal_config_dict["train_neg_sample_args"] = None
@@ -148,11 +161,11 @@ class Config(RecBoleConfig):
                 raise InputError(f"unknown key {key!r} for model {self.model}; {hint}")
             self.external_config_dict[key] = checked(key, value, self.internal_config_dict.get(key))
         final = super()._get_final_config_dict()
-        _check_protocol(final)
+        check_protocol(final)
         return final
 
 
-def _check_protocol(final: dict[str, Any]) -> None:
+def check_protocol(final: dict[str, Any]) -> None:
     """Refuse settings under which this project's figures would not mean what their names say."""
     for key in ("save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path"):
         if final.get(key):

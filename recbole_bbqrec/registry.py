@@ -2,12 +2,8 @@
 
 import difflib
 import importlib
-import sys
-from importlib.machinery import ModuleSpec
-from importlib.util import module_from_spec
 from typing import Any
 
-from recbole.config import Config as RecBoleConfig
 from recbole.data.dataset import SequentialDataset
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import get_trainer as recbole_trainer
@@ -20,7 +16,6 @@ from .model.stock_attention import add_similarity
 from .model.tiger import TIGER
 from .model.unisrec import UniSRec
 from .model.untrained import Pop, TransitionGraph
-from .settings import NO_SETTINGS, property_files
 from .training.sequence_trainer import SequenceTrainer
 from .training.trainer import ProtocolTrainer
 from .training.untrained_trainer import UntrainedTrainer
@@ -50,7 +45,9 @@ TRAINERS: dict[str, type[ProtocolTrainer]] = {
 REGISTERED = {name: model for name, model in MODELS.items() if name != "Pop"}
 """Models that RecBole's own scripts get to know; to them, `Pop` is the general model that RecBole has."""
 
-NOT_RUN = {"S3Rec": "its second stage reads the weights of the first from a pickle, which is never loaded here"}
+NOT_RUN = {
+    "S3Rec": "its second stage reads the weights of the first from a file of RecBole's, which is not loaded here"
+}
 """RecBole's sequential models that this script does not run, and why."""
 
 
@@ -59,8 +56,10 @@ def get_model(name: str) -> type[SequentialRecommender]:
     if name in MODELS:
         return MODELS[name]
     if name in NOT_RUN:
-        raise InputError(f"--model={name}: {NOT_RUN[name]}; run it with RecBole's own scripts")
-    stock = _recbole_models()
+        raise InputError(
+            f"--model={name}: {NOT_RUN[name]}; run it with RecBole's own scripts, after recbole_bbqrec.register()"
+        )
+    stock = recbole_models()
     if name in stock:
         return stock[name]
     names = sorted({*MODELS, *stock})
@@ -72,13 +71,18 @@ def get_model(name: str) -> type[SequentialRecommender]:
 
 def build_model(config: Any, dataset: Any) -> SequentialRecommender:
     """Return the configured model for `dataset`; RecBole's own with similarity attention where it is asked for."""
+    if config["reranker_CAN_NUM"]:  # of SASRecCPR and GRU4RecCPR, which would end in torch's words while training
+        largest, items = int(str(config["reranker_CAN_NUM"]).split(",")[0]), dataset.num(config["ITEM_ID_FIELD"]) - 1
+        if largest > items:
+            raise InputError(f"reranker_CAN_NUM: found {largest}, expected at most {items}, the number of items")
     model = get_model(config["model"])(config, dataset)
     if config["model"] not in MODELS and (config["similarity_attention"] or "off") != "off":
         add_similarity(model, config, dataset)
     return model
 
 
-def _recbole_models() -> dict[str, type[SequentialRecommender]]:
+def recbole_models() -> dict[str, type[SequentialRecommender]]:
+    """Return RecBole's sequential models by name; importing them changes nothing here."""
     with compat.keeping_anomaly_mode():
         package = importlib.import_module("recbole.model.sequential_recommender")
     return {
@@ -102,33 +106,3 @@ def get_trainer(config: Any) -> type[ProtocolTrainer]:
         return TRAINERS[config["model"]]
     stock = recbole_trainer(config["MODEL_TYPE"], config["model"])
     return type(f"Protocol{stock.__name__}", (ProtocolTrainer, stock), {"__module__": stock.__module__})
-
-
-def register() -> None:
-    """Enter this project's models into RecBole's look-up tables; see `recbole_bbqrec.register`."""
-    compat.restore_numpy_names()
-    compat.restore_removed_numpy_names()
-    compat.stand_in_for_ray()
-    _recbole_models()  # imports RecBole's package of sequential models without its side effect
-    datasets, trainers = importlib.import_module("recbole.data.dataset"), importlib.import_module("recbole.trainer")
-    for name, model in REGISTERED.items():
-        # RecBole looks a model up as the attribute `name` of a module of that name.
-        spec = ModuleSpec(f"recbole.model.sequential_recommender.{name.lower()}", None)
-        sys.modules[spec.name] = module_from_spec(spec)
-        setattr(sys.modules[spec.name], name, model)
-        setattr(datasets, f"{name}Dataset", MultiModalSequentialDataset)
-        setattr(trainers, f"{name}Trainer", TRAINERS[name])
-    RecBoleConfig._load_internal_config_dict = _with_our_properties
-
-
-_recboles_own = RecBoleConfig._load_internal_config_dict
-
-
-def _with_our_properties(self: Any, model: str, model_class: type, dataset: str) -> None:
-    """What RecBole's `Config` reads, and after it our YAML files, for our models alone."""
-    _recboles_own(self, model, model_class, dataset)
-    if model in REGISTERED:
-        for path in property_files(model, dataset):
-            self._update_internal_config_dict(path)
-        for key in NO_SETTINGS:
-            self.internal_config_dict.pop(key, None)

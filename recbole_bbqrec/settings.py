@@ -313,6 +313,9 @@ def _plain(value: Any) -> Any:
 _DERIVED = {
     *("MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "valid_metric_bigger", "device", "single_spec", "local_rank"),
     *("valid_neg_sample_args", "test_neg_sample_args", "config_files"),
+    # Names of columns that RecBole's models note; settings of earlier versions hold them.
+    *("MASK_INDEX", "MASK_ITEM_SEQ", "POS_ITEMS", "NEG_ITEMS", "INVERSE_ITEM_SEQ"),
+    *("CROP_ITEM_SEQ", "CROP_ITEM_SEQ_LEN", "REORDER_ITEM_SEQ"),
 }
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import QUICK, settings
+from scipy.sparse import dok_matrix
 
 from recbole_bbqrec import compat, quick_start
 
@@ -80,6 +81,13 @@ def test_what_is_changed_for_a_while_is_put_back_whatever_other_threads_do(chang
     finally:
         pd.Series.agg, _ = before
         torch.autograd.set_detect_anomaly(before[1])
+
+
+def test_graph_models_of_recbole_can_fill_their_sparse_matrix():
+    compat.restore_sparse_update()
+    matrix = dok_matrix((2, 2))
+    matrix._update({(0, 1): 2.0, (1, 0): 3.0})
+    assert matrix.tocsr().toarray().tolist() == [[0, 2], [3, 0]]
 
 
 SMALL = {key: value for key, value in QUICK.items() if key.startswith("sid_")}

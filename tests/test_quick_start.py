@@ -211,20 +211,6 @@ def hold(mib):
     return {}
 
 
-@pytest.mark.parametrize("model", ["BBQRec", "SASRec"])
-def test_load_data_and_model_gives_the_same_scores(tiny, tmp_path, model):
-    record = quick_start.run(config_dict=settings(tiny, model, checkpoint_dir=str(tmp_path / "saved"), final=True))
-    config, net, dataset, train, valid, test = quick_start.load_data_and_model(record["run_dir"])
-    trainer = quick_start.registry.get_trainer(config)(config, net)
-    again = {
-        "valid": trainer.rank(valid, [train._dataset]),
-        "test": trainer.rank(test, [train._dataset, valid._dataset]),
-    }
-    metrics = {split: ranks.metrics(config["metrics"], config["topk"]) for split, ranks in again.items()}
-    assert metrics == record["metrics"]
-    assert dataset.item_num == net.n_items
-
-
 @pytest.mark.parametrize(
     ("model", "changes"), [("BBQRec", {}), ("BBQRec", {"candidate_similarity": []}), ("SASRec", {})]
 )

@@ -153,6 +153,10 @@ class MultiModalSequentialDataset(SequentialDataset):
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             return super()._dataframe_to_interaction(data)
 
+    def get_preload_weight(self, field: str) -> np.ndarray:
+        """As RecBole's, in single precision: KSR multiplies the vectors with its weights as they are."""
+        return super().get_preload_weight(field).astype(np.float32)
+
     # What is attached.
 
     def build(self) -> list[Any]:

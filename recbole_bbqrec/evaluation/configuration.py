@@ -76,8 +76,7 @@ class TimesTested:
     """How often a configuration, with whatever seed, has been judged on test.
 
     The count is kept beside the records, in `tested/<Model>-<key>.json`, and never falls below what a record says. Make
-    one before a run: RecBole adds to the settings while data and model are built, and a count that cannot be read or
-    written is an `InputError` here.
+    one before a run: a count that cannot be read or written is an `InputError` here.
     """
 
     def __init__(self, config: Any) -> None:

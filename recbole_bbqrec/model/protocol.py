@@ -71,6 +71,15 @@ class RankingModel(SequentialRecommender, Ranker):
         return self.score(interaction[self.ITEM_SEQ], unique).gather(1, place.unsqueeze(1)).squeeze(1)
 
 
+class _History(Interaction):
+    """All there is without a data set: the items of a history and their number."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, str) and index not in self.interaction:
+            raise NeedsDataError(f"column {index}")
+        return super().__getitem__(index)
+
+
 class RecBoleRanker(Ranker):
     """One of RecBole's own models, scored as it was trained: histories padded to `MAX_ITEM_LIST_LENGTH`."""
 
@@ -87,9 +96,11 @@ class RecBoleRanker(Ranker):
     ) -> torch.Tensor:
         """As `Ranker.score`; everything gets a score."""
         padded = torch.nn.functional.pad(histories, (0, self.length - histories.shape[1]))
-        fields = {self.model.ITEM_SEQ: padded, self.model.ITEM_SEQ_LEN: (histories != 0).sum(1)}
+        lengths = (histories != 0).sum(1)
+        fields = {self.model.ITEM_SEQ: padded, self.model.ITEM_SEQ_LEN: lengths}
+        fields[self.model.ITEM_ID] = torch.zeros_like(lengths)  # SASRecCPR and GRU4RecCPR count a loss and drop it
         with self._one_call:  # RecBole's models may keep a part of a call in themselves; RepeatNet does
-            scores = self.model.full_sort_predict(Interaction(fields)).view(len(histories), -1)
+            scores = self.model.full_sort_predict(_History(fields)).view(len(histories), -1)
         return scores if candidates is None else scores[:, candidates]
 
 

@@ -22,9 +22,11 @@ from ..settings import plain_settings
 from ..tokenizer.fit import Encoded
 from ..training import checkpoint
 from .calls import allowed_of, histories_of, number_of, tokens_of
+from .stand_in import StandIn, save_stand_in
 
 BUNDLE, WEIGHTS, FEATURES = "bundle.json", checkpoint.WEIGHTS_FILE, "features.safetensors"
 SEMANTIC_IDS, TOKENIZER = "semantic_ids.safetensors", "tokenizer.safetensors"
+STAND_IN_FILE = "stand_in.safetensors"
 BATCH = 512
 
 
@@ -34,23 +36,6 @@ class Recommendation(NamedTuple):
     items: list[str]
     scores: list[float]
     unknown: list[str]
-
-
-class _NoData:
-    """What models read of a data set in their constructors, where there is none: the catalogue."""
-
-    train_sequences = None  # what was measured on them comes with the weights
-
-    def __init__(self, item_field: str, catalogue: Catalogue) -> None:
-        self.iid_field, self.catalogue = item_field, catalogue
-
-    def num(self, field: str) -> int:
-        if field != self.iid_field:
-            raise NeedsDataError(f"number of {field}")
-        return len(self.catalogue.tokens)
-
-    def __getattr__(self, name: str) -> Any:
-        raise NeedsDataError(name)
 
 
 class _Settings(dict[str, Any]):
@@ -73,11 +58,7 @@ class Bundle:
 
     def __init__(self, folder: Path, settings: dict[str, Any], catalogue: Catalogue) -> None:
         self.folder, self.settings, self.catalogue = folder, settings, catalogue
-        try:
-            self.model = registry.build_model(settings, _NoData(settings["ITEM_ID_FIELD"], catalogue))
-        except NeedsDataError as error:
-            why = f"{settings['model']} needs its data set ({error}); use load_data_and_model"
-            raise NeedsDataError(f"{folder}: {why}") from error
+        self.model = registry.build_model(settings, StandIn(settings, catalogue, folder / STAND_IN_FILE))
         checkpoint.load_weights(folder / WEIGHTS, self.model)
         self.ranker = ranker_of(self.model.eval(), settings)
         self.item_tokens = catalogue.tokens
@@ -96,8 +77,12 @@ class Bundle:
 
         Raises
         ------
-        InputError : too little is known of the items; or the model decodes IDs, and one is taken.
+        InputError : too little is known of the items; the model decodes IDs, and one is taken; the model is RecBole's.
         """
+        if self.settings["model"] not in registry.MODELS:
+            raise InputError(
+                f"new items: {self.settings['model']} scores the items that it was trained with, no others"
+            )
         if encoded is None and getattr(self.model, "decoder", None) is not None:
             raise InputError("new items: found no codes, expected some; their IDs are what this model decodes")
         return Bundle(self.folder, self.settings, self.catalogue.grown(new, encoded))
@@ -240,18 +225,23 @@ def write_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
     `bundle.json` is written last: a folder without it is not a bundle.
     """
     (run_dir / BUNDLE).unlink(missing_ok=True)
+    if config["model"] not in registry.MODELS:
+        save_stand_in(run_dir / STAND_IN_FILE, dataset)
     catalogue: Catalogue = dataset.catalogue
     if catalogue.features is not None:
         catalogue.features.save(run_dir / FEATURES, {})
     if catalogue.semantic_ids is not None:
         catalogue.semantic_ids.save(run_dir / SEMANTIC_IDS)
         shutil.copyfile(dataset.tokenizer_file, run_dir / TOKENIZER)
-    content = {"format": storage.FORMAT, "version": __version__, "settings": plain_settings(config)}
-    storage.write_json(run_dir / BUNDLE, {**content, "item_tokens": catalogue.tokens})
+    storage.write_json(run_dir / BUNDLE, {**_head(config), "item_tokens": catalogue.tokens})
+
+
+def _head(config: Any) -> dict[str, Any]:
+    return {"format": storage.FORMAT, "version": __version__, "settings": plain_settings(config)}
 
 
 def keep_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
-    """As `write_bundle`; a bundle that cannot recommend does not stay: some of RecBole's models need their data set."""
+    """As `write_bundle`; where one of RecBole's models needs its data set, `bundle.json` says so in place of items."""
     write_bundle(run_dir, config, dataset)
     logger = logging.getLogger()
     try:
@@ -261,7 +251,9 @@ def keep_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
     except Exception as error:
         (run_dir / BUNDLE).unlink()
         if isinstance(error, NeedsDataError) and config["model"] not in registry.MODELS:
-            logger.warning(f"no bundle: {error}")
+            needs = f"{config['model']} needs its data set ({error}); use load_data_and_model"
+            storage.write_json(run_dir / BUNDLE, {**_head(config), "needs": needs})
+            logger.warning(f"no bundle: {run_dir}: {needs}")
         else:  # whatever it is, the run is finished and worth its record
             logger.exception(f"no bundle: {config['model']} fails to recommend without its data set")
 
@@ -287,6 +279,8 @@ def load_bundle(path: str | Path) -> Bundle:
         ) from error
     if content.get("format") != storage.FORMAT:
         raise InputError(f"{folder / BUNDLE}: format {content.get('format')}, expected {storage.FORMAT}; train again")
+    if "needs" in content:
+        raise NeedsDataError(f"{folder}: {content['needs']}")
     settings = _Settings(content["settings"], device=torch.device("cpu"))
     features = ItemFeatures.load(folder / FEATURES) if (folder / FEATURES).is_file() else None
     semantic_ids = SemanticIds.load(folder / SEMANTIC_IDS) if (folder / SEMANTIC_IDS).is_file() else None

@@ -123,6 +123,11 @@ def test_new_items_are_ranked_and_read(bundle):
     assert one.scores != other.scores and not one.unknown
 
 
+def test_recboles_models_take_no_new_items(runs):
+    with pytest.raises(InputError, match="new items: SASRec scores the items that it was trained with, no others"):
+        recbole_bbqrec.load_bundle(runs["SASRec"]["run_dir"]).grown(ItemFeatures(["new"]))
+
+
 def test_new_items_need_codes_of_their_own_where_codes_are_decoded(tiny, tmp_path):
     given = settings(tiny, "BBQRecGenerate", **{**QUICK, "epochs": 1}, checkpoint_dir=str(tmp_path), beam_size=0)
     bundle = recbole_bbqrec.load_bundle(quick_start.run(config_dict=given)["run_dir"])
@@ -142,8 +147,11 @@ def test_new_items_need_codes_of_their_own_where_codes_are_decoded(tiny, tmp_pat
 
 def test_a_model_that_needs_its_data_leaves_no_bundle_and_says_so(tiny, tmp_path, caplog):
     run = quick_start.run(config_dict=settings(tiny, "FPMC", checkpoint_dir=str(tmp_path), epochs=1))
-    assert not list(tmp_path.rglob("bundle.json"))
-    assert f"no bundle: {run['run_dir']}: FPMC needs its data set (user_num); use load_data_and_model" in caplog.text
+    why = f"{run['run_dir']}: FPMC needs its data set (column user_id); use load_data_and_model"
+    assert f"no bundle: {why}" in caplog.text
+    with pytest.raises(InputError) as error:
+        recbole_bbqrec.load_bundle(run["run_dir"])
+    assert str(error.value) == why
 
 
 @pytest.mark.parametrize("kind", [AttributeError, KeyError])
