@@ -11,6 +11,7 @@ from recbole.config import Config as RecBoleConfig
 from recbole.evaluator.register import metric_types
 
 from . import compat, registry
+from .data.presplit import check_files
 from .data.selected_features import load_selected_features
 from .errors import InputError
 from .evaluation.ranking import METRICS
@@ -179,7 +180,10 @@ def _check_protocol(final: dict[str, Any]) -> None:
 
 def _check_data_path(config: Config) -> None:
     name, folder = config["dataset"], Path(config["data_path"])
-    if (folder / f"{name}.inter").is_file() or config["benchmark_filename"]:
+    if config["benchmark_filename"] is not None:
+        check_files(config)
+        return
+    if (folder / f"{name}.inter").is_file():
         return
     parent = folder.parent
     there = sorted(path.parent.name for path in parent.glob("*/*.inter") if path.stem == path.parent.name)
