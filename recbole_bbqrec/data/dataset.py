@@ -23,9 +23,16 @@ from .presplit import NO_TIMES, Columns, arrange, is_given, number_sessions, rea
 from .semantic_ids import fit_semantic_ids
 from .sequences import Histories, Sequences, training_sequences
 
-INTERVAL = re.compile(r"[\[(]([^,]+),([^,]+)[\])]")
 SEMANTIC_ID = "semantic_id"
 """Name of the item feature that holds an item's codes."""
+
+
+def _is_interval(text: str) -> bool:
+    found = re.fullmatch(r"\s*[\[(]([^,]+),([^,]+)[\])]\s*", text)
+    try:
+        return found is not None and float(found[1]) <= float(found[2])
+    except ValueError:
+        return False
 
 
 class MultiModalSequentialDataset(SequentialDataset):
@@ -60,6 +67,11 @@ class MultiModalSequentialDataset(SequentialDataset):
             raise InputError(
                 "USER_ID_FIELD: found none, expected a name; drop the key, files with histories need no users"
             )
+        if not isinstance(config["val_interval"] or {}, dict):
+            found = (
+                f"found {config['val_interval']!r}, expected what is kept by column, such as {{'rating': '[3,inf)'}}"
+            )
+            raise InputError(f"val_interval: {found}")
         self._split = read_columns(config) if config["benchmark_filename"] is not None else None
         with compat.lengths_by_element():
             super().__init__(config)
@@ -140,6 +152,7 @@ class MultiModalSequentialDataset(SequentialDataset):
         self.histories = Histories(items, start, stop)
         self.inter_feat[field] = list(Histories(items, np.maximum(start, stop - most), stop))
         self.set_field_property(field, FeatureType.TOKEN_SEQ, FeatureSource.INTERACTION, most)
+        self.item_id_list_field = field  # RecBole's name for it, whatever the field is called
         super()._benchmark_presets()
 
     def _change_feat_format(self) -> None:
@@ -244,12 +257,11 @@ class MultiModalSequentialDataset(SequentialDataset):
 
     def _parse_intervals_str(self, intervals_str: Any) -> Any:
         # RecBole warns of what it cannot read and filters by something else.
-        found = None if intervals_str is None else str(intervals_str)
-        bounds = [INTERVAL.fullmatch(part.strip()) for part in (found or "").split(";")]
-        if found is not None and not all(match and float(match[1]) <= float(match[2]) for match in bounds):
+        parts = [] if intervals_str is None else str(intervals_str).split(";")
+        if not all(map(_is_interval, parts)):
             raise InputError(
-                f"user_inter_num_interval, item_inter_num_interval or val_interval: found {found!r}, expected an "
-                "interval such as [5,inf), or several with ; between them"
+                f"user_inter_num_interval, item_inter_num_interval or val_interval: found {str(intervals_str)!r}, "
+                "expected an interval such as [5,inf), or several with ; between them"
             )
         return super()._parse_intervals_str(intervals_str)
 
