@@ -1,41 +1,26 @@
 """The hook: RecBole's sequential data set, with item features and semantic codes attached."""
 
-import re
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
-from torch.nn.functional import pad
 
-from .. import compat
 from ..errors import InputError
 from ..model.catalogue import Catalogue, SemanticIds
-from ..preparation.atomic import read_atomic, read_header
 from .features import build_item_features
-from .presplit import NO_TIMES, Columns, arrange, is_given, number_sessions, read_columns
+from .loading import LoadedDataset
 from .semantic_ids import fit_semantic_ids
-from .sequences import Histories, Sequences, training_sequences
+from .sequences import Sequences, training_sequences
 
 SEMANTIC_ID = "semantic_id"
 """Name of the item feature that holds an item's codes."""
 
 
-def _is_interval(text: str) -> bool:
-    found = re.fullmatch(r"\s*[\[(]([^,]+),([^,]+)[\])]\s*", text)
-    try:
-        return found is not None and float(found[1]) <= float(found[2])
-    except ValueError:
-        return False
-
-
-class MultiModalSequentialDataset(SequentialDataset):
+class MultiModalSequentialDataset(LoadedDataset):
     """RecBole's `SequentialDataset` whose items have features and semantic IDs.
 
     Features are joined by item token once RecBole has filtered and renumbered the items; semantic codes are learned
@@ -47,15 +32,12 @@ class MultiModalSequentialDataset(SequentialDataset):
         built where `attach_semantic_ids` is. The codes are also the item feature `semantic_id` (`token_seq`), so that
         RecBole's feature-aware models can take them.
     train_sequences : training part of every user's sequence, once built.
-    histories : what stands before the target of every row, where the files were split already; else none, and RecBole's
-        lists in `inter_feat` count.
     tokenizer_file : where the tokenizer that gave the codes is kept.
     seconds : what `features` and `tokenizer` took when they were made; none where that is not known.
     """
 
     catalogue: Catalogue
     train_sequences: Sequences | None = None
-    histories: Histories | None = None
     tokenizer_file: Path | None = None
 
     def __init__(self, config: Any) -> None:
@@ -63,18 +45,7 @@ class MultiModalSequentialDataset(SequentialDataset):
             if config[key]:
                 raise InputError(f"{key}: this data set is not pickled, it is cached by fingerprint; drop the key")
         self.seconds: dict[str, float | None] = {"features": 0.0, "tokenizer": 0.0}
-        if config["USER_ID_FIELD"] is None:
-            raise InputError(
-                "USER_ID_FIELD: found none, expected a name; drop the key, files with histories need no users"
-            )
-        if not isinstance(config["val_interval"] or {}, dict):
-            found = (
-                f"found {config['val_interval']!r}, expected what is kept by column, such as {{'rating': '[3,inf)'}}"
-            )
-            raise InputError(f"val_interval: {found}")
-        self._split = read_columns(config) if config["benchmark_filename"] is not None else None
-        with compat.lengths_by_element():
-            super().__init__(config)
+        super().__init__(config)
         tokens = [str(token) for token in self.field2id_token[self.iid_field]]
         self.catalogue = Catalogue(tokens)
         # Whether the model needs to know how alike items are, by their codes or by their features.
@@ -94,213 +65,9 @@ class MultiModalSequentialDataset(SequentialDataset):
         """Refuse RecBole's pickle."""
         raise InputError("this data set is not pickled: features and codes are cached by fingerprint in cache_dir")
 
-    # Reading and filtering, where RecBole's own steps stumble over pandas 3 or over a broken file.
-
-    def _get_field_from_config(self) -> None:
-        super()._get_field_from_config()
-        self.time_field = self.time_field or NO_TIMES
-
-    def _load_inter_feat(self, token: str, dataset_path: str) -> None:
-        super()._load_inter_feat(token, dataset_path)
-        if self.config["TIME_FIELD"] is None or self.time_field not in self.inter_feat:
-            self.inter_feat[self.time_field] = np.arange(len(self.inter_feat), dtype=np.float64)
-            self.set_field_property(self.time_field, FeatureType.FLOAT, FeatureSource.INTERACTION, 1)
-            self.logger.info(f"{self.time_field}: no times, the order of rows in the file counts")
-        if self._split is not None:
-            self._arrange(self._split)
-
-    def _arrange(self, columns: Columns) -> None:
-        before = self.file_size_list
-        if columns.user in columns.missing:
-            self.inter_feat[columns.user] = number_sessions(self.inter_feat, before, columns)
-            self.set_field_property(columns.user, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)
-        found = arrange(self.inter_feat, before, columns)
-        for size, name in zip(found.sizes, self.benchmark_filename_list, strict=True):
-            if not size:
-                path = f"{self.dataset_path}/{self.dataset_name}.{name}.inter"
-                raise InputError(f"{path}: found no row with anything before it, expected a history or an earlier row")
-        if without := sum(before[1:]) - sum(found.sizes[1:]):
-            self.logger.warning(f"{without} validation and test rows have nothing before them and are not judged")
-        if found.backwards:
-            self.logger.warning(f"{found.backwards} users have a row earlier in time than one in a file before it")
-        self.inter_feat, self.file_size_list = found.rows, found.sizes
-        for field in self._list_fields():
-            self.inter_feat[field] = [values[-self.max_item_list_len :] for values in self.inter_feat[field]]
-            self.field2seqlen[field] = self.max_item_list_len
-        self._sequences = pd.DataFrame({columns.histories: found.sequences})
-        self._spans = found.start, found.stop
-        self.field2type.pop(columns.histories, None)  # numbered with the items, not as a column of its own
-
-    def _init_alias(self) -> None:
-        super()._init_alias()
-        for field in self._rest_fields if self._split else ():
-            if (histories := field + self.config["LIST_SUFFIX"]) in self._rest_fields:
-                self.alias[field] = np.array([field, histories])
-                self._rest_fields = np.setdiff1d(self._rest_fields, self.alias[field])
-
-    def _get_remap_list(self, field_list: np.ndarray) -> list[Any]:
-        if self._split is None or self.iid_field not in field_list:
-            return super()._get_remap_list(field_list)
-        histories = self._split.histories
-        rest = super()._get_remap_list(np.array([field for field in field_list if field != histories]))
-        return [(self._sequences, histories, FeatureType.TOKEN_SEQ), *rest]
-
-    def _benchmark_presets(self) -> None:
-        assert self._split
-        field, most = self._split.histories, self.max_item_list_len
-        items, start, stop = np.concatenate(self._sequences.pop(field)), *self._spans
-        self.histories = Histories(items, start, stop)
-        self.inter_feat[field] = list(Histories(items, np.maximum(start, stop - most), stop))
-        self.set_field_property(field, FeatureType.TOKEN_SEQ, FeatureSource.INTERACTION, most)
-        self.item_id_list_field = field  # RecBole's name for it, whatever the field is called
-        super()._benchmark_presets()
-
-    def _change_feat_format(self) -> None:
-        super()._change_feat_format()
-        for field in self._list_fields() if self._split else ():  # as long as the lists that RecBole makes
-            values = self.inter_feat[field]
-            width = [0, 0] * (values.dim() - 2) + [0, self.max_item_list_len - values.shape[1]]
-            self.inter_feat[field] = pad(values, width)
-
-    def _list_fields(self) -> list[str]:
-        """Columns of histories: of items, and what else came with them."""
-        lists = {field + self.config["LIST_SUFFIX"] for field in self.inter_feat}
-        return [field for field in self.inter_feat if field in lists]
-
-    def _columns_to_load(self, path: str, source: Any) -> tuple[set[str] | None, set[str] | None]:
-        """As `load_col` and `unload_col` say; with the columns that other settings, or the shape of the files, need."""
-        load_col, unload_col = self._get_load_and_unload_col(source)
-        if load_col is None or not isinstance(source, FeatureSource):
-            return load_col, unload_col
-        if source == FeatureSource.INTERACTION and not is_given(self.config, "load_col"):
-            named = {"user_id": self.uid_field, "item_id": self.iid_field, "timestamp": self.config["TIME_FIELD"]}
-            load_col = {named.get(field, field) for field in load_col} - {None}
-        if source == FeatureSource.INTERACTION and self._split:
-            load_col = (load_col | {self._split.histories}) - self._split.missing
-        if wanted := (self.config["val_interval"] or {}).keys() - self.field2type.keys():
-            found = (
-                wanted & read_header(path, self.config["field_separator"], self.config["encoding"] or "utf-8").keys()
-            )
-            ids = {FeatureSource.USER: {self.uid_field}, FeatureSource.ITEM: {self.iid_field}}.get(source, set())
-            load_col = load_col | found | ids if found else load_col
-        return load_col, unload_col
-
-    def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:
-        load_col, unload_col = self._columns_to_load(filepath, source)
-        if load_col == set():
-            return None
-        separator, encoding = self.config["field_separator"], self.config["encoding"] or "utf-8"
-        frame, types = read_atomic(Path(filepath), load_col and sorted(load_col), separator, encoding)
-        unwanted = set(unload_col or ()) & types.keys()
-        frame, types = frame.drop(columns=list(unwanted)), {k: v for k, v in types.items() if k not in unwanted}
-        for field, name in types.items():
-            kind = FeatureType(name)
-            if isinstance(source, FeatureSource) or source != "link":
-                self.field2source[field], self.field2type[field] = source, kind
-                if kind in (FeatureType.FLOAT, FeatureType.FLOAT_SEQ):
-                    self.field2bucketnum[field] = 2
-            if kind in (FeatureType.TOKEN_SEQ, FeatureType.FLOAT_SEQ):
-                read, mark = float if kind == FeatureType.FLOAT_SEQ else str, self.config["seq_separator"]
-                rows = [np.array([read(part) for part in text.split(mark) if part]) for text in frame[field]]
-                longest = max((len(row) for row in rows), default=0)
-                self.field2seqlen[field] = min((self.config["seq_len"] or {}).get(field, longest), longest)
-                frame[field] = [row[: self.field2seqlen[field]] for row in rows]
-            else:
-                self.field2seqlen[field] = 1
-                if kind == FeatureType.TOKEN:
-                    frame[field] = frame[field].astype(object).where(frame[field] != "", np.nan)
-        if source == FeatureSource.INTERACTION:
-            self._check_interactions(filepath, frame, types)
-        return frame
-
-    def _check_interactions(self, path: str, frame: pd.DataFrame, types: dict[str, str]) -> None:
-        for key, kind in (("USER_ID_FIELD", "token"), ("ITEM_ID_FIELD", "token"), ("TIME_FIELD", "float")):
-            field = self.config[key]
-            if field is None or (self._split and field in self._split.missing):
-                continue
-            if types.get(field) != kind:
-                found = f"{field}:{types[field]}" if field in types else f"no column {field} among {', '.join(types)}"
-                instead = ", or let the order of rows count with --TIME_FIELD=~" if key == "TIME_FIELD" else ""
-                raise InputError(
-                    f"{path}, line 1: found {found}, expected {field}:{kind}; mend the header, name the column with "
-                    f"--{key}=..., or add it to load_col{instead}"
-                )
-            blank = np.flatnonzero(frame[field].isna())
-            if len(blank):
-                raise InputError(
-                    f"{path}, line {blank[0] + 2}: found a blank {field}, expected a value in every row of an "
-                    f"interaction file ({len(blank)} are blank); fill it in or delete the line"
-                )
-
-    def _data_filtering(self) -> None:
-        for field, values in (self.config["val_interval"] or {}).items():
-            if field not in self.field2type:
-                raise InputError(
-                    f"val_interval: found {field!r}, expected a column of {self.dataset_name}.inter, .user or .item; "
-                    "mend the name"
-                )
-            is_token = self.field2type[field] in (FeatureType.TOKEN, FeatureType.TOKEN_SEQ)
-            if is_token and not (isinstance(values, list) and all(isinstance(value, str) for value in values)):
-                raise InputError(
-                    f"val_interval: {field}: found {values!r}, expected a list of texts, such as ['a', 'b']"
-                )
-        super()._data_filtering()
-        if self.config["shuffle_ties"] is not None:
-            # RecBole sorts by time with a stable sort, so the order made here decides among equal times.
-            shuffled = self.inter_feat.sample(frac=1, random_state=self.config["shuffle_ties"])
-            self.inter_feat = shuffled.reset_index(drop=True)
-        # Times go by their rank where RecBole's float32 would merge them (Unix time: steps of 128 s).
-        times = self.inter_feat[self.time_field].to_numpy()
-        if times.size and len(np.unique(times.astype(np.float32))) < len(np.unique(times)):
-            self.inter_feat[self.time_field] = np.unique(times, return_inverse=True)[1].astype(np.float64)
-            self.logger.info(f"{self.time_field}: replaced by its rank, float32 would merge different times")
-
-    def _parse_intervals_str(self, intervals_str: Any) -> Any:
-        # RecBole warns of what it cannot read and filters by something else.
-        parts = [] if intervals_str is None else str(intervals_str).split(";")
-        if not all(map(_is_interval, parts)):
-            raise InputError(
-                f"user_inter_num_interval, item_inter_num_interval or val_interval: found {str(intervals_str)!r}, "
-                "expected an interval such as [5,inf), or several with ; between them"
-            )
-        return super()._parse_intervals_str(intervals_str)
-
-    def _reset_index(self) -> None:
-        if empty := [name for name in self.feat_name_list if getattr(self, name).empty]:
-            raise InputError(
-                f"{self.dataset_name}: filtering failed (nothing is left of {empty[0]}); loosen or mend "
-                "user_inter_num_interval, item_inter_num_interval or val_interval"
-            )
-        super()._reset_index()
-
-    def _fill_nan(self) -> None:
-        for name in self.feat_name_list:
-            feat = getattr(self, name)
-            for field in list(feat):
-                kind = self.field2type[field]
-                if kind == FeatureType.TOKEN:
-                    feat[field] = feat[field].fillna(0)
-                elif kind == FeatureType.FLOAT:
-                    feat[field] = feat[field].fillna(feat[field].mean())
-                else:
-                    empty = np.array([], dtype=np.int64 if kind == FeatureType.TOKEN_SEQ else np.float64)
-                    feat[field] = [empty if isinstance(value, float) else value for value in feat[field]]
-
-    def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
-        with warnings.catch_warnings():
-            # Columns of pandas 3 are read-only views; RecBole reorders them into new tensors next and writes to none.
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return super()._dataframe_to_interaction(data)
-
-    # What is attached.
-
     def build(self) -> list[Any]:
         """Split as RecBole does, then learn the codes from the training split and attach them to all splits."""
         splits = super().build()
-        if self.histories is not None:
-            ends = np.cumsum(self.file_size_list)
-            for split, begin, end in zip(splits, [0, *ends], ends, strict=False):
-                split.histories = self.histories[begin:end]
         sequences, catalogue = training_sequences(splits[0]), self.catalogue
         if self._needs_codes:
             ids, self.tokenizer_file, seconds = fit_semantic_ids(self.config, catalogue, sequences, self.cache_dir)
