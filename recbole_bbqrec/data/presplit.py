@@ -108,7 +108,7 @@ def read_columns(config: Any) -> Columns:
             f"{paths[0]}, line 1: found {unknown[0]}:token_seq, expected {histories}:token_seq for histories; rename it"
             " (or set LIST_SUFFIX), or delete it where rows are plain interactions"
         )
-    if user not in header and (histories not in header or is_given(config, "USER_ID_FIELD")):
+    if user not in header and histories not in header:
         raise InputError(
             f"{paths[0]}, line 1: found neither {user} nor {histories} among {', '.join(header)}, expected a user or a "
             "history in every row; name the columns with --USER_ID_FIELD, --ITEM_ID_FIELD and --LIST_SUFFIX"
@@ -118,10 +118,10 @@ def read_columns(config: Any) -> Columns:
             f"--model={config['model']}: learns something of every user, and {paths[0]} has no column {user}; add it, "
             "or take a model of sequences alone, such as SASRec"
         )
-    needed = {item, time} if is_given(config, "TIME_FIELD") else {item}
-    time = time or NO_TIMES
-    missing = {user, time, histories} - needed - header.keys() | ({time} if config["TIME_FIELD"] is None else set())
-    return Columns(user, item, time, histories, frozenset(missing))
+    # A column that the run names is an error where it is missing.
+    optional = {histories} | {config[key] for key in ("USER_ID_FIELD", "TIME_FIELD") if not is_given(config, key)}
+    missing = optional - header.keys() - {None} | (set() if time else {NO_TIMES})
+    return Columns(user, item, time or NO_TIMES, histories, frozenset(missing))
 
 
 def read_rows(config: Any) -> pd.DataFrame:

@@ -235,7 +235,7 @@ def test_rows_that_nothing_can_be_judged_by_are_left_out_and_told(tmp_path, capl
         ({"eval_args": {"split": {"RS": [8, 1, 1]}, "order": "TO", "mode": "full"}}, "eval_args: split: has no effect"),
         ({"seq_len": {"item_id_list": 5}}, "seq_len: item_id_list .MAX_ITEM_LIST_LENGTH cuts histories.: has no eff"),
         ({"USER_ID_FIELD": None}, "USER_ID_FIELD: found none, expected a name"),
-        ({"USER_ID_FIELD": "member"}, "found neither member nor item_id_list|no column member"),
+        ({"USER_ID_FIELD": "member"}, r"tiny\.train\.inter, line 1: expected the field member, which is not in the header"),
         ({"TIME_FIELD": "at"}, r"tiny\.train\.inter, line 1: expected the field at, which is not in the header"),
         ({"model": "DIEN"}, "--model=DIEN: reads negative histories"),
     ],
