@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
@@ -17,6 +18,9 @@ from ..errors import InputError
 from ..preparation.atomic import read_atomic, read_header
 from .presplit import NO_TIMES, Columns, arrange, is_given, number_sessions, read_columns
 from .sequences import Histories
+
+ROW = "row_number_"
+"""Column that numbers the rows of the whole data set while it is split."""
 
 
 def _is_interval(text: str) -> bool:
@@ -32,11 +36,10 @@ class LoadedDataset(SequentialDataset):
 
     Attributes
     ----------
-    histories : what stands before the target of every row, where the files were split already; else none, and RecBole's
-        lists in `inter_feat` count.
+    histories : all that stands before the target of every row; the lists in `inter_feat` are cut.
     """
 
-    histories: Histories | None = None
+    histories: Histories
 
     def __init__(self, config: Any) -> None:
         if config["USER_ID_FIELD"] is None:
@@ -53,13 +56,22 @@ class LoadedDataset(SequentialDataset):
             super().__init__(config)
 
     def build(self) -> list[Any]:
-        """Split as RecBole does."""
+        """Split as RecBole does; every part knows the histories of its rows."""
         splits = super().build()
-        if self.histories is not None:
-            ends = np.cumsum(self.file_size_list)
-            for split, begin, end in zip(splits, [0, *ends], ends, strict=False):
-                split.histories = self.histories[begin:end]
+        whole = self.histories
+        for part in (self, *splits):
+            part.histories = whole[part.inter_feat[ROW].numpy()]
+            part.inter_feat.drop(ROW)
         return splits
+
+    def data_augmentation(self) -> None:
+        """Make rows with histories as RecBole does, and keep the histories whole."""
+        self.sort(by=[self.uid_field, self.time_field])
+        users, items = (self.inter_feat[field].numpy() for field in (self.uid_field, self.iid_field))
+        super().data_augmentation()
+        at = np.arange(len(users))
+        start = np.maximum.accumulate(np.where(np.r_[True, users[1:] != users[:-1]][: len(users)], at, 0))
+        self.histories = Histories(items, start[at > start], at[at > start])
 
     def _get_field_from_config(self) -> None:
         super()._get_field_from_config()
@@ -126,6 +138,7 @@ class LoadedDataset(SequentialDataset):
             values = self.inter_feat[field]
             width = [0, 0] * (values.dim() - 2) + [0, self.max_item_list_len - values.shape[1]]
             self.inter_feat[field] = pad(values, width)
+        self.inter_feat[ROW] = torch.arange(len(self.inter_feat))
 
     def _list_fields(self) -> list[str]:
         """Columns of histories: of items, and what else came with them."""

@@ -40,15 +40,6 @@ class Histories:
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self.items[begin:end] for begin, end in zip(self.start, self.stop, strict=True))
 
-    @classmethod
-    def of(cls, dataset: Any, rows: Any = slice(None)) -> "Histories":
-        """Whole histories of rows of a data set; where RecBole has made them, the lists that it has cut."""
-        if dataset.histories is not None:
-            return dataset.histories[rows]
-        padded = dataset.inter_feat[dataset.iid_field + dataset.config["LIST_SUFFIX"]].numpy()[rows]
-        stop = np.cumsum(np.count_nonzero(padded, axis=1))
-        return cls(padded[padded != 0], np.r_[0, stop][:-1], stop)
-
     def entries(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the row and the item of everything in the histories."""
         counts = self.stop - self.start
@@ -74,11 +65,10 @@ def training_sequences(train: Any) -> Sequences:
     targets = rows[train.iid_field].numpy()[order]
     starts = np.flatnonzero(np.r_[True, tokens[order][1:] != tokens[order][:-1]][: len(order)])
     by_user = np.split(targets, starts[1:])
-    if train.histories is None or len(np.unique(train.histories.start)) == len(starts):
-        begun = Histories.of(train, order[starts])
-        pieces = [np.r_[history, rest] for history, rest in zip(begun, by_user, strict=True)]
+    histories = train.histories[order]
+    if len(np.unique(histories.start)) == len(starts):
+        pieces = [np.r_[history, rest] for history, rest in zip(histories[starts], by_user, strict=True)]
     else:
-        histories = train.histories[order]
         longest = int((histories.stop - histories.start).max())
         rows = (slice(begin, begin + len(rest)) for begin, rest in zip(starts, by_user, strict=True))
         parts = (_joined(histories[part], targets[part], longest) for part in rows)
@@ -133,7 +123,7 @@ def windows(sequences: Sequences, length: int) -> tuple[np.ndarray, np.ndarray, 
 
 
 def seen_before(evaluated: Any, earlier: Iterable[Any]) -> scipy.sparse.csr_array:
-    """Collect all earlier interactions of the users of `evaluated` from the split, not from truncated lists.
+    """Collect all earlier interactions of the users of `evaluated`, not from truncated lists.
 
     Returns [R, N] for the R ranked rows: an entry for each item that the row's user had interacted with before its
     target, in the data sets `earlier` in time (training; for test also validation) or in the row's history. The target
@@ -143,12 +133,12 @@ def seen_before(evaluated: Any, earlier: Iterable[Any]) -> scipy.sparse.csr_arra
     met: Any = 0
     for dataset in earlier:
         owner, items = _columns(dataset)
-        histories = Histories.of(dataset)
-        rows = histories.covering()
-        row, before = histories[rows].entries()
+        rows = dataset.histories.covering()
+        row, before = dataset.histories[rows].entries()
         shape = dataset.user_num, dataset.item_num
         met = met + _entries(np.r_[owner[rows[row]], owner], np.r_[before, items], shape)
-    own = _entries(*Histories.of(evaluated).entries(), (len(users), evaluated.item_num))
+    row, before = evaluated.histories.entries()
+    own = _entries(row, before, (len(users), evaluated.item_num))
     seen = scipy.sparse.coo_array(met[users] + own)
     other = seen.col != targets[seen.row]
     return scipy.sparse.csr_array((seen.data[other], (seen.row[other], seen.col[other])), shape=seen.shape)

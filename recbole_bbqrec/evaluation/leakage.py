@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from ..data.sequences import Histories, seen_before
+from ..data.sequences import seen_before
 from ..errors import InputError
 
 
@@ -26,7 +26,7 @@ def check_leakage(dataset: Any, train: Any, valid: Any, test: Any) -> dict[str, 
     training rows and no others, masks what stands in earlier files and in the row's own history.
     """
     parts = [loader._dataset for loader in (train, valid, test)]
-    if dataset.histories is not None:
+    if dataset.config["benchmark_filename"] is not None:
         return {"leakage_check": _check_files(parts)}
     (users, targets, times), (split_users, split_targets, split_times) = _rows(dataset), _rows(*parts)
     if len(users) != len(split_users):
@@ -68,7 +68,7 @@ def _check_files(parts: list[Any]) -> str:
     met: dict[int, set[int]] = {}
     for at, part in enumerate(parts):
         users, targets, _ = _rows(part)
-        before = [set(history.tolist()) for history in Histories.of(part)]
+        before = [set(history.tolist()) for history in part.histories]
         if at:
             seen = scipy.sparse.csr_array(seen_before(part, parts[:at]))
             masked = (set(row.tolist()) for row in np.split(seen.indices, seen.indptr[1:-1]))
@@ -85,7 +85,7 @@ def _check_files(parts: list[Any]) -> str:
 def _steps(dataset: Any, last: bool = False) -> np.ndarray:
     """Number every step of the users' histories from an item to the next, or the `last` one of each, to the target."""
     users, targets, _ = _rows(dataset)
-    histories = Histories.of(dataset)
+    histories = dataset.histories
     parts = [np.c_[users, histories.items[histories.stop - 1], targets]]
     if not last:
         rows = histories.covering()

@@ -235,8 +235,15 @@ def test_rows_that_nothing_can_be_judged_by_are_left_out_and_told(tmp_path, capl
         ({"eval_args": {"split": {"RS": [8, 1, 1]}, "order": "TO", "mode": "full"}}, "eval_args: split: has no effect"),
         ({"seq_len": {"item_id_list": 5}}, "seq_len: item_id_list .MAX_ITEM_LIST_LENGTH cuts histories.: has no eff"),
         ({"USER_ID_FIELD": None}, "USER_ID_FIELD: found none, expected a name"),
-        ({"USER_ID_FIELD": "member"}, r"tiny\.train\.inter, line 1: expected the field member, which is not in the header"),
+        (
+            {"USER_ID_FIELD": "member"},
+            r"tiny\.train\.inter, line 1: expected the field member, which is not in the header",
+        ),
         ({"TIME_FIELD": "at"}, r"tiny\.train\.inter, line 1: expected the field at, which is not in the header"),
+        (
+            {"benchmark_filename": None},
+            r"found tiny\.test\.inter, tiny\.train\.inter, tiny\.valid\.inter, which need --",
+        ),
         ({"model": "DIEN"}, "--model=DIEN: reads negative histories"),
     ],
 )
@@ -285,7 +292,7 @@ def test_a_run_is_read_back(tmp_path):
     given = settings(tmp_path, "SASRec", benchmark_filename=FILES, epochs=1)
     record = quick_start.run(config_dict=given)
     model, dataset = quick_start.load_data_and_model(record["run_dir"])[1:3]
-    assert dataset.histories is not None and model.n_items == dataset.item_num
+    assert model.n_items == dataset.item_num and len(dataset.histories.items) > len(tiny_interactions())
 
 
 def test_an_unsplit_file_without_times_goes_by_its_order(tmp_path):

@@ -21,7 +21,21 @@ def split(folder, **changes):
 BY_RATIO = {"split": {"RS": [0.6, 0.2, 0.2]}, "order": "TO", "group_by": "user", "mode": "full"}
 
 
-@pytest.mark.parametrize("changes", [{}, {"MAX_ITEM_LIST_LENGTH": 3}, {"eval_args": BY_RATIO}, {"shuffle_ties": 1}])
+MANY_HELD_OUT = {**BY_RATIO, "split": {"RS": [0.3, 0.2, 0.5]}}
+BY_TIME = {**BY_RATIO, "split": {"TS": [0.4, 0.2, 0.4]}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"MAX_ITEM_LIST_LENGTH": 3},
+        {"eval_args": BY_RATIO},
+        {"shuffle_ties": 1},
+        {"eval_args": MANY_HELD_OUT, "MAX_ITEM_LIST_LENGTH": 3},
+        {"eval_args": BY_TIME, "MAX_ITEM_LIST_LENGTH": 3},
+    ],
+)
 def test_sound_splits_pass(tiny, changes):
     assert check_leakage(*split(tiny, **changes)) == {"leakage_check": "passed"}
 
