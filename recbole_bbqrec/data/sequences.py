@@ -64,7 +64,7 @@ def training_sequences(train: Any) -> Sequences:
     order = np.argsort(tokens, kind="stable")  # of rows; within a user they are in the order of time
     targets = rows[train.iid_field].numpy()[order]
     starts = np.flatnonzero(np.r_[True, tokens[order][1:] != tokens[order][:-1]][: len(order)])
-    by_user = np.split(targets, starts[1:])
+    by_user = np.split(targets, starts[1:])[: len(starts)]
     histories = train.histories[order]
     if len(np.unique(histories.start)) == len(starts):
         pieces = [np.r_[history, rest] for history, rest in zip(histories[starts], by_user, strict=True)]
