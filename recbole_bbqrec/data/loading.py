@@ -109,6 +109,14 @@ class LoadedDataset(SequentialDataset):
         self.field2type.pop(columns.histories, None)  # numbered with the items, not as a column of its own
 
     def _init_alias(self) -> None:
+        loaded = [*self.token_like_fields, *([self._split.histories] if self._split else [])]
+        for key in ("alias_of_user_id", "alias_of_item_id"):
+            given = self.config[key] or []
+            if not isinstance(given, list) or not set(given) <= set(loaded):
+                raise InputError(
+                    f"{key}: found {given!r}, expected a list of loaded columns of tokens ({', '.join(loaded)}); mend "
+                    "it, or add the column to load_col"
+                )
         super()._init_alias()
         for field in self._rest_fields if self._split else ():
             if (histories := field + self.config["LIST_SUFFIX"]) in self._rest_fields:

@@ -217,8 +217,9 @@ def test_rows_that_nothing_can_be_judged_by_are_left_out_and_told(tmp_path, capl
     assert len(valid._dataset.inter_feat) == N_USERS
     assert "1 validation and test rows have nothing before them" in caplog.text
     assert "1 users have a row earlier in time than one in a file before it" in caplog.text
-    with pytest.raises(InputError, match=r"tiny\.test\.inter: found no row with anything before it"):
-        built(write_parts(tmp_path, [*parts[:2], []], PLAIN))
+    for at, name in enumerate(FILES):
+        with pytest.raises(InputError, match=rf"tiny\.{name}\.inter: found no row with anything before it"):
+            built(write_parts(tmp_path, [*parts[:at], [], *parts[at + 1 :]], PLAIN))
 
 
 @pytest.mark.parametrize(
