@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from .. import compat
 from ..errors import InputError
 from ..preparation.atomic import read_atomic, read_header
-from .presplit import NO_TIMES, Columns, arrange, is_given, number_sessions, read_columns
+from .presplit import NO_TIMES, Columns, arrange, number_sessions, read_columns
 from .sequences import Histories
 
 ROW = "row_number_"
@@ -158,15 +158,15 @@ class LoadedDataset(SequentialDataset):
         load_col, unload_col = self._get_load_and_unload_col(source)
         if load_col is None or not isinstance(source, FeatureSource):
             return load_col, unload_col
-        if source == FeatureSource.INTERACTION and not is_given(self.config, "load_col"):
+        default = (self.config.internal_config_dict.get("load_col") or {}).get("inter")
+        if source == FeatureSource.INTERACTION and self.config["load_col"].get("inter") in (None, default):
             named = {"user_id": self.uid_field, "item_id": self.iid_field, "timestamp": self.config["TIME_FIELD"]}
-            load_col = {named.get(field, field) for field in load_col} - {None}
+            load_col = {named.get(field, field) for field in load_col or named} - {None}
         if source == FeatureSource.INTERACTION and self._split:
             load_col = (load_col | {self._split.histories}) - self._split.missing
         if wanted := (self.config["val_interval"] or {}).keys() - self.field2type.keys():
-            found = (
-                wanted & read_header(path, self.config["field_separator"], self.config["encoding"] or "utf-8").keys()
-            )
+            how = self.config["field_separator"], self.config["encoding"] or "utf-8"
+            found = wanted & read_header(path, *how).keys()
             ids = {FeatureSource.USER: {self.uid_field}, FeatureSource.ITEM: {self.iid_field}}.get(source, set())
             load_col = load_col | found | ids if found else load_col
         return load_col, unload_col

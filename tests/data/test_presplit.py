@@ -135,8 +135,10 @@ def test_other_names_of_fields_and_lists(tmp_path):
     write_parts(tmp_path, leave_one_out(tiny_interactions()), columns)
     (tmp_path / "tiny" / "tiny.item").unlink()
     names = {"USER_ID_FIELD": "uid", "ITEM_ID_FIELD": "asin", "TIME_FIELD": "at", "LIST_SUFFIX": "_seq"}
-    dataset, (train, _, _) = built(tmp_path, **names)
-    assert sequences_of(dataset, train) == TRAINING
+    names["load_col"] = {"inter": ["user_id", "item_id", "timestamp"], "user": []}  # by the names that are the default
+    for columns in (names["load_col"], {"user": []}):
+        dataset, (train, _, _) = built(tmp_path, **{**names, "load_col": columns})
+        assert sequences_of(dataset, train) == TRAINING
 
 
 @pytest.mark.parametrize("load_col", [None, {"inter": ["user_id", "item_id", "item_id_list", "timestamp"]}])
