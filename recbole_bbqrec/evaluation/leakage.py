@@ -68,15 +68,17 @@ def _check_files(parts: list[Any]) -> str:
     met: dict[int, set[int]] = {}
     for at, part in enumerate(parts):
         users, targets, _ = _rows(part)
-        before = [set(history.tolist()) for history in part.histories]
         if at:
             seen = scipy.sparse.csr_array(seen_before(part, parts[:at]))
             masked = (set(row.tolist()) for row in np.split(seen.indices, seen.indptr[1:-1]))
-            rows = zip(users.tolist(), targets.tolist(), before, masked, strict=True)
-            wrong = [found != (own | met.get(user, set())) - {target} for user, target, own, found in rows]
-            _refuse(part, users[wrong], "masked items that are not those before the target")
-        for user, target, own in zip(users.tolist(), targets.tolist(), before, strict=True):
-            met.setdefault(user, set()).update(own, [target])
+            rows = zip(users.tolist(), targets.tolist(), part.histories, masked, strict=True)
+            wrong = [found != {*own.tolist(), *met.get(user, ())} - {target} for user, target, own, found in rows]
+            _refuse(part, users[np.array(wrong)], "masked items that are not those before the target")
+        longest = part.histories.covering()
+        for user, items in zip(users[longest].tolist(), part.histories[longest], strict=True):
+            met.setdefault(user, set()).update(items.tolist())
+        for user, target in zip(users.tolist(), targets.tolist(), strict=True):
+            met[user].add(target)
     again = np.isin(held_out, given).sum()
     found = f"; {again} of {len(held_out)} held-out targets follow the same item as in their user's training rows"
     return f"passed, the files were split already{found if again else ''}"
