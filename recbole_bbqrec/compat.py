@@ -2,7 +2,7 @@
 
 Nothing here runs on import. Points that live elsewhere because they are plain overrides of a RecBole method:
 
-- pandas 3 makes `df[column].fillna(..., inplace=True)` a silent no-op: `data.dataset` reads and fills columns itself;
+- pandas 3 makes `df[column].fillna(..., inplace=True)` a silent no-op: `data.loading` reads and fills columns itself;
 - torch 2.6 refuses RecBole's pickled checkpoints: `trainer` keeps them as safetensors and never unpickles.
 """
 

@@ -11,6 +11,7 @@ from recbole.config import Config as RecBoleConfig
 from recbole.evaluator.register import metric_types
 
 from . import compat, registry
+from .data.presplit import EXAMPLE, check_files
 from .data.selected_features import load_selected_features
 from .errors import InputError
 from .evaluation.ranking import METRICS
@@ -192,12 +193,17 @@ def check_protocol(final: dict[str, Any]) -> None:
 
 def _check_data_path(config: Config) -> None:
     name, folder = config["dataset"], Path(config["data_path"])
-    if (folder / f"{name}.inter").is_file() or config["benchmark_filename"]:
+    if config["benchmark_filename"] is not None:
+        check_files(config)
+        return
+    if (folder / f"{name}.inter").is_file():
         return
     parent = folder.parent
     there = sorted(path.parent.name for path in parent.glob("*/*.inter") if path.stem == path.parent.name)
     near = difflib.get_close_matches(name, there, n=1)
     found = f"did you mean {near[0]}?" if near else f"found there: {', '.join(there) or 'no data set'}"
+    if split := [path.name for path in sorted(folder.glob(f"{name}.*.inter"))]:
+        found = f"found {', '.join(split)}, which need {EXAMPLE}"
     how = "" if public_source(name) else " --from interactions.csv"
     raise MissingDataSetError(
         f"--dataset={name}: no file {folder / f'{name}.inter'}; {found}; --data_path names another folder, "

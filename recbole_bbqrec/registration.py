@@ -46,6 +46,7 @@ def register() -> None:
     # pandas 3 leaves blank cells of RecBole's own data sets blank, and then numbers them as it likes.
     Dataset.__init__ = _with_lengths
     Dataset._load_feat, Dataset._check_interactions = MultiModalSequentialDataset._load_feat, _check_nothing
+    Dataset._columns_to_load = _columns_to_load
     Dataset._fill_nan = MultiModalSequentialDataset._fill_nan
     recbole_trainers.Trainer._save_checkpoint = recbole_checkpoint.save_checkpoint
     recbole_trainers.PretrainTrainer.save_pretrained_model = recbole_checkpoint.save_pretrained_model
@@ -82,6 +83,10 @@ def _with_lengths(self: Any, settings: Any) -> None:
 
 def _check_nothing(*_: Any) -> None:
     """RecBole's own models may do without times."""
+
+
+def _columns_to_load(self: Any, _: str, source: Any) -> Any:
+    return self._get_load_and_unload_col(source)
 
 
 def _load_other_parameter(self: Any, para: Any) -> None:

@@ -21,10 +21,13 @@ def check_leakage(dataset: Any, train: Any, valid: Any, test: Any) -> dict[str, 
     Every user's sequence by time is his training part, then his validation and then his test target; training rows and
     `train_sequences` hold nothing else; the items masked for a target are exactly those before it. Where that is not so
     an `InputError` names the first user. `dataset` is RecBole's before its split, the others are loaders of its parts.
+
+    Where the files were split already, what comes first is theirs to say: training sequences must hold the steps of the
+    training rows and no others, masks what stands in earlier files and in the row's own history.
     """
-    if dataset.config["benchmark_filename"]:
-        return {"leakage_check": "not made, the split comes with the data"}
     parts = [loader._dataset for loader in (train, valid, test)]
+    if dataset.config["benchmark_filename"] is not None:
+        return {"leakage_check": _check_files(parts)}
     (users, targets, times), (split_users, split_targets, split_times) = _rows(dataset), _rows(*parts)
     if len(users) != len(split_users):
         raise InputError(f"leakage check: found {len(split_users)} rows in the split, expected {len(users)}")
@@ -53,6 +56,45 @@ def check_leakage(dataset: Any, train: Any, valid: Any, test: Any) -> dict[str, 
         rows = slice(bounds[at], bounds[at + 1])
         _check_seen(parts[at], parts[:at], items, begin[rows], end[rows])
     return {"leakage_check": "passed"}
+
+
+def _check_files(parts: list[Any]) -> str:
+    train, sequences = parts[0], parts[0].train_sequences
+    given, held_out = _steps(train), np.concatenate([_steps(part, last=True) for part in parts[1:]])
+    inside = np.setdiff1d(np.arange(1, len(sequences.items)), sequences.offsets)
+    learned = np.c_[sequences.items[inside - 1], sequences.items[inside]] @ [train.item_num, 1]
+    if not np.array_equal(np.unique(learned), np.unique(given % train.item_num**2)):
+        raise InputError("leakage check: the training sequences are not those of the training rows")
+    met: dict[int, set[int]] = {}
+    for at, part in enumerate(parts):
+        users, targets, _ = _rows(part)
+        if at:
+            seen = scipy.sparse.csr_array(seen_before(part, parts[:at]))
+            masked = (set(row.tolist()) for row in np.split(seen.indices, seen.indptr[1:-1]))
+            rows = zip(users.tolist(), targets.tolist(), part.histories, masked, strict=True)
+            wrong = [found != {*own.tolist(), *met.get(user, ())} - {target} for user, target, own, found in rows]
+            _refuse(part, users[np.array(wrong)], "masked items that are not those before the target")
+        longest = part.histories.covering()
+        for user, items in zip(users[longest].tolist(), part.histories[longest], strict=True):
+            met.setdefault(user, set()).update(items.tolist())
+        for user, target in zip(users.tolist(), targets.tolist(), strict=True):
+            met[user].add(target)
+    again = np.isin(held_out, given).sum()
+    found = f"; {again} of {len(held_out)} held-out targets follow the same item as in their user's training rows"
+    return f"passed, the files were split already{found if again else ''}"
+
+
+def _steps(dataset: Any, last: bool = False) -> np.ndarray:
+    """Number every step of the users' histories from an item to the next, or the `last` one of each, to the target."""
+    users, targets, _ = _rows(dataset)
+    histories = dataset.histories
+    parts = [np.c_[users, histories.items[histories.stop - 1], targets]]
+    if not last:
+        rows = histories.covering()
+        row, items = histories[rows].entries()
+        same = np.diff(row) == 0
+        parts.append(np.c_[users[rows[row[1:][same]]], items[:-1][same], items[1:][same]])
+    return np.concatenate(parts) @ [dataset.item_num**2, dataset.item_num, 1]
 
 
 def _rows(*datasets: Any) -> list[np.ndarray]:

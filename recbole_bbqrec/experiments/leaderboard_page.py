@@ -47,7 +47,12 @@ def pages(content: Mapping[str, Any]) -> tuple[str, str]:
     shown = {
         **content,
         "of_all": lambda key: " or ".join(dict.fromkeys(str(one.get(key)) for one in settings)),
-        "orders": dict.fromkeys("{split} in order {order}".format_map(one["eval_args"]) for one in settings),
+        "orders": dict.fromkeys(
+            "as the files come"
+            if one.get("benchmark_filename")
+            else "{split} in order {order}".format_map(one["eval_args"])
+            for one in settings
+        ),
         "is_bold": lambda model, metric: is_bold(content, model, metric),
         "checks": {of: [row["model"] for row in content["rows"] if of in row["leakage_checks"]] for of in checks},
         "shared": shared,

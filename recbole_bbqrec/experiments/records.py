@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from .. import storage
 from ..data.feature_sources import modalities
+from ..data.presplit import read_rows
 from ..errors import InputError
 from ..evaluation import report
 from ..evaluation.configuration import COUNTED_ONCE, data_fingerprint
@@ -23,7 +23,6 @@ from ..evaluation.configuration import comparable_settings as comparable_setting
 from ..evaluation.configuration import folder_of as folder_of
 from ..evaluation.configuration import run_key as run_key
 from ..evaluation.ranking import COLUMNS, Ranks
-from ..preparation.atomic import read_atomic
 
 MAX_RANK = 1000
 """Ranks are kept up to here; a rank kept as `MAX_RANK` means this one or any beyond."""
@@ -41,22 +40,19 @@ def code_fingerprint() -> str:
 
 
 def data_statistics(config: Any) -> dict[str, Any]:
-    """Count users, items and interactions of a data set's interaction files.
+    """Count users, items and interactions of a data set's interaction files; rows with histories count once.
 
     `tied_times` is the share of interactions at a time at which their user has another one.
     """
-    columns = [config[f"{kind}_FIELD"] for kind in ("USER_ID", "ITEM_ID", "TIME")]
-    how = (config["field_separator"], config["encoding"] or "utf-8")
-    paths = sorted(Path(config["data_path"]).glob(f"{config['dataset']}*.inter"))  # several for a split made beforehand
-    frame = pd.concat([read_atomic(path, columns, *how)[0] for path in paths])
-    users, items = (int(frame[column].nunique()) for column in columns[:2])
+    frame = read_rows(config)
+    users, items = (int(frame[column].nunique()) for column in frame.columns[:2])
     return {
         "users": users,
         "items": items,
         "interactions": len(frame),
         "interactions_per_user": len(frame) / users,
         "density": len(frame) / (users * items),
-        "tied_times": float(frame.duplicated([columns[0], columns[2]], keep=False).mean()),
+        "tied_times": float(frame.duplicated([*frame.columns[[0, 2]]], keep=False).mean()),
         "modalities": [f"{name} ({encoder})" for name, encoder in modalities(config).items()],
     }
 

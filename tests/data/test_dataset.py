@@ -182,6 +182,59 @@ def test_everything_filtered_away_is_said(tiny):
         built(tiny, "SASRec", user_inter_num_interval="[100,inf)")
 
 
+def with_columns(folder):
+    """The tiny data set with ratings 1 to 5, users' towns and items' prices, none of which is in load_col."""
+    rows = [(*row, at % 5 + 1) for at, row in enumerate(tiny_interactions())]
+    write_dataset(folder)
+    for kind, head, lines in (
+        ("inter", "user_id:token\titem_id:token\ttimestamp:float\trating:float", rows),
+        ("user", "user_id:token\ttown:token", [(f"u{user:02d}", "ab"[user % 2]) for user in range(N_USERS)]),
+        ("item", "item_id:token\tprice:float", [(f"i{item:02d}", item) for item in range(N_ITEMS)]),
+    ):
+        text = "\n".join([head, *("\t".join(map(str, line)) for line in lines)])
+        (folder / "tiny" / f"tiny.{kind}").write_text(text + "\n")
+    return rows
+
+
+def test_values_are_filtered_by_columns_that_nobody_loads(tmp_path):
+    rows = with_columns(tmp_path)
+    keeps = {"rating": "[3,inf)", "town": ["a"], "price": "[0,9];[20,40)"}
+    _, dataset, _ = built(tmp_path, "SASRec", text_encoder=None, val_interval=keeps)
+    kept = [row for row in rows if row[3] >= 3 and int(row[0][1:]) % 2 == 0 and not 9 < int(row[1][1:]) < 20]
+    found = {token for token in dataset.field2id_token["user_id"] if token != "[PAD]"}
+    assert found == {user for user, *_ in kept} and set(dataset.catalogue.tokens[1:]) >= {item for _, item, *_ in kept}
+    assert len(dataset.inter_feat) == len(kept) - len(found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"val_interval": {"ratings": "[3,inf)"}}, r"val_interval: found 'ratings', expected a column of tiny\.inter"),
+        ({"val_interval": {"rating": "3,5"}}, "found '3,5', expected an interval such as"),
+        ({"val_interval": {"rating": "[5,3]"}}, "expected an interval such as"),
+        ({"val_interval": {"town": "[1,2]"}}, r"val_interval: town: found '\[1,2\]', expected a list of texts"),
+        ({"val_interval": {"town": [1]}}, "val_interval: town: found"),
+        ({"val_interval": "rating"}, "val_interval: found 'rating', expected what is kept by column"),
+        (
+            {"user_inter_num_interval": "[five,inf)"},
+            r"user_inter_num_interval.*found '\[five,inf\)', expected an inter",
+        ),
+        ({"item_inter_num_interval": 5}, "item_inter_num_interval.*found '5', expected an interval"),
+    ],
+)
+def test_filters_that_cannot_be_read(tmp_path, changes, told):
+    with_columns(tmp_path)
+    with pytest.raises(InputError, match=told):
+        built(tmp_path, "SASRec", text_encoder=None, **changes)
+
+
+def test_only_an_empty_data_set_is_a_failed_filter(tiny, monkeypatch):
+    monkeypatch.setattr("recbole.data.dataset.Dataset._remove_duplication", lambda _: int("a fault of the code"))
+    with pytest.raises(ValueError, match="invalid literal") as raised:
+        built(tiny, "SASRec")
+    assert not isinstance(raised.value, InputError)
+
+
 def test_blank_cells_of_feature_columns(tiny):
     """pandas 3 fills nothing in place: blank sequences and tokens are ours to meet."""
     columns = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "title", "brand"]}

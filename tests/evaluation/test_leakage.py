@@ -21,7 +21,21 @@ def split(folder, **changes):
 BY_RATIO = {"split": {"RS": [0.6, 0.2, 0.2]}, "order": "TO", "group_by": "user", "mode": "full"}
 
 
-@pytest.mark.parametrize("changes", [{}, {"MAX_ITEM_LIST_LENGTH": 3}, {"eval_args": BY_RATIO}, {"shuffle_ties": 1}])
+MANY_HELD_OUT = {**BY_RATIO, "split": {"RS": [0.3, 0.2, 0.5]}}
+BY_TIME = {**BY_RATIO, "split": {"TS": [0.4, 0.2, 0.4]}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"MAX_ITEM_LIST_LENGTH": 3},
+        {"eval_args": BY_RATIO},
+        {"shuffle_ties": 1},
+        {"eval_args": MANY_HELD_OUT, "MAX_ITEM_LIST_LENGTH": 3},
+        {"eval_args": BY_TIME, "MAX_ITEM_LIST_LENGTH": 3},
+    ],
+)
 def test_sound_splits_pass(tiny, changes):
     assert check_leakage(*split(tiny, **changes)) == {"leakage_check": "passed"}
 
@@ -107,3 +121,52 @@ def test_the_check_runs_before_the_training_and_stops_it(tiny, tmp_path, monkeyp
     monkeypatch.setattr(trainer.ProtocolTrainer, "fit", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(InputError, match="leakage check: no"):
         quick_start.execute(config_dict=settings(tiny, "SASRec", checkpoint_dir=str(tmp_path)), inspect=refuse)
+
+
+def test_files_that_were_split_already(tmp_path):
+    """Training sequences and masks are held against the rows; what the files repeat is counted, not refused."""
+    rows = {
+        "train": ["u1\ta\tb\t1", "u1\ta b\tc\t2", "u2\ta\tc\t1"],
+        "valid": ["u1\ta b c\td\t3", "u2\ta c a\tc\t4"],
+        "test": ["u1\ta b c d\te\t4"],
+    }
+    (tmp_path / "tiny").mkdir()
+    for name, lines in rows.items():
+        head = "user_id:token\titem_id_list:token_seq\titem_id:token\ttimestamp:float"
+        (tmp_path / "tiny" / f"tiny.{name}.inter").write_text("\n".join([head, *lines]) + "\n")
+
+    def parts():
+        return split(tmp_path, benchmark_filename=list(rows))
+
+    told = "passed, the files were split already; 1 of 3 held-out targets follow the same item as in their user's"
+    assert check_leakage(*parts())["leakage_check"].startswith(told)
+    tampered = parts()
+    tampered[1]._dataset.train_sequences.items[1] = 4
+    with pytest.raises(InputError, match="the training sequences are not those of the training rows"):
+        check_leakage(*tampered)
+
+
+def test_masks_of_files_that_were_split_already(tmp_path, monkeypatch):
+    """A mask that leaves out what the user met in an earlier file."""
+    from conftest import tiny_interactions
+
+    (tmp_path / "tiny").mkdir()
+    users = {}
+    for row in tiny_interactions():
+        users.setdefault(row[0], []).append("\t".join(map(str, row)))
+    for name, part in (("train", slice(-2)), ("valid", slice(-2, -1)), ("test", slice(-1, None))):
+        lines = [line for seen in users.values() for line in seen[part]]
+        head = "user_id:token\titem_id:token\ttimestamp:float"
+        (tmp_path / "tiny" / f"tiny.{name}.inter").write_text("\n".join([head, *lines]) + "\n")
+    parts = split(tmp_path, benchmark_filename=["train", "valid", "test"])
+    real = leakage.seen_before
+
+    def wrong(evaluated, earlier):
+        seen = real(evaluated, earlier)
+        seen.data[0] = False
+        seen.eliminate_zeros()
+        return seen
+
+    monkeypatch.setattr(leakage, "seen_before", wrong)
+    with pytest.raises(InputError, match=r"masked items that are not those before the target \(1 users"):
+        check_leakage(*parts)

@@ -1,0 +1,279 @@
+"""RecBole's sequential data set as it is read, filtered and split, where RecBole's own steps stumble over files."""
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
+from recbole.utils import FeatureSource, FeatureType
+from torch.nn.functional import pad
+
+from .. import compat
+from ..errors import InputError
+from ..preparation.atomic import read_atomic, read_header
+from .presplit import NO_TIMES, Columns, arrange, number_sessions, read_columns
+from .sequences import Histories
+
+ROW = "row_number_"
+"""Column that numbers the rows of the whole data set while it is split."""
+
+
+def _is_interval(text: str) -> bool:
+    found = re.fullmatch(r"\s*[\[(]([^,]+),([^,]+)[\])]\s*", text)
+    try:
+        return found is not None and float(found[1]) <= float(found[2])
+    except ValueError:
+        return False
+
+
+class LoadedDataset(SequentialDataset):
+    """RecBole's `SequentialDataset`, strict about its files, and with files that are split already in every shape.
+
+    Attributes
+    ----------
+    histories : all that stands before the target of every row; the lists in `inter_feat` are cut.
+    """
+
+    histories: Histories
+
+    def __init__(self, config: Any) -> None:
+        if config["USER_ID_FIELD"] is None:
+            raise InputError(
+                "USER_ID_FIELD: found none, expected a name; drop the key, files with histories need no users"
+            )
+        if not isinstance(config["val_interval"] or {}, dict):
+            raise InputError(
+                f"val_interval: found {config['val_interval']!r}, expected what is kept by column, such as "
+                "{'rating': '[3,inf)'}"
+            )
+        self._split = read_columns(config) if config["benchmark_filename"] is not None else None
+        with compat.lengths_by_element():
+            super().__init__(config)
+
+    def build(self) -> list[Any]:
+        """Split as RecBole does; every part knows the histories of its rows."""
+        splits = super().build()
+        whole = self.histories
+        for part in (self, *splits):
+            part.histories = whole[part.inter_feat[ROW].numpy()]
+            part.inter_feat.drop(ROW)
+        return splits
+
+    def data_augmentation(self) -> None:
+        """Make rows with histories as RecBole does, and keep the histories whole."""
+        self.sort(by=[self.uid_field, self.time_field])
+        users, items = (self.inter_feat[field].numpy() for field in (self.uid_field, self.iid_field))
+        super().data_augmentation()
+        at = np.arange(len(users))
+        start = np.maximum.accumulate(np.where(np.r_[True, users[1:] != users[:-1]][: len(users)], at, 0))
+        self.histories = Histories(items, start[at > start], at[at > start])
+
+    def _get_field_from_config(self) -> None:
+        super()._get_field_from_config()
+        self.time_field = self.time_field or NO_TIMES
+
+    def _load_inter_feat(self, token: str, dataset_path: str) -> None:
+        super()._load_inter_feat(token, dataset_path)
+        if self.config["TIME_FIELD"] is None or self.time_field not in self.inter_feat:
+            self.inter_feat[self.time_field] = np.arange(len(self.inter_feat), dtype=np.float64)
+            self.set_field_property(self.time_field, FeatureType.FLOAT, FeatureSource.INTERACTION, 1)
+            self.logger.info(f"{self.time_field}: no times, the order of rows in the file counts")
+        if self._split is not None:
+            self._arrange(self._split)
+
+    def _arrange(self, columns: Columns) -> None:
+        before = self.file_size_list
+        if columns.user in columns.missing:
+            self.inter_feat[columns.user] = number_sessions(self.inter_feat, before, columns)
+            self.set_field_property(columns.user, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)
+        found = arrange(self.inter_feat, before, columns)
+        for size, name in zip(found.sizes, self.benchmark_filename_list, strict=True):
+            if not size:
+                path = f"{self.dataset_path}/{self.dataset_name}.{name}.inter"
+                raise InputError(f"{path}: found no row with anything before it, expected a history or an earlier row")
+        if without := sum(before[1:]) - sum(found.sizes[1:]):
+            self.logger.warning(f"{without} validation and test rows have nothing before them and are not judged")
+        if found.backwards:
+            self.logger.warning(f"{found.backwards} users have a row earlier in time than one in a file before it")
+        self.inter_feat, self.file_size_list = found.rows, found.sizes
+        for field in self._list_fields():
+            self.inter_feat[field] = [values[-self.max_item_list_len :] for values in self.inter_feat[field]]
+            self.field2seqlen[field] = self.max_item_list_len
+        self._sequences = pd.DataFrame({columns.histories: found.sequences})
+        self._spans = found.start, found.stop
+        self.field2type.pop(columns.histories, None)  # numbered with the items, not as a column of its own
+
+    def _init_alias(self) -> None:
+        loaded = [*self.token_like_fields, *([self._split.histories] if self._split else [])]
+        for key in ("alias_of_user_id", "alias_of_item_id"):
+            given = self.config[key] or []
+            if not isinstance(given, list) or not set(given) <= set(loaded):
+                raise InputError(
+                    f"{key}: found {given!r}, expected a list of loaded columns of tokens ({', '.join(loaded)}); mend "
+                    "it, or add the column to load_col"
+                )
+        super()._init_alias()
+        for field in self._rest_fields if self._split else ():
+            if (histories := field + self.config["LIST_SUFFIX"]) in self._rest_fields:
+                self.alias[field] = np.array([field, histories])
+                self._rest_fields = np.setdiff1d(self._rest_fields, self.alias[field])
+
+    def _get_remap_list(self, field_list: np.ndarray) -> list[Any]:
+        if self._split is None or self.iid_field not in field_list:
+            return super()._get_remap_list(field_list)
+        histories = self._split.histories
+        rest = super()._get_remap_list(np.array([field for field in field_list if field != histories]))
+        return [(self._sequences, histories, FeatureType.TOKEN_SEQ), *rest]
+
+    def _benchmark_presets(self) -> None:
+        assert self._split
+        field, most = self._split.histories, self.max_item_list_len
+        items, start, stop = np.concatenate(self._sequences.pop(field)), *self._spans
+        self.histories = Histories(items, start, stop)
+        self.inter_feat[field] = list(Histories(items, np.maximum(start, stop - most), stop))
+        self.set_field_property(field, FeatureType.TOKEN_SEQ, FeatureSource.INTERACTION, most)
+        self.item_id_list_field = field  # RecBole's name for it, whatever the field is called
+        super()._benchmark_presets()
+
+    def _change_feat_format(self) -> None:
+        super()._change_feat_format()
+        for field in self._list_fields() if self._split else ():  # as long as the lists that RecBole makes
+            values = self.inter_feat[field]
+            width = [0, 0] * (values.dim() - 2) + [0, self.max_item_list_len - values.shape[1]]
+            self.inter_feat[field] = pad(values, width)
+        self.inter_feat[ROW] = torch.arange(len(self.inter_feat))
+
+    def _list_fields(self) -> list[str]:
+        """Columns of histories: of items, and what else came with them."""
+        lists = {field + self.config["LIST_SUFFIX"] for field in self.inter_feat}
+        return [field for field in self.inter_feat if field in lists]
+
+    def _columns_to_load(self, path: str, source: Any) -> tuple[set[str] | None, set[str] | None]:
+        """As `load_col` and `unload_col` say; with the columns that other settings, or the shape of the files, need."""
+        load_col, unload_col = self._get_load_and_unload_col(source)
+        if load_col is None or not isinstance(source, FeatureSource):
+            return load_col, unload_col
+        default = (self.config.internal_config_dict.get("load_col") or {}).get("inter")
+        if source == FeatureSource.INTERACTION and self.config["load_col"].get("inter") in (None, default):
+            named = {"user_id": self.uid_field, "item_id": self.iid_field, "timestamp": self.config["TIME_FIELD"]}
+            load_col = {named.get(field, field) for field in load_col or named} - {None}
+        if source == FeatureSource.INTERACTION and self._split:
+            load_col = (load_col | {self._split.histories}) - self._split.missing
+        if wanted := (self.config["val_interval"] or {}).keys() - self.field2type.keys():
+            how = self.config["field_separator"], self.config["encoding"] or "utf-8"
+            found = wanted & read_header(path, *how).keys()
+            ids = {FeatureSource.USER: {self.uid_field}, FeatureSource.ITEM: {self.iid_field}}.get(source, set())
+            load_col = load_col | found | ids if found else load_col
+        return load_col, unload_col
+
+    def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:
+        load_col, unload_col = self._columns_to_load(filepath, source)
+        if load_col == set():
+            return None
+        separator, encoding = self.config["field_separator"], self.config["encoding"] or "utf-8"
+        frame, types = read_atomic(Path(filepath), load_col and sorted(load_col), separator, encoding)
+        unwanted = set(unload_col or ()) & types.keys()
+        frame, types = frame.drop(columns=list(unwanted)), {k: v for k, v in types.items() if k not in unwanted}
+        for field, name in types.items():
+            kind = FeatureType(name)
+            if isinstance(source, FeatureSource) or source != "link":
+                self.field2source[field], self.field2type[field] = source, kind
+                if kind in (FeatureType.FLOAT, FeatureType.FLOAT_SEQ):
+                    self.field2bucketnum[field] = 2
+            if kind in (FeatureType.TOKEN_SEQ, FeatureType.FLOAT_SEQ):
+                read, mark = float if kind == FeatureType.FLOAT_SEQ else str, self.config["seq_separator"]
+                rows = [np.array([read(part) for part in text.split(mark) if part]) for text in frame[field]]
+                longest = max((len(row) for row in rows), default=0)
+                self.field2seqlen[field] = min((self.config["seq_len"] or {}).get(field, longest), longest)
+                frame[field] = [row[: self.field2seqlen[field]] for row in rows]
+            else:
+                self.field2seqlen[field] = 1
+                if kind == FeatureType.TOKEN:
+                    frame[field] = frame[field].astype(object).where(frame[field] != "", np.nan)
+        if source == FeatureSource.INTERACTION:
+            self._check_interactions(filepath, frame, types)
+        return frame
+
+    def _check_interactions(self, path: str, frame: pd.DataFrame, types: dict[str, str]) -> None:
+        for key, kind in (("USER_ID_FIELD", "token"), ("ITEM_ID_FIELD", "token"), ("TIME_FIELD", "float")):
+            field = self.config[key]
+            if field is None or (self._split and field in self._split.missing):
+                continue
+            if types.get(field) != kind:
+                found = f"{field}:{types[field]}" if field in types else f"no column {field} among {', '.join(types)}"
+                instead = ", or let the order of rows count with --TIME_FIELD=~" if key == "TIME_FIELD" else ""
+                raise InputError(
+                    f"{path}, line 1: found {found}, expected {field}:{kind}; mend the header, name the column with "
+                    f"--{key}=..., or add it to load_col{instead}"
+                )
+            blank = np.flatnonzero(frame[field].isna())
+            if len(blank):
+                raise InputError(
+                    f"{path}, line {blank[0] + 2}: found a blank {field}, expected a value in every row of an "
+                    f"interaction file ({len(blank)} are blank); fill it in or delete the line"
+                )
+
+    def _data_filtering(self) -> None:
+        for field, values in (self.config["val_interval"] or {}).items():
+            if field not in self.field2type:
+                raise InputError(
+                    f"val_interval: found {field!r}, expected a column of {self.dataset_name}.inter, .user or .item; "
+                    "mend the name"
+                )
+            is_token = self.field2type[field] in (FeatureType.TOKEN, FeatureType.TOKEN_SEQ)
+            if is_token and not (isinstance(values, list) and all(isinstance(value, str) for value in values)):
+                raise InputError(
+                    f"val_interval: {field}: found {values!r}, expected a list of texts, such as ['a', 'b']"
+                )
+        super()._data_filtering()
+        if self.config["shuffle_ties"] is not None:
+            # RecBole sorts by time with a stable sort, so the order made here decides among equal times.
+            shuffled = self.inter_feat.sample(frac=1, random_state=self.config["shuffle_ties"])
+            self.inter_feat = shuffled.reset_index(drop=True)
+        # Times go by their rank where RecBole's float32 would merge them (Unix time: steps of 128 s).
+        times = self.inter_feat[self.time_field].to_numpy()
+        if times.size and len(np.unique(times.astype(np.float32))) < len(np.unique(times)):
+            self.inter_feat[self.time_field] = np.unique(times, return_inverse=True)[1].astype(np.float64)
+            self.logger.info(f"{self.time_field}: replaced by its rank, float32 would merge different times")
+
+    def _parse_intervals_str(self, intervals_str: Any) -> Any:
+        # RecBole warns of what it cannot read and filters by something else.
+        parts = [] if intervals_str is None else str(intervals_str).split(";")
+        if not all(map(_is_interval, parts)):
+            raise InputError(
+                f"user_inter_num_interval, item_inter_num_interval or val_interval: found {str(intervals_str)!r}, "
+                "expected an interval such as [5,inf), or several with ; between them"
+            )
+        return super()._parse_intervals_str(intervals_str)
+
+    def _reset_index(self) -> None:
+        if empty := [name for name in self.feat_name_list if getattr(self, name).empty]:
+            raise InputError(
+                f"{self.dataset_name}: filtering failed (nothing is left of {empty[0]}); loosen or mend "
+                "user_inter_num_interval, item_inter_num_interval or val_interval"
+            )
+        super()._reset_index()
+
+    def _fill_nan(self) -> None:
+        for name in self.feat_name_list:
+            feat = getattr(self, name)
+            for field in list(feat):
+                kind = self.field2type[field]
+                if kind == FeatureType.TOKEN:
+                    feat[field] = feat[field].fillna(0)
+                elif kind == FeatureType.FLOAT:
+                    feat[field] = feat[field].fillna(feat[field].mean())
+                else:
+                    empty = np.array([], dtype=np.int64 if kind == FeatureType.TOKEN_SEQ else np.float64)
+                    feat[field] = [empty if isinstance(value, float) else value for value in feat[field]]
+
+    def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
+        with warnings.catch_warnings():
+            # Columns of pandas 3 are read-only views; RecBole reorders them into new tensors next and writes to none.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return super()._dataframe_to_interaction(data)
