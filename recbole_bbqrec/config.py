@@ -148,11 +148,11 @@ class Config(RecBoleConfig):
                 raise InputError(f"unknown key {key!r} for model {self.model}; {hint}")
             self.external_config_dict[key] = checked(key, value, self.internal_config_dict.get(key))
         final = super()._get_final_config_dict()
-        _check_protocol(final)
+        check_protocol(final)
         return final
 
 
-def _check_protocol(final: dict[str, Any]) -> None:
+def check_protocol(final: dict[str, Any]) -> None:
     """Refuse settings under which this project's figures would not mean what their names say."""
     for key in ("save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path"):
         if final.get(key):
