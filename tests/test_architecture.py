@@ -16,14 +16,15 @@ MAX_LINES = 400
 
 # Rooms from the ground up: a module may import its own room and those before it. Modules at the root are rooms too.
 ORDER = (
-    *("errors", "storage", "compat", "settings"),
+    *("errors", "storage", "compat", "schema", "recbole_keys", "settings"),
     *("preparation", "tokenizer", "model", "data"),
     *("evaluation", "training", "registry", "config", "serving", "quick_start", "experiments", "cli"),
 )
 # Apart from what stands above them, these do not know each other.
 APART = {("model", "preparation"), ("tokenizer", "preparation"), ("serving", "experiments")}
-WITHOUT_RECBOLE = {"errors", "storage", "settings", "preparation", "tokenizer", "evaluation"}
-ROOT = {"__init__", "cli", "quick_start", "config", "settings", "registry", "compat", "errors", "storage"}
+WITHOUT_RECBOLE = {"errors", "storage", "schema", "recbole_keys", "settings", "preparation", "tokenizer", "evaluation"}
+ROOT = {"__init__", "cli", "quick_start", "config", "registry", "compat", "errors", "storage"}
+ROOT |= {"schema", "recbole_keys", "settings"}
 FORBIDDEN_IMPORTS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "ray"}
 FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "torch.save", "pd.read_pickle", "np.fromfile"}
 

@@ -61,7 +61,8 @@ def test_command_line_values_are_literals_and_never_code():
 BAD = {
     "unknown key names the nearest": (["--hiden_size=32"], "unknown key 'hiden_size'.*did you mean hidden_size"),
     "key of another model": (["--dropout_prob=0.1"], "unknown key 'dropout_prob'"),
-    "blank instead of =": (["--hidden_size", "32"], "expected --key=value"),
+    "no key": (["hidden_size"], "argument 'hidden_size': expected --key=value"),
+    "no value": (["--hidden_size"], "argument '--hidden_size': expected --key=value"),
     "one key twice": (["--seed=1", "--seed=2"], "--seed is given twice"),
     "word for a number": (["--learning_rate=fast"], "learning_rate: found 'fast' .str., expected float"),
     "number for a switch": (["--final=3"], "final: found 3 .int., expected bool"),

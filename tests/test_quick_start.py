@@ -22,10 +22,6 @@ ROOT = Path(__file__).resolve().parents[1]
 IDS = {key: value for key, value in QUICK.items() if key.startswith("sid_")}
 
 
-def as_arguments(given):
-    return [f"--{key}={value}" for key, value in given.items()]
-
-
 @pytest.mark.parametrize("model", ["BBQRec", "SASRec", "GRU4Rec"])
 def test_the_main_job(tiny, tmp_path, capsys, model):
     result = tmp_path / "out" / "result.json"
@@ -247,9 +243,9 @@ def test_what_recbole_refuses_while_it_builds_is_one_line_too(tiny, tmp_path, ca
 @pytest.mark.parametrize(
     ("model", "changes", "message"),
     [
-        ("SASRec", {"loss_type": "XX"}, "dl_format .* not been implemented"),
+        ("SASRec", {"loss_type": "XX"}, "loss_type: found 'XX', expected one of CE, BPR"),
         ("SASRec", {"hidden_act": "XX"}, "KeyError: 'XX'"),
-        ("SASRec", {"eval_args": {"split": {"LS": "valid_and_test"}, "order": "RO"}}, "has to be 'TO'"),
+        ("SASRec", {"eval_args": {"split": {"LS": "valid_and_test"}, "order": "RO"}}, "eval_args: found order 'RO', expected TO"),
         ("GRU4RecKG", {}, r"file \[.*tiny\.ent\] not found"),
     ],
 )

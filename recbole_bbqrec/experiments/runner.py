@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import quick_start
-from ..config import Config, parse_command_line
+from ..config import Config, joined, parse_command_line
 from ..errors import InputError
 from ..evaluation.leakage import check_leakage
+from ..settings import MAY_BE_UNUSED
 from . import records
 
 QUIET = {"state": "WARNING", "report_card": False}
@@ -20,10 +21,11 @@ report card costs time that no table shows."""
 
 
 def given_and_files(arguments: Sequence[str], owner: str = "") -> tuple[dict[str, Any], list[str]]:
-    """Read `--key=value` settings, and keep the argument that names their files apart: they stand below the settings.
+    """Read settings, and keep the argument that names their files apart: they stand below the settings.
 
     Settings that `owner`, in words, sets by itself are refused.
     """
+    arguments = joined(arguments)
     files = [argument for argument in arguments if argument.startswith("--config_files=")]
     given = parse_command_line([argument for argument in arguments if argument not in files])
     for key in ("model", "dataset", "result_file"):
@@ -41,7 +43,8 @@ class Job:
     def __init__(
         self, name: str, given: Mapping[str, Any], files: Sequence[str], data: Mapping[str, Any], folder: Path
     ) -> None:
-        self.name, self.given, self.files, self.data, self.folder = name, dict(given), files, data, folder
+        self.name, self.files, self.data, self.folder = name, files, data, folder
+        self.given = {**given, MAY_BE_UNUSED: True}  # a row may change what makes another key count
         self.dataset, self.seed = given["dataset"], given["seed"]
         self.settings = records.comparable_settings(Config(arguments=files, config_dict=self.given))
         self.key = records.run_key(self.settings, data["data_fingerprint"])
