@@ -17,7 +17,9 @@ from .schema import (
     ON_A_GPU,
     PRELOADED,
     RECBOLES,
+    ROWS,
     SELECTED,
+    SEQUENCES,
     TRAINED,
     Allowed,
     Key,
@@ -95,7 +97,7 @@ RECBOLE: dict[str, Key] = {
     "metric_decimal_place": Key(int, "digits of the metrics", used=never("tables show four digits, records keep all of them", "read more digits in the record of --result_file=run.json")),
     # Data: names
     "field_separator": Key(str, "between the columns of atomic files"),
-    "seq_separator": Key(str, "between the parts of a sequence in a cell"),
+    "seq_separator": Key(str, "between the parts of a sequence in a cell", used=SEQUENCES),
     "USER_ID_FIELD": Key(str, "column of users; name it in load_col too"),
     "ITEM_ID_FIELD": Key(str, "column of items; name it in load_col too"),
     "TIME_FIELD": Key(str, "column of times; name it in load_col too"),
@@ -122,7 +124,7 @@ RECBOLE: dict[str, Key] = {
     # Data: filters
     "rm_dup_inter": Key(str, "which of several interactions of a user with an item stays", one_of("first", "last"), True, FILTERED),
     "val_interval": Key(dict, "interactions to keep, by a column that load_col names: {'rating': '[4,inf)'}", None, True, FILTERED),
-    "filter_inter_by_user_or_item": Key(bool, "drop interactions without a row in the files of users and items", used=(*FILTERED, *only("where load_col loads columns of users or items", lambda run: run["load_col"] is None or not {"user", "item"}.isdisjoint(run["load_col"])))),
+    "filter_inter_by_user_or_item": Key(bool, "drop interactions without a row in the files of users and items", used=(*FILTERED, *ROWS)),
     "user_inter_num_interval": Key(str, "how many interactions a user must have", INTERVAL, True, FILTERED, _interval),
     "item_inter_num_interval": Key(str, "how many interactions an item must have", INTERVAL, True, FILTERED, _interval),
     "benchmark_filename": Key(list, "split made beforehand: the parts of the files' names for training, validation, test", None, True),

@@ -118,6 +118,18 @@ def _builds(run: Settings) -> bool:
     return bool(run.get("attach_item_features")) or _compares(run)
 
 
+def _loads_more(run: Settings) -> bool:
+    """Whether further columns are loaded than users, items and times."""
+    columns = run["load_col"]
+    return columns is None or len(columns) > 1 or len(columns.get("inter", ())) > 3 or run["model"] in FEATURE_MODELS
+
+
+def _loads_rows(run: Settings) -> bool:
+    """Whether rows of users or items are loaded; the item columns of `selected_features` are named later."""
+    columns = run["load_col"]
+    return columns is None or not {"user", "item"}.isdisjoint(columns) or run["model"] in FEATURE_MODELS
+
+
 def _candidates(run: Settings) -> list[str]:
     return [] if run.get("scoring") == "generate" else list(run.get("candidate_similarity") or ())
 
@@ -189,6 +201,8 @@ PRELOADED = only(
     lambda run: run["model"] in GRAPH_MODELS,
     "give pretrained vectors of items as a file: text_encoder=vectors.npy or image_encoder=, see docs/item-features.md",
 )
+SEQUENCES = only("where texts or further columns are read", lambda run: _builds(run) or _loads_more(run))
+ROWS = only("where columns of users or items are loaded", _loads_rows)
 FILTERED = only("without benchmark_filename, whose files stay as they are", lambda run: not run["benchmark_filename"])
 ON_A_GPU = (Use("only on a GPU", lambda run, value: bool(run[ON_GPU]) or value in (False, "", "-1")),)
 HISTORIES = only("in models that read histories, not in Pop", lambda run: run["model"] != "Pop")
