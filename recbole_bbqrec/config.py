@@ -38,11 +38,11 @@ class RefusedKeyError(InputError):
 
 
 class MissingDataSetError(InputError):
-    """The data set `name` is not in `folder`, the folder of data sets."""
+    """The data set `name` is not in `folder`, the folder of data sets; `unused` is that of the `Config`."""
 
-    def __init__(self, message: str, name: str, folder: Path) -> None:
+    def __init__(self, message: str, name: str, folder: Path, unused: dict[str, RefusedKeyError]) -> None:
         super().__init__(message)
-        self.name, self.folder = name, folder
+        self.name, self.folder, self.unused = name, folder, unused
 
 
 def joined(arguments: Sequence[str]) -> list[str]:
@@ -230,20 +230,17 @@ def _hint(key: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]}?" if near else "docs/settings.md lists the keys"
 
 
-def usable(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, InputError]]:
-    """Split settings into those that a run uses, and by key why it refuses each of the others."""
-    left, refused = dict(given), {}
+def usable(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, RefusedKeyError]]:
+    """Return the settings whose keys the run knows, and by key why it does not know or would not use others."""
+    left, refused = {**given, MAY_BE_UNUSED: True}, {}
     while True:
         try:
-            Config(config_dict=left)
+            return left, refused | Config(config_dict=left).unused
+        except MissingDataSetError as error:
+            return left, refused | error.unused
         except RefusedKeyError as error:
             refused[error.key] = error
             del left[error.key]
-        except MissingDataSetError:
-            break
-        else:
-            break
-    return left, refused
 
 
 def unused_settings(
@@ -331,4 +328,5 @@ def _check_data_path(config: Config) -> None:
         f"ml-100k comes with RecBole, `bbqrec prepare {name}{how}` makes it",
         name,
         parent,
+        config.unused,
     )

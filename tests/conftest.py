@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_bbqrec.config import usable
+from recbole_bbqrec.config import parse_command_line, usable
 from recbole_bbqrec.settings import MAY_BE_UNUSED
 
 N_USERS, N_ITEMS = 60, 40
@@ -90,8 +90,9 @@ def arguments(folder: Path, **changes: object) -> list[str]:
 
 def as_arguments(given: dict) -> list[str]:
     """Those of the settings that the run uses, as arguments."""
-    used, _ = usable({key: value for key, value in given.items() if key != MAY_BE_UNUSED})
-    return [f"--{key}={value}" for key, value in used.items()]
+    written = {key: f"--{key}={value}" for key, value in given.items() if key != MAY_BE_UNUSED}
+    refused = usable(parse_command_line(list(written.values())))[1]
+    return [argument for key, argument in written.items() if key not in refused]
 
 
 @pytest.fixture(autouse=True)

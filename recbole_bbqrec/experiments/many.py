@@ -79,13 +79,13 @@ def run_many(arguments: Sequence[str]) -> int:
 
 
 def _pairs(models: Sequence[str], dataset: str, shared: dict[str, Any]) -> list[dict[str, Any]]:
-    """Settings of each model's runs on a data set: those of `shared` that they use."""
+    """Settings of each model's runs on a data set, but for keys that it does not know; one model has to use each."""
     found = [usable({**shared, "model": model, "dataset": dataset}) for model in models]
     refuse_unused([refused for _, refused in found])
-    for model, (_, refused) in zip(models, found, strict=True):
+    for pair, refused in found:
         if refused:
-            say(f"{model} on {dataset} does not use {', '.join(refused)}")
-    return [left for left, _ in found]
+            say(f"{pair['model']} on {dataset} does not use {', '.join(refused)}")
+    return [pair for pair, _ in found]
 
 
 def _names(option: str, text: Any) -> list[str]:
