@@ -13,6 +13,7 @@ import torch
 import yaml
 from recbole.config import Config as RecBoleConfig
 from recbole.evaluator.register import metric_types
+from recbole.utils import InputType
 
 from . import compat, registry, schema
 from .data.selected_features import load_selected_features
@@ -114,6 +115,7 @@ class Config(RecBoleConfig):
                 raise
             text = str(error.args[0]) if error.args else repr(error)
             raise InputError(f"settings: {' '.join(text.split())}; see docs/settings.md") from error
+        _check_negatives(self)
         _check_data_path(self)
         load_selected_features(self, chosen="selected_features" in self.external_config_dict)
 
@@ -312,6 +314,16 @@ def _check_eval_args(given: Mapping[str, Any]) -> None:
     if (kind, value) != ("LS", "valid_and_test") and not (kind in ("RS", "TS") and three and min(value) > 0):
         how = "{'LS': 'valid_and_test'} or three parts for training, validation and test, {'RS': [0.8, 0.1, 0.1]}"
         raise InputError(f"eval_args: found split {split!r}, expected {how}")
+
+
+def _check_negatives(config: Config) -> None:
+    columns, sampled = config["load_col"], config["train_neg_sample_args"]["distribution"] != "none"
+    has_labels = config["threshold"] or columns is None or config["LABEL_FIELD"] in columns.get("inter", ())
+    needs = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE or (
+        config["model"] in schema.CLICK_MODELS and not has_labels
+    )
+    if needs and not sampled:
+        raise InputError(f"train_neg_sample_args: found none, but {config['model']} here trains on negatives; drop it")
 
 
 def _check_data_path(config: Config) -> None:

@@ -15,6 +15,7 @@ from .schema import (
     NEGATIVES,
     NOT_NEGATIVE,
     ON_A_GPU,
+    POSITIVE,
     PRELOADED,
     RECBOLES,
     ROWS,
@@ -60,6 +61,7 @@ INTERVAL = Allowed(
     'a number of interactions at least, such as 5, or an interval, such as "[5,100]" or "[5,inf)"',
     lambda value: all(_INTERVAL.fullmatch(part.strip()) for part in value.split(";")),
 )
+FEAREC = only("with contrast", lambda run: bool(run.get("contrast")))
 KNOWLEDGE = never("no sequential model reads a knowledge graph")
 CHECKED_BELOW = never("RecBole's pickled data is not used", "drop it: features and codes are cached by themselves")
 
@@ -138,7 +140,10 @@ RECBOLE: dict[str, Key] = {
     "kg_reverse_r": Key(bool, "reversed relations", used=KNOWLEDGE),
     "entity_kg_num_interval": Key(str, "how often an entity must occur", used=KNOWLEDGE),
     "relation_kg_num_interval": Key(str, "how often a relation must occur", used=KNOWLEDGE),
-    # Keys of single models that are read in another way than the others
+    # Keys of single models
+    "contrast": Key(str, "the contrast of FEARec", one_of("us", "un", "su", "us_x"), True, only("beside sim and tau", lambda run: None not in (run.get("sim"), run.get("tau")), "add --sim=dot --tau=1")),
+    "sim": Key(str, "the similarity of FEARec's contrast", one_of("dot", "cos"), True, FEAREC),
+    "tau": Key(float, "the temperature of FEARec's contrast", POSITIVE, True, FEAREC),
     "loss_type": Key(str, "CE: cross-entropy over all items; BPR: against sampled negatives", one_of("CE", "BPR"), used=only("in other models than RepeatNet, which has one loss", lambda run: run["model"] != "RepeatNet")),
 }
 # fmt: on
@@ -146,10 +151,9 @@ RECBOLE: dict[str, Key] = {
 
 READ_WITHOUT_DEFAULT = {
     "": ("encoding",),
-    "FEARec": ("contrast", "sim", "tau", "use_filter"),
-    "HRM": ("reg_weight",),
+    "FEARec": ("contrast", "sim", "tau"),
 }
-"""Keys that RecBole reads although none of its YAML files names them: by every run, and by single models."""
+"""Keys that RecBole uses although none of its YAML files names them: in every run, and in single models."""
 
 _ONE_PROCESS = "a run uses one process; drop it"
 _DEVICE = "use_gpu=False computes on the CPU, gpu_id=1 on that GPU"

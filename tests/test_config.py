@@ -118,6 +118,9 @@ BAD = {
     ),
     "loss": (["--model=SASRec", "--loss_type=XX"], "loss_type: found 'XX', expected one of CE, BPR"),
     "norm": (["--clip_grad_norm={'norm': 5}"], "clip_grad_norm: found the key 'norm', expected some of max_norm"),
+    "pairs": (["--model=FPMC", "--train_neg_sample_args=~"], "found none, but FPMC here trains on negatives; drop it"),
+    "no labels": (["--model=DIN", "--train_neg_sample_args=~"], "found none, but DIN here trains on negatives; drop"),
+    "half a contrast": (["--model=FEARec", "--contrast=us"], "only beside sim and tau.; add --sim=dot --tau=1"),
     "no norm": (["--clip_grad_norm=0"], "clip_grad_norm: found .*, expected a number above 0, or {'max_norm': 5"),
     "negatives of RecBole": (["--train_neg_sample_args={'distribution': 'popularity'}"], "see n_negatives"),
     "pickled vectors": (
