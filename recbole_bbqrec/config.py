@@ -218,8 +218,8 @@ def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
     for layer in layers:
         for key, value in layer.items():
             below = found.get(key)
-            is_part = key in MERGED and isinstance(below, dict) and isinstance(value, dict)
-            found[key] = {**below, **value} if is_part else value
+            parts = key in MERGED and isinstance(value, dict) and isinstance(below, dict) and {**below, **value}
+            found[key] = parts or value
     return found
 
 
@@ -310,8 +310,9 @@ def _check_eval_args(given: Mapping[str, Any]) -> None:
         if part in given and str(given[part]).lower() not in [name.lower() for name in names]:
             raise InputError(f"eval_args: found {part} {given[part]!r}, expected {' or '.join(names)}")
     kind, value = next(iter(split.items())) if isinstance(split, dict) and len(split) == 1 else (None, None)
-    three = isinstance(value, (list, tuple)) and len(value) == 3 and all(type(part) in (int, float) for part in value)
-    if (kind, value) != ("LS", "valid_and_test") and not (kind in ("RS", "TS") and three and min(value) > 0):
+    parts = value if isinstance(value, (list, tuple)) else ()
+    three = len(parts) == 3 and all(type(part) in (int, float) and part > 0 for part in parts)
+    if (kind, value) != ("LS", "valid_and_test") and not (kind in ("RS", "TS") and three):
         how = "{'LS': 'valid_and_test'} or three parts for training, validation and test, {'RS': [0.8, 0.1, 0.1]}"
         raise InputError(f"eval_args: found split {split!r}, expected {how}")
 

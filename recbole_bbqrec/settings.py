@@ -148,9 +148,8 @@ def checked(key: str, value: Any, default: Any) -> Any:
     wrong_bool = isinstance(value, bool) and expected in (int, float)
     if expected in (bool, int, float, str, list, dict) and (wrong_bool or not isinstance(value, expected)):
         raise InputError(f"{key}: found {value!r} ({type(value).__name__}), expected {expected.__name__}")
-    for part in value if known.parts else ():
-        if part not in known.parts:
-            raise InputError(f"{key}: found the key {part!r}, expected some of {', '.join(known.parts)}")
+    if known.parts and isinstance(value, dict) and (other := [part for part in value if part not in known.parts]):
+        raise InputError(f"{key}: found the key {other[0]!r}, expected some of {', '.join(known.parts)}")
     if known.allowed is not None:
         for part in value if isinstance(value, list) else [value]:
             numbers = expected in (int, float, list) and not names
@@ -316,7 +315,8 @@ hold keys that the run does not use. `Config` takes the mark away."""
 
 def settings_to_load(plain: dict[str, Any]) -> dict[str, Any]:
     """Turn `plain_settings` back into what may be given to `Config` as `config_dict`."""
-    given = {key: value for key, value in plain.items() if key not in _DERIVED} | {MAY_BE_UNUSED: True}
+    given: dict[str, Any] = {key: value for key, value in plain.items() if key not in _DERIVED}
+    given[MAY_BE_UNUSED] = True
     if (given.get("train_neg_sample_args") or {}).get("distribution") == "none":
         given["train_neg_sample_args"] = None
     given["data_path"] = str(Path(given["data_path"]).parent)
