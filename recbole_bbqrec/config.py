@@ -279,13 +279,14 @@ def check_protocol(final: dict[str, Any]) -> None:
                 "files; drop the key, features and codes are cached by fingerprint already"
             )
     _check_eval_args(final["eval_args"])
-    names = [str(name).lower() for name in final["metrics"]]
+    names, cut_offs = (final[key] if isinstance(final[key], list) else [final[key]] for key in ("metrics", "topk"))
+    names = [str(name).lower() for name in names]
     for name in (name for name in names if name not in METRICS):
         known_elsewhere = " (RecBole has it, our ranker does not)" if name in metric_types else ""
         raise InputError(
             f"metrics: found {name!r}{known_elsewhere}, expected some of Recall, NDCG, MRR, Hit, Precision"
         )
-    allowed = [f"{name}@{k}" for name in names for k in final["topk"]]
+    allowed = [f"{name}@{k}" for name in names for k in cut_offs]
     if str(final["valid_metric"]).lower() not in allowed:
         raise InputError(f"valid_metric: found {final['valid_metric']!r}, expected one of {', '.join(allowed)}")
     width, heads = final.get("hidden_size"), final.get("n_heads")

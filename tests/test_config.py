@@ -184,6 +184,32 @@ def test_a_plain_number_filters_users(tiny):
     assert counts.min() == 9 and 0 < len(counts) < 60
 
 
+RECBOLES_EXAMPLE = """
+USER_ID_FIELD: user_id
+ITEM_ID_FIELD: item_id
+TIME_FIELD: timestamp
+POSITION_FIELD: position_id
+NEG_PREFIX: neg_
+load_col: {inter: [user_id, item_id, timestamp]}
+user_inter_num_interval: "[3,inf)"
+epochs: 5
+train_batch_size: 64
+train_neg_sample_args: ~
+eval_args: {split: {LS: valid_and_test}, order: TO, group_by: user, mode: full}
+metrics: [Recall, MRR, NDCG, Hit, Precision]
+topk: 10
+valid_metric: MRR@10
+metric_decimal_place: 4
+"""
+
+
+@pytest.mark.parametrize("model", ["SASRec", "GRU4Rec", "BBQRec"])
+def test_a_file_as_recbole_documents_it_is_taken_as_it_is(tiny, tmp_path, model):
+    (tmp_path / "test.yaml").write_text(RECBOLES_EXAMPLE)
+    config = config_of(tiny, "--config_files", str(tmp_path / "test.yaml"), model=model)
+    assert (config["epochs"], config["topk"], config["user_inter_num_interval"]) == (5, [10], "[3,inf)")
+
+
 def test_parts_of_a_dict_leave_the_others_as_they_are(tiny, tmp_path):
     default = config_of(tiny)["eval_args"]
     assert config_of(tiny, "--eval_args={'mode': 'full'}")["eval_args"] == default
