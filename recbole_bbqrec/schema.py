@@ -102,6 +102,19 @@ def _is_model(encoder: str) -> bool:
     return bool(encoder) and encoder not in COUNTED and Path(encoder).suffix not in VECTORS
 
 
+def _reads_columns(run: Settings, modality: str) -> bool:
+    """Whether features of a modality are made from columns of the .item file."""
+    encoder = _encoder(run, modality)
+    is_file = Path(encoder).suffix in VECTORS
+    return encoder != "" and not is_file and (encoder in COUNTED or not run.get(f"{modality}_folder"))
+
+
+def _picks_columns(run: Settings) -> bool:
+    """Whether the item columns that RecBole's model reads are picked from those of texts and image codes."""
+    default, columns = run.get("selected_features") == ["class"], run["load_col"] or {}
+    return run["model"] in FEATURE_MODELS and default and not columns.get("item")
+
+
 def _attends(run: Settings) -> bool:
     return (run.get("similarity_attention") or "off") != "off"
 
@@ -232,18 +245,14 @@ FEATURES = (
 )
 TEXTS = (
     Use(
-        f"only where an encoder makes features of texts, and in {', '.join(FEATURE_MODELS)}",
-        lambda run, value: (
-            not value
-            or run["model"] in FEATURE_MODELS
-            or (_builds(run) and _encoder(run, "text") != "" and Path(_encoder(run, "text")).suffix not in VECTORS)
-        ),
+        f"only where an encoder makes features of texts, and in {', '.join(FEATURE_MODELS)} without selected_features",
+        lambda run, value: not value or _picks_columns(run) or (_builds(run) and _reads_columns(run, "text")),
         "drop it, or set text_encoder in a model that reads features",
     ),
 )
 IMAGE_CODES = only(
-    f"with image_encoder=codes, and in {', '.join(FEATURE_MODELS)}",
-    lambda run: run["model"] in FEATURE_MODELS or (_builds(run) and _encoder(run, "image") == "codes"),
+    f"with image_encoder=codes, and in {', '.join(FEATURE_MODELS)} without selected_features",
+    lambda run: _picks_columns(run) or (_builds(run) and _reads_columns(run, "image")),
 )
 IMAGES = (
     Use(

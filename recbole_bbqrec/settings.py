@@ -114,7 +114,7 @@ KEYS: dict[str, Key] = {
     "graph_position_decay": Key(list, "factor for every step back from the last item", FACTOR, used=schema.STEPS),
     "graph_cosine_weight": Key(list, "weight of the features' cosine", Allowed("numbers of at least 0", lambda value: 0 <= value < float("inf")), used=schema.HAS_FEATURES),
     # Files
-    "cache_dir": Key(str, "item features and tokenizers, kept by fingerprint; empty: <checkpoint_dir>/cache", None, True),
+    "cache_dir": Key(str, "item features and tokenizers, kept by fingerprint; empty: <checkpoint_dir>/cache", None, True, schema.FEATURES),
     "results": Key(str, "folder of records, pages, and of the counts of how often a configuration was judged on test"),
     "result_file": Key(str, "write the run's record as JSON to this file", None, True),
 }
