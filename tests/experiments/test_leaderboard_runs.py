@@ -232,6 +232,7 @@ def test_one_model_and_one_data_set_are_a_single_run(monkeypatch):
     ]
     assert found == [("one", one), ("many", two), ("many", [*one, "--seeds=1"])]
     assert not asked_for(["--model=A", "--text_fields=a,b"]) and asked_for(["--dataset=a,b"])
+    assert asked_for(["-m", "A,B", "-d", "a"]) and asked_for(["--seeds", "2"]) and not asked_for(["-m", "A", "-d", "a"])
 
 
 def test_real_runs_of_two_models_from_the_command_line(tiny, tmp_path, capsys):
