@@ -1,7 +1,8 @@
 """Train and judge a sequential recommender: `python run_recbole_bbqrec.py --model=BBQRec --dataset=ml-100k`.
 
-Any RecBole sequential model runs the same way (`--model=SASRec`); settings are `--key=value`, docs/settings.md
-has them all. `--final` adds the test split, `--result_file=out.json` keeps the record, `--debug` shows tracebacks.
+Any RecBole sequential model runs the same way (`-m SASRec -d ml-100k`); settings are `--key=value` or `--key value`,
+docs/settings.md has them all. `--final` adds the test split, `--result_file=out.json` keeps the record, `--debug` shows
+tracebacks.
 
 Lists make a leaderboard: `--model=Pop,SASRec,BBQRec --dataset=Sports,Beauty --seeds=5` runs every pair with every seed
 (`--single=SASRec`: with one), keeps records and goes on where it stopped; see docs/leaderboard.md.

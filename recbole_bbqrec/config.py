@@ -2,42 +2,71 @@
 
 import ast
 import difflib
-from collections.abc import Iterable, Sequence
+import functools
+import importlib.util
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from recbole.config import Config as RecBoleConfig
 from recbole.evaluator.register import metric_types
+from recbole.utils import InputType
 
-from . import compat, registry
+from . import compat, registry, schema
 from .data.presplit import EXAMPLE, check_files
 from .data.selected_features import load_selected_features
 from .errors import InputError
 from .evaluation.ranking import METRICS
-from .settings import NO_SETTINGS, checked, property_files, public_source
+from .recbole_keys import HABITS, READ_WITHOUT_DEFAULT
+from .settings import MAY_BE_UNUSED, NO_SETTINGS, checked, property_files, public_source, unused
+from .training.untrained_trainer import UntrainedTrainer
 
-# Keys that RecBole reads from its config although none of its YAML files names them.
-READ_BY_RECBOLE = ("encoding", "reg_weight", "selected_features", "log_wandb", "wandb_project", "alias_of_user_id")
+SHORT = {"-m": "--model", "-d": "--dataset", "-p": "--config_files"}
+"""Options of RecBole's own scripts."""
+
+MERGED = ("eval_args", "load_col")
+"""Dicts of which a layer of settings may give a part: the rest stays that of the layers below."""
+
+
+class RefusedKeyError(InputError):
+    """A run does not know or does not use the key `key`."""
+
+    def __init__(self, message: str, key: str) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class MissingDataSetError(InputError):
-    """The data set `name` is not in `folder`, the folder of data sets."""
+    """The data set `name` is not in `folder`, the folder of data sets; `unused` is that of the `Config`."""
 
-    def __init__(self, message: str, name: str, folder: Path) -> None:
+    def __init__(self, message: str, name: str, folder: Path, unused: dict[str, RefusedKeyError]) -> None:
         super().__init__(message)
-        self.name, self.folder = name, folder
+        self.name, self.folder, self.unused = name, folder, unused
+
+
+def joined(arguments: Sequence[str]) -> list[str]:
+    """Bring arguments to the form `--key=value`, from `--key value` and the short options of RecBole's scripts too."""
+    found: list[str] = []
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        waits = bool(found) and found[-1].startswith("--") and "=" not in found[-1]
+        if waits and (not argument.startswith("-") or re.match(r"-\.?\d", argument)):
+            found[-1] += f"={argument}"
+        else:
+            found.append(SHORT.get(key, key) + equals + text)
+    return [f"{argument}=True" if argument == "--final" else argument for argument in found]  # a plain switch
 
 
 def parse_command_line(arguments: Sequence[str]) -> dict[str, Any]:
-    """Turn `--key=value` arguments into a dict; values are Python or YAML-like literals, never evaluated code."""
+    """Turn arguments into a dict, see `joined`; values are Python or YAML-like literals, never evaluated code."""
     parsed: dict[str, Any] = {}
-    for argument in arguments:
+    for argument in joined(arguments):
         key, equals, text = argument[2:].partition("=")
-        if argument.startswith("--") and not equals and key == "final":
-            text = "True"  # a plain switch
-        elif not argument.startswith("--") or not equals or not key:
-            raise InputError(f"argument {argument!r}: expected --key=value, without blanks around '='")
+        if not argument.startswith("--") or not equals or not key:
+            raise InputError(f"argument {argument!r}: expected --key=value or --key value")
         if key in parsed and parsed[key] != _literal(text):
             raise InputError(f"--{key} is given twice, with {parsed[key]!r} and {text!r}; keep one")
         parsed[key] = _literal(text)
@@ -62,7 +91,12 @@ class Config(RecBoleConfig):
     arguments : command line (`--key=value` strings) that wins over everything. Unlike RecBole's, nothing is read from
         `sys.argv` unless it is handed over here.
 
-    Whatever is wrong is an `InputError`: a key, type or value, the model, a missing data set, a config file.
+    Whatever is wrong is an `InputError`: a key, type or value, the model, a missing data set, a config file; and a key
+    that the run would not use, unless `config_dict` is marked with `settings.MAY_BE_UNUSED`.
+
+    Attributes
+    ----------
+    unused : see `unused_settings`.
     """
 
     def __init__(
@@ -74,8 +108,7 @@ class Config(RecBoleConfig):
         arguments: Sequence[str] = (),
     ) -> None:
         self._arguments, self._noted = parse_command_line(arguments), {}
-        listed = self._arguments.get("config_files") or ""
-        files = [*(config_file_list or []), *str(listed).split()]
+        files = [*(config_file_list or []), *str(self._arguments.get("config_files") or "").split()]
         try:
             super().__init__(model, dataset, files, dict(config_dict or {}))
         except (ValueError, KeyError, TypeError, NotImplementedError, RuntimeError) as error:
@@ -83,6 +116,7 @@ class Config(RecBoleConfig):
                 raise
             text = str(error.args[0]) if error.args else repr(error)
             raise InputError(f"settings: {' '.join(text.split())}; see docs/settings.md") from error
+        _check_negatives(self)
         _check_data_path(self)
         load_selected_features(self, chosen="selected_features" in self.external_config_dict)
 
@@ -102,32 +136,22 @@ class Config(RecBoleConfig):
         compat.restore_numpy_names()
 
     def _build_yaml_loader(self) -> Any:
-        """RecBole's loader makes any Python object that a file names; this one makes plain data, with its floats."""
-        resolvers = super()._build_yaml_loader().yaml_implicit_resolvers
-        return type("PlainLoader", (yaml.SafeLoader,), {"yaml_implicit_resolvers": resolvers})
+        return _plain_loader()
 
     def _load_config_files(self, file_list: Iterable[str]) -> dict[str, Any]:
-        return {key: value for name in file_list for key, value in self._read_yaml(Path(name)).items()}
-
-    def _read_yaml(self, path: Path) -> dict[str, Any]:
-        try:
-            content = yaml.load(path.read_text(encoding="utf-8"), Loader=self.yaml_loader)
-        except OSError as error:
-            raise InputError(f"config file {path}: {error.strerror}; give the path of a YAML file") from error
-        except yaml.YAMLError as error:
-            raise InputError(f"config file {path}: no valid YAML ({' '.join(str(error).split())})") from error
-        if not isinstance(content, (dict, type(None))):
-            raise InputError(
-                f"config file {path}: found {type(content).__name__}, expected lines of the form key: value"
-            )
-        return content or {}
+        return _read_files(file_list)
 
     def _load_variable_config_dict(self, config_dict: dict[str, Any] | None) -> dict[str, Any]:
         # RecBole evaluates strings of the dict as code; a dict from Python already has its types.
-        return dict(config_dict or {})
+        given = dict(config_dict or {})
+        self._may_be_unused = given.pop(MAY_BE_UNUSED, False)
+        return given
 
     def _load_cmd_line(self) -> dict[str, Any]:
         return self._arguments
+
+    def _merge_external_config_dict(self) -> None:
+        self.external_config_dict = layered(self.file_config_dict, self.variable_config_dict, self.cmd_config_dict)
 
     def _get_model_and_dataset(self, model: str | None, dataset: str | None) -> tuple[str, type, str]:
         given = self.external_config_dict
@@ -141,7 +165,7 @@ class Config(RecBoleConfig):
         super()._load_internal_config_dict(model, model_class, dataset)
         self.internal_config_dict["selected_features"] = self.internal_config_dict.get("selected_features")
         for path in property_files(model, dataset):
-            content = {key: value for key, value in self._read_yaml(path).items() if key not in NO_SETTINGS}
+            content = {key: value for key, value in _read_yaml(path).items() if key not in NO_SETTINGS}
             # RecBole loads further files for some models (item columns for its feature-aware ones): those stay.
             columns = {**(self.internal_config_dict.get("load_col") or {}), **content.pop("load_col", {})}
             self.internal_config_dict.update(content, load_col=columns)
@@ -153,17 +177,111 @@ class Config(RecBoleConfig):
             self.internal_config_dict["train_neg_sample_args"] = None
 
     def _get_final_config_dict(self) -> dict[str, Any]:
-        known = {*self.internal_config_dict, *READ_BY_RECBOLE, "model", "dataset", "config_files"}
-        known.update(key for keys in self.parameters.values() for key in keys)
-        for key, value in self.external_config_dict.items():
+        given, internal = self.external_config_dict, self.internal_config_dict
+        known = {*internal, *READ_WITHOUT_DEFAULT[""], *READ_WITHOUT_DEFAULT.get(self.model, ())}
+        known.update(("model", "dataset", "config_files"), *self.parameters.values())
+        for key, value in given.items():
             if key not in known:
-                near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-                hint = f"did you mean {near[0]}?" if near else "docs/settings.md lists the keys"
-                raise InputError(f"unknown key {key!r} for model {self.model}; {hint}")
-            self.external_config_dict[key] = checked(key, value, self.internal_config_dict.get(key))
+                raise RefusedKeyError(f"unknown key {key!r} for model {self.model}; {_hint(key, known)}", key)
+            given[key] = checked(key, value, internal.get(key))
+        given |= {key: value for key, value in layered(internal, given).items() if key in given}
         final = super()._get_final_config_dict()
         check_protocol(final)
+        self.unused = unused_settings({**final, "model": self.model}, given, internal)
+        if not self._may_be_unused:
+            refuse_unused([self.unused])
         return final
+
+    def _init_device(self) -> None:
+        super()._init_device()
+        if not self.final_config_dict["use_gpu"]:  # RecBole looks at gpu_id alone
+            self.final_config_dict["device"] = torch.device("cpu")
+
+
+@functools.cache
+def _plain_loader() -> Any:
+    """RecBole's loader makes any Python object that a file names; this one makes plain data, with its floats."""
+    resolvers = RecBoleConfig.__dict__["_build_yaml_loader"](None).yaml_implicit_resolvers
+    return type("PlainLoader", (yaml.SafeLoader,), {"yaml_implicit_resolvers": resolvers})
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_plain_loader())
+    except OSError as error:
+        raise InputError(f"config file {path}: {error.strerror}; give the path of a YAML file") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"config file {path}: no valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, (dict, type(None))):
+        raise InputError(f"config file {path}: found {type(content).__name__}, expected lines of the form key: value")
+    return content or {}
+
+
+def _read_files(names: Iterable[str]) -> dict[str, Any]:
+    return layered(*(_read_yaml(Path(name)) for name in names))
+
+
+def read_files(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the settings in the files that `--config_files` names among the arguments, later ones over earlier."""
+    return _read_files(str(parse_command_line(arguments).get("config_files") or "").split())
+
+
+def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return layers of settings as one, later ones over earlier; of the dicts `MERGED`, part by part."""
+    found: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            below = found.get(key)
+            parts = key in MERGED and isinstance(value, dict) and isinstance(below, dict) and {**below, **value}
+            found[key] = parts or value
+    return found
+
+
+def _hint(key: str, known: Iterable[str]) -> str:
+    """What someone may have meant by a key that a run does not know."""
+    habit = HABITS.get(key.lower(), ())
+    if isinstance(habit, str):
+        return habit
+    near = [name for name in habit if name in known] or difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    return f"did you mean {near[0]}?" if near else "docs/settings.md lists the keys"
+
+
+def usable(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, RefusedKeyError]]:
+    """Return the settings whose keys the run knows, and by key why it does not know or would not use others."""
+    left, refused = {**given, MAY_BE_UNUSED: True}, {}
+    while True:
+        try:
+            return left, refused | Config(config_dict=left).unused
+        except MissingDataSetError as error:
+            return left, refused | error.unused
+        except RefusedKeyError as error:
+            refused[error.key] = error
+            del left[error.key]
+
+
+def unused_settings(
+    final: Mapping[str, Any], given: Iterable[str], internal: Mapping[str, Any]
+) -> dict[str, RefusedKeyError]:
+    """Return, for each key of `given` that the run of `final["model"]` would not use, the error that says why.
+
+    `final` has the run's settings; a key with the value that it has among the defaults, `internal`, passes.
+    """
+    trainer = registry.TRAINERS.get(final["model"])
+    kind = schema.UNTRAINED if trainer is UntrainedTrainer else schema.STOCK if trainer is None else schema.WINDOWS
+    on_gpu = torch.cuda.is_available() and final["use_gpu"] and final["gpu_id"] not in ("", "-1")
+    run, found = {**final, schema.KIND: kind, schema.ON_GPU: on_gpu}, {}
+    for key in given:
+        if key in final and final[key] != internal.get(key) and (use := unused(key, final[key], run)) is not None:
+            what = f"{key}: found {final[key]!r}, which this run of {final['model']} would not use"
+            found[key] = RefusedKeyError(f"{what} ({use.words}); {use.instead}", key)
+    return found
+
+
+def refuse_unused(runs: Sequence[Mapping[str, RefusedKeyError]]) -> None:
+    """Raise the error about the first key that none of the runs uses, see `unused_settings`."""
+    for key, error in runs[0].items():
+        if all(key in run for run in runs):
+            raise error
 
 
 def check_protocol(final: dict[str, Any]) -> None:
@@ -174,21 +292,54 @@ def check_protocol(final: dict[str, Any]) -> None:
                 f"{key}: RecBole's pickled data cache is not used, it runs code when read and does not notice changed "
                 "files; drop the key, features and codes are cached by fingerprint already"
             )
-    mode = (final.get("eval_args") or {}).get("mode", "full")
-    if set(mode.values() if isinstance(mode, dict) else [mode]) != {"full"}:
-        raise InputError(f"eval_args: found mode {mode!r}, expected full: every item is ranked")
-    names = [str(name).lower() for name in final["metrics"]]
+    _check_eval_args(final["eval_args"])
+    names, cut_offs = (final[key] if isinstance(final[key], list) else [final[key]] for key in ("metrics", "topk"))
+    names = [str(name).lower() for name in names]
     for name in (name for name in names if name not in METRICS):
         known_elsewhere = " (RecBole has it, our ranker does not)" if name in metric_types else ""
         raise InputError(
             f"metrics: found {name!r}{known_elsewhere}, expected some of Recall, NDCG, MRR, Hit, Precision"
         )
-    allowed = [f"{name}@{k}" for name in names for k in final["topk"]]
+    allowed = [f"{name}@{k}" for name in names for k in cut_offs]
     if str(final["valid_metric"]).lower() not in allowed:
         raise InputError(f"valid_metric: found {final['valid_metric']!r}, expected one of {', '.join(allowed)}")
     width, heads = final.get("hidden_size"), final.get("n_heads")
     if isinstance(width, int) and isinstance(heads, int) and width % heads:
         raise InputError(f"hidden_size: found {width}, expected a multiple of n_heads {heads}")
+
+    further = final.get("additional_feat_suffix") or []
+    there = {"inter", "user", "item", *([further] if isinstance(further, str) else further)}
+    for key in ("load_col", "unload_col", "unused_col"):
+        for part in set(final.get(key) or {}) - there:
+            raise InputError(f"{key}: found the file {part!r}, expected some of {', '.join(sorted(there))}")
+    if final.get("log_wandb") and importlib.util.find_spec("wandb") is None:
+        raise InputError("log_wandb: found True, but wandb is not installed; pip install wandb, or drop the key")
+
+
+def _check_eval_args(given: Mapping[str, Any]) -> None:
+    mode, split = given.get("mode", "full"), given.get("split")
+    expected: dict[str, tuple[str, ...]] = {"order": ("TO",), "group_by": ("user", "none")}
+    if set(mode.values() if isinstance(mode, dict) else [mode]) != {"full"}:
+        raise InputError(f"eval_args: found mode {mode!r}, expected full: every item is ranked")
+    for part, names in expected.items():
+        if part in given and str(given[part]).lower() not in [name.lower() for name in names]:
+            raise InputError(f"eval_args: found {part} {given[part]!r}, expected {' or '.join(names)}")
+    kind, value = next(iter(split.items())) if isinstance(split, dict) and len(split) == 1 else (None, None)
+    parts = value if isinstance(value, (list, tuple)) else ()
+    three = len(parts) == 3 and all(type(part) in (int, float) and part > 0 for part in parts)
+    if (kind, value) != ("LS", "valid_and_test") and not (kind in ("RS", "TS") and three):
+        how = "{'LS': 'valid_and_test'} or three parts for training, validation and test, {'RS': [0.8, 0.1, 0.1]}"
+        raise InputError(f"eval_args: found split {split!r}, expected {how}")
+
+
+def _check_negatives(config: Config) -> None:
+    columns, sampled = config["load_col"], config["train_neg_sample_args"]["distribution"] != "none"
+    has_labels = config["threshold"] or columns is None or config["LABEL_FIELD"] in columns.get("inter", ())
+    needs = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE or (
+        config["model"] in schema.CLICK_MODELS and not has_labels
+    )
+    if needs and not sampled:
+        raise InputError(f"train_neg_sample_args: found none, but {config['model']} here trains on negatives; drop it")
 
 
 def _check_data_path(config: Config) -> None:
@@ -210,4 +361,5 @@ def _check_data_path(config: Config) -> None:
         f"ml-100k comes with RecBole, `bbqrec prepare {name}{how}` makes it",
         name,
         parent,
+        config.unused,
     )

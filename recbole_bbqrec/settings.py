@@ -4,58 +4,28 @@
 docs/settings.md is made from both.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from . import schema
 from .errors import InputError
+from .recbole_keys import RECBOLE
+from .schema import FACTOR, NOT_NEGATIVE, POSITIVE, PROBABILITY, SEED, Allowed, Key
+from .schema import one_of as _one_of
+from .schema import whole as _whole
 
 _INSTALLED = Path(__file__).parent / "properties"
 PROPERTIES = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parent.parent / "properties"
 """Our YAML files: inside the installed package, or at the top of a source checkout."""
 
 
-@dataclass(frozen=True)
-class Allowed:
-    """What the values of a key may be, in words and as a check; of a list, what its elements may be."""
-
-    words: str
-    holds: Callable[[Any], bool]
-    names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Key:
-    """A key of a run: the type of its values, what it means, what it may be, and whether it may be empty (`~`)."""
-
-    type: type
-    meaning: str
-    allowed: Allowed | None = None
-    may_be_empty: bool = False
-
-
-POSITIVE = Allowed("a number above 0", lambda value: value > 0)
-NOT_NEGATIVE = Allowed("0 or more", lambda value: value >= 0)
-PROBABILITY = Allowed("a probability in [0, 1)", lambda value: 0 <= value < 1)
-SEED = Allowed("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32)
-FACTOR = Allowed("numbers above 0 and at most 1", lambda value: 0 < value <= 1)
-
-
-def _one_of(*names: str, words: str = "one of {}") -> Allowed:
-    return Allowed(words.format(", ".join(names)), lambda value: value in names, names)
-
-
-def _whole(least: int, most: int) -> Allowed:
-    return Allowed(f"whole numbers from {least} to {most}", lambda value: value in range(least, most + 1))
-
-
 # fmt: off
 KEYS: dict[str, Key] = {
     # Protocol
-    "eval_args": Key(dict, "split, order and mode of the evaluation; leave-one-out, and all items are ranked"),
+    "eval_args": Key(dict, "split, order and mode of the evaluation; leave-one-out, and all items are ranked", used=schema.FILTERED, parts=("split", "group_by", "order", "mode")),
     "repeatable": Key(bool, "RecBole's flag for sequential models; seen items are masked by our ranker"),
     "metrics": Key(list, "of Recall, NDCG, MRR, Hit, Precision; a trained model is judged by others without training"),
     "topk": Key(list, "cut-offs of the metrics; a trained model is judged at others without training"),
@@ -65,51 +35,56 @@ KEYS: dict[str, Key] = {
     "final": Key(bool, "also evaluate the test split; leave it off while developing"),
     "seed": Key(int, "every source of randomness starts here", SEED),
     "shuffle_ties": Key(int, "seed that shuffles a user's interactions of equal time; empty keeps the file's order", NOT_NEGATIVE, True),
-    "MAX_ITEM_LIST_LENGTH": Key(int, "last items of the history that are read", POSITIVE),
+    "MAX_ITEM_LIST_LENGTH": Key(int, "last items of the history that are read", POSITIVE, used=schema.HISTORIES),
     # Training
-    "epochs": Key(int, "cap; a run that reaches it is marked", POSITIVE),
-    "eval_step": Key(int, "epochs from one evaluation to the next", POSITIVE),
-    "stopping_step": Key(int, "evaluations in a row that may bring no improvement; the next such one ends training", NOT_NEGATIVE),
-    "train_batch_size": Key(int, "training targets a step", POSITIVE),
-    "learning_rate": Key(float, "of the optimiser", POSITIVE),
-    "weight_decay": Key(float, "of the optimiser", NOT_NEGATIVE),
+    "epochs": Key(int, "cap; a run that reaches it is marked", POSITIVE, used=schema.TRAINED),
+    "eval_step": Key(int, "epochs from one evaluation to the next", POSITIVE, used=schema.TRAINED),
+    "stopping_step": Key(int, "evaluations in a row that may bring no improvement; the next such one ends training", NOT_NEGATIVE, used=schema.TRAINED),
+    "train_batch_size": Key(int, "training targets a step", POSITIVE, used=schema.TRAINED),
+    "learning_rate": Key(float, "of the optimiser", POSITIVE, used=schema.TRAINED),
+    "weight_decay": Key(float, "of the optimiser", NOT_NEGATIVE, used=schema.TRAINED),
     "average_weights": Key(bool, "evaluate and keep an average over the last steps of training, not the last step"),
+<<<<<<< HEAD
     "length_groups": Key(bool, "run RecBole's own models on length groups where they do not depend on padding"),
     "resume": Key(bool, "go on with an interrupted run of the same settings, or one of fewer epochs; evaluate a finished one"),
     "train_on": Key(str, "`train`, or `all`: validation decides, then all interactions are trained on, for use", _one_of("train", "all")),
+=======
+    "length_groups": Key(bool, "run RecBole's own models on length groups where they do not depend on padding", used=schema.RECBOLES),
+    "resume": Key(bool, "go on with an interrupted run of the same settings; evaluate a finished one"),
+>>>>>>> w24-settings
     # Item features
-    "attach_item_features": Key(bool, "build the item features and attach them to the data set"),
-    "attach_semantic_ids": Key(bool, "learn semantic IDs on the training split and attach them as item feature `semantic_id`"),
-    "text_fields": Key(str, "columns of the .item file joined to one text, `title brand`, or a template, `{title}[ by {brand}]`"),
-    "text_encoder": Key(str, "`tfidf`, `codes`, a file of vectors (.npy, .safetensors) or a `transformers` model; empty: no texts", None, True),
-    "image_fields": Key(str, "code columns of the .item file, for image_encoder `codes`"),
-    "image_folder": Key(str, "folder with <item token>.jpg or .png; relative paths start at the data set", None, True),
-    "image_encoder": Key(str, "`codes`, a file of vectors or a `transformers` vision model; empty: no images", None, True),
-    "feature_dim": Key(int, "width of `tfidf` and `codes` features", POSITIVE),
-    "encode_batch_size": Key(int, "texts or images that a `transformers` model encodes at once", POSITIVE),
-    "max_text_tokens": Key(int, "tokens of a text that a `transformers` model reads", POSITIVE),
+    "attach_item_features": Key(bool, "build the item features and attach them to the data set", used=schema.ATTACH_FEATURES),
+    "attach_semantic_ids": Key(bool, "learn semantic IDs on the training split and attach them as item feature `semantic_id`", used=schema.ATTACH_IDS),
+    "text_fields": Key(str, "columns of the .item file joined to one text, `title brand`, or a template, `{title}[ by {brand}]`", used=schema.TEXTS),
+    "text_encoder": Key(str, "`tfidf`, `codes`, a file of vectors (.npy, .safetensors) or a `transformers` model; empty: no texts", None, True, used=schema.FEATURES),
+    "image_fields": Key(str, "code columns of the .item file, for image_encoder `codes`", used=schema.IMAGE_CODES),
+    "image_folder": Key(str, "folder with <item token>.jpg or .png; relative paths start at the data set", None, True, used=schema.IMAGES),
+    "image_encoder": Key(str, "`codes`, a file of vectors or a `transformers` vision model; empty: no images", None, True, used=schema.FEATURES),
+    "feature_dim": Key(int, "width of `tfidf` and `codes` features", POSITIVE, used=schema.COUNTED_FEATURES),
+    "encode_batch_size": Key(int, "texts or images that a `transformers` model encodes at once", POSITIVE, used=schema.MODEL_FEATURES),
+    "max_text_tokens": Key(int, "tokens of a text that a `transformers` model reads", POSITIVE, used=schema.TEXT_MODEL),
     # Semantic IDs
-    "codes": Key(str, "`learned`; `random` and `shuffled` are controls; `none`: raw features in every place of quantised vectors", _one_of("learned", "random", "shuffled", "none")),
-    "tokenizer": Key(str, "`behavior_bind`, `rqvae` (TIGER's, features alone) or `kmeans` (residual k-means)", _one_of("behavior_bind", "rqvae", "kmeans")),
-    "report_card": Key(bool, "measure new codes and write the ID report card beside the tokenizer's file"),
-    "sid_mode": Key(str, "how the signals share an ID", _one_of("chained", "concat", "fused")),
-    "sid_levels": Key(int, "codes per signal", POSITIVE),
-    "sid_codebook_size": Key(int, "codes per codebook", POSITIVE),
-    "sid_code_dim": Key(int, "width of the codebook vectors", POSITIVE),
-    "sid_epochs": Key(int, "passes over the training sequences", POSITIVE),
-    "sid_min_steps": Key(int, "at least this many steps, for small data", NOT_NEGATIVE),
-    "sid_steps": Key(int, "batches an RQ-VAE is trained on", POSITIVE),
-    "sid_learning_rate": Key(float, "of the tokenizer's AdamW", POSITIVE),
-    "sid_club_weight": Key(float, "weight of the CLUB bound between specific and behaviour parts", NOT_NEGATIVE),
-    "sid_sequence_contrast_weight": Key(float, "weight of the contrast of histories with their next item", NOT_NEGATIVE),
-    "sid_cross_contrast_weight": Key(float, "weight of the contrast between the signals of an item", NOT_NEGATIVE),
-    "sid_shared_codebook": Key(bool, "one set of codebooks for all signals"),
-    "sid_use_id": Key(bool, "the learned item representation z_ID is a signal of its own"),
+    "codes": Key(str, "`learned`; `random` and `shuffled` are controls; `none`: raw features in every place of quantised vectors", _one_of("learned", "random", "shuffled", "none"), used=schema.COMPARES),
+    "tokenizer": Key(str, "`behavior_bind`, `rqvae` (TIGER's, features alone) or `kmeans` (residual k-means)", _one_of("behavior_bind", "rqvae", "kmeans"), used=schema.CODES),
+    "report_card": Key(bool, "measure new codes and write the ID report card beside the tokenizer's file", used=schema.REPORT),
+    "sid_mode": Key(str, "how the signals share an ID", _one_of("chained", "concat", "fused"), used=schema.BOUND_SHAPE),
+    "sid_levels": Key(int, "codes per signal", POSITIVE, used=schema.SHAPE),
+    "sid_codebook_size": Key(int, "codes per codebook", POSITIVE, used=schema.SHAPE),
+    "sid_code_dim": Key(int, "width of the codebook vectors", POSITIVE, used=schema.NETWORK),
+    "sid_epochs": Key(int, "passes over the training sequences", POSITIVE, used=schema.BOUND),
+    "sid_min_steps": Key(int, "at least this many steps, for small data", NOT_NEGATIVE, used=schema.BOUND),
+    "sid_steps": Key(int, "batches an RQ-VAE is trained on", POSITIVE, used=schema.RQVAE),
+    "sid_learning_rate": Key(float, "of the tokenizer's AdamW", POSITIVE, used=schema.LEARNED_NETWORK),
+    "sid_club_weight": Key(float, "weight of the CLUB bound between specific and behaviour parts", NOT_NEGATIVE, used=schema.BOUND_FEATURES),
+    "sid_sequence_contrast_weight": Key(float, "weight of the contrast of histories with their next item", NOT_NEGATIVE, used=schema.BOUND),
+    "sid_cross_contrast_weight": Key(float, "weight of the contrast between the signals of an item", NOT_NEGATIVE, used=schema.BOUND_FEATURES),
+    "sid_shared_codebook": Key(bool, "one set of codebooks for all signals", used=schema.SHARED),
+    "sid_use_id": Key(bool, "the learned item representation z_ID is a signal of its own", used=schema.BOUND_SHAPE),
     "count_collisions": Key(bool, "last code: a number among the items of equal earlier codes, as in TIGER's paper; else one more level of the RQ-VAE"),
     # Attention
-    "similarity_attention": Key(str, "how the similarity of items enters attention; also for RecBole's SASRec, SASRecF, BERT4Rec and CORE", _one_of("additive", "multiplicative", "undiscretised", "off")),
-    "similarity_signals": Key(list, "signals that attention compares, such as [text, id]; empty: all", None, True),
-    "similarity_shared_layers": Key(bool, "one set of weights for all layers"),
+    "similarity_attention": Key(str, "how the similarity of items enters attention; also for RecBole's SASRec, SASRecF, BERT4Rec and CORE", _one_of("additive", "multiplicative", "undiscretised", "off"), used=schema.ATTENTION),
+    "similarity_signals": Key(list, "signals that attention compares, such as [text, id]; empty: all", None, True, used=schema.SIMILARITY),
+    "similarity_shared_layers": Key(bool, "one set of weights for all layers", used=schema.SIMILARITY),
     # Network
     "n_layers": Key(int, "transformer layers", POSITIVE),
     "n_heads": Key(int, "attention heads", POSITIVE),
@@ -120,32 +95,32 @@ KEYS: dict[str, Key] = {
     "hidden_dropout_prob": Key(float, "dropout of embeddings and layer outputs", PROBABILITY),
     "attn_dropout_prob": Key(float, "dropout of attention weights", PROBABILITY),
     "causal_encoder": Key(bool, "codes read no later items, so that one pass trains all targets of a sequence; False: TIGER's paper, a pass for every target"),
-    "n_experts": Key(int, "whitening experts of UniSRec's adaptor", POSITIVE),
+    "n_experts": Key(int, "whitening experts of UniSRec's adaptor", POSITIVE, used=schema.EXPERTS),
     # Item representation
     "use_item_id": Key(bool, "ID embedding in the item representation"),
-    "use_code_embedding": Key(bool, "embeddings of the item's codes in the item representation"),
-    "use_features": Key(bool, "projected item features in the item representation"),
-    "id_dropout_prob": Key(float, "how often an item goes without its ID part in training, as new items will", PROBABILITY),
+    "use_code_embedding": Key(bool, "embeddings of the item's codes in the item representation", used=schema.CODE_EMBEDDING),
+    "use_features": Key(bool, "projected item features in the item representation", used=schema.PROJECTED),
+    "id_dropout_prob": Key(float, "how often an item goes without its ID part in training, as new items will", PROBABILITY, used=schema.ID_PART),
     # Scoring and loss
-    "scoring": Key(str, "`joint`: dense + code_weight * codes; `generate`: decode the ID code by code", _one_of("joint", "dense", "codes", "generate")),
-    "code_weight": Key(float, "weight of the code heads in loss and score of `joint`", NOT_NEGATIVE),
-    "beam_size": Key(int, "prefixes kept in decoding; 0: exact likelihood of every item, for small catalogues", NOT_NEGATIVE),
-    "n_decoder_layers": Key(int, "layers of the decoder of IDs", POSITIVE),
-    "score_function": Key(str, "how a hidden state meets an item", _one_of("cosine", "dot")),
-    "temperature": Key(float, "divides the cosine", POSITIVE),
-    "n_negatives": Key(int, "uniform negatives a step, all different, shared by its targets; 0: all items", NOT_NEGATIVE),
+    "scoring": Key(str, "`joint`: dense + code_weight * codes; `generate`: decode the ID code by code", _one_of("joint", "dense", "codes", "generate"), used=schema.SCORING),
+    "code_weight": Key(float, "weight of the code heads in loss and score of `joint`", NOT_NEGATIVE, used=schema.JOINT),
+    "beam_size": Key(int, "prefixes kept in decoding; 0: exact likelihood of every item, for small catalogues", NOT_NEGATIVE, used=schema.GENERATE),
+    "n_decoder_layers": Key(int, "layers of the decoder of IDs", POSITIVE, used=schema.GENERATE),
+    "score_function": Key(str, "how a hidden state meets an item", _one_of("cosine", "dot"), used=schema.DENSE),
+    "temperature": Key(float, "divides the cosine", POSITIVE, used=schema.COSINE),
+    "n_negatives": Key(int, "uniform negatives a step, all different, shared by its targets; 0: all items", NOT_NEGATIVE, used=schema.DENSE),
     # Candidate similarity
-    "candidate_similarity": Key(list, "signals that compare candidates with the last items; [seen]: one weight for seen items alone", _one_of("behavior", "text", "image", "seen", words="some of {}, or [] for none")),
-    "n_candidate_last": Key(int, "last items of the history that candidates are compared with", POSITIVE),
-    "n_candidate_neighbours": Key(int, "nearest neighbours kept per item and signal", POSITIVE),
+    "candidate_similarity": Key(list, "signals that compare candidates with the last items; [seen]: one weight for seen items alone", _one_of("behavior", "text", "image", "seen", words="some of {}, or [] for none"), used=schema.CANDIDATES),
+    "n_candidate_last": Key(int, "last items of the history that candidates are compared with", POSITIVE, used=schema.NEIGHBOURS),
+    "n_candidate_neighbours": Key(int, "nearest neighbours kept per item and signal", POSITIVE, used=schema.NEIGHBOURS),
     # Transition graph: validation chooses among the values of a list; one value fixes it
     "graph_hops": Key(list, "longest path; a step back in the history counts as a hop", _whole(1, 3)),
     "graph_last_items": Key(list, "last items of the history that paths start from", _whole(1, 50)),
-    "graph_hop_decay": Key(list, "factor for every further hop", FACTOR),
-    "graph_position_decay": Key(list, "factor for every step back from the last item", FACTOR),
-    "graph_cosine_weight": Key(list, "weight of the features' cosine", Allowed("numbers of at least 0", lambda value: 0 <= value < float("inf"))),
+    "graph_hop_decay": Key(list, "factor for every further hop", FACTOR, used=schema.HOPS),
+    "graph_position_decay": Key(list, "factor for every step back from the last item", FACTOR, used=schema.STEPS),
+    "graph_cosine_weight": Key(list, "weight of the features' cosine", Allowed("numbers of at least 0", lambda value: 0 <= value < float("inf")), used=schema.HAS_FEATURES),
     # Files
-    "cache_dir": Key(str, "item features and tokenizers, kept by fingerprint; empty: <checkpoint_dir>/cache", None, True),
+    "cache_dir": Key(str, "item features and tokenizers, kept by fingerprint; empty: <checkpoint_dir>/cache", None, True, schema.FEATURES),
     "results": Key(str, "folder of records, pages, and of the counts of how often a configuration was judged on test"),
     "result_file": Key(str, "write the run's record as JSON to this file", None, True),
     "ranks_file": Key(str, "write each judged target's rank to this file, .csv or .parquet", None, True),
@@ -155,9 +130,10 @@ KEYS: dict[str, Key] = {
 
 
 def checked(key: str, value: Any, default: Any) -> Any:
-    """Return `value` in the type of its key, or raise `InputError`; the type of `default` counts beside `KEYS`."""
-    known = KEYS.get(key) or Key(type(None) if default is None else type(default), "", None, default is None)
+    """Return `value` in the type of its key, or raise `InputError`; `default` gives the type of keys of single models."""
+    known = _known(key) or Key(type(None) if default is None else type(default), "", None, default is None)
     expected, names = known.type, known.allowed.names if known.allowed else ()
+    value = known.form(value) if known.form else value
     # What YAML and the command line make of the words none and off.
     if expected is list and names and value in (None, False, "off", "none"):
         value = []
@@ -179,21 +155,35 @@ def checked(key: str, value: Any, default: Any) -> Any:
     wrong_bool = isinstance(value, bool) and expected in (int, float)
     if expected in (bool, int, float, str, list, dict) and (wrong_bool or not isinstance(value, expected)):
         raise InputError(f"{key}: found {value!r} ({type(value).__name__}), expected {expected.__name__}")
+    if known.parts and isinstance(value, dict) and (other := [part for part in value if part not in known.parts]):
+        raise InputError(f"{key}: found the key {other[0]!r}, expected some of {', '.join(known.parts)}")
     if known.allowed is not None:
         for part in value if isinstance(value, list) else [value]:
-            comparable = names or (isinstance(part, (int, float)) and not isinstance(part, bool))
+            numbers = expected in (int, float, list) and not names
+            comparable = not numbers or (isinstance(part, (int, float)) and not isinstance(part, bool))
             if not comparable or not known.allowed.holds(part):
                 raise InputError(f"{key}: found {part!r}, expected {known.allowed.words}")
     return value
+
+
+def _known(key: str) -> Key | None:
+    return KEYS.get(key) or RECBOLE.get(key)
+
+
+def unused(key: str, value: Any, run: Mapping[str, Any]) -> schema.Use | None:
+    """Return the first condition of a key that a run with these settings, `schema.KIND` among them, does not meet."""
+    known = _known(key)
+    return next((use for use in known.used if not use.holds(run, value)), None) if known else None
 
 
 def reference() -> str:
     """Return docs/settings.md: every key with its default in each of our YAML files, its meaning and its bounds."""
     lines = [
         "# Settings\n\n"
-        "Every key of `properties/`, made by `python -m recbole_bbqrec.settings`. RecBole's other keys keep RecBole's\n"
-        "defaults. The command line (`--key=value`) wins over `--config_files`, those over `properties/dataset/`, then\n"
-        "`properties/model/`, `properties/overall.yaml`, RecBole."
+        "Every key, made by `python -m recbole_bbqrec.settings`. The command line (`--key=value` or `--key value`) wins over\n"
+        "`--config_files`, those over `properties/dataset/`, then `properties/model/`, `properties/overall.yaml`, RecBole.\n\n"
+        "A key that a run would not use is an error that says why, unless it has its default. Of `eval_args` and `load_col`,\n"
+        "what is not given keeps its default."
     ]
     for path in [PROPERTIES / "overall.yaml", *sorted((PROPERTIES / "model").glob("*.yaml"))]:
         content = _content(path)
@@ -201,11 +191,21 @@ def reference() -> str:
         title = "Every model" if path.stem == "overall" else f"{path.stem}{above}"
         lines += ["", f"## {title}", "", "| key | default | type | meaning |", "| --- | --- | --- | --- |"]
         for name, value in content.items():
-            key = KEYS.get(name) or Key(type(value), "see RecBole")
-            bounds = f"; {key.allowed.words}" if key.allowed else ""
             shown = "~" if value is None else value
-            lines.append(f"| `{name}` | `{shown}` | {key.type.__name__} | {key.meaning}{bounds} |")
+            lines.append(f"| `{name}` | `{shown}` | {_row(name)} |")
+    lines += ["", "## RecBole's own keys", "", "| key | type | meaning |", "| --- | --- | --- |"]
+    lines += [f"| `{name}` | {_row(name)} |" for name in RECBOLE]
     return "\n".join(lines) + "\n"
+
+
+def _row(name: str) -> str:
+    key = {**RECBOLE, **KEYS}[name]
+    bounds = [key.allowed.words] if key.allowed else []
+    return f"{key.type.__name__} | {'; '.join([key.meaning, *bounds, *(_when(use) for use in key.used)])}"
+
+
+def _when(use: schema.Use) -> str:
+    return use.words if use.words.startswith("only ") else f"**refused**: {use.words}"
 
 
 # Keys that change where a run computes and writes or what it prints, never what it learns.
@@ -319,9 +319,15 @@ _DERIVED = {
 }
 
 
+MAY_BE_UNUSED = "may_be_unused"
+"""Marks a `config_dict` that the program has put together, as all settings of a run or a study's changes of them: it may
+hold keys that the run does not use. `Config` takes the mark away."""
+
+
 def settings_to_load(plain: dict[str, Any]) -> dict[str, Any]:
     """Turn `plain_settings` back into what may be given to `Config` as `config_dict`."""
-    given = {key: value for key, value in plain.items() if key not in _DERIVED}
+    given: dict[str, Any] = {key: value for key, value in plain.items() if key not in _DERIVED}
+    given[MAY_BE_UNUSED] = True
     if (given.get("train_neg_sample_args") or {}).get("distribution") == "none":
         given["train_neg_sample_args"] = None
     given["data_path"] = str(Path(given["data_path"]).parent)

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_bbqrec.config import parse_command_line, usable
+from recbole_bbqrec.settings import MAY_BE_UNUSED
+
 N_USERS, N_ITEMS = 60, 40
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -75,13 +78,21 @@ def settings(folder: Path, model: str = "BBQRec", **changes: object) -> dict:
     base = dict(QUICK) if model == "BBQRec" else {"show_progress": False, "epochs": 2, "train_batch_size": 128}
     texts = {"text_fields": "title brand", "text_encoder": "tfidf"}
     place = {"data_path": str(folder), "checkpoint_dir": str(folder / "saved")}
-    return {"model": model, "dataset": "tiny", **base, **texts, **place, **changes}
+    given = {"model": model, "dataset": "tiny", **base, **texts, **place, **changes}
+    return {**given, MAY_BE_UNUSED: True}  # texts for models that read none, sizes of parts that a test leaves out
 
 
 def arguments(folder: Path, **changes: object) -> list[str]:
     """The same as arguments of a command that names model and data set itself."""
-    given = settings(folder, **changes)
-    return [f"--{key}={value}" for key, value in given.items() if key not in ("model", "dataset")]
+    given = as_arguments(settings(folder, **changes))
+    return [argument for argument in given if not argument.startswith(("--model=", "--dataset="))]
+
+
+def as_arguments(given: dict) -> list[str]:
+    """Those of the settings that the run uses, as arguments."""
+    written = {key: f"--{key}={value}" for key, value in given.items() if key != MAY_BE_UNUSED}
+    refused = usable(parse_command_line(list(written.values())))[1]
+    return [argument for key, argument in written.items() if key not in refused]
 
 
 @pytest.fixture(autouse=True)

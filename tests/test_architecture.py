@@ -16,13 +16,14 @@ MAX_LINES = 400
 
 # Rooms from the ground up: a module may import its own room and those before it. Modules at the root are rooms too.
 ORDER = (
-    *("errors", "storage", "compat", "settings"),
+    *("errors", "storage", "compat", "schema", "recbole_keys", "settings"),
     *("preparation", "tokenizer", "model", "data"),
     *("evaluation", "training", "registry", "config", "serving", "quick_start"),
     *("registration", "experiments", "cli"),
 )
 # Apart from what stands above them, these do not know each other.
 APART = {("model", "preparation"), ("tokenizer", "preparation"), ("serving", "experiments")}
+<<<<<<< HEAD
 WITHOUT_RECBOLE = {"errors", "storage", "settings", "preparation", "tokenizer", "evaluation"}
 ROOT = {
     "__init__",
@@ -36,6 +37,11 @@ ROOT = {
     "errors",
     "storage",
 }
+=======
+WITHOUT_RECBOLE = {"errors", "storage", "schema", "recbole_keys", "settings", "preparation", "tokenizer", "evaluation"}
+ROOT = {"__init__", "cli", "quick_start", "config", "registry", "compat", "errors", "storage"}
+ROOT |= {"schema", "recbole_keys", "settings"}
+>>>>>>> w24-settings
 FORBIDDEN_IMPORTS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "ray"}
 RECBOLES_CHECKPOINTS = Path(
     "training/recbole_checkpoint.py"

@@ -1,12 +1,15 @@
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import settings, write_dataset
 
-from recbole_bbqrec.config import Config, parse_command_line
+from recbole_bbqrec import registry
+from recbole_bbqrec.config import Config, joined, parse_command_line, usable
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.settings import (
     KEYS,
+    MAY_BE_UNUSED,
     PROPERTIES,
     checked,
     learning_settings,
@@ -61,7 +64,8 @@ def test_command_line_values_are_literals_and_never_code():
 BAD = {
     "unknown key names the nearest": (["--hiden_size=32"], "unknown key 'hiden_size'.*did you mean hidden_size"),
     "key of another model": (["--dropout_prob=0.1"], "unknown key 'dropout_prob'"),
-    "blank instead of =": (["--hidden_size", "32"], "expected --key=value"),
+    "no key": (["hidden_size"], "argument 'hidden_size': expected --key=value"),
+    "no value": (["--hidden_size"], "argument '--hidden_size': expected --key=value"),
     "one key twice": (["--seed=1", "--seed=2"], "--seed is given twice"),
     "word for a number": (["--learning_rate=fast"], "learning_rate: found 'fast' .str., expected float"),
     "number for a switch": (["--final=3"], "final: found 3 .int., expected bool"),
@@ -95,6 +99,57 @@ BAD = {
     "cosine": (["--model=TransitionGraph", "--graph_cosine_weight=[-1.0]"], "graph_cosine_weight: found -1.0"),
     "TIGER's heads": (["--model=TIGER", "--heads=0"], "heads: found 0, expected a number above 0"),
     "TIGER's head size": (["--model=TIGER", "--head_size=-2"], "head_size: found -2, expected a number above 0"),
+    "learner": (["--learner=sparse_adam"], "'sparse_adam', expected one of adam, adamw, sgd, adagrad, rmsprop"),
+    "state": (["--state=FOO"], "state: found 'FOO', expected one of debug, info, warning, error, critical"),
+    "two parts": (["--eval_args={'split': {'RS': [0.8, 0.2]}}"], "found split .*expected .*three parts for training"),
+    "one left out": (
+        ["--eval_args={'split': {'LS': 'test_only'}}"],
+        "expected {'LS': 'valid_and_test'} or three parts",
+    ),
+    "order": (["--eval_args={'order': 'RO'}"], "eval_args: found order 'RO', expected TO"),
+    "groups": (["--eval_args={'group_by': 'item'}"], "eval_args: found group_by 'item', expected user or none"),
+    "key of a dict": (
+        ["--eval_args={'splits': 1}"],
+        "eval_args: found the key 'splits', expected some of split, group",
+    ),
+    "file of columns": (
+        ["--load_col={'interactions': []}"],
+        "load_col: found the file 'interactions', expected some of",
+    ),
+    "loss": (["--model=SASRec", "--loss_type=XX"], "loss_type: found 'XX', expected one of CE, BPR"),
+    "norm": (["--clip_grad_norm={'norm': 5}"], "clip_grad_norm: found the key 'norm', expected some of max_norm"),
+    "pairs": (["--model=FPMC", "--train_neg_sample_args=~"], "found none, but FPMC here trains on negatives; drop it"),
+    "no labels": (["--model=DIN", "--train_neg_sample_args=~"], "found none, but DIN here trains on negatives; drop"),
+    "half a contrast": (["--model=FEARec", "--contrast=us"], "only beside sim and tau.; add --sim=dot --tau=1"),
+    "no norm": (["--clip_grad_norm=0"], "clip_grad_norm: found .*, expected a number above 0, or {'max_norm': 5"),
+    "negatives of RecBole": (["--train_neg_sample_args={'distribution': 'popularity'}"], "see n_negatives"),
+    "pickled vectors": (
+        ["--additional_feat_suffix=[emb]", "--preload_weight={'iid': 'v'}"],
+        "text_encoder=vectors.npy",
+    ),
+    "item columns": (["--selected_features=[brand]"], "only in FDSA, GRU4RecF, SASRecF"),
+    "labels": (["--threshold={'rating': 3}"], "threshold: .*only in DIEN and DIN.*use val_interval"),
+    "digits": (["--metric_decimal_place=2"], "records keep all of them.; read more digits in the record"),
+    "transform": (
+        ["--transform=crop_itemseq"],
+        "transform: found 'crop_itemseq', which this run of BBQRec would not use",
+    ),
+    "stock transform": (
+        ["--model=SASRec", "--transform=mask_itemseq"],
+        "a model reads its own alone: BERT4Rec mask_item",
+    ),
+    "key of a transform": (["--model=SASRec", "--transform=crop_itemseq", "--eta=0.6"], "it is of RecBole's transform"),
+    "interval": (["--user_inter_num_interval=5-9"], "expected a number of interactions at least, such as 5, or an int"),
+    "no wandb": (["--log_wandb=True"], "log_wandb: found True, but wandb is not installed; pip install wandb"),
+    "device": (["--device=cpu"], "unknown key 'device' for model BBQRec; use_gpu=False computes on the CPU, gpu_id=1"),
+    "processes": (["--nproc=2"], "unknown key 'nproc' for model BBQRec; a run uses one process"),
+    "lr": (["--lr=0.1"], "unknown key 'lr' for model BBQRec; did you mean learning_rate"),
+    "dropout": (
+        ["--model=GRU4Rec", "--dropout=0.1"],
+        "unknown key 'dropout' for model GRU4Rec; did you mean dropout_prob",
+    ),
+    "nothing near": (["--frobnicate=1"], "unknown key 'frobnicate' for model BBQRec; docs/settings.md lists the keys"),
+    "two GPUs": (["--gpu_id=0,1"], "gpu_id: found '0,1', expected one GPU"),
     "config file": (["--config_files=nowhere.yaml"], "config file nowhere.yaml: No such file"),
     "model": (["--model=BBQRek"], "--model=BBQRek: no sequential model.*did you mean BBQRec"),
     "not sequential": (["--model=LightGCN"], "--model=LightGCN: no sequential model"),
@@ -109,6 +164,99 @@ def test_what_is_wrong_is_said_in_one_line(tiny, arguments, message):
     with pytest.raises(InputError, match=message) as caught:
         Config(config_dict=given, arguments=arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_short_forms_become_what_recbole_reads(tiny):
+    forms = {
+        "clip_grad_norm": (5, {"max_norm": 5}),
+        "user_inter_num_interval": (9, "[9,inf)"),
+        "learner": ("SGD", "sgd"),
+    }
+    config = config_of(tiny, **{key: form for key, (form, _) in forms.items()}, average_weights=False)
+    assert {key: config[key] for key in forms} == {key: form for key, (_, form) in forms.items()}
+    assert config_of(tiny, "--item_inter_num_interval=7")["item_inter_num_interval"] == "[7,inf)"
+    assert config_of(tiny, "--item_inter_num_interval=(3,7]")["item_inter_num_interval"] == "(3,7]"
+
+
+def test_a_plain_number_filters_users(tiny):
+    dataset = registry.get_dataset("SASRec")(config_of(tiny, "--user_inter_num_interval=9", model="SASRec"))
+    counts = np.bincount(dataset.inter_feat["user_id"])[1:]
+    assert counts.min() == 9 and 0 < len(counts) < 60
+
+
+RECBOLES_EXAMPLE = """
+USER_ID_FIELD: user_id
+ITEM_ID_FIELD: item_id
+TIME_FIELD: timestamp
+POSITION_FIELD: position_id
+NEG_PREFIX: neg_
+load_col: {inter: [user_id, item_id, timestamp]}
+user_inter_num_interval: "[3,inf)"
+epochs: 5
+train_batch_size: 64
+train_neg_sample_args: ~
+eval_args: {split: {LS: valid_and_test}, order: TO, group_by: user, mode: full}
+metrics: [Recall, MRR, NDCG, Hit, Precision]
+topk: 10
+valid_metric: MRR@10
+metric_decimal_place: 4
+"""
+
+
+@pytest.mark.parametrize("model", ["SASRec", "GRU4Rec", "BBQRec"])
+def test_a_file_as_recbole_documents_it_is_taken_as_it_is(tiny, tmp_path, model):
+    (tmp_path / "test.yaml").write_text(RECBOLES_EXAMPLE)
+    config = config_of(tiny, "--config_files", str(tmp_path / "test.yaml"), model=model)
+    assert (config["epochs"], config["topk"], config["user_inter_num_interval"]) == (5, [10], "[3,inf)")
+
+
+def test_parts_of_a_dict_leave_the_others_as_they_are(tiny, tmp_path):
+    default = config_of(tiny)["eval_args"]
+    assert config_of(tiny, "--eval_args={'mode': 'full'}")["eval_args"] == default
+    split = {"RS": [8, 1, 1]}
+    (tmp_path / "a.yaml").write_text("eval_args: {split: {RS: [8, 1, 1]}}\n")
+    layers = config_of(tiny, f"--config_files={tmp_path / 'a.yaml'}", eval_args={"group_by": "none"})
+    assert layers["eval_args"] == {**default, "split": split, "group_by": "none"}
+    columns = config_of(tiny, "--load_col={'item': ['item_id', 'brand']}", model="SASRec")["load_col"]
+    assert columns == {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "brand"]}
+    assert config_of(tiny, "--load_col=~", model="SASRec")["load_col"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ["-m", "SASRec", "-d", "tiny", "-p", "a.yaml b.yaml"],
+            "--model=SASRec --dataset=tiny --config_files=a.yaml b.yaml",
+        ),
+        (["--model", "SASRec", "-d=tiny"], "--model=SASRec --dataset=tiny"),
+        (["--final", "--weight_decay", "-0.5", "--a=-1"], "--final=True --weight_decay=-0.5 --a=-1"),
+        (["--final", "False", "--x=a=b"], "--final=False --x=a=b"),
+    ],
+)
+def test_arguments_in_the_forms_of_recboles_scripts(arguments, expected):
+    assert " ".join(joined(arguments)) == expected and joined(joined(arguments)) == joined(arguments)
+
+
+def test_without_use_gpu_a_run_computes_on_the_cpu(tiny, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert config_of(tiny)["device"].type == "cuda"
+    assert config_of(tiny, "--use_gpu=False")["device"].type == "cpu"
+
+
+def test_a_default_is_never_refused_and_what_the_program_puts_together_neither(tiny):
+    config_of(tiny, model="Pop", epochs=300, learning_rate=0.001, transform=None, metric_decimal_place=4)
+    marked = config_of(tiny, model="Pop", epochs=5, **{MAY_BE_UNUSED: True})
+    assert marked["epochs"] == 5 and MAY_BE_UNUSED not in marked and list(marked.unused) == ["epochs"]
+    with pytest.raises(InputError, match=f"unknown key '{MAY_BE_UNUSED}'"):
+        config_of(tiny, f"--{MAY_BE_UNUSED}=True")
+
+
+def test_settings_that_a_model_has_no_use_for_are_told_apart(tiny):
+    given = {"dataset": "tiny", "data_path": str(tiny), "epochs": 3, "n_negatives": 9, "sid_levels": 4}
+    left, refused = usable({**given, "model": "SASRec"})
+    assert given.keys() - left.keys() == {"n_negatives"} and left[MAY_BE_UNUSED]
+    assert "unknown key 'n_negatives'" in str(refused["n_negatives"]) and "semantic IDs" in str(refused["sid_levels"])
 
 
 def test_a_key_that_may_be_empty_can_be_emptied_where_the_data_set_fills_it(tmp_path):

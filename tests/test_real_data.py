@@ -6,6 +6,7 @@ import torch
 from conftest import QUICK
 
 from recbole_bbqrec import quick_start, registry
+from recbole_bbqrec.settings import MAY_BE_UNUSED
 from recbole_bbqrec.training.candidate_fit import fit_candidates
 
 SMALL = {
@@ -27,7 +28,7 @@ SIZES = {
 
 def job(real_data, tmp_path, name, **changes):
     given = {"model": "BBQRec", "dataset": name, "data_path": str(real_data), "checkpoint_dir": str(tmp_path)}
-    record = quick_start.run(config_dict={**given, **SMALL, **changes})
+    record = quick_start.run(config_dict={**given, **SMALL, **changes, MAY_BE_UNUSED: True})
     _, _, dataset, *_ = quick_start.load_data_and_model(record["run_dir"])
     return record, dataset
 
@@ -61,6 +62,7 @@ def test_posters_through_a_vision_model_made_on_the_spot(real_data, tmp_path):
 def test_candidate_similarity_beats_neighbours_of_other_items(tmp_path):
     """On ml-100k, which comes with RecBole: the same lists with their items permuted add nothing to a young encoder."""
     given = {**QUICK, "model": "SASRecPlusT", "dataset": "ml-100k", "checkpoint_dir": str(tmp_path), "epochs": 1}
+    given[MAY_BE_UNUSED] = True
     record = quick_start.run(config_dict=given)
     config, model, _, train, valid, _ = quick_start.load_data_and_model(record["run_dir"])
     trainer, rows = registry.get_trainer(config)(config, model), valid._dataset.inter_feat

@@ -20,13 +20,13 @@ import torch
 from tqdm import tqdm
 
 from .. import compat, registry
-from ..config import Config
+from ..config import Config, refuse_unused
 from ..data.dataloader import split_loaders
 from ..errors import InputError
 from ..evaluation import report
 from ..model.candidates import build_candidates
 from ..serving.bundle import WEIGHTS, load_bundle, write_bundle
-from ..settings import plain_settings
+from ..settings import MAY_BE_UNUSED, plain_settings
 from ..training import checkpoint
 from . import records, tables
 from .runner import QUIET, check_judged, given_and_files
@@ -55,9 +55,10 @@ def cost(
         if value < 1:
             raise InputError(f"--{name}: found {value}, expected at least 1")
     given, files = given_and_files(arguments, "the measurement")
-    given = {**QUIET, **given, "model": "BBQRec", "dataset": dataset}
+    given = {**QUIET, **given, "model": "BBQRec", "dataset": dataset, MAY_BE_UNUSED: True}
     changes = [{}, *({"scoring": scoring, **CODES[code]} for scoring, code in VARIANTS)]
     config, *configs = [Config(arguments=files, config_dict={**given, **one}) for one in changes]  # all checked first
+    refuse_unused([one.unused for one in configs])
     check_judged(config)
     compat.init_seed(config)
     data = registry.get_dataset(config["model"])(config)

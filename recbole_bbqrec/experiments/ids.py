@@ -16,6 +16,7 @@ from .. import compat, registry
 from ..config import Config
 from ..errors import InputError
 from ..evaluation import report
+from ..settings import MAY_BE_UNUSED
 from ..tokenizer.registry import load
 from . import records, tables
 from .runner import QUIET, given_and_files
@@ -53,7 +54,9 @@ def study(
     found: dict[str, list[dict[str, Any]]] = {row: [] for row in rows}
     plan = [(row, config["seed"] + index) for row in rows for index in range(seeds)]
     for row, seed in tqdm(plan, "Tokenizers", ncols=100):
-        found[row].append(_card(Config(arguments=files, config_dict={**given, **rows[row], "seed": seed})))
+        found[row].append(
+            _card(Config(arguments=files, config_dict={**given, **rows[row], "seed": seed, MAY_BE_UNUSED: True}))
+        )
     measured = {"dataset": dataset, "versions": report.versions()}
     measured |= {"settings": records.comparable_settings(config), "rows": found}
     page = markdown(measured)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import quick_start, registry
-from ..config import Config, MissingDataSetError
+from ..config import Config, MissingDataSetError, joined, layered, read_files, refuse_unused, usable
 from ..errors import InputError
 from ..settings import public_source
 from . import leaderboard, leaderboard_page, records
@@ -14,7 +14,7 @@ from .runner import QUIET, Job, exit_code, given_and_files, run_jobs, say
 
 def asked_for(arguments: Sequence[str]) -> bool:
     """Whether a command line asks for many runs: it gives `--seeds`, or a list of models or data sets."""
-    options = [argument.partition("=") for argument in arguments]
+    options = [argument.partition("=") for argument in joined(arguments)]
     return any(key == "--seeds" or (key in ("--model", "--dataset") and "," in text) for key, _, text in options)
 
 
@@ -23,10 +23,11 @@ def run_many(arguments: Sequence[str]) -> int:
 
     The first seed of all pairs comes first. Names, settings and data sets are checked before anything runs; public
     data sets that are missing are fetched. `--model`, `--dataset`, `--seeds` and `--single` are read here; everything
-    else are settings of all runs. Returns the exit code: 1 where a run failed or a leaderboard could not be written,
-    else 0.
+    else are settings of all runs that use them, and at least one has to. Returns the exit code: 1 where a run failed or
+    a leaderboard could not be written, else 0.
     """
     given, files = given_and_files(arguments)
+    given = layered(read_files(files), given)
     models, datasets = (_names(option, given.pop(option, "")) for option in ("model", "dataset"))
     single = _names("single", given.pop("single")) if "single" in given else []
     n_seeds = given.pop("seeds", 1)
@@ -39,24 +40,24 @@ def run_many(arguments: Sequence[str]) -> int:
         raise InputError(f"--seeds: found {str(n_seeds)!r}, expected how many runs each model gets, at least 1")
 
     shared = {**QUIET, **given, "final": bool(given.get("final"))}
-    pairs = [{**shared, "model": model, "dataset": dataset} for dataset in datasets for model in models]
     # What cannot run is refused before anything is fetched or run.
     for model in models:
         registry.get_model(model)
+    pairs = [pair for dataset in datasets for pair in _pairs(models, dataset, shared)]
     for pair in pairs:
         try:
-            Config(arguments=files, config_dict=pair)
+            Config(config_dict=pair)
         except MissingDataSetError as error:
             if public_source(error.name) is None:
                 raise
     jobs = []
     for pair in pairs:
-        quick_start.fetch_missing(files, pair)
-        config = Config(arguments=files, config_dict=pair)
+        quick_start.fetch_missing((), pair)
+        config = Config(config_dict=pair)
         results = Path(config["results"])
         data, folder = records.about_data(config), records.folder_of(results, config["dataset"])
         seeds = range(config["seed"], config["seed"] + (1 if pair["model"] in single else n_seeds))
-        jobs += [(at, Job(pair["model"], {**pair, "seed": seed}, files, data, folder)) for at, seed in enumerate(seeds)]
+        jobs += [(at, Job(pair["model"], {**pair, "seed": seed}, (), data, folder)) for at, seed in enumerate(seeds)]
     jobs = [job for _, job in sorted(jobs, key=lambda found: found[0])]  # the first seed of all pairs first
     planned: dict[str, dict[str, str]] = {name: {} for name in datasets}
     for job in jobs:
@@ -75,6 +76,16 @@ def run_many(arguments: Sequence[str]) -> int:
     pages = [write(dataset) for dataset in datasets]
     print("\n".join(page for page in pages if page))
     return max(exit_code(failures), int(None in pages))
+
+
+def _pairs(models: Sequence[str], dataset: str, shared: dict[str, Any]) -> list[dict[str, Any]]:
+    """Settings of each model's runs on a data set, but for keys that it does not know; one model has to use each."""
+    found = [usable({**shared, "model": model, "dataset": dataset}) for model in models]
+    refuse_unused([refused for _, refused in found])
+    for pair, refused in found:
+        if refused:
+            say(f"{pair['model']} on {dataset} does not use {', '.join(refused)}")
+    return [pair for pair, _ in found]
 
 
 def _names(option: str, text: Any) -> list[str]:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import quick_start
-from ..config import Config, parse_command_line
+from ..config import Config, joined, parse_command_line
 from ..errors import InputError
 from ..evaluation.configuration import judged_parts
 from ..evaluation.leakage import check_leakage
+from ..settings import MAY_BE_UNUSED
 from . import records
 
 QUIET = {"state": "WARNING", "report_card": False}
@@ -21,10 +22,11 @@ report card costs time that no table shows."""
 
 
 def given_and_files(arguments: Sequence[str], owner: str = "") -> tuple[dict[str, Any], list[str]]:
-    """Read `--key=value` settings, and keep the argument that names their files apart: they stand below the settings.
+    """Read settings, and keep the argument that names their files apart: they stand below the settings.
 
     Settings that `owner`, in words, sets by itself are refused.
     """
+    arguments = joined(arguments)
     files = [argument for argument in arguments if argument.startswith("--config_files=")]
     given = parse_command_line([argument for argument in arguments if argument not in files])
     for key in ("model", "dataset", "result_file", "ranks_file", "train_on"):
@@ -49,7 +51,8 @@ class Job:
     def __init__(
         self, name: str, given: Mapping[str, Any], files: Sequence[str], data: Mapping[str, Any], folder: Path
     ) -> None:
-        self.name, self.given, self.files, self.data, self.folder = name, dict(given), files, data, folder
+        self.name, self.files, self.data, self.folder = name, files, data, folder
+        self.given = {**given, MAY_BE_UNUSED: True}  # a row may change what makes another key count
         self.dataset, self.seed = given["dataset"], given["seed"]
         config = Config(arguments=files, config_dict=self.given)
         check_judged(config)

@@ -20,11 +20,11 @@ from filelock import FileLock
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .. import quick_start, registry
-from ..config import Config
+from ..config import Config, unused_settings
 from ..data.feature_sources import modalities
 from ..errors import InputError
 from ..evaluation.leakage import check_leakage
-from ..settings import EXTENDS, PROPERTIES
+from ..settings import EXTENDS, MAY_BE_UNUSED, PROPERTIES
 from . import records
 from .runner import QUIET, check_judged, given_and_files, say
 from .tune_trials import CUT, DONE, FAILED, RUNNING, Search
@@ -171,7 +171,8 @@ def _run(search: Search, trial: optuna.Trial, lock: FileLock, given: dict[str, A
         search.keep(trial, metrics=metrics, epochs={"best": state.best_epoch + 1, "done": state.epochs_done})
         keep_time()
 
-    given = {**given, **settings, "checkpoint_dir": str(folder), "cache_dir": str(search.place / "cache")}
+    places = {"checkpoint_dir": str(folder), "cache_dir": str(search.place / "cache")}
+    given = {**given, **settings, **places, MAY_BE_UNUSED: True}  # a trial's values may make another key needless
     state, known = RUNNING, {}
     steps = register_optimizer_step_post_hook(lambda *_: keep_time(KEEP_EVERY))
     try:
@@ -243,14 +244,19 @@ def checked_space(
     if fixed:
         say(f"not searched, for the command fixes it: {fixed}")
     deciding = records.comparable_settings(Config(arguments=files, config_dict=given))
+    given, configs = {**given, MAY_BE_UNUSED: True}, []
     for key, found in checked.items():
         if key in PROTOCOL:
             raise InputError(f"{path}: {key}: all trials share it; take it out of the space")
         for value in space[key]:
             try:
-                found.append(Config(arguments=files, config_dict={**given, str(key): value})[key])
+                configs.append(Config(arguments=files, config_dict={**given, str(key): value}))
+                found.append(configs[-1][key])
             except InputError as error:
                 raise InputError(f"{path}: {key}: {error}") from error
         if key not in deciding:
             raise InputError(f"{path}: {key}: no result depends on it; take it out of the space")
-    return checked
+    needless = [key for key in checked if all(unused_settings(one.final_config_dict, [key], {}) for one in configs)]
+    if needless:
+        say(f"not searched, for no trial would use it: {', '.join(needless)}")
+    return {key: found for key, found in checked.items() if key not in needless}

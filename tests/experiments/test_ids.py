@@ -55,6 +55,6 @@ def test_mistakes_are_said_before_any_work(tiny, tmp_path):
     file = tmp_path / "none.yaml"
     file.write_text("codes: none\n")
     with pytest.raises(InputError, match="codes: found none"):
-        ids.study("tiny", 1, [*arguments(tiny), f"--config_files={file}"], tmp_path)
+        ids.study("tiny", 1, [f"--data_path={tiny}", f"--config_files={file}"], tmp_path)
     with pytest.raises(InputError, match="codes: found none"):
         ids.study("tiny", 1, arguments(tiny, codes="none"), tmp_path)

@@ -180,7 +180,11 @@ def test_an_ablation_takes_the_run_of_the_leaderboard_for_its_full_row(two, tmp_
         ),
         (["--model=SASRec", "--seeds=2"], "--dataset: found no name"),
         (["--model=SASRec", "--dataset=tiny", "--seeds=2", "--result_file=x.json"], "--result_file: found it beside"),
-        (["--model=SASRec,BBQRec", "--dataset=tiny", "--n_negatives=5"], "unknown key 'n_negatives' for model SASRec"),
+        (["--model=SASRec,Pop", "--dataset=tiny", "--n_negatives=5"], "unknown key 'n_negatives' for model SASRec"),
+        (
+            ["--model", "Pop,TransitionGraph", "-d", "tiny", "--epochs=5"],
+            "epochs: found 5, which this run of Pop",
+        ),
     ],
 )
 def test_mistakes_are_said_before_the_first_run(two, tmp_path, given, message):
@@ -188,6 +192,16 @@ def test_mistakes_are_said_before_the_first_run(two, tmp_path, given, message):
     with pytest.raises(InputError, match=message), in_place_of_runs(execute):
         run_many([*given, f"--data_path={two}", f"--results={tmp_path / 'results'}"])
     assert not execute.calls and not (tmp_path / "results").exists()
+
+
+def test_settings_reach_the_models_that_use_them(two, tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text("n_negatives: 5\neval_args: {group_by: none}\n")
+    given = [f"--config_files={tmp_path / 'a.yaml'}", "--epochs", "3", "--eval_args={'split': {'RS': [8, 1, 1]}}"]
+    _, execute = run(two, tmp_path, *given, models="Pop,SASRec,BBQRec", datasets="tiny")
+    pop, sasrec, bbqrec = execute.calls
+    assert bbqrec["n_negatives"] == 5 and "n_negatives" not in pop | sasrec and sasrec["epochs"] == 3
+    assert all(call["eval_args"] == {"split": {"RS": [8, 1, 1]}, "group_by": "none"} for call in execute.calls)
+    assert "SASRec on tiny does not use n_negatives, text_encoder\n" in capsys.readouterr().err
 
 
 def test_a_public_data_set_that_is_missing_is_fetched_once_everything_is_checked(two, tmp_path, monkeypatch):
@@ -218,6 +232,7 @@ def test_one_model_and_one_data_set_are_a_single_run(monkeypatch):
     ]
     assert found == [("one", one), ("many", two), ("many", [*one, "--seeds=1"])]
     assert not asked_for(["--model=A", "--text_fields=a,b"]) and asked_for(["--dataset=a,b"])
+    assert asked_for(["-m", "A,B", "-d", "a"]) and asked_for(["--seeds", "2"]) and not asked_for(["-m", "A", "-d", "a"])
 
 
 def test_real_runs_of_two_models_from_the_command_line(tiny, tmp_path, capsys):

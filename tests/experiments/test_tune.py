@@ -181,6 +181,16 @@ def test_the_controls_are_tuned_as_bbqrec_is_and_its_item_tokenizer_besides():
     assert of_ids and of_ids == {key: values for key, values in generate.items() if key.startswith("sid_")}
 
 
+def test_keys_that_no_trial_would_use_are_not_searched(tiny, capsys):
+    given = {"model": "BBQRec", "dataset": "tiny", "data_path": str(tiny)}
+    path = SPACES / "BBQRec.yaml"
+    found = checked_space(path, read_space(path), {**given, "codes": "none"})
+    assert found == read_space(SPACES / "SASRecPlus.yaml")
+    assert "not searched, for no trial would use it: sid_levels, sid_shared_codebook" in capsys.readouterr().err
+    space = {"scoring": ["joint", "generate"], "beam_size": [10, 20]}
+    assert checked_space(path, space, given) == space, "a key that some values of another make needless"
+
+
 def test_a_space_may_extend_that_of_another_model(tmp_path):
     path = write_space(tmp_path, "extends: BBQRec\nn_layers: [4]\nmore: [1]")
     assert read_space(path) == {**read_space(SPACES / "BBQRec.yaml"), "n_layers": [4], "more": [1]}
@@ -222,7 +232,7 @@ def test_a_missing_space_says_where_to_put_one(tiny, tmp_path):
         (["--final"], "final: settings are chosen on validation alone"),
         (["--final=True"], "final: settings are chosen on validation alone"),
         (["--result_file=x"], "--result_file: tuning sets it"),
-        (["--seed=1", "--worker=2"], "worker: found 2, expected 0"),
+        (["--seed=1", "--worker=2"], "worker: found 2, which this run of SASRecPlus would not use"),
         (["--nlayers=1"], "unknown key 'nlayers'"),
     ],
 )
@@ -420,7 +430,7 @@ def test_the_table_and_the_best_settings(tiny, tmp_path, clock, capsys):
     )
     given = {"model": "SASRecPlus", "dataset": "tiny", "data_path": str(tiny)}
     config = Config(config_file_list=[str(path)], config_dict=given)
-    assert config["learning_rate"] == 0.01 and config["weight_decay"] == 0.02 and config["text_fields"] == "title brand"
+    assert config["learning_rate"] == 0.01 and config["weight_decay"] == 0.02
 
 
 def test_other_settings_and_other_spaces_are_other_searches(tiny, tmp_path, clock):

@@ -1,0 +1,318 @@
+"""What a key may be, and when a run uses it: the words in which `settings.KEYS` and `recbole_keys.RECBOLE` are written.
+
+A condition stands with its key. It looks at the run's settings, among which `KIND` says what sort of model it is.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Settings = Mapping[str, Any]
+
+KIND, WINDOWS, UNTRAINED, STOCK = "model_kind", "windows", "untrained", "stock"
+"""Models of this project that train on windows of sequences or do not train, and RecBole's own."""
+ON_GPU = "on_gpu"
+"""Whether the run computes on a GPU; stands among its settings as `KIND` does."""
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What the values of a key may be, in words and as a check; of a list, what its elements may be."""
+
+    words: str
+    holds: Callable[[Any], bool]
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Use:
+    """When a run uses a key: in words, as a check of the run's settings and the key's value, and what else to do."""
+
+    words: str
+    holds: Callable[[Settings, Any], bool]
+    instead: str = "drop it"
+    ever: bool = True
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of a run: the type of its values, what it means, what it may be, and whether it may be empty (`~`).
+
+    `used` are the conditions under which a run uses it, all of them; `form` turns what people write into the form that
+    is read; `parts` are the keys of a dict, where they are known.
+    """
+
+    type: type
+    meaning: str
+    allowed: Allowed | None = None
+    may_be_empty: bool = False
+    used: tuple[Use, ...] = ()
+    form: Callable[[Any], Any] | None = None
+    parts: tuple[str, ...] = ()
+
+
+POSITIVE = Allowed("a number above 0", lambda value: value > 0)
+NOT_NEGATIVE = Allowed("0 or more", lambda value: value >= 0)
+PROBABILITY = Allowed("a probability in [0, 1)", lambda value: 0 <= value < 1)
+SEED = Allowed("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32)
+FACTOR = Allowed("numbers above 0 and at most 1", lambda value: 0 < value <= 1)
+
+
+def one_of(*names: str, words: str = "one of {}") -> Allowed:
+    """Allow these names alone."""
+    return Allowed(words.format(", ".join(names)), lambda value: value in names, names)
+
+
+def whole(least: int, most: int) -> Allowed:
+    """Allow whole numbers from `least` to `most`."""
+    return Allowed(f"whole numbers from {least} to {most}", lambda value: value in range(least, most + 1))
+
+
+def only(words: str, holds: Callable[[Settings], bool], instead: str = "drop it") -> tuple[Use, ...]:
+    """Make the condition that looks at the settings alone."""
+    return (Use(f"only {words}", lambda run, _: holds(run), instead),)
+
+
+def never(words: str, instead: str = "drop it") -> tuple[Use, ...]:
+    """Make the condition that no run fulfils, for this reason."""
+    return (Use(words, lambda *_: False, instead, ever=False),)
+
+
+# What a run does, from its settings
+
+COUNTED, VECTORS = ("tfidf", "codes"), (".npy", ".safetensors")
+"""Encoders without a model, and the endings of files of vectors; any other encoder is a `transformers` model."""
+FEATURE_MODELS, CLICK_MODELS = ("FDSA", "GRU4RecF", "SASRecF"), ("DIEN", "DIN")
+"""RecBole's models that read the item columns of `selected_features`, and those that read all columns."""
+GRAPH_MODELS = ("GRU4RecKG", "KSR")
+"""RecBole's models that read pretrained vectors, `preload_weight`."""
+
+
+def _encoder(run: Settings, modality: str) -> str:
+    name = run.get(f"{modality}_encoder")
+    return "" if name in (None, "~") else str(name)
+
+
+def _encoders(run: Settings) -> list[str]:
+    return [name for name in (_encoder(run, "text"), _encoder(run, "image")) if name]
+
+
+def _is_model(encoder: str) -> bool:
+    return bool(encoder) and encoder not in COUNTED and Path(encoder).suffix not in VECTORS
+
+
+def _reads_columns(run: Settings, modality: str) -> bool:
+    """Whether features of a modality are made from columns of the .item file."""
+    encoder = _encoder(run, modality)
+    is_file = Path(encoder).suffix in VECTORS
+    return encoder != "" and not is_file and (encoder in COUNTED or not run.get(f"{modality}_folder"))
+
+
+def _picks_columns(run: Settings) -> bool:
+    """Whether the item columns that RecBole's model reads are picked from those of texts and image codes."""
+    default, columns = run.get("selected_features") == ["class"], run["load_col"] or {}
+    return run["model"] in FEATURE_MODELS and default and not columns.get("item")
+
+
+def _attends(run: Settings) -> bool:
+    return (run.get("similarity_attention") or "off") != "off"
+
+
+def _compares(run: Settings) -> bool:
+    return bool(run.get("attach_semantic_ids")) or _attends(run)
+
+
+def _has_codes(run: Settings) -> bool:
+    return _compares(run) and run.get("codes") != "none"
+
+
+def _builds(run: Settings) -> bool:
+    return bool(run.get("attach_item_features")) or _compares(run)
+
+
+def _loads_more(run: Settings) -> bool:
+    """Whether further columns are loaded than users, items and times."""
+    columns = run["load_col"]
+    return columns is None or len(columns) > 1 or len(columns.get("inter", ())) > 3 or run["model"] in FEATURE_MODELS
+
+
+def _loads_rows(run: Settings) -> bool:
+    """Whether rows of users or items are loaded; the item columns of `selected_features` are named later."""
+    columns = run["load_col"]
+    return columns is None or not {"user", "item"}.isdisjoint(columns) or run["model"] in FEATURE_MODELS
+
+
+def _candidates(run: Settings) -> list[str]:
+    return [] if run.get("scoring") == "generate" else list(run.get("candidate_similarity") or ())
+
+
+def _is_bbqrec(run: Settings) -> bool:
+    """Whether the model is BBQRec or shares its class: its controls, UniSRec."""
+    return "scoring" in run
+
+
+def _reads_features(run: Settings, attach: Any) -> bool:
+    if not attach:  # to leave them out, nothing else may bring them along
+        return not _compares(run)
+    named = bool(run.get("use_features")) or not {"text", "image"}.isdisjoint(_candidates(run))
+    return _compares(run) or "graph_hops" in run or (_is_bbqrec(run) and named)
+
+
+def _reads_ids(run: Settings, attach: Any) -> bool:
+    if "causal_encoder" in run:
+        return True
+    if not attach:
+        return not _attends(run)
+    scored = run.get("use_code_embedding") or run.get("scoring") != "dense" or "behavior" in _candidates(run)
+    selected = "semantic_id" in (run.get("selected_features") or ())
+    return run.get("codes") != "none" and bool(_attends(run) or (scored if _is_bbqrec(run) else selected))
+
+
+def _known_signals(run: Settings, names: Any) -> bool:
+    return all(name in ("behavior", "seen") or _encoder(run, name) for name in names or ())
+
+
+IDS = "semantic IDs: attach_semantic_ids or similarity_attention, and codes not none"
+
+
+def _tokenizer(*names: str, learned: bool = True) -> tuple[Use, ...]:
+    """One of these tokenizers gives the codes; where `learned`, no random ones stand in their place."""
+
+    def holds(run: Settings) -> bool:
+        return _has_codes(run) and run.get("tokenizer") in names and not (learned and run.get("codes") == "random")
+
+    which = f", with tokenizer={' or '.join(names)}" if len(names) < len(TOKENIZERS) else ""
+    return only(f"with {IDS}{which}{' and without codes=random' * learned}", holds)
+
+
+TOKENIZERS = ("behavior_bind", "rqvae", "kmeans")
+
+TRAINED = only("in models that train, not in Pop and TransitionGraph", lambda run: run[KIND] != UNTRAINED)
+RECBOLES = only("in RecBole's own models", lambda run: run[KIND] == STOCK)
+NEGATIVES = only(
+    "in RecBole's models that train on sampled negatives, with loss_type=BPR or without a loss_type",
+    lambda run: run[KIND] == STOCK and run.get("loss_type") != "CE",
+    "drop it; BBQRec and its controls draw their negatives themselves, see n_negatives",
+)
+COLUMNS = only(
+    f"in models that read further columns: {', '.join(FEATURE_MODELS + CLICK_MODELS)}",
+    lambda run: run["model"] in FEATURE_MODELS + CLICK_MODELS,
+)
+ITEM_COLUMNS = only(
+    f"in models that read further columns of items: {', '.join(FEATURE_MODELS + CLICK_MODELS + GRAPH_MODELS)}",
+    lambda run: run["model"] in FEATURE_MODELS + CLICK_MODELS + GRAPH_MODELS,
+)
+SELECTED = only(f"in {', '.join(FEATURE_MODELS)}", lambda run: run["model"] in FEATURE_MODELS)
+LABELS = only(
+    f"in {' and '.join(CLICK_MODELS)}, which learn from labels",
+    lambda run: run["model"] in CLICK_MODELS,
+    "drop it; to keep some interactions alone use val_interval={'rating': '[4,inf)'}",
+)
+PRELOADED = only(
+    f"in {' and '.join(GRAPH_MODELS)}",
+    lambda run: run["model"] in GRAPH_MODELS,
+    "give pretrained vectors of items as a file: text_encoder=vectors.npy or image_encoder=, see docs/item-features.md",
+)
+SEQUENCES = only("where texts or further columns are read", lambda run: _builds(run) or _loads_more(run))
+ROWS = only("where columns of users or items are loaded", _loads_rows)
+FILTERED = only("without benchmark_filename, whose files stay as they are", lambda run: not run["benchmark_filename"])
+ON_A_GPU = (Use("only on a GPU", lambda run, value: bool(run[ON_GPU]) or value in (False, "", "-1")),)
+HISTORIES = only("in models that read histories, not in Pop", lambda run: run["model"] != "Pop")
+
+ATTACH_FEATURES = (
+    Use(
+        "True only where something reads the features (use_features, text or image in candidate_similarity, "
+        "TransitionGraph), False only where neither semantic IDs nor similarity attention are made from them",
+        _reads_features,
+        "to go without features empty text_encoder and image_encoder",
+    ),
+)
+ATTACH_IDS = (
+    Use(
+        "True only where something reads the IDs (BBQRec's use_code_embedding, scoring, similarity_attention, behavior "
+        "in candidate_similarity; selected_features) and codes is not none, False only without similarity attention",
+        _reads_ids,
+        "to go without codes set codes=none",
+    ),
+)
+FEATURES = (
+    Use(
+        "only where item features are built: attach_item_features, attach_semantic_ids or similarity_attention",
+        lambda run, value: not value or _builds(run),
+        "drop it, or take a model that reads features, such as BBQRec",
+    ),
+)
+TEXTS = (
+    Use(
+        f"only where an encoder makes features of texts, and in {', '.join(FEATURE_MODELS)} without selected_features",
+        lambda run, value: not value or _picks_columns(run) or (_builds(run) and _reads_columns(run, "text")),
+        "drop it, or set text_encoder in a model that reads features",
+    ),
+)
+IMAGE_CODES = only(
+    f"with image_encoder=codes, and in {', '.join(FEATURE_MODELS)} without selected_features",
+    lambda run: _picks_columns(run) or (_builds(run) and _reads_columns(run, "image")),
+)
+IMAGES = (
+    Use(
+        "only where image_encoder names a model and features are built",
+        lambda run, value: not value or (_builds(run) and _is_model(_encoder(run, "image"))),
+    ),
+)
+COUNTED_FEATURES = only(
+    "with an encoder tfidf or codes", lambda run: _builds(run) and not set(COUNTED).isdisjoint(_encoders(run))
+)
+MODEL_FEATURES = only(
+    "where an encoder is a transformers model", lambda run: _builds(run) and any(map(_is_model, _encoders(run)))
+)
+TEXT_MODEL = only(
+    "where text_encoder is a transformers model", lambda run: _builds(run) and _is_model(_encoder(run, "text"))
+)
+COMPARES = only(
+    "with attach_semantic_ids or similarity_attention", lambda run: run[KIND] != UNTRAINED and _compares(run)
+)
+CODES = only(f"with {IDS}", _has_codes)
+REPORT = (Use(CODES[0].words, lambda run, value: not value or _has_codes(run)),)
+SHAPE = _tokenizer(*TOKENIZERS, learned=False)
+NETWORK = _tokenizer("behavior_bind", "rqvae", learned=False)
+LEARNED_NETWORK = _tokenizer("behavior_bind", "rqvae")
+RQVAE = _tokenizer("rqvae")
+BOUND, BOUND_SHAPE = _tokenizer("behavior_bind"), _tokenizer("behavior_bind", learned=False)
+BOUND_FEATURES = (*BOUND, *only("where items have texts or images", lambda run: bool(_encoders(run))))
+SHARED = (*BOUND_FEATURES, *only("without sid_mode=fused", lambda run: run.get("sid_mode") != "fused"))
+ATTENTION = only("in BBQRec, its controls and RecBole's own models", lambda run: run[KIND] == STOCK or _is_bbqrec(run))
+SIMILARITY = (*ATTENTION, *only("with similarity_attention", _attends))
+CODE_EMBEDDING = (Use(f"True {CODES[0].words}", lambda run, value: not value or _has_codes(run)),)
+PROJECTED = (
+    Use(
+        "True only with item features: attach_item_features and a text_encoder or image_encoder",
+        lambda run, value: not value or (_builds(run) and bool(_encoders(run))),
+    ),
+)
+EXPERTS = only("with use_features", lambda run: bool(run.get("use_features")))
+ID_PART = only("with use_item_id", lambda run: bool(run.get("use_item_id")))
+SCORING = (Use(f"joint, codes and generate {CODES[0].words}", lambda run, value: value == "dense" or _has_codes(run)),)
+JOINT = only("with scoring=joint and semantic IDs", lambda run: run.get("scoring") == "joint" and _has_codes(run))
+GENERATE = only("with scoring=generate", lambda run: run.get("scoring") in (None, "generate"))
+DENSE = only("with scoring=joint or dense", lambda run: run.get("scoring") in ("joint", "dense"))
+COSINE = (*DENSE, *only("with score_function=cosine", lambda run: run.get("score_function") == "cosine"))
+CANDIDATES = (
+    Use(
+        "only without scoring=generate; text and image only where they have an encoder",
+        lambda run, value: not value or (run.get("scoring") != "generate" and _known_signals(run, value)),
+    ),
+)
+NEIGHBOURS = only(
+    "with candidate_similarity by behavior, text or image", lambda run: bool(set(_candidates(run)) - {"seen"})
+)
+
+
+def _beyond_one(key: str, words: str) -> tuple[Use, ...]:
+    return only(f"with {words}", lambda run: any(value not in (None, 1) for value in run.get(key) or ()))
+
+
+HOPS, STEPS = _beyond_one("graph_hops", "more than one hop"), _beyond_one("graph_last_items", "more than one last item")
+HAS_FEATURES = only(
+    "where items have features: text_encoder or image_encoder", lambda run: _builds(run) and bool(_encoders(run))
+)
