@@ -326,8 +326,9 @@ def _check_eval_args(given: Mapping[str, Any]) -> None:
             raise InputError(f"eval_args: found {part} {given[part]!r}, expected {' or '.join(names)}")
     kind, value = next(iter(split.items())) if isinstance(split, dict) and len(split) == 1 else (None, None)
     parts = value if isinstance(value, (list, tuple)) else ()
-    three = len(parts) == 3 and all(type(part) in (int, float) and part > 0 for part in parts)
-    if (kind, value) != ("LS", "valid_and_test") and not (kind in ("RS", "TS") and three):
+    three = len(parts) == 3 and all(type(part) in (int, float) and part >= 0 for part in parts) and parts[0] > 0
+    one_out = kind == "LS" and value in ("valid_and_test", "valid_only", "test_only")
+    if not one_out and not (kind in ("RS", "TS") and three):
         how = "{'LS': 'valid_and_test'} or three parts for training, validation and test, {'RS': [0.8, 0.1, 0.1]}"
         raise InputError(f"eval_args: found split {split!r}, expected {how}")
 

@@ -44,14 +44,9 @@ KEYS: dict[str, Key] = {
     "learning_rate": Key(float, "of the optimiser", POSITIVE, used=schema.TRAINED),
     "weight_decay": Key(float, "of the optimiser", NOT_NEGATIVE, used=schema.TRAINED),
     "average_weights": Key(bool, "evaluate and keep an average over the last steps of training, not the last step"),
-<<<<<<< HEAD
-    "length_groups": Key(bool, "run RecBole's own models on length groups where they do not depend on padding"),
+    "length_groups": Key(bool, "run RecBole's own models on length groups where they do not depend on padding", used=schema.RECBOLES),
     "resume": Key(bool, "go on with an interrupted run of the same settings, or one of fewer epochs; evaluate a finished one"),
     "train_on": Key(str, "`train`, or `all`: validation decides, then all interactions are trained on, for use", _one_of("train", "all")),
-=======
-    "length_groups": Key(bool, "run RecBole's own models on length groups where they do not depend on padding", used=schema.RECBOLES),
-    "resume": Key(bool, "go on with an interrupted run of the same settings; evaluate a finished one"),
->>>>>>> w24-settings
     # Item features
     "attach_item_features": Key(bool, "build the item features and attach them to the data set", used=schema.ATTACH_FEATURES),
     "attach_semantic_ids": Key(bool, "learn semantic IDs on the training split and attach them as item feature `semantic_id`", used=schema.ATTACH_IDS),

@@ -23,29 +23,11 @@ ORDER = (
 )
 # Apart from what stands above them, these do not know each other.
 APART = {("model", "preparation"), ("tokenizer", "preparation"), ("serving", "experiments")}
-<<<<<<< HEAD
-WITHOUT_RECBOLE = {"errors", "storage", "settings", "preparation", "tokenizer", "evaluation"}
-ROOT = {
-    "__init__",
-    "cli",
-    "quick_start",
-    "registration",
-    "config",
-    "settings",
-    "registry",
-    "compat",
-    "errors",
-    "storage",
-}
-=======
 WITHOUT_RECBOLE = {"errors", "storage", "schema", "recbole_keys", "settings", "preparation", "tokenizer", "evaluation"}
-ROOT = {"__init__", "cli", "quick_start", "config", "registry", "compat", "errors", "storage"}
+ROOT = {"__init__", "cli", "quick_start", "registration", "config", "registry", "compat", "errors", "storage"}
 ROOT |= {"schema", "recbole_keys", "settings"}
->>>>>>> w24-settings
 FORBIDDEN_IMPORTS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "ray"}
-RECBOLES_CHECKPOINTS = Path(
-    "training/recbole_checkpoint.py"
-)  # plain data in torch's own file form, which RecBole reads
+RECBOLES_CHECKPOINTS = Path("training/recbole_checkpoint.py")  # plain data in torch's own form, which RecBole reads
 FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "torch.save", "pd.read_pickle", "np.fromfile"}
 
 
