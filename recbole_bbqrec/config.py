@@ -309,6 +309,7 @@ def check_protocol(final: dict[str, Any]) -> None:
 
     further = final.get("additional_feat_suffix") or []
     there = {"inter", "user", "item", *([further] if isinstance(further, str) else further)}
+    there |= {"kg", "link"} if final.get("model") in schema.GRAPH_MODELS else set()
     for key in ("load_col", "unload_col", "unused_col"):
         for part in set(final.get(key) or {}) - there:
             raise InputError(f"{key}: found the file {part!r}, expected some of {', '.join(sorted(there))}")
@@ -336,9 +337,8 @@ def _check_eval_args(given: Mapping[str, Any]) -> None:
 def _check_negatives(config: Config) -> None:
     columns, sampled = config["load_col"], config["train_neg_sample_args"]["distribution"] != "none"
     has_labels = config["threshold"] or columns is None or config["LABEL_FIELD"] in columns.get("inter", ())
-    needs = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE or (
-        config["model"] in schema.CLICK_MODELS and not has_labels
-    )
+    pairs = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and config["loss_type"] != "CE"
+    needs = pairs or (config["model"] in schema.CLICK_MODELS and not has_labels)
     if needs and not sampled:
         raise InputError(f"train_neg_sample_args: found none, but {config['model']} here trains on negatives; drop it")
 

@@ -10,6 +10,7 @@ from typing import Any
 from .schema import (
     COLUMNS,
     FILTERED,
+    GRAPH_MODELS,
     ITEM_COLUMNS,
     LABELS,
     NEGATIVES,
@@ -62,7 +63,9 @@ INTERVAL = Allowed(
     lambda value: all(_INTERVAL.fullmatch(part.strip()) for part in value.split(";")),
 )
 FEAREC = only("with contrast", lambda run: bool(run.get("contrast")))
-KNOWLEDGE = never("no sequential model reads a knowledge graph")
+KNOWLEDGE = only(
+    f"in {' and '.join(GRAPH_MODELS)}, which read a knowledge graph", lambda run: run["model"] in GRAPH_MODELS
+)
 CHECKED_BELOW = never("RecBole's pickled data is not used", "drop it: features and codes are cached by themselves")
 
 # fmt: off

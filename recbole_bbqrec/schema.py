@@ -86,7 +86,7 @@ COUNTED, VECTORS = ("tfidf", "codes"), (".npy", ".safetensors")
 FEATURE_MODELS, CLICK_MODELS = ("FDSA", "GRU4RecF", "SASRecF"), ("DIEN", "DIN")
 """RecBole's models that read the item columns of `selected_features`, and those that read all columns."""
 GRAPH_MODELS = ("GRU4RecKG", "KSR")
-"""RecBole's models that read pretrained vectors, `preload_weight`."""
+"""RecBole's models that read a knowledge graph and pretrained vectors, `preload_weight`."""
 
 
 def _encoder(run: Settings, modality: str) -> str:

@@ -103,7 +103,7 @@ BAD = {
     "state": (["--state=FOO"], "state: found 'FOO', expected one of debug, info, warning, error, critical"),
     "two parts": (["--eval_args={'split': {'RS': [0.8, 0.2]}}"], "found split .*expected .*three parts for training"),
     "one left out": (
-        ["--eval_args={'split': {'LS': 'test_only'}}"],
+        ["--eval_args={'split': {'LS': 'all'}}"],
         "expected {'LS': 'valid_and_test'} or three parts",
     ),
     "order": (["--eval_args={'order': 'RO'}"], "eval_args: found order 'RO', expected TO"),

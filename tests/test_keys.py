@@ -89,6 +89,11 @@ TRAINING = {
     ),
     *("train_batch_size", "learning_rate", "weight_decay"),
 }
+KNOWLEDGE = {
+    *("HEAD_ENTITY_ID_FIELD", "TAIL_ENTITY_ID_FIELD", "RELATION_ID_FIELD", "ENTITY_ID_FIELD"),
+    *("alias_of_entity_id", "alias_of_relation_id", "kg_reverse_r", "entity_kg_num_interval"),
+    "relation_kg_num_interval",
+}
 USED = {
     "BBQRec": TRAINING | {"MAX_ITEM_LIST_LENGTH", "seq_separator"},
     "TIGER": TRAINING | {"MAX_ITEM_LIST_LENGTH", "seq_separator"},
@@ -101,6 +106,7 @@ USED = {
     | (COLUMNS - {"selected_features"})
     | {"MAX_ITEM_LIST_LENGTH", "worker", "train_neg_sample_args", "NEG_PREFIX", "LABEL_FIELD", "threshold"},
     "GRU4RecKG": TRAINING
+    | KNOWLEDGE
     | {
         "MAX_ITEM_LIST_LENGTH",
         "worker",
@@ -238,7 +244,7 @@ def test_the_conditions_of_the_tokenizers_keys_are_what_the_tokenizers_take():
 
 def test_the_conditions_know_the_encoders_and_models():
     assert set(schema.COUNTED) == feature_sources.COUNTED.keys() and set(schema.VECTORS) == set(vectors.SUFFIXES)
-    stock = registry._recbole_models().items()
+    stock = registry.recbole_models().items()
     sources = {name: inspect.getsource(inspect.getmodule(model)) for name, model in stock}
     reading = {"selected_features": schema.FEATURE_MODELS, "LABEL_FIELD": schema.CLICK_MODELS}
     for key, models in reading.items():
@@ -252,7 +258,7 @@ def test_the_conditions_know_the_encoders_and_models():
 def test_every_key_that_a_stock_model_reads_is_known():
     derived = {"device", "MASK_INDEX", "MASK_ITEM_SEQ", "NEG_ITEMS", "POS_ITEMS", "INVERSE_ITEM_SEQ"}
     needless = {"reg_weight", "use_filter"}  # HRM reads one and does nothing with it; FEARec fails with the other
-    for name, model in registry._recbole_models().items():
+    for name, model in registry.recbole_models().items():
         read = set(re.findall(r'config\[\s*"(\w+)"\s*\]', inspect.getsource(inspect.getmodule(model))))
         file = RECBOLES / "properties" / "model" / f"{name}.yaml"
         known = {*documented(), *yaml.safe_load(file.read_text()), *READ_WITHOUT_DEFAULT.get(name, ())}

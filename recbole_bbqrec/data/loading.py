@@ -277,3 +277,7 @@ class LoadedDataset(SequentialDataset):
             # Columns of pandas 3 are read-only views; RecBole reorders them into new tensors next and writes to none.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             return super()._dataframe_to_interaction(data)
+
+    def get_preload_weight(self, field: str) -> np.ndarray:
+        """As RecBole's, in single precision: KSR multiplies the vectors with its weights as they are."""
+        return super().get_preload_weight(field).astype(np.float32)
