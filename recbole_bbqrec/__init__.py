@@ -30,8 +30,8 @@ def load_bundle(path: str | Path) -> Any:
     return load(path)
 
 
-def load_data_and_model(path: str, config_dict: dict[str, Any] | None = None) -> Any:
+def load_data_and_model(model_file: str | Path, config_dict: dict[str, Any] | None = None) -> Any:
     """Read a run's folder back with its data; see `recbole_bbqrec.quick_start.load_data_and_model`."""
     from .quick_start import load_data_and_model as load
 
-    return load(path, config_dict)
+    return load(model_file, config_dict)

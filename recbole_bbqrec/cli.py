@@ -50,7 +50,7 @@ def _names(text: str) -> list[str]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or "not UTF-8 text"
         raise InputError(f"{path}: {why}; expected a text file with one item token a line") from error
@@ -216,13 +216,15 @@ def _ids(given: argparse.Namespace) -> None:
 def _recommend(given: argparse.Namespace) -> None:
     from .evaluation.report import markdown_table
     from .serving.bundle import load_bundle
-    from .serving.lists import known_histories, write_lists
+    from .serving.lists import check_table, known_histories, write_lists
 
     users = _names(given.users or "")
     if bool(given.history) == bool(users):
         raise InputError("recommend: give either --history=TOKEN,TOKEN or --users=all (or USER,USER)")
     if not users and (given.out or given.data_path):
         raise InputError(f"--{'out' if given.out else 'data_path'}: goes with --users, not with --history")
+    if given.out:
+        check_table(given.out)
     bundle, allow = load_bundle(given.folder), None if given.allow is None else _lines(given.allow)
     if not users:
         histories = {text: _names(text) for text in given.history}

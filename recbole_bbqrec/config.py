@@ -233,7 +233,8 @@ def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in layer.items():
             below = found.get(key)
             parts = key in MERGED and isinstance(value, dict) and isinstance(below, dict) and {**below, **value}
-            found[key] = parts or value
+            if not (key == "eval_args" and value is None):  # there is no evaluation without
+                found[key] = parts or value
     return found
 
 
@@ -302,7 +303,8 @@ def check_protocol(final: dict[str, Any]) -> None:
         )
     allowed = [f"{name}@{k}" for name in names for k in cut_offs]
     if str(final["valid_metric"]).lower() not in allowed:
-        raise InputError(f"valid_metric: found {final['valid_metric']!r}, expected one of {', '.join(allowed)}")
+        how = f"give --valid_metric={allowed[-1]} too" if len(allowed) < 4 else f"expected one of {', '.join(allowed)}"
+        raise InputError(f"valid_metric: found {final['valid_metric']!r}, which metrics and topk leave out; {how}")
     width, heads = final.get("hidden_size"), final.get("n_heads")
     if isinstance(width, int) and isinstance(heads, int) and width % heads:
         raise InputError(f"hidden_size: found {width}, expected a multiple of n_heads {heads}")
@@ -311,8 +313,20 @@ def check_protocol(final: dict[str, Any]) -> None:
     there = {"inter", "user", "item", *([further] if isinstance(further, str) else further)}
     there |= {"kg", "link"} if final.get("model") in schema.GRAPH_MODELS else set()
     for key in ("load_col", "unload_col", "unused_col"):
-        for part in set(final.get(key) or {}) - there:
-            raise InputError(f"{key}: found the file {part!r}, expected some of {', '.join(sorted(there))}")
+        for part, columns in (final.get(key) or {}).items():
+            if part not in there:
+                raise InputError(f"{key}: found the file {part!r}, expected some of {', '.join(sorted(there))}")
+            if isinstance(columns, str) and columns != "*":
+                raise InputError(f"{key}: found {columns!r} for {part}, expected a list of columns: ['user_id', ...]")
+    if both := [part for part in final.get("unload_col") or {} if (final.get("load_col") or {}).get(part)]:
+        raise InputError(f"unload_col: {both[0]} has a load_col too; name there what to load, and drop unload_col")
+    ids = [final[key] for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
+    if len(set(ids)) < len(ids):
+        raise InputError(f"USER_ID_FIELD, ITEM_ID_FIELD, TIME_FIELD: found {ids}, expected three different columns")
+    if needed := set(ids) & set((final.get("unused_col") or {}).get("inter") or ()):
+        raise InputError(f"unused_col: found {min(needed)!r}, which every run reads; take it out")
+    if not final["LIST_SUFFIX"]:
+        raise InputError("LIST_SUFFIX: found none, expected what histories add to a column's name, such as _list")
     if final.get("log_wandb") and importlib.util.find_spec("wandb") is None:
         raise InputError("log_wandb: found True, but wandb is not installed; pip install wandb, or drop the key")
 
@@ -336,7 +350,7 @@ def _check_eval_args(given: Mapping[str, Any]) -> None:
 
 def _check_negatives(config: Config) -> None:
     columns, sampled = config["load_col"], config["train_neg_sample_args"]["distribution"] != "none"
-    has_labels = config["threshold"] or columns is None or config["LABEL_FIELD"] in columns.get("inter", ())
+    has_labels = config["threshold"] or columns is None or config["LABEL_FIELD"] in (columns.get("inter") or ())
     pairs = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and config["loss_type"] != "CE"
     needs = pairs or (config["model"] in schema.CLICK_MODELS and not has_labels)
     if needs and not sampled:

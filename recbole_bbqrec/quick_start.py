@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import time
 import traceback
@@ -27,7 +28,7 @@ from .evaluation.ranks_file import check_name, write_ranks
 from .preparation import obtain
 from .preparation.image_download import addresses_of, fetch_images
 from .preparation.public import describe
-from .serving.bundle import BUNDLE, keep_bundle
+from .serving.bundle import BUNDLE, keep_bundle, runs_of
 from .settings import plain_settings, public_source, settings_to_load
 from .tokenizer.memory import PeakMemory
 from .training import checkpoint
@@ -36,6 +37,8 @@ from .training.trainer import Decided
 OURS, RECBOLES = (Path(str(package)).parent for package in (__file__, recbole.__file__))
 HAND_OVER = ("registry.py", "dataloader.py")
 """Modules that hand the settings to classes of RecBole; an override does so by calling what it overrides."""
+NAMES_AND_PLACES = ("model", "dataset", "load_col", "data_path", "checkpoint_dir", "config_files", "benchmark_filename")
+"""Settings whose words say nothing about an error that has them too."""
 
 
 @contextlib.contextmanager
@@ -64,7 +67,12 @@ def _is_refusal(error: Exception, config: Config) -> bool:
     if Path(caller.filename).name not in HAND_OVER and caller.name != called.name:
         return False
     columns = _strings(list((config["load_col"] or {}).values())) | {SEMANTIC_ID}
-    given = {key: value for key, value in config.external_config_dict.items() if key != "load_col"}
+    defaults = config.internal_config_dict
+    given = {
+        key: value
+        for key, value in config.external_config_dict.items()
+        if key not in NAMES_AND_PLACES and value != defaults.get(key)
+    }
     words = set(re.findall(r"\w+", str(error)))
     on_purpose = str(frames[-1].line).startswith("raise ")
     return bool(words & (_strings(given) - columns)) or (on_purpose and not words & columns)
@@ -117,7 +125,9 @@ def execute(
         ordinary = Config(arguments=arguments, config_dict=config_dict)
         ordinary["train_on"] = "train"
         if "valid" in judged_parts(ordinary):
-            decided = _train(ordinary, **watch).trainer.decide()
+            first = _train(ordinary, **watch)
+            decided = first.trainer.decide()
+            keep_bundle(first.trainer.folder.path, ordinary, first.dataset)
             logger.info(f"validation has decided ({decided.epochs} epochs); now training on all interactions")
             watch = {}
     trained = _train(config, **watch, decided=decided)
@@ -128,7 +138,8 @@ def execute(
     for at, split in enumerate(("valid", "test"), start=1):
         if split in judged_parts(config) and (split == "valid" or config["final"]):
             ranks[split] = trainer.rank(loaders[at], datasets[:at], config["show_progress"])
-    logger.info(f"judged in {time.perf_counter() - started:.1f} s")
+    if ranks:
+        logger.info(f"judged in {time.perf_counter() - started:.1f} s")
 
     record = {
         **_record(config, trained, ranks, memory),
@@ -208,11 +219,13 @@ def _check_outputs(config: Config) -> None:
     """Find out before the run, not after it, what it is asked for and cannot give or write."""
     kept = judged_parts(config)
     split = f"eval_args.split {config['eval_args']['split']}"
-    why = "train_on all trains on everything" if config["train_on"] == "all" else f"{split} keeps no such part"
+    on_all = config["train_on"] == "all"
+    why = "train_on all trains on everything" if on_all else f"{split} keeps no such part"
     if config["final"] and "test" not in kept:
         raise InputError(f"final: nothing is left to judge test on, {why}; drop final or change that")
     if config["ranks_file"] and "valid" not in kept and not config["final"]:
-        raise InputError(f"ranks_file: nothing is judged, {why}; drop ranks_file, add --final or change that")
+        how = "drop one of the two" if on_all else "drop ranks_file, add --final or change that"
+        raise InputError(f"ranks_file: nothing is judged, {why}; {how}")
     check_name(config["ranks_file"])
     for key in ("result_file", "ranks_file"):
         path, why = config[key], None
@@ -224,6 +237,14 @@ def _check_outputs(config: Config) -> None:
             why = error.strerror
         if why:
             raise InputError(f"{key}: {path} cannot be written ({why}); name another file")
+    place = Path(config["checkpoint_dir"])
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        why = None if os.access(place, os.W_OK) else "Permission denied"
+    except OSError as error:
+        why = error.strerror
+    if why:
+        raise InputError(f"checkpoint_dir: {place} cannot be written ({why}); name another folder")
 
 
 def _record(config: Config, trained: _Trained, ranks: dict[str, Any], memory: PeakMemory) -> dict[str, Any]:
@@ -248,23 +269,32 @@ def _record(config: Config, trained: _Trained, ranks: dict[str, Any], memory: Pe
     }
 
 
-def load_data_and_model(path: str | Path, config_dict: dict[str, Any] | None = None) -> tuple[Any, ...]:
+def load_data_and_model(model_file: str | Path, config_dict: dict[str, Any] | None = None) -> tuple[Any, ...]:
     """Read a run's folder back, with its data, to the same scores.
 
     Parameters
     ----------
-    path : folder of a run, or its `weights.safetensors`.
+    model_file : folder of a run, or its `weights.safetensors`.
     config_dict : settings to change, such as `data_path` where the data has moved.
 
     Returns
     -------
-    config, model, dataset, train_data, valid_data, test_data, as RecBole's function of this name does.
+    config, model, dataset, train_data, valid_data, test_data, as RecBole's function of this name does. Of a run on all
+    interactions (`train_on`) the last two are empty.
     """
-    weights = Path(path) / checkpoint.WEIGHTS_FILE if Path(path).is_dir() else Path(path)
+    path = Path(model_file)
+    weights = path / checkpoint.WEIGHTS_FILE if path.is_dir() else path.with_name(checkpoint.WEIGHTS_FILE)
+    if finished := runs_of(weights.parent):
+        raise InputError(
+            f"{weights.parent}: this is a training, finished runs of it are {', '.join(finished)}; name one"
+        )
     settings, bundle = storage.load(weights, checkpoint.WEIGHTS)[1]["settings"], weights.with_name(BUNDLE)
     if bundle.is_file():  # by which metrics the model was judged last: with others it is not trained anew
         settings = json.loads(bundle.read_text(encoding="utf-8"))["settings"]
     config = Config(config_dict={**settings_to_load(settings), **(config_dict or {})})
+    if settings.get("train_on") != config["train_on"] and "all" in (settings.get("train_on"), config["train_on"]):
+        trained_on = settings.get("train_on", "train")
+        raise InputError(f"train_on: found {config['train_on']!r}, but {path} was trained on {trained_on!r}; drop it")
     compat.init_seed(config)
     dataset = registry.get_dataset(config["model"])(config)
     train, valid, test = split_loaders(config, dataset)

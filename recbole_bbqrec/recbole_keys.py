@@ -128,7 +128,7 @@ RECBOLE: dict[str, Key] = {
     "selected_features": Key(list, "item columns that the model reads; unless given, those of texts and image codes", None, True, SELECTED),
     # Data: filters
     "rm_dup_inter": Key(str, "which of several interactions of a user with an item stays", one_of("first", "last"), True, FILTERED),
-    "val_interval": Key(dict, "interactions to keep, by a column that load_col names: {'rating': '[4,inf)'}", None, True, FILTERED),
+    "val_interval": Key(dict, "interactions to keep, by a column of any of the files: {'rating': '[4,inf)'}", None, True, FILTERED),
     "filter_inter_by_user_or_item": Key(bool, "drop interactions without a row in the files of users and items", used=(*FILTERED, *ROWS)),
     "user_inter_num_interval": Key(str, "how many interactions a user must have", INTERVAL, True, FILTERED, _interval),
     "item_inter_num_interval": Key(str, "how many interactions an item must have", INTERVAL, True, FILTERED, _interval),

@@ -10,19 +10,24 @@ from typing import Any
 import recbole.utils
 from recbole.config import Config as RecBoleConfig
 from recbole.data import create_dataset, data_preparation
-from recbole.data.dataset import Dataset
+from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.trainer import trainer as recbole_trainers
 from recbole.utils import EvaluatorType, InputType, ModelType
 
 from . import compat, config, quick_start, registry
 from .data.dataset import MultiModalSequentialDataset
+from .errors import InputError
 from .registry import REGISTERED, TRAINERS
 from .settings import NO_SETTINGS, checked, property_files
 from .training import recbole_checkpoint
 
+OF_OUR_SCRIPT = ("final", "train_on", "result_file", "ranks_file")
+"""Settings of our models that say what `run_recbole_bbqrec.py` does with a run."""
+
 _load_internal, _get_final = RecBoleConfig._load_internal_config_dict, RecBoleConfig._get_final_config_dict
 _load_other, _build_dataset = AbstractRecommender.load_other_parameter, Dataset.__init__
+_measure_lists = SequentialDataset._benchmark_presets
 
 
 def register() -> None:
@@ -44,7 +49,7 @@ def register() -> None:
     RecBoleConfig._load_internal_config_dict = _with_our_properties
     RecBoleConfig._get_final_config_dict = _with_our_checks
     # pandas 3 leaves blank cells of RecBole's own data sets blank, and then numbers them as it likes.
-    Dataset.__init__ = _with_lengths
+    Dataset.__init__, SequentialDataset._benchmark_presets = _with_lengths, _with_lengths_of_lists
     Dataset._load_feat, Dataset._check_interactions = MultiModalSequentialDataset._load_feat, _check_nothing
     Dataset._columns_to_load = _columns_to_load
     Dataset._fill_nan = MultiModalSequentialDataset._fill_nan
@@ -69,16 +74,29 @@ def _with_our_checks(self: Any) -> dict[str, Any]:
     """Refuse settings of our models as our own `Config` does, before anything is read or trained."""
     if self.model not in REGISTERED:
         return _get_final(self)
-    for key, value in self.external_config_dict.items():
-        self.external_config_dict[key] = checked(key, value, self.internal_config_dict.get(key))
+    given, internal = self.external_config_dict, self.internal_config_dict
+    for key, value in given.items():
+        given[key] = checked(key, value, internal.get(key))
+        if key in OF_OUR_SCRIPT and given[key] != internal.get(key):
+            raise InputError(
+                f"{key}: found {value!r}, which RecBole's own scripts do not use; run_recbole_bbqrec.py does"
+            )
+    given |= {key: value for key, value in config.layered(internal, given).items() if key in config.MERGED}
     final = _get_final(self)
     config.check_protocol(final)
+    # Of keys without effect these alone: people share files of settings among models there.
+    config.refuse_unused([config.unused_settings({**final, "model": self.model}, ["transform"], internal)])
     return final
 
 
 def _with_lengths(self: Any, settings: Any) -> None:
     with compat.lengths_by_element():
         _build_dataset(self, settings)
+
+
+def _with_lengths_of_lists(self: Any) -> None:
+    with compat.lengths_by_element():
+        _measure_lists(self)
 
 
 def _check_nothing(*_: Any) -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import importlib.util
 from typing import Any
 
 from recbole.data.dataset import SequentialDataset
@@ -62,6 +63,12 @@ def get_model(name: str) -> type[SequentialRecommender]:
     stock = recbole_models()
     if name in stock:
         return stock[name]
+    kinds = ("general", "context_aware", "knowledge_aware", "exlib")
+    if name.isidentifier() and any(
+        importlib.util.find_spec(f"recbole.model.{kind}_recommender.{name.lower()}") for kind in kinds
+    ):
+        how = "run it by RecBole's own run() after recbole_bbqrec.register(), see docs/baselines.md"
+        raise InputError(f"--model={name}: no sequential model, but RecBole has one of this name; {how}")
     names = sorted({*MODELS, *stock})
     lowered = {known.lower(): known for known in names}
     near = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]

@@ -3,6 +3,7 @@
 A condition stands with its key. It looks at the run's settings, among which `KIND` says what sort of model it is.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,23 @@ NOT_NEGATIVE = Allowed("0 or more", lambda value: value >= 0)
 PROBABILITY = Allowed("a probability in [0, 1)", lambda value: 0 <= value < 1)
 SEED = Allowed("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32)
 FACTOR = Allowed("numbers above 0 and at most 1", lambda value: 0 < value <= 1)
+
+
+def parts_of(value: Any) -> Any:
+    """Return the parts of a list that is written as text, `NDCG,Recall` or `[5,10]`."""
+    return [part.strip(" '\"") for part in value.strip("[] ").split(",")] if isinstance(value, str) else value
+
+
+def whole_parts_of(value: Any) -> Any:
+    """As `parts_of`, with whole numbers in any form as `int`."""
+    value = parts_of(value)
+    if not isinstance(value, (list, tuple, int, float)):
+        return value
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    return [int(float(part)) if re.fullmatch(r"\d+(\.0*)?", str(part)) else part for part in parts]
+
+
+CUT_OFFS = Allowed("whole numbers above 0", lambda value: isinstance(value, int) and value > 0)
 
 
 def one_of(*names: str, words: str = "one of {}") -> Allowed:
@@ -134,7 +152,7 @@ def _builds(run: Settings) -> bool:
 def _loads_more(run: Settings) -> bool:
     """Whether further columns are loaded than users, items and times."""
     columns = run["load_col"]
-    return columns is None or len(columns) > 1 or len(columns.get("inter", ())) > 3 or run["model"] in FEATURE_MODELS
+    return columns is None or len(columns) > 1 or len(columns.get("inter") or ()) > 3 or run["model"] in FEATURE_MODELS
 
 
 def _loads_rows(run: Settings) -> bool:
@@ -200,8 +218,9 @@ COLUMNS = only(
     lambda run: run["model"] in FEATURE_MODELS + CLICK_MODELS,
 )
 ITEM_COLUMNS = only(
-    f"in models that read further columns of items: {', '.join(FEATURE_MODELS + CLICK_MODELS + GRAPH_MODELS)}",
-    lambda run: run["model"] in FEATURE_MODELS + CLICK_MODELS + GRAPH_MODELS,
+    "with benchmark_filename, and in models that read further columns of items: "
+    f"{', '.join(FEATURE_MODELS + CLICK_MODELS + GRAPH_MODELS)}",
+    lambda run: bool(run["benchmark_filename"]) or run["model"] in FEATURE_MODELS + CLICK_MODELS + GRAPH_MODELS,
 )
 SELECTED = only(f"in {', '.join(FEATURE_MODELS)}", lambda run: run["model"] in FEATURE_MODELS)
 LABELS = only(
@@ -214,7 +233,10 @@ PRELOADED = only(
     lambda run: run["model"] in GRAPH_MODELS,
     "give pretrained vectors of items as a file: text_encoder=vectors.npy or image_encoder=, see docs/item-features.md",
 )
-SEQUENCES = only("where texts or further columns are read", lambda run: _builds(run) or _loads_more(run))
+SEQUENCES = only(
+    "where texts, further columns or files with histories are read",
+    lambda run: _builds(run) or _loads_more(run) or bool(run["benchmark_filename"]),
+)
 ROWS = only("where columns of users or items are loaded", _loads_rows)
 FILTERED = only("without benchmark_filename, whose files stay as they are", lambda run: not run["benchmark_filename"])
 ON_A_GPU = (Use("only on a GPU", lambda run, value: bool(run[ON_GPU]) or value in (False, "", "-1")),)

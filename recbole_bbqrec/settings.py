@@ -27,14 +27,14 @@ KEYS: dict[str, Key] = {
     # Protocol
     "eval_args": Key(dict, "split, order and mode of the evaluation; leave-one-out, and all items are ranked", used=schema.FILTERED, parts=("split", "group_by", "order", "mode")),
     "repeatable": Key(bool, "RecBole's flag for sequential models; seen items are masked by our ranker"),
-    "metrics": Key(list, "of Recall, NDCG, MRR, Hit, Precision; a trained model is judged by others without training"),
-    "topk": Key(list, "cut-offs of the metrics; a trained model is judged at others without training"),
+    "metrics": Key(list, "of Recall, NDCG, MRR, Hit, Precision; a trained model is judged by others without training", form=schema.parts_of),
+    "topk": Key(list, "cut-offs of the metrics; a trained model is judged at others without training", schema.CUT_OFFS, form=schema.whole_parts_of),
     "valid_metric": Key(str, "metric that stops training, in the masked column"),
     "eval_batch_size": Key(int, "histories scored at once; more is slower on a CPU: the scores leave the cache", POSITIVE),
     "load_col": Key(dict, "columns RecBole loads; item texts are read by the item features alone"),
     "final": Key(bool, "also evaluate the test split; leave it off while developing"),
     "seed": Key(int, "every source of randomness starts here", SEED),
-    "shuffle_ties": Key(int, "seed that shuffles a user's interactions of equal time; empty keeps the file's order", NOT_NEGATIVE, True),
+    "shuffle_ties": Key(int, "seed that shuffles a user's interactions of equal time; empty keeps the file's order", NOT_NEGATIVE, True, schema.FILTERED),
     "MAX_ITEM_LIST_LENGTH": Key(int, "last items of the history that are read", POSITIVE, used=schema.HISTORIES),
     # Training
     "epochs": Key(int, "cap; a run that reaches it is marked", POSITIVE, used=schema.TRAINED),

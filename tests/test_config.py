@@ -80,6 +80,20 @@ BAD = {
     "sampled ranking": (["--eval_args={'mode': 'uni100'}"], "every item is ranked"),
     "pickled data set": (["--save_dataset=True"], "save_dataset: RecBole's pickled data cache is not used"),
     "pickled loaders": (["--save_dataloaders=True"], "save_dataloaders: RecBole's pickled data cache"),
+    "topk of words": (["--topk=['x']"], "topk: found 'x', expected whole numbers above 0"),
+    "topk without the default": (
+        ["--topk=[3]"],
+        "found 'NDCG@10', which metrics and topk leave out; give --valid_metric=ndcg@3",
+    ),
+    "load and unload": (["--unload_col={'inter':['timestamp']}"], "unload_col: inter has a load_col too"),
+    "columns as text": (
+        ["--load_col={'inter':'user_id,item_id'}"],
+        "load_col: found 'user_id,item_id' for inter, expected a list",
+    ),
+    "one field twice": (["--USER_ID_FIELD=item_id"], "expected three different columns"),
+    "needed column": (["--unused_col={'inter':['item_id']}"], "unused_col: found 'item_id', which every run reads"),
+    "no suffix": (["--LIST_SUFFIX="], "LIST_SUFFIX: found none"),
+    "general model": (["--model=BPR"], "--model=BPR: no sequential model, but RecBole has one.*register"),
     "tie seed": (["--shuffle_ties=yes"], "shuffle_ties: found 'yes' .str., expected int"),
     "seed": (["--seed=99999999999999999999"], "seed: found 9{20}, expected a whole number from 0 to 4294967295"),
     "negative seed": (["--seed=-1"], "seed: found -1, expected a whole number from 0"),
@@ -152,7 +166,6 @@ BAD = {
     "two GPUs": (["--gpu_id=0,1"], "gpu_id: found '0,1', expected one GPU"),
     "config file": (["--config_files=nowhere.yaml"], "config file nowhere.yaml: No such file"),
     "model": (["--model=BBQRek"], "--model=BBQRek: no sequential model.*did you mean BBQRec"),
-    "not sequential": (["--model=LightGCN"], "--model=LightGCN: no sequential model"),
     "dataset": (["--dataset=tinny"], "--dataset=tinny: no file .*tinny.inter; did you mean tiny"),
 }
 
@@ -210,6 +223,12 @@ def test_a_file_as_recbole_documents_it_is_taken_as_it_is(tiny, tmp_path, model)
     assert (config["epochs"], config["topk"], config["user_inter_num_interval"]) == (5, [10], "[3,inf)")
 
 
+@pytest.mark.parametrize("topk", ["10", "'10'", "10.0", "[10]", "['10']", "'[10]'"])
+def test_cut_offs_in_any_form(tiny, topk):
+    assert config_of(tiny, f"--topk={topk}")["topk"] == [10]
+    assert config_of(tiny, "--metrics=NDCG,Recall")["metrics"] == ["NDCG", "Recall"]
+
+
 def test_parts_of_a_dict_leave_the_others_as_they_are(tiny, tmp_path):
     default = config_of(tiny)["eval_args"]
     assert config_of(tiny, "--eval_args={'mode': 'full'}")["eval_args"] == default
@@ -220,6 +239,8 @@ def test_parts_of_a_dict_leave_the_others_as_they_are(tiny, tmp_path):
     columns = config_of(tiny, "--load_col={'item': ['item_id', 'brand']}", model="SASRec")["load_col"]
     assert columns == {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "brand"]}
     assert config_of(tiny, "--load_col=~", model="SASRec")["load_col"] is None
+    assert config_of(tiny, "--load_col={'inter': None}", model="SASRec")["load_col"] == {"inter": None}
+    assert config_of(tiny, "--eval_args=~")["eval_args"] == default
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,8 @@ def test_settings_of_our_models_are_refused_at_the_start_and_recboles_are_not(ti
             {"codes": "bogus"},
             {"n_layers": "two"},
             {"hidden_size": 30, "n_heads": 4},
+            {"train_on": "all"},
+            {"ranks_file": "ranks.csv"},
         ]
         def refused(call):
             try:
@@ -94,6 +96,8 @@ def test_settings_of_our_models_are_refused_at_the_start_and_recboles_are_not(ti
         tuned = refused(lambda: objective_function({**ours, **changes[4], "model": "BBQRec", "dataset": "tiny"}))
         stock = {**changes[0], "metrics": ["Recall", "ItemCoverage"], "train_neg_sample_args": None}
         Config(model="SASRec", dataset="tiny", config_dict=stock)
+        part = Config(model="BBQRec", dataset="tiny", config_dict={**ours, "eval_args": {"group_by": "none"}})
+        assert part["eval_args"]["order"] == "TO" and part["eval_args"]["split"] == {"LS": "valid_and_test"}
         print(json.dumps([*found, tuned]))
     """
     beginnings = [
@@ -104,6 +108,8 @@ def test_settings_of_our_models_are_refused_at_the_start_and_recboles_are_not(ti
         "codes: found 'bogus', expected one of",
         "n_layers: found 'two' (str), expected int",
         "hidden_size: found 30, expected a multiple of n_heads 4",
+        "train_on: found 'all', which RecBole's own scripts do not use",
+        "ranks_file: found 'ranks.csv', which RecBole's own scripts do not use",
         "codes: found 'bogus', expected one of",
     ]
     found = in_recbole(tiny, tmp_path, script)
@@ -161,6 +167,21 @@ def test_recboles_models_are_judged_by_their_checkpoint_and_read_back(tiny, tmp_
         trained, again, start, kind = found[name]
         assert trained == again and 0 < trained["recall@10"] <= 1, name
         assert start in (1, 2) and kind.startswith("ModelType.")
+
+
+def test_lists_of_files_that_are_split_already_have_their_lengths(tiny, tmp_path):
+    (tmp_path / "tiny").mkdir()
+    for part in ("train", "valid", "test"):
+        rows = ["user_id:token\titem_id_list:token_seq\titem_id:token", "u1\ta b\tc", "u2\tc\ta"]
+        (tmp_path / "tiny" / f"tiny.{part}.inter").write_text("\n".join(rows) + "\n")
+    script = """
+        from recbole.data import create_dataset
+        columns = {"load_col": {"inter": ["user_id", "item_id", "item_id_list"]}, "alias_of_item_id": ["item_id_list"]}
+        split = {"benchmark_filename": ["train", "valid", "test"], "data_path": "."}
+        config = Config(model="SASRec", dataset="tiny", config_dict={**given, **columns, **split})
+        print(json.dumps(create_dataset(config).inter_feat["item_length"].tolist()))
+    """
+    assert in_recbole(tiny, tmp_path, script) == [2, 1] * 3
 
 
 def test_both_stages_of_s3rec_run(tiny, tmp_path):

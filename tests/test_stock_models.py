@@ -11,6 +11,7 @@ from conftest import N_ITEMS, QUICK, settings, write_dataset
 from recbole_bbqrec import load_bundle, load_data_and_model, quick_start, registry, storage
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.dataloader import split_loaders
+from recbole_bbqrec.data.presplit import READ_USERS
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.model.protocol import NeedsDataError
 
@@ -154,6 +155,8 @@ def test_the_table_names_every_sequential_model_and_why_one_does_not_run():
     lines = DOCS.read_text(encoding="utf-8").splitlines()
     rows = [line.split(" | ")[0] for line in lines if " | here | " in line or " | RecBole | " in line]
     assert sorted(rows) == sorted(f"| `{name}`" for name in {*NAMES, *STOCK})
+    reading = {line.split("`")[1] for line in lines if "| no, it reads " in line}
+    assert reading == READ_USERS, "these refuse files without users"
     for name, why in registry.NOT_RUN.items():
         assert f"| `{name}` | RecBole | no: {why} | no |" in lines
 

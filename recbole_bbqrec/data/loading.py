@@ -89,13 +89,19 @@ class LoadedDataset(SequentialDataset):
     def _arrange(self, columns: Columns) -> None:
         before = self.file_size_list
         if columns.user in columns.missing:
+            self.logger.warning(
+                f"no column {columns.user} in the files: rows are sessions; --USER_ID_FIELD names a column of users"
+            )
             self.inter_feat[columns.user] = number_sessions(self.inter_feat, before, columns)
             self.set_field_property(columns.user, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)
         found = arrange(self.inter_feat, before, columns)
         for size, name in zip(found.sizes, self.benchmark_filename_list, strict=True):
             if not size:
                 path = f"{self.dataset_path}/{self.dataset_name}.{name}.inter"
-                raise InputError(f"{path}: found no row with anything before it, expected a history or an earlier row")
+                raise InputError(
+                    f"{path}: found no row with anything before it, expected a history or an earlier row; move rows of "
+                    "another file into it"
+                )
         if without := sum(before[1:]) - sum(found.sizes[1:]):
             self.logger.warning(f"{without} validation and test rows have nothing before them and are not judged")
         if found.backwards:

@@ -12,14 +12,16 @@ import pandas as pd
 
 from ..errors import InputError
 from ..preparation.atomic import read_atomic, read_header
+from ..recbole_keys import RECBOLE
+from ..schema import FILTERED
+from ..settings import KEYS
 
 EXAMPLE = "--benchmark_filename=\"['train','valid','test']\""
 NO_TIMES = "timestamp"
 """Name of the column of times where TIME_FIELD names none."""
-WITHOUT_EFFECT = (
-    *("user_inter_num_interval", "item_inter_num_interval", "val_interval"),
-    *("rm_dup_inter", "shuffle_ties"),
-)
+WITHOUT_EFFECT = [
+    key for key, known in {**RECBOLE, **KEYS}.items() if set(FILTERED) <= set(known.used) and key != "eval_args"
+]
 """Settings that filter or order interactions before they are split."""
 READ_USERS = {"Caser", "DIEN", "DIN", "FOSSIL", "FPMC", "HGN", "HRM", "NPE", "SHAN", "TransRec"}
 """RecBole's sequential models that learn something of every user."""
@@ -55,10 +57,10 @@ def is_given(config: Any, key: str) -> bool:
 def check_files(config: Any) -> list[Path]:
     """Return the three files, or raise `InputError` where one is missing or a setting would have no effect on them."""
     names = config["benchmark_filename"]
-    if not isinstance(names, list | tuple) or len(names) != 3:
+    if not isinstance(names, list | tuple) or len(names) != 3 or len(set(names)) < 3:
         raise InputError(
-            f"benchmark_filename: found {names!r}, expected three names, of the training, validation and test file: "
-            f"{EXAMPLE}"
+            f"benchmark_filename: found {names!r}, expected three names, each once, of the training, validation and "
+            f"test file: {EXAMPLE}"
         )
     folder, dataset = Path(config["data_path"]), config["dataset"]
     paths = [folder / f"{dataset}.{name}.inter" for name in names]
@@ -184,6 +186,8 @@ def arrange(frame: pd.DataFrame, sizes: list[int], columns: Columns) -> Arranged
     start, stop : `concatenate(sequences)[start[r] : stop[r]]` is the history of row `r`.
     backwards : users with a row that is earlier than one of theirs in a file before it.
     """
+    if columns.histories not in columns.missing:
+        _check_lists(frame[columns.histories].to_numpy(), frame[columns.item].to_numpy(), columns)
     file = np.repeat(np.arange(len(sizes)), sizes)
     user, times = pd.factorize(frame[columns.user])[0], frame[columns.time].to_numpy()
     items = frame[columns.item].to_numpy()
@@ -212,3 +216,21 @@ def arrange(frame: pd.DataFrame, sizes: list[int], columns: Columns) -> Arranged
     order = kept[np.lexsort([key[kept] for key in (*within, user, begun[user], file)])]
     rows, left = frame.iloc[order].reset_index(drop=True), np.bincount(file[order], minlength=len(sizes)).tolist()
     return Arranged(rows, left, sequences, start[order], stop[order], len(np.unique(backwards)))
+
+
+def _check_lists(lists: np.ndarray, items: np.ndarray, columns: Columns) -> None:
+    """Raise `InputError` where lists are not of the items that the column of items has, or hold their own target."""
+    full = [(history, item) for history, item in zip(lists, items, strict=True) if len(history)]
+    listed, targets = {str(token) for history, _ in full for token in history}, {str(item) for item in items}
+    odd = sorted(token for token in listed - targets if token.startswith("[") or token.endswith("]") or "," in token)
+    found = ""
+    if odd:
+        found = f"{odd[0]!r} in a list, expected items with blanks between them; seq_separator names another mark"
+    elif listed and not listed & targets:
+        found = f"lists of {min(listed)!r} and items such as {min(targets)!r}, expected the same ids in both; mend one"
+    elif full and all(history[-1] == item for history, item in full):
+        found = "every list ending with its own target, expected what came before it; take the target off"
+    elif "0" in listed - targets and sum(history[-1] == "0" for history, _ in full) > len(full) / 2:
+        found = "'0' at the end of most lists and as no target, expected lists without padding; take it off"
+    if found:
+        raise InputError(f"{columns.histories}: found {found}")

@@ -44,7 +44,9 @@ def result_table(record: dict[str, Any]) -> str:
         f"{record['parameters']} parameters; peak memory {_shown(record['peak_memory_mib'], '.0f')} MiB",
         f"seconds: {times}",
     ]
-    if epochs["hit_cap"]:
+    if epochs["hit_cap"] and on_all:
+        lines.append("* validation, which decided on the epochs, was cut short by their cap; raise epochs")
+    elif epochs["hit_cap"]:
         lines.append("* training ended at the cap on epochs, not by early stopping; raise epochs to judge the model")
     if on_all:
         lines.append("no metrics: trained on all interactions (train_on), so nothing is left to judge this model on")

@@ -19,7 +19,7 @@ from ..evaluation import report
 from ..settings import MAY_BE_UNUSED
 from ..tokenizer.registry import load
 from . import records, tables
-from .runner import QUIET, given_and_files
+from .runner import QUIET, check_judged, given_and_files
 
 AS_SET, NO_CLUB = "as set", "without CLUB"
 
@@ -46,6 +46,7 @@ def study(
     given, files = given_and_files(arguments, "the study")
     given = {**QUIET, **given, "model": "BBQRec", "dataset": dataset, "report_card": True}
     config = Config(arguments=files, config_dict=given)
+    check_judged(config)
     if config["codes"] == "none":
         raise InputError("codes: found none, which fits no tokenizer; drop the setting")
     rows: dict[str, dict[str, Any]] = {AS_SET: {}}

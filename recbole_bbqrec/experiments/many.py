@@ -79,13 +79,13 @@ def run_many(arguments: Sequence[str]) -> int:
 
 
 def _pairs(models: Sequence[str], dataset: str, shared: dict[str, Any]) -> list[dict[str, Any]]:
-    """Settings of each model's runs on a data set, but for keys that it does not know; one model has to use each."""
+    """Settings of each model's runs on a data set, but for keys that it would not use; one model has to use each."""
     found = [usable({**shared, "model": model, "dataset": dataset}) for model in models]
     refuse_unused([refused for _, refused in found])
     for pair, refused in found:
         if refused:
             say(f"{pair['model']} on {dataset} does not use {', '.join(refused)}")
-    return [pair for pair, _ in found]
+    return [{key: value for key, value in pair.items() if key not in refused} for pair, refused in found]
 
 
 def _names(option: str, text: Any) -> list[str]:

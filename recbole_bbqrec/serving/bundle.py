@@ -258,6 +258,12 @@ def keep_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
             logger.exception(f"no bundle: {config['model']} fails to recommend without its data set")
 
 
+def runs_of(folder: Path) -> list[str]:
+    """Names of the finished runs that share the training in `folder`, where it is not a run itself."""
+    runs = sorted(folder.parent.glob(f"{folder.name}-*/{BUNDLE}"))
+    return [] if (folder / BUNDLE).is_file() else [found.parent.name for found in runs]
+
+
 def load_bundle(path: str | Path) -> Bundle:
     """Load the folder that a finished run left (the run's log and record name it).
 
@@ -270,7 +276,7 @@ def load_bundle(path: str | Path) -> Bundle:
         content = json.loads((folder / BUNDLE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        finished = [found.parent.name for found in sorted(folder.parent.glob(f"{folder.name}-*/{BUNDLE}"))]
+        finished = runs_of(folder)
         hint = f"this is a training, finished runs of it are {', '.join(finished)}; " if finished else ""
         if (folder / WEIGHTS).is_file() and not finished:
             hint = "the run is not finished, or its model needs its data set, see load_data_and_model; "

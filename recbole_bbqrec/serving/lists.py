@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from .. import storage
 from ..config import Config
 from ..data.dataset import MultiModalSequentialDataset
+from ..data.presplit import read_columns
 from ..errors import InputError
 from ..settings import settings_to_load
 from .bundle import BATCH, Bundle, Recommendation, warn_of_unknown
@@ -41,10 +43,15 @@ def known_histories(bundle: Bundle, data_path: str | Path | None = None) -> dict
 
     Raises
     ------
-    InputError : the data set is not there, or is damaged.
+    InputError : the data set is not there, is damaged, or has no users.
     """
     moved = {} if data_path is None else {"data_path": str(data_path)}
     config = Config(config_dict={**settings_to_load(bundle.settings), **moved})
+    if config["benchmark_filename"] and config["USER_ID_FIELD"] in read_columns(config).missing:
+        raise InputError(
+            f"{config['dataset']}: its files have no column {config['USER_ID_FIELD']}, so histories have no names; "
+            "recommend from histories of your own (--history)"
+        )
     config["attach_item_features"] = config["attach_semantic_ids"] = False
     config["similarity_attention"] = "off"
     dataset = MultiModalSequentialDataset(config)
@@ -52,13 +59,15 @@ def known_histories(bundle: Bundle, data_path: str | Path | None = None) -> dict
     rows = dataset.inter_feat
     if (whole := getattr(dataset, "histories", None)) is not None:  # where lists in the rows are as models read them
         rows = rows.assign(**{fields[2]: list(whole)})
-    # Of rows with lists (files that are split already) the longer one of the same time comes later.
-    order = (dataset.uid_field, dataset.time_field, dataset.item_list_length_field)
-    rows = rows.sort_values([field for field in order if field in rows], kind="stable")
+    # Rows of files that are split already stand in their order, whatever their times say.
+    order = [dataset.uid_field, *([] if config["benchmark_filename"] else [dataset.time_field])]
+    rows = rows.sort_values(order, kind="stable")
     users, items, lists = (_tokens(dataset, rows, field) for field in fields)
     histories: dict[str, list[str]] = {}
     for user, item, earlier in zip(users, items, lists, strict=True):
         history = histories.setdefault(user, [])
+        if earlier and history[: len(earlier) + 1] == [*earlier, item]:
+            continue  # a row that stands twice
         # A list begins with what is known already, or, where it was cut, with the end of it.
         sizes = range(min(len(history), len(earlier)), 0, -1)
         overlap = next((size for size in sizes if history[-size:] == earlier[:size]), 0)
@@ -139,22 +148,30 @@ def _columns(users: list[str], found: list[Recommendation]) -> Columns:
     }
 
 
-@contextmanager
-def _table(path: str | Path) -> Iterator[Callable[[Columns], None]]:
-    """Yield what adds rows to a table that takes its place when all are there."""
+def check_table(path: str | Path) -> str:
+    """Return the ending of a table that can be written, `.csv` or `.parquet`; else raise `InputError`."""
     ending = Path(path).suffix.lower()
     if ending not in (".csv", ".parquet"):
         raise InputError(f"{path}: found the ending {ending!r}, expected .csv or .parquet")
-    try:
-        if Path(path).is_dir():
-            raise IsADirectoryError(None, "Is a directory")
-        with storage.replacing(path) as temporary, (_csv if ending == ".csv" else _parquet)(temporary) as write:
-            yield write
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); name another file") from error
-    except ImportError as error:
+    if ending == ".parquet" and find_spec("pyarrow") is None:
         how = "pip install 'recbole-bbqrec[parquet]', or name a .csv file"
-        raise InputError(f"{path}: writing Parquet needs pyarrow, which is not installed; {how}") from error
+        raise InputError(f"{path}: writing Parquet needs pyarrow, which is not installed; {how}")
+    return ending
+
+
+@contextmanager
+def _table(path: str | Path) -> Iterator[Callable[[Columns], None]]:
+    """Yield what adds rows to a table that takes its place when all are there."""
+    ending = check_table(path)
+    with ExitStack() as opened:
+        try:
+            if Path(path).is_dir():
+                raise IsADirectoryError(None, "Is a directory")
+            temporary = opened.enter_context(storage.replacing(path))
+            write = opened.enter_context((_csv if ending == ".csv" else _parquet)(temporary))
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror or error}); name another file") from error
+        yield write
 
 
 @contextmanager

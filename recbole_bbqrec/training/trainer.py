@@ -137,7 +137,7 @@ class ProtocolTrainer(Trainer):
             super().fit(train_data, valid_data, verbose, saved, show_progress, after_epoch)
             if saved:
                 self._save_last(self.state.epochs_done - 1)
-        elif saved and not Path(self.saved_model_file).is_file():  # no epochs at all: the model as it begins
+        elif saved and not self.epochs:  # the model as it begins
             self._save_checkpoint(-1, verbose)
         return self.best_valid_score, self.best_valid_result
 

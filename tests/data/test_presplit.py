@@ -130,6 +130,47 @@ def test_the_figures_are_those_of_the_unsplit_data(tmp_path, tiny, model):
         assert metrics(folder, benchmark_filename=FILES) == unsplit, shape
 
 
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        (lambda history, item: ("[" + ", ".join(history.split()) + "]", item), r"found '.*' in a list, expected items"),
+        (
+            lambda history, item: (history, f"{item}.0"),
+            "found lists of 'i.*' and items such as 'i.*', expected the same",
+        ),
+        (lambda history, item: (f"{history} {item}", item), "found every list ending with its own target"),
+        (lambda history, item: (f"{history} 0 0", item), "found '0' at the end of most lists"),
+    ],
+    ids=["brackets", "other ids", "the target too", "padding"],
+)
+def test_lists_of_something_else_are_refused(tmp_path, written, told):
+    parts = [[{**row, **dict(zip(("history", "item"), written(row["history"], row["item"]), strict=True))}
+              for row in part] for part in leave_one_out(tiny_interactions())]  # fmt: skip
+    with pytest.raises(InputError, match=rf"item_id_list: {told}"):
+        built(write_parts(tmp_path, parts))
+
+
+def test_lists_with_another_mark_between_items(tmp_path):
+    parts = [[{**row, "history": row["history"].replace(" ", ",")} for row in part]
+             for part in leave_one_out(tiny_interactions())]  # fmt: skip
+    given = {"benchmark_filename": FILES, "seq_separator": ",", "data_path": str(write_parts(tmp_path, parts))}
+    assert Config("SASRec", "tiny", config_dict=given)["seq_separator"] == ","
+    dataset, (train, _, _) = built(tmp_path, seq_separator=",")
+    assert sequences_of(dataset, train) == TRAINING
+
+
+def test_recboles_own_recipe_is_taken_as_it_is(tmp_path):
+    folder = write_parts(tmp_path, leave_one_out(tiny_interactions()))
+    given = {
+        "benchmark_filename": FILES,
+        "alias_of_item_id": ["item_id_list"],
+        "load_col": {"inter": ["user_id", "item_id_list", "item_id", "timestamp"]},
+    }
+    strict = Config("SASRec", "tiny", config_dict={**given, "data_path": str(folder)})
+    dataset, (train, _, _) = built(folder, **given)
+    assert strict["alias_of_item_id"] == ["item_id_list"] and sequences_of(dataset, train) == TRAINING
+
+
 def test_other_names_of_fields_and_lists(tmp_path):
     columns = {"user": "uid:token", "history": "asin_seq:token_seq", "item": "asin:token", "time": "at:float"}
     write_parts(tmp_path, leave_one_out(tiny_interactions()), columns)
@@ -228,7 +269,11 @@ def test_rows_that_nothing_can_be_judged_by_are_left_out_and_told(tmp_path, capl
     ("changes", "told"),
     [
         ({"benchmark_filename": ["train", "test"]}, r"benchmark_filename: found \['train', 'test'\], expected three"),
-        ({"benchmark_filename": "[train,valid,test]"}, r"found '\[train,valid,test\]', expected three names.*--bench"),
+        (
+            {"benchmark_filename": "[train,valid,test]"},
+            r"found .*\[train,valid,test\].*, expected three names.*--bench",
+        ),
+        ({"benchmark_filename": ["train", "test", "test"]}, "expected three names, each once"),
         ({"benchmark_filename": ["train", "dev", "test"]}, r"benchmark_filename: no file .*tiny\.dev\.inter; expected"),
         ({"user_inter_num_interval": "[5,inf)"}, "user_inter_num_interval: has no effect on files that are split alr"),
         ({"item_inter_num_interval": "[5,inf)"}, "item_inter_num_interval: has no effect"),

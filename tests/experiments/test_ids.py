@@ -58,3 +58,6 @@ def test_mistakes_are_said_before_any_work(tiny, tmp_path):
         ids.study("tiny", 1, [f"--data_path={tiny}", f"--config_files={file}"], tmp_path)
     with pytest.raises(InputError, match="codes: found none"):
         ids.study("tiny", 1, arguments(tiny, codes="none"), tmp_path)
+    file.write_text("train_on: all\n")
+    with pytest.raises(InputError, match="train_on: found all, which leaves no validation"):
+        ids.study("tiny", 1, [f"--data_path={tiny}", f"--config_files={file}"], tmp_path)

@@ -93,6 +93,45 @@ def test_files_that_are_split_already(tmp_path, untrained, length):
     assert known_histories(untrained(place, "SASRec", **given)) == expected
 
 
+@pytest.mark.parametrize("shape", ["plain", "lists", "sessions"])
+def test_files_that_are_split_already_count_in_their_order(tmp_path, untrained, shape):
+    """Validation rows earlier in time than training; rows shuffled, without times; no users."""
+    place, expected = write_dataset(tmp_path), by_user(tiny_interactions())
+    parts = {"train": [], "valid": [], "test": []}
+    for user, items in expected.items():
+        for at, item in enumerate(items):
+            part = {len(items) - 1: "test", len(items) - 2: "valid"}.get(at, "train")
+            cells = [user, item, str(at * (part == "train"))]
+            if shape != "plain":
+                cells = [*([user] if shape == "lists" else []), " ".join(items[:at]), item]
+            if at or shape == "plain":
+                parts[part].append("\t".join(cells))
+    columns = {
+        "plain": ["user_id:token", "item_id:token", "timestamp:float"],
+        "lists": ["user_id:token", "item_id_list:token_seq", "item_id:token"],
+        "sessions": ["item_id_list:token_seq", "item_id:token"],
+    }
+    for part, lines in parts.items():
+        lines = ["\t".join(columns[shape]), *(lines if shape == "plain" else lines[::-1])]
+        (place / "tiny" / f"tiny.{part}.inter").write_text("\n".join(lines) + "\n")
+    made = untrained(place, "SASRec", benchmark_filename=[*parts])
+    if shape == "sessions":
+        with pytest.raises(InputError, match="no column user_id, so histories have no names"):
+            known_histories(made)
+    else:
+        assert known_histories(made) == expected
+
+
+def test_errors_of_others_are_not_taken_for_those_of_the_file(tmp_path, untrained):
+    class Broken(dict):
+        def items(self):
+            raise FileNotFoundError("of the caller")
+
+    with pytest.raises(FileNotFoundError, match="of the caller"):
+        write_lists(tmp_path / "lists.csv", untrained(write_dataset(tmp_path), "Pop"), Broken())
+    assert not (tmp_path / "lists.csv").exists()
+
+
 def test_data_that_has_moved(tmp_path, untrained):
     made = untrained(write_dataset(tmp_path / "before"), "SASRec")
     (tmp_path / "before").rename(tmp_path / "after")

@@ -209,6 +209,16 @@ def test_parts_that_the_split_does_not_have_are_not_asked_for(tiny):
         quick_start.run(config_dict=settings(tiny, "Pop", eval_args=TEST_ONLY, ranks_file="a.csv"))
 
 
+def test_a_finished_training_without_its_weights_is_not_judged_by_others(tiny, tmp_path):
+    given = settings(tiny, "SASRecPlus", checkpoint_dir=str(tmp_path))
+    folder = Path(quick_start.run(config_dict=given)["run_dir"])
+    for path in tmp_path.glob("SASRecPlus-*/weights.safetensors"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"weights\.safetensors"):
+        quick_start.run(config_dict=given)
+    assert not (folder / "weights.safetensors").exists()
+
+
 def test_no_epochs_keep_the_model_as_it_begins(tiny, tmp_path):
     """RecBole's own settings allow it; ours refuse it at once."""
     for model in MODELS:

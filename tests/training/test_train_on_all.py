@@ -77,6 +77,10 @@ def test_validation_decides_and_everything_is_trained_on(tiny, tmp_path, capsys,
     if model == "TransitionGraph":
         assert net.counts.sum() == sum(map(len, SEQUENCES.values())) and net.chosen == ordinary["chosen"]
 
+    with pytest.raises(InputError, match=r"train_on: found 'train', but .* was trained on 'all'"):
+        quick_start.load_data_and_model(folder, {"train_on": "train"})
+    recbole_bbqrec.load_bundle(ordinary["run_dir"])
+
     history = SEQUENCES["u07"]
     found = recbole_bbqrec.load_bundle(folder).recommend([history], k=5)[0]
     ids = torch.tensor([[data.token2id(data.iid_field, item) for item in history[-50:]]])
