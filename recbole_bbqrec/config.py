@@ -34,7 +34,7 @@ MERGED = ("eval_args", "load_col")
 class RefusedKeyError(InputError):
     """A run does not know or does not use the key `key`."""
 
-    def __init__(self, message: str, key: str) -> None:
+    def __init__(self, message: str, key: str = "") -> None:  # a copy is made of the message, and given its key then
         super().__init__(message)
         self.key = key
 

@@ -63,7 +63,7 @@ def get_model(name: str) -> type[SequentialRecommender]:
     stock = recbole_models()
     if name in stock:
         return stock[name]
-    kinds = ("general", "context_aware", "knowledge_aware", "exlib")
+    kinds = ("general", "context_aware", "knowledge_aware")
     if name.isidentifier() and any(
         importlib.util.find_spec(f"recbole.model.{kind}_recommender.{name.lower()}") for kind in kinds
     ):

@@ -76,7 +76,10 @@ BAD = {
     "choice": (["--similarity_attention=sum"], "expected one of additive, multiplicative, undiscretised, off"),
     "heads": (["--n_heads=3"], "hidden_size: found 64, expected a multiple of n_heads 3"),
     "metric": (["--metrics=['AUC']"], "metrics: found 'auc'.*expected some of Recall"),
-    "valid_metric": (["--valid_metric=NDCG@7"], "valid_metric: found 'NDCG@7', expected one of"),
+    "valid_metric": (
+        ["--valid_metric=NDCG@7"],
+        "valid_metric: found 'NDCG@7', which metrics and topk leave out; expected one of",
+    ),
     "sampled ranking": (["--eval_args={'mode': 'uni100'}"], "every item is ranked"),
     "pickled data set": (["--save_dataset=True"], "save_dataset: RecBole's pickled data cache is not used"),
     "pickled loaders": (["--save_dataloaders=True"], "save_dataloaders: RecBole's pickled data cache"),

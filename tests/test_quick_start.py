@@ -23,22 +23,6 @@ IDS = {key: value for key, value in QUICK.items() if key.startswith("sid_")}
 
 
 @pytest.mark.parametrize("model", ["BBQRec", "SASRec", "GRU4Rec"])
-def test_a_training_is_not_taken_for_a_run(tiny, tmp_path):
-    given = settings(tiny, checkpoint_dir=str(tmp_path), epochs=1)
-    run = Path(quick_start.run(config_dict=given)["run_dir"])
-    training = next(path for path in tmp_path.glob("BBQRec-*") if path != run)
-    for place in (training, training / "weights.safetensors"):
-        with pytest.raises(InputError, match=f"this is a training, finished runs of it are {run.name}; name one"):
-            quick_start.load_data_and_model(place)
-    assert quick_start.load_data_and_model(model_file=run / "bundle.json")[1].candidates is not None
-
-
-def test_a_checkpoint_dir_that_cannot_be_written_is_said_at_once(tiny, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"checkpoint_dir: .*file cannot be written \(File exists\)"):
-        quick_start.run(config_dict=settings(tiny, checkpoint_dir=str(tmp_path / "file")))
-
-
 def test_the_main_job(tiny, tmp_path, capsys, model):
     result = tmp_path / "out" / "result.json"
     given = settings(tiny, model, checkpoint_dir=str(tmp_path / "saved"), result_file=str(result), final=True)
@@ -365,3 +349,19 @@ def test_the_run_script_from_another_folder(tiny, tmp_path):
     assert "BBQRec* on tiny" in done.stdout
     wrong = subprocess.run([*command, "--nonsense=1"], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert wrong.returncode == 2 and "Traceback" not in wrong.stderr and "unknown key 'nonsense'" in wrong.stderr
+
+
+def test_a_training_is_not_taken_for_a_run(tiny, tmp_path):
+    given = settings(tiny, checkpoint_dir=str(tmp_path), epochs=1)
+    run = Path(quick_start.run(config_dict=given)["run_dir"])
+    training = next(path for path in tmp_path.glob("BBQRec-*") if path != run)
+    for place in (training, training / "weights.safetensors"):
+        with pytest.raises(InputError, match=f"this is a training, finished runs of it are {run.name}; name one"):
+            quick_start.load_data_and_model(place)
+    assert quick_start.load_data_and_model(model_file=run / "bundle.json")[1].candidates is not None
+
+
+def test_a_checkpoint_dir_that_cannot_be_written_is_said_at_once(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"checkpoint_dir: .*file cannot be written \(File exists\)"):
+        quick_start.run(config_dict=settings(tiny, checkpoint_dir=str(tmp_path / "file")))

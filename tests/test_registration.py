@@ -177,7 +177,7 @@ def test_lists_of_files_that_are_split_already_have_their_lengths(tiny, tmp_path
     script = """
         from recbole.data import create_dataset
         columns = {"load_col": {"inter": ["user_id", "item_id", "item_id_list"]}, "alias_of_item_id": ["item_id_list"]}
-        split = {"benchmark_filename": ["train", "valid", "test"], "data_path": "."}
+        split = {"benchmark_filename": ["train", "valid", "test"], "data_path": ".", "train_neg_sample_args": None}
         config = Config(model="SASRec", dataset="tiny", config_dict={**given, **columns, **split})
         print(json.dumps(create_dataset(config).inter_feat["item_length"].tolist()))
     """

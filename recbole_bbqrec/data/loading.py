@@ -46,11 +46,6 @@ class LoadedDataset(SequentialDataset):
             raise InputError(
                 "USER_ID_FIELD: found none, expected a name; drop the key, files with histories need no users"
             )
-        if not isinstance(config["val_interval"] or {}, dict):
-            raise InputError(
-                f"val_interval: found {config['val_interval']!r}, expected what is kept by column, such as "
-                "{'rating': '[3,inf)'}"
-            )
         self._split = read_columns(config) if config["benchmark_filename"] is not None else None
         with compat.lengths_by_element():
             super().__init__(config)

@@ -194,17 +194,17 @@ def arrange(frame: pd.DataFrame, sizes: list[int], columns: Columns) -> Arranged
     by_user = np.lexsort((times, file, user))
     same_user = user[by_user][1:] == user[by_user][:-1]
     backwards = user[by_user][1:][same_user & (np.diff(times[by_user]) < 0)]
+    begins = np.flatnonzero(np.r_[True, ~same_user][: len(by_user)])
     if columns.histories not in columns.missing:
         lists = frame.pop(columns.histories).to_numpy()
         lengths = np.array([len(row) for row in lists], np.int64)
         within = (times, lengths) if columns.time in columns.missing else (lengths, times)  # the last one counts first
         by_user = np.lexsort((*within, file, user))
-        last = by_user[np.r_[~same_user, True][: len(by_user)]]
-        sequences = [np.append(lists[row], items[row]) for row in last]
+        rows_of_users = np.split(by_user, begins[1:])[: len(begins)]
+        sequences = [np.append(lists[rows[0]], items[rows]) for rows in rows_of_users]
         stop = np.cumsum(lengths) + sum(map(len, sequences))
         start, sequences = stop - lengths, sequences + list(lists)
     else:
-        begins = np.flatnonzero(np.r_[True, ~same_user][: len(by_user)])
         sequences = np.split(items[by_user], begins[1:])
         start, stop = np.empty((2, len(frame)), np.int64)
         stop[by_user] = np.arange(len(frame))
