@@ -180,11 +180,10 @@ class Config(RecBoleConfig):
         given, internal = self.external_config_dict, self.internal_config_dict
         known = {*internal, *READ_WITHOUT_DEFAULT[""], *READ_WITHOUT_DEFAULT.get(self.model, ())}
         known.update(("model", "dataset", "config_files"), *self.parameters.values())
-        for key, value in given.items():
+        for key in given:
             if key not in known:
                 raise RefusedKeyError(f"unknown key {key!r} for model {self.model}; {_hint(key, known)}", key)
-            given[key] = checked(key, value, internal.get(key))
-        given |= {key: value for key, value in layered(internal, given).items() if key in given}
+        given |= completed(given, internal)
         final = super()._get_final_config_dict()
         check_protocol(final)
         self.unused = unused_settings({**final, "model": self.model}, given, internal)
@@ -236,6 +235,12 @@ def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
             if not (key == "eval_args" and value is None):  # there is no evaluation without
                 found[key] = parts or value
     return found
+
+
+def completed(given: Mapping[str, Any], internal: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run gives, each value in the type of its key, and of `MERGED` the other parts from `internal`."""
+    values = {key: checked(key, value, internal.get(key)) for key, value in given.items()}
+    return {key: value for key, value in layered(internal, values).items() if key in values}
 
 
 def _hint(key: str, known: Iterable[str]) -> str:

@@ -227,24 +227,20 @@ def _check_outputs(config: Config) -> None:
         how = "drop one of the two" if on_all else "drop ranks_file, add --final or change that"
         raise InputError(f"ranks_file: nothing is judged, {why}; {how}")
     check_name(config["ranks_file"])
-    for key in ("result_file", "ranks_file"):
-        path, why = config[key], None
+    for key in ("result_file", "ranks_file", "checkpoint_dir"):
+        if not (path := config[key]):
+            continue
+        kind = "folder" if key == "checkpoint_dir" else "file"
+        place = Path(path) if kind == "folder" else Path(path).resolve().parent
         try:
-            if path:
-                Path(path).resolve().parent.mkdir(parents=True, exist_ok=True)
-            why = "Is a directory" if path and Path(path).is_dir() else None
+            place.mkdir(parents=True, exist_ok=True)
+            why = None if os.access(place, os.W_OK) else "Permission denied"
         except OSError as error:
             why = error.strerror
+        if kind == "file" and Path(path).is_dir():
+            why = "Is a directory"
         if why:
-            raise InputError(f"{key}: {path} cannot be written ({why}); name another file")
-    place = Path(config["checkpoint_dir"])
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        why = None if os.access(place, os.W_OK) else "Permission denied"
-    except OSError as error:
-        why = error.strerror
-    if why:
-        raise InputError(f"checkpoint_dir: {place} cannot be written ({why}); name another folder")
+            raise InputError(f"{key}: {path} cannot be written ({why}); name another {kind}")
 
 
 def _record(config: Config, trained: _Trained, ranks: dict[str, Any], memory: PeakMemory) -> dict[str, Any]:

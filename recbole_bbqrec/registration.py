@@ -19,7 +19,7 @@ from . import compat, config, quick_start, registry
 from .data.dataset import MultiModalSequentialDataset
 from .errors import InputError
 from .registry import REGISTERED, TRAINERS
-from .settings import NO_SETTINGS, checked, property_files
+from .settings import NO_SETTINGS, property_files
 from .training import recbole_checkpoint
 
 OF_OUR_SCRIPT = ("final", "train_on", "result_file", "ranks_file")
@@ -75,13 +75,12 @@ def _with_our_checks(self: Any) -> dict[str, Any]:
     if self.model not in REGISTERED:
         return _get_final(self)
     given, internal = self.external_config_dict, self.internal_config_dict
-    for key, value in given.items():
-        given[key] = checked(key, value, internal.get(key))
-        if key in OF_OUR_SCRIPT and given[key] != internal.get(key):
+    given |= config.completed(given, internal)
+    for key in OF_OUR_SCRIPT:
+        if (value := given.get(key, internal.get(key))) != internal.get(key):
             raise InputError(
                 f"{key}: found {value!r}, which RecBole's own scripts do not use; run_recbole_bbqrec.py does"
             )
-    given |= {key: value for key, value in config.layered(internal, given).items() if key in config.MERGED}
     final = _get_final(self)
     config.check_protocol(final)
     # Of keys without effect these alone: people share files of settings among models there.

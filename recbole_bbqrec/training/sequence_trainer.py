@@ -11,6 +11,7 @@ import torch
 from ..data.dataloader import WindowDataLoader
 from ..errors import InputError
 from ..model.candidates import build_candidates
+from ..settings import candidate_settings
 from ..tokenizer import memory
 from . import checkpoint
 from .averaging import AveragedAdamW
@@ -90,12 +91,13 @@ class SequenceTrainer(ProtocolTrainer):
 
     def _fit_candidates(self, valid_data: Any, show_progress: bool) -> None:
         """Build candidate similarity where the settings ask for any, and fit it on validation."""
-        model, candidates = self.model.eval(), build_candidates(self.config, self._train_dataset)
-        if candidates is None:
-            return
         fitted = self.decided and self.decided.candidates
         if fitted is None and not self._validates:
-            self.logger.warning("candidate similarity: left out, there is no validation to fit its weights on")
+            if candidate_settings(self.config).get("candidate_similarity"):
+                self.logger.warning("candidate similarity: left out, there is no validation to fit its weights on")
+            return
+        model, candidates = self.model.eval(), build_candidates(self.config, self._train_dataset)
+        if candidates is None:
             return
         model.candidates = candidates.to(self.device)
         if fitted is not None:
