@@ -32,7 +32,7 @@ from .serving.bundle import BUNDLE, keep_bundle, runs_of
 from .settings import plain_settings, public_source, settings_to_load
 from .tokenizer.memory import PeakMemory
 from .training import checkpoint
-from .training.trainer import Decided
+from .training.afterwards import Decided
 
 OURS, RECBOLES = (Path(str(package)).parent for package in (__file__, recbole.__file__))
 HAND_OVER = ("registry.py", "dataloader.py")

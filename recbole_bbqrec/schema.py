@@ -161,8 +161,19 @@ def _loads_rows(run: Settings) -> bool:
     return columns is None or not {"user", "item"}.isdisjoint(columns) or run["model"] in FEATURE_MODELS
 
 
+def _decodes(run: Settings) -> bool:
+    """Whether IDs are decoded: scores beyond a beam are none that a second stage could go on from."""
+    return run.get("scoring") == "generate" or "causal_encoder" in run
+
+
+def second_stage(run: Settings) -> str:
+    """Return the form of second stage that a run makes: `gbdt`, `linear` or `off`."""
+    is_off = _decodes(run) or not run.get("candidate_similarity")
+    return "off" if is_off else run.get("second_stage") or "off"
+
+
 def _candidates(run: Settings) -> list[str]:
-    return [] if run.get("scoring") == "generate" else list(run.get("candidate_similarity") or ())
+    return [] if second_stage(run) == "off" else list(run["candidate_similarity"])
 
 
 def _is_bbqrec(run: Settings) -> bool:
@@ -173,8 +184,8 @@ def _is_bbqrec(run: Settings) -> bool:
 def _reads_features(run: Settings, attach: Any) -> bool:
     if not attach:  # to leave them out, nothing else may bring them along
         return not _compares(run)
-    named = bool(run.get("use_features")) or not {"text", "image"}.isdisjoint(_candidates(run))
-    return _compares(run) or "graph_hops" in run or (_is_bbqrec(run) and named)
+    ranked = not {"text", "image"}.isdisjoint(_candidates(run))
+    return _compares(run) or "graph_hops" in run or ranked or (_is_bbqrec(run) and bool(run.get("use_features")))
 
 
 def _reads_ids(run: Settings, attach: Any) -> bool:
@@ -182,13 +193,23 @@ def _reads_ids(run: Settings, attach: Any) -> bool:
         return True
     if not attach:
         return not _attends(run)
-    scored = run.get("use_code_embedding") or run.get("scoring") != "dense" or "behavior" in _candidates(run)
+    scored = run.get("use_code_embedding") or run.get("scoring") != "dense"
     selected = "semantic_id" in (run.get("selected_features") or ())
-    return run.get("codes") != "none" and bool(_attends(run) or (scored if _is_bbqrec(run) else selected))
+    read = _attends(run) or "codes" in _candidates(run) or (scored if _is_bbqrec(run) else selected)
+    return run.get("codes") != "none" and bool(read)
 
 
 def _known_signals(run: Settings, names: Any) -> bool:
-    return all(name in ("behavior", "seen") or _encoder(run, name) for name in names or ())
+    """Whether a second stage of this form can know all these signals of the items."""
+    form = second_stage({**run, "candidate_similarity": names})
+    there = {
+        "behavior": form != "off",
+        "codes": form != "off" and _has_codes(run),
+        "seen": form == "linear",
+        "popularity": form == "gbdt",
+    }
+    of_features = form != "off" and _builds(run)
+    return all(there.get(name, of_features and bool(_encoder(run, name))) for name in names)
 
 
 IDS = "semantic IDs: attach_semantic_ids or similarity_attention, and codes not none"
@@ -244,7 +265,7 @@ HISTORIES = only("in models that read histories, not in Pop", lambda run: run["m
 
 ATTACH_FEATURES = (
     Use(
-        "True only where something reads the features (use_features, text or image in candidate_similarity, "
+        "True only where something reads the features (use_features, text or image of a second_stage, "
         "TransitionGraph), False only where neither semantic IDs nor similarity attention are made from them",
         _reads_features,
         "to go without features empty text_encoder and image_encoder",
@@ -252,8 +273,8 @@ ATTACH_FEATURES = (
 )
 ATTACH_IDS = (
     Use(
-        "True only where something reads the IDs (BBQRec's use_code_embedding, scoring, similarity_attention, behavior "
-        "in candidate_similarity; selected_features) and codes is not none, False only without similarity attention",
+        "True only where something reads the IDs (BBQRec's use_code_embedding, scoring, similarity_attention, codes "
+        "of a second_stage; selected_features) and codes is not none, False only without similarity attention",
         _reads_ids,
         "to go without codes set codes=none",
     ),
@@ -319,14 +340,23 @@ JOINT = only("with scoring=joint and semantic IDs", lambda run: run.get("scoring
 GENERATE = only("with scoring=generate", lambda run: run.get("scoring") in (None, "generate"))
 DENSE = only("with scoring=joint or dense", lambda run: run.get("scoring") in ("joint", "dense"))
 COSINE = (*DENSE, *only("with score_function=cosine", lambda run: run.get("score_function") == "cosine"))
+SECOND_STAGE = (
+    Use(
+        "only in models that score all items, not in TIGER and with scoring=generate, whose beams leave some without",
+        lambda run, value: value == "off" or not _decodes(run),
+    ),
+)
 CANDIDATES = (
     Use(
-        "only without scoring=generate; text and image only where they have an encoder",
-        lambda run, value: not value or (run.get("scoring") != "generate" and _known_signals(run, value)),
+        "only with a second_stage; text and image only where they have an encoder and features are built, codes only "
+        "with semantic IDs, seen only with second_stage=linear, popularity only with second_stage=gbdt",
+        lambda run, value: not value or _known_signals(run, value),
+        "drop it, or give what it needs",
     ),
 )
 NEIGHBOURS = only(
-    "with candidate_similarity by behavior, text or image", lambda run: bool(set(_candidates(run)) - {"seen"})
+    "with second_stage=linear and candidate_similarity by behavior, text, image or codes",
+    lambda run: second_stage(run) == "linear" and bool(set(_candidates(run)) - {"seen"}),
 )
 
 

@@ -104,8 +104,9 @@ KEYS: dict[str, Key] = {
     "score_function": Key(str, "how a hidden state meets an item", _one_of("cosine", "dot"), used=schema.DENSE),
     "temperature": Key(float, "divides the cosine", POSITIVE, used=schema.COSINE),
     "n_negatives": Key(int, "uniform negatives a step, all different, shared by its targets; 0: all items", NOT_NEGATIVE, used=schema.DENSE),
-    # Candidate similarity
-    "candidate_similarity": Key(list, "signals that compare candidates with the last items; [seen]: one weight for seen items alone", _one_of("behavior", "text", "image", "seen", words="some of {}, or [] for none"), used=schema.CANDIDATES),
+    # Second stage
+    "second_stage": Key(str, "fitted on validation over the scores of the trained model: `gbdt`, trees that rank its best candidates; `linear`, a weight for each bucket of candidate similarity", _one_of("gbdt", "linear", "off"), used=schema.SECOND_STAGE),
+    "candidate_similarity": Key(list, "signals that a second stage knows of candidates and the last items; linear also `seen`: a weight for seen items; gbdt also `popularity`", _one_of("behavior", "text", "image", "codes", "seen", "popularity", words="some of {}, or [] for none"), used=schema.CANDIDATES),
     "n_candidate_last": Key(int, "last items of the history that candidates are compared with", POSITIVE, used=schema.NEIGHBOURS),
     "n_candidate_neighbours": Key(int, "nearest neighbours kept per item and signal", POSITIVE, used=schema.NEIGHBOURS),
     # Transition graph: validation chooses among the values of a list; one value fixes it
@@ -222,14 +223,17 @@ NOT_LEARNED_FROM = {
 }
 
 # Keys of what is fitted after training, with the trained weights held fixed.
-FITTED_AFTER_TRAINING = ("candidate_similarity", "n_candidate_neighbours", "n_candidate_last")
+FITTED_AFTER_TRAINING = ("second_stage", "candidate_similarity", "n_candidate_neighbours", "n_candidate_last")
 
 
-def candidate_settings(config: Any) -> dict[str, Any]:
-    """Return the settings of what is fitted after training, as plain data; training does not depend on them."""
-    if config["scoring"] == "generate":  # the paper's form of scoring: nothing is fitted after it
-        return {key: [] if key == "candidate_similarity" else 0 for key in FITTED_AFTER_TRAINING}
-    return {key: _plain(config[key]) for key in FITTED_AFTER_TRAINING if key in config.final_config_dict}
+def second_stage_settings(config: Any) -> dict[str, Any]:
+    """Return the settings that the second stage of a run reads, as plain data, none where there is none.
+
+    Training does not depend on them.
+    """
+    form = schema.second_stage(config.final_config_dict)
+    read = {"off": (), "gbdt": FITTED_AFTER_TRAINING[:2], "linear": FITTED_AFTER_TRAINING}[form]
+    return {key: _plain(config[key]) for key in read}
 
 
 SOURCE, EXTENDS = NO_SETTINGS = ("source", "extends")
@@ -287,8 +291,9 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def learning_settings(config: Any) -> dict[str, Any]:
-    """Return the settings that can change what a run learns, as plain data: what its fingerprint is made of."""
-    return {key: value for key, value in plain_settings(config).items() if key not in NOT_LEARNED_FROM}
+    """Return the settings that can change what training learns, as plain data: what its fingerprint is made of."""
+    left_out = NOT_LEARNED_FROM.union(FITTED_AFTER_TRAINING)
+    return {key: value for key, value in plain_settings(config).items() if key not in left_out}
 
 
 def plain_settings(config: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ MAX_LINES = 400
 ORDER = (
     *("errors", "storage", "compat", "schema", "recbole_keys", "settings"),
     *("preparation", "tokenizer", "model", "data"),
-    *("evaluation", "training", "registry", "config", "serving", "quick_start"),
+    *("evaluation", "second_stage", "training", "registry", "config", "serving", "quick_start"),
     *("registration", "experiments", "cli"),
 )
 # Apart from what stands above them, these do not know each other.

@@ -36,7 +36,7 @@ def test_the_main_job(tiny, tmp_path, capsys, model):
             assert list(values) == names and all(0 <= value <= 1 for value in values.values())
         for name in names:  # taking seen items away can only lift the target
             assert written["metrics"][split]["masked"][name] >= written["metrics"][split]["unmasked"][name]
-    ours = {"report card", "candidates"} if model == "BBQRec" else set()
+    ours = {"report card", "second stage"} if model == "BBQRec" else set()
     assert set(written["seconds"]) == {"features", "tokenizer", "train", "epoch", "evaluate"} | ours
     assert written["peak_memory_mib"] > 50 and written["parameters"] > 100 and written["times_tested"] == 1
     assert written["settings"]["seed"] == written["seed"] == 2020 and "torch" in written["versions"]
@@ -358,7 +358,7 @@ def test_a_training_is_not_taken_for_a_run(tiny, tmp_path):
     for place in (training, training / "weights.safetensors"):
         with pytest.raises(InputError, match=f"this is a training, finished runs of it are {run.name}; name one"):
             quick_start.load_data_and_model(place)
-    assert quick_start.load_data_and_model(model_file=run / "bundle.json")[1].candidates is not None
+    assert quick_start.load_data_and_model(model_file=run / "bundle.json")[1].second_stage is not None
 
 
 def test_a_checkpoint_dir_that_cannot_be_written_is_said_at_once(tiny, tmp_path):

@@ -6,8 +6,8 @@ import torch
 from conftest import QUICK
 
 from recbole_bbqrec import quick_start, registry
+from recbole_bbqrec.second_stage.linear_fit import fit_linear
 from recbole_bbqrec.settings import MAY_BE_UNUSED
-from recbole_bbqrec.training.candidate_fit import fit_candidates
 
 SMALL = {
     **QUICK,
@@ -35,8 +35,8 @@ def job(real_data, tmp_path, name, **changes):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_the_main_job(real_data, tmp_path, name):
-    # Fitting candidate similarity takes half a minute on the large ones; two sets suffice to see that it works.
-    changes = {"candidate_similarity": []} if name in ("Beauty", "Sports") else {}
+    # Fitting a second stage takes half a minute on the large ones; two sets suffice to see that it works.
+    changes = {"second_stage": "off"} if name in ("Beauty", "Sports") else {}
     record, dataset = job(real_data, tmp_path, name, **changes)
     n_users, modalities = SIZES[name]
     assert record["users"] == {"valid": n_users}
@@ -70,13 +70,13 @@ def test_candidate_similarity_beats_neighbours_of_other_items(tmp_path):
     def ndcg() -> float:
         return trainer.rank(valid, [train._dataset]).metrics(["ndcg"], [10])["masked"]["ndcg@10"]
 
-    honest, candidates = ndcg(), model.candidates
+    honest, candidates = ndcg(), model.second_stage
     assert honest == record["metrics"]["valid"]["masked"]["ndcg@10"]
     others = torch.from_numpy(np.r_[0, 1 + np.random.default_rng(0).permutation(model.n_items - 1)]).int()
     for signal in candidates.signals.values():
         signal.items = others[signal.items.long()]
     with torch.no_grad():
-        fit_candidates(candidates, model.encoder_score, rows[model.ITEM_SEQ], rows[model.ITEM_ID], config["seed"])
+        fit_linear(candidates, model.first_stage, rows[model.ITEM_SEQ], rows[model.ITEM_ID], config["seed"])
     control = ndcg()
-    model.candidates = None
+    model.second_stage = None
     assert honest > 1.5 * control and control < 1.2 * ndcg()

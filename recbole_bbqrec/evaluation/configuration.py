@@ -11,7 +11,7 @@ from .. import storage
 from ..errors import InputError
 from ..preparation.images import images_by_token
 from ..preparation.vectors import files_of
-from ..settings import candidate_settings, learning_settings
+from ..settings import FITTED_AFTER_TRAINING, learning_settings, second_stage_settings
 
 COUNTED_ONCE = {"topk": [5, 10, 20], "metrics": ["Recall", "NDCG"], "use_gpu": True}
 """Settings that stood in the key although no result depends on them: their defaults stay in it, so that records and
@@ -37,7 +37,7 @@ def comparable_settings(config: Any) -> dict[str, Any]:
     An encoder that is a file or a folder on this disk has a fingerprint behind its name: of the content of a file of
     vectors, of the names and sizes of a model's files.
     """
-    settings = {**learning_settings(config), **candidate_settings(config)}
+    settings = {**learning_settings(config), **_as_first_recorded(config)}
     del settings["seed"]
     for key in ("text_encoder", "image_encoder"):
         name = settings.get(key)
@@ -46,6 +46,25 @@ def comparable_settings(config: Any) -> dict[str, Any]:
             content = {file.name: file if path.is_file() else [file.stat().st_size] for file in files}
             settings[key] = f"{name} ({storage.fingerprint(content)})"
     return settings
+
+
+def _as_first_recorded(config: Any) -> dict[str, Any]:
+    """Settings of the second stage under which records are found that know no `second_stage`.
+
+    Then BBQRec and its controls alone had one, the linear form; codes belonged to behaviour.
+    """
+    settings = second_stage_settings(config)
+    if "scoring" not in config.final_config_dict or settings.get("second_stage") == "gbdt":
+        return settings
+    if not settings:
+        sizes = {key: config[key] for key in FITTED_AFTER_TRAINING[2:]}
+        return {"candidate_similarity": [], **(dict.fromkeys(sizes, 0) if config["scoring"] == "generate" else sizes)}
+    signals = settings["candidate_similarity"]
+    if "behavior" in signals and ("codes" in signals or config["codes"] == "none"):
+        settings["candidate_similarity"] = signals = [name for name in signals if name != "codes"]
+    elif not {"behavior", "codes"}.isdisjoint(signals):
+        return settings
+    return {key: value for key, value in settings.items() if key != "second_stage"}
 
 
 def data_fingerprint(config: Any) -> str:

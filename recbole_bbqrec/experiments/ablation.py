@@ -88,13 +88,13 @@ def _as_many(full: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
 
 
 def _without(full: Mapping[str, Any], signal: str) -> list[str]:
-    """Candidate similarity without one of its signals."""
-    signals = {*modalities(full), "behavior"}
+    """Signals of the second stage without one of them."""
+    signals = {*modalities(full), "behavior", *(["codes"] if full["codes"] != "none" else [])}
     if signal not in signals:
         raise NotApplicableError(f"the items have no {signal}")
     left = [name for name in full["candidate_similarity"] or [] if name != signal]
     if not signals & set(left):
-        raise NotApplicableError("nothing is left of the candidate similarity, see the row candidate-similarity")
+        raise NotApplicableError("nothing is left of the second stage, see the row candidate-similarity")
     return left
 
 

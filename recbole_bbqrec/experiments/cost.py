@@ -24,14 +24,14 @@ from ..config import Config, refuse_unused
 from ..data.dataloader import split_loaders
 from ..errors import InputError
 from ..evaluation import report
-from ..model.candidates import build_candidates
+from ..second_stage import socket
 from ..serving.bundle import WEIGHTS, load_bundle, write_bundle
-from ..settings import MAY_BE_UNUSED, plain_settings
+from ..settings import MAY_BE_UNUSED, plain_settings, second_stage_settings
 from ..training import checkpoint
 from . import records, tables
 from .runner import QUIET, check_judged, given_and_files
 
-PLAIN = {"similarity_attention": "off", "use_code_embedding": False, "candidate_similarity": []}
+PLAIN = {"similarity_attention": "off", "use_code_embedding": False, "second_stage": "off"}
 """Settings without the additional code: what is left of it is what the scoring itself needs."""
 
 CODES = {"with": {}, "without": PLAIN}
@@ -94,10 +94,10 @@ def cost(
 
 
 def _model(config: Config, dataset: Any) -> Any:
-    """Build a model as a run does, candidate similarity included, without fitting anything."""
+    """Build a model as a run does, its second stage included, without fitting anything."""
     model = registry.build_model(config, dataset).to(config["device"])
-    candidates = build_candidates(config, dataset)
-    model.candidates = candidates.to(config["device"]) if candidates is not None else None
+    if second_stage_settings(config):
+        socket.attach(model, socket.build(config, dataset))
     return model.eval()
 
 

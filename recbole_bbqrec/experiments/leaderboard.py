@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from .. import schema
 from ..errors import InputError
 from ..evaluation.statistics import PairedValues, holm
 from ..settings import property_files
@@ -188,7 +189,7 @@ def _costs(found: Sequence[Row]) -> dict[str, float | None]:
     parts, nothing = pd.DataFrame(record["seconds"] for record in found).astype(float).mean(), 0.0
     costs = {
         "parameters": found[0].get("parameters"),
-        "train_seconds": parts["train"] + parts.get("candidates", nothing),
+        "train_seconds": parts["train"] + parts.get("second stage", nothing),
         "epoch_seconds": parts.get("epoch"),
         "evaluate_seconds": parts.get("evaluate"),
         "feature_seconds": parts.get("features", nothing) + parts.get("tokenizer", nothing),
@@ -208,13 +209,13 @@ def _total_seconds(rows: Sequence[Row], runs: Runs) -> float:
         for run in of_row:
             seconds, training = run.record["seconds"], tables.training_of(run) or run.path.name
             trainings[training] = max(trainings.get(training, 0.0), seconds["train"] + before)
-            fitted += seconds.get("candidates") or 0.0
+            fitted += seconds.get("second stage") or 0.0
     return fitted + sum(trainings.values())
 
 
 def _has_second_stage(settings: Row) -> bool:
-    """Whether weights are fitted on validation targets after training, which RecBole's own models do not get."""
-    return bool(settings.get("candidate_similarity")) and settings.get("scoring") != "generate"
+    """Whether something is fitted on validation targets after training; records may tell without `second_stage`."""
+    return schema.second_stage({"second_stage": "linear", **settings}) != "off"
 
 
 def _compared(row: str, reference: str, values: PairedValues) -> Row:

@@ -82,19 +82,19 @@ def read(path: Path) -> dict[str, Any]:
 def as_now(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record of any version in today's form; its key stays the same.
 
-    Earlier ones have `COUNTED_ONCE` among their settings, and what a cache had spared stands there as no seconds, or as
-    those that reading it took: it is unknown.
+    Earlier ones have `COUNTED_ONCE` among their settings and call the seconds of a second stage `candidates`; what a
+    cache had spared stands there as no seconds, or as those that reading it took: it is unknown.
     """
     given = record["settings"]
     settings = {key: value for key, value in given.items() if key not in COUNTED_ONCE or value != COUNTED_ONCE[key]}
-    seconds = dict(record["seconds"])
+    seconds = {"second stage" if name == "candidates" else name: taken for name, taken in record["seconds"].items()}
     if "peak_memory_is_bound" not in record:
         compares = settings.get("attach_semantic_ids") or settings.get("similarity_attention", "off") != "off"
         has_features = modalities(settings) and (settings.get("attach_item_features") or compares)
         spared = {
             "features": has_features and not seconds.get("features"),
             "tokenizer": 0 < seconds.get("tokenizer", 0.0) < READING,
-            "candidates": settings.get("candidate_similarity") and not seconds.get("candidates"),
+            "second stage": settings.get("candidate_similarity") and not seconds.get("second stage"),
         }
         seconds |= {name: None for name in seconds if spared.get(name)}
     return {**record, "settings": settings, "seconds": seconds}

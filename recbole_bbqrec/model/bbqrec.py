@@ -17,14 +17,13 @@ from torch.nn import functional
 
 from ..errors import InputError
 from .attention import LayerSettings, TransformerLayer, causal_mask, initialise
-from .candidates import CandidateSimilarity
 from .catalogue import SemanticIds
 from .cpu_speed import Dropout, sampled_cross_entropy
 from .decoding import Pairs
 from .generator import CodeDecoder
 from .item_table import ItemTable
 from .padding import trim
-from .protocol import RankingModel
+from .protocol import FirstStage, RankingModel
 from .similarity import SimilarityAttention
 
 
@@ -40,8 +39,7 @@ class BBQRec(RankingModel):
 
     Where the paper's parts are: `SimilarityAttention` and `TransformerLayer` hold the similarity-enhanced attention;
     the behaviour-bound codes and vectors come from the item tokenizer with the data set; `CodeDecoder` decodes IDs.
-    `ItemTable` turns codes, features and IDs into item representations. The trainer fits `candidates`, a
-    `CandidateSimilarity`, once everything else is; weights that are loaded bring it along.
+    `ItemTable` turns codes, features and IDs into item representations.
 
     Parameters
     ----------
@@ -77,7 +75,6 @@ class BBQRec(RankingModel):
             self.decoder = CodeDecoder(ids, config["n_decoder_layers"], layer).apply(initialise)
         sizes = n_layers, layer.n_heads, self.max_seq_length
         self.similarity = SimilarityAttention.from_dataset(config, dataset, *sizes)
-        self.candidates: CandidateSimilarity | None = None
 
     def _projection(self, config: Any) -> Callable[[int, int], nn.Module]:
         """What makes projections of features into item representations, from the two widths."""
@@ -151,43 +148,28 @@ class BBQRec(RankingModel):
         rows = self.item_table(items)
         return Shared(rows, None if self.decoder is not None else self._key(items, rows))
 
-    def score(
+    def first_stage(
         self,
         histories: Tensor,
         candidates: Tensor | None = None,
         excluded: Pairs | None = None,
         shared: Shared | None = None,
-    ) -> Tensor:
-        """As `Ranker.score`: what the encoder says, and candidate similarity where it has been fitted."""
-        scores = self.encoder_score(histories, excluded, shared, candidates)
-        if self.candidates is not None:
-            scores = self.candidates(scores, histories)
-        return scores if candidates is None else scores[:, candidates]
-
-    def encoder_score(
-        self,
-        histories: Tensor,
-        excluded: Pairs | None = None,
-        shared: Shared | None = None,
-        candidates: Tensor | None = None,
-    ) -> Tensor:
-        """Scores [B, N] without candidate similarity, of `candidates` alone where IDs are decoded; else as `score`."""
+    ) -> FirstStage:
+        """As `RankingModel.first_stage`; where IDs are decoded, scores of `candidates` alone."""
         rows, keys = self.shared() if shared is None else shared
         lengths = (histories != 0).sum(1)
         trimmed = trim(histories, lengths)
         hidden = self.forward(trimmed, functional.embedding(trimmed, rows))  # [B, T, H]
         if self.decoder is not None:
-            return self.decoder.score(hidden, trimmed != 0, self.beam_size, excluded, candidates)
+            return FirstStage(self.decoder.score(hidden, trimmed != 0, self.beam_size, excluded, candidates))
         last = hidden[torch.arange(len(histories), device=histories.device), lengths - 1]  # [B, H]
-        return self._query(last) @ cast(Tensor, keys).T
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        """Make room for the candidate similarity of the weights, whose size they alone know; or have none."""
-        within = f"{prefix}candidates."
-        state = {name.removeprefix(within): value for name, value in state_dict.items() if name.startswith(within)}
-        device = self.position_embedding.weight.device
-        self.candidates = CandidateSimilarity.from_state(state).to(device) if state else None
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        keys = cast(Tensor, keys)
+        scores = self._query(last) @ keys.T
+        if self.code_heads is None:
+            return FirstStage(scores)
+        states = self.code_heads.states(last)  # [B, H + 2]
+        code_keys = keys[:, -states.shape[1] :]  # see `_key`
+        return FirstStage(scores, lambda items: torch.einsum("bh,bch->bc", states, code_keys[items]))
 
     def _all_items(self) -> Tensor:
         return torch.arange(self.n_items, device=self.position_embedding.weight.device)

@@ -7,12 +7,14 @@ Shapes: B histories, T items of the longest, N items (row 0 = padding).
 """
 
 import threading
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
+from torch import nn
 
 from ..errors import InputError
 from .decoding import Pairs
@@ -56,10 +58,52 @@ class Ranker(Protocol):
         ...
 
 
+class FirstStage(NamedTuple):
+    """What a model itself says of the next items, for a second stage to go on from."""
+
+    scores: torch.Tensor
+    """[B, N]."""
+    id_log_p: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """Log-probability [B, C] of the semantic IDs of items [B, C]; none where the model has no code heads."""
+
+
 class RankingModel(SequentialRecommender, Ranker):
-    """A sequential model of this project: RecBole's calls are made from `score`."""
+    """A sequential model of this project: a model gives its `first_stage`, and RecBole's calls are made from `score`.
+
+    `second_stage`, where there is one, makes scores [B, N] of a `FirstStage` and histories [B, T]; see
+    `second_stage.socket`.
+    """
 
     input_type = InputType.POINTWISE
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.second_stage: nn.Module | None = None
+
+    def first_stage(
+        self,
+        histories: torch.Tensor,
+        candidates: torch.Tensor | None = None,
+        excluded: Pairs | None = None,
+        shared: Any = None,
+    ) -> FirstStage:
+        """What the model itself says after histories; all N items, though only `candidates` need their exact score.
+
+        Parameters are those of `Ranker.score`.
+        """
+        raise NotImplementedError
+
+    def score(
+        self,
+        histories: torch.Tensor,
+        candidates: torch.Tensor | None = None,
+        excluded: Pairs | None = None,
+        shared: Any = None,
+    ) -> torch.Tensor:
+        """As `Ranker.score`."""
+        first = self.first_stage(histories, candidates, excluded, shared)
+        scores = first.scores if self.second_stage is None else self.second_stage(first, histories)
+        return scores if candidates is None else scores[:, candidates]
 
     def full_sort_predict(self, interaction: Any) -> torch.Tensor:
         """Scores [B, N] of all items, as RecBole asks for them."""

@@ -20,7 +20,7 @@ from .cpu_speed import Dropout
 from .decoding import Pairs
 from .generator import CodeDecoder
 from .padding import trim
-from .protocol import RankingModel
+from .protocol import FirstStage, RankingModel
 
 
 class TIGER(RankingModel):
@@ -98,14 +98,13 @@ class TIGER(RankingModel):
         visible, wanted = self._real(histories).unsqueeze(1), targets[row, last].unsqueeze(1)
         return self.decoder.loss(self.forward(histories), visible, wanted)
 
-    def score(
+    def first_stage(
         self, histories: Tensor, candidates: Tensor | None = None, excluded: Pairs | None = None, shared: Any = None
-    ) -> Tensor:
-        """As `Ranker.score`: log-probabilities."""
+    ) -> FirstStage:
+        """As `RankingModel.first_stage`: log-probabilities, of `candidates` alone where there are any."""
         trimmed = trim(histories, (histories != 0).sum(1))
         states, real = self.forward(trimmed), self._real(trimmed)
-        scores = self.decoder.score(states, real, self.beam_size, excluded, candidates)
-        return scores if candidates is None else scores[:, candidates]
+        return FirstStage(self.decoder.score(states, real, self.beam_size, excluded, candidates))
 
 
 def counted(codes: Tensor, tokens: Sequence[str], codebook_size: int) -> Tensor:

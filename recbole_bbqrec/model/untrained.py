@@ -19,9 +19,9 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from .candidates import pair_counts
+from .counts import pair_counts
 from .decoding import Pairs
-from .protocol import RankingModel
+from .protocol import FirstStage, RankingModel
 
 Point = Mapping[str, float]  # one value for every key of a grid
 
@@ -53,12 +53,11 @@ class Pop(RankingModel):
         for _ in points:
             yield self.counts.float().repeat(len(histories), 1)
 
-    def score(
+    def first_stage(
         self, histories: Tensor, candidates: Tensor | None = None, excluded: Pairs | None = None, shared: Any = None
-    ) -> Tensor:
-        """As `Ranker.score`, with the chosen values."""
-        scores = next(self.scores_at(histories, [self.chosen]))
-        return scores if candidates is None else scores[:, candidates]
+    ) -> FirstStage:
+        """As `RankingModel.first_stage`, with the chosen values."""
+        return FirstStage(next(self.scores_at(histories, [self.chosen])))
 
 
 GRID = HOPS, LAST, HOP_DECAY, POSITION_DECAY, COSINE = (

@@ -10,12 +10,14 @@ from torch import nn
 
 from .. import storage
 from ..errors import InputError
-from ..settings import candidate_settings, learning_settings, trained_as
+from ..second_stage import socket
+from ..settings import learning_settings, second_stage_settings, trained_as
 
 WEIGHTS, TRAINING = "weights", "training"
 WEIGHTS_FILE, LAST_FILE = "weights.safetensors", "last.safetensors"
 """In the folder of a training: the best weights by validation, and the state after the last epoch."""
 _MODEL, _OPTIMIZER = "model.", "optimizer."
+_STAGE = "second_stage"  # in the header of weights: the form of the second stage among them
 
 
 class RunFolder(NamedTuple):
@@ -33,10 +35,10 @@ class RunFolder(NamedTuple):
     @classmethod
     def of(cls, config: Any, parts: list[Any], classes: list[type]) -> "RunFolder":
         """Name the folders of a run over data sets; the source of its `classes` (trainer, model) counts as well."""
-        afterwards, name = candidate_settings(config), trained_as(config["model"])
+        afterwards, name = second_stage_settings(config), trained_as(config["model"])
         package = __name__.partition(".")[0]
         modules = {base.__module__ for each in classes for base in each.__mro__} | {f"{package}.model.stock_attention"}
-        learned_from = {key: value for key, value in learning_settings(config).items() if key not in afterwards}
+        learned_from = learning_settings(config)
         n_epochs = learned_from.pop("epochs")
         of_all_lengths = storage.fingerprint(
             {**learned_from, "model": name},
@@ -56,7 +58,7 @@ class RunFolder(NamedTuple):
         # A cap below `eval_step` brings an evaluation at its end that a longer training does not have.
         fewer = range(n_epochs - 1, min(learned_from["eval_step"], n_epochs) - 1, -1) if there else ()
         shorter = [root / found for found in (f"{name}-{rest(epochs)}" for epochs in fewer) if found in there]
-        fitted = f"-{storage.fingerprint(afterwards)[:8]}" if afterwards.get("candidate_similarity") else ""
+        fitted = f"-{storage.fingerprint(afterwards)[:8]}" if afterwards else ""
         return cls(root / f"{config['model']}-{rest(n_epochs)}{fitted}", root / f"{name}-{rest(n_epochs)}", shorter)
 
 
@@ -76,16 +78,21 @@ def _content(dataset: Any) -> Iterator[Any]:
 
 
 def save_weights(path: Path, model: nn.Module, header: dict[str, Any]) -> None:
-    """Write the model's weights with `header` (plain data)."""
-    storage.save(path, WEIGHTS, model.state_dict(prefix=_MODEL), header)
+    """Write the model's weights, those of its second stage included, with `header` (plain data)."""
+    storage.save(path, WEIGHTS, model.state_dict(prefix=_MODEL), {**header, _STAGE: socket.kind_of(model)})
 
 
 def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
-    """Read weights into `model` and return the header; those of other settings are an `InputError`."""
+    """Read weights into `model`, with the second stage they hold or none, and return the header.
+
+    Weights of other settings are an `InputError`.
+    """
     if (apart := path.with_name("candidates.safetensors")).is_file():
         raise InputError(f"{apart}: of an earlier version, which kept a part of the weights there; train again")
     tensors, header = storage.load(path, WEIGHTS)
-    _restore(path, "weights", model.load_state_dict, _of_prefix(_MODEL, tensors))
+    state = _of_prefix(_MODEL, tensors)
+    socket.attach_from_state(model, state, header.get(_STAGE))
+    _restore(path, "weights", model.load_state_dict, state)
     return header
 
 
@@ -100,8 +107,9 @@ def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 
 
 def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Read what `save_training` wrote into `model` and `optimizer`; as `load_weights`."""
+    """Read what `save_training` wrote into `model`, which trains without a second stage, and `optimizer`."""
     tensors, header = storage.load(path, TRAINING)
+    socket.attach(model, None)
     _restore(path, "weights", model.load_state_dict, _of_prefix(_MODEL, tensors))
     state: dict[int, dict[str, Any]] = {}
     for name, value in {**header["scalars"], **_of_prefix(_OPTIMIZER, tensors)}.items():

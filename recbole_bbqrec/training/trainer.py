@@ -7,13 +7,12 @@ import statistics
 import time
 import warnings
 from collections import OrderedDict
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from recbole.trainer import Trainer
 from recbole.utils import set_color
 from scipy.sparse import csr_array
 from tqdm import tqdm
@@ -22,54 +21,20 @@ from ..data.sequences import seen_before
 from ..errors import InputError
 from ..evaluation.configuration import judged_parts
 from ..evaluation.ranking import Ranks, rank_targets, tie_order
-from ..model.candidates import CandidateSimilarity
 from ..model.padding import LENGTH_INDEPENDENT, group_by_length
 from ..model.protocol import Pairs, ranker_of
-from ..settings import plain_settings
+from ..second_stage import socket
 from ..tokenizer import memory
 from ..tokenizer.memory import PeakMemory
 from . import checkpoint
+from .afterwards import Decided, SecondStageFit, TrainingState
 from .checkpoint import LAST_FILE, WEIGHTS_FILE, RunFolder
 
 RESUMED = ("cur_step", "best_valid_score", "best_valid_result")
 """What RecBole's trainer knows of the validation so far; kept with our own state."""
 
 
-@dataclass
-class TrainingState:
-    """How far training is; kept with the weights of the last epoch.
-
-    Epochs count from 0; none is the best before the first evaluation, and without validation the last one is.
-    `peak_memory_mib` is the largest of all processes that have worked on it. `chosen` are the settings that validation
-    has chosen, where a model counts instead of training.
-    """
-
-    best_epoch: int | None = None
-    epochs_done: int = 0
-    epoch_seconds: list[float] = field(default_factory=list)
-    evaluate_seconds: list[float] = field(default_factory=list)
-    chosen: dict[str, float] = field(default_factory=dict)
-    peak_memory_mib: float | None = None
-
-
-class Decided(NamedTuple):
-    """What validation has decided in a finished run, for a training without validation on all interactions.
-
-    Attributes
-    ----------
-    epochs : number of epochs up to the best one; 0 of a model that counts instead.
-    hit_cap : as `ProtocolTrainer.hit_cap`.
-    chosen : settings of a model that counts.
-    candidates : candidate similarity with its weights, none where nothing is fitted after training.
-    """
-
-    epochs: int
-    hit_cap: bool
-    chosen: dict[str, float]
-    candidates: CandidateSimilarity | None
-
-
-class ProtocolTrainer(Trainer):
+class ProtocolTrainer(SecondStageFit):
     """RecBole's trainer with the protocol of this project; works over any RecBole trainer as a mixin.
 
     A run keeps its files in one folder, see `RunFolder`: the best weights by masked validation score, and the state
@@ -82,10 +47,6 @@ class ProtocolTrainer(Trainer):
     decided : set before `fit` where another run has decided what validation decides.
     """
 
-    folder: RunFolder
-    decided: Decided | None = None
-    _train_dataset: Any = None
-    _validates = True
     _keeps_last = False
 
     def __init__(self, config: Any, model: Any) -> None:
@@ -166,6 +127,7 @@ class ProtocolTrainer(Trainer):
             valid_data = None
         self._validates = valid_data is not None and self.eval_step > 0
         self._train_dataset = train_data._dataset
+        socket.attach(self.model, None)
         parts = [data._dataset for data in (train_data, valid_data) if data is not None]
         self.folder = RunFolder.of(self.config, parts, [type(self), type(self.model)])
         self.saved_model_file = str(self.folder.training / WEIGHTS_FILE)
@@ -212,9 +174,7 @@ class ProtocolTrainer(Trainer):
 
     def _save_checkpoint(self, epoch: int | None, verbose: bool = True, **kwargs: Any) -> None:
         path = Path(kwargs.get("saved_model_file", self.saved_model_file))
-        header = {"model": self.config["model"], "epoch": epoch, "settings": plain_settings(self.config)}
-        header |= kwargs.get("header", {})
-        checkpoint.save_weights(path, self.model, header)
+        checkpoint.save_weights(path, self.model, self._header(epoch))
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {path}")
 
@@ -222,16 +182,6 @@ class ProtocolTrainer(Trainer):
         self.state.peak_memory_mib = self._memory.mib
         header = {"epoch": epoch, "state": asdict(self.state), **{name: getattr(self, name) for name in RESUMED}}
         checkpoint.save_training(self.folder.training / LAST_FILE, self.model, self.optimizer, header)
-
-    def load_best(self, model_file: Any = None) -> None:
-        """Put the best weights by validation into the model."""
-        path = Path(model_file or self.saved_model_file)
-        checkpoint.load_weights(path, self.model)
-        self.logger.info(f"Loading model structure and parameters from {path}")
-
-    def finish(self, valid_data: Any, show_progress: bool = False) -> None:
-        """Bring the best weights into the model, and fit on validation what is fitted after training, once a folder."""
-        self.load_best()
 
     @property
     def hit_cap(self) -> bool:
@@ -243,7 +193,7 @@ class ProtocolTrainer(Trainer):
     def decide(self) -> Decided:
         """What a training on all interactions takes over from this finished run."""
         epochs = 0 if self.state.best_epoch is None else self.state.best_epoch + 1
-        return Decided(epochs, self.hit_cap, self.state.chosen, getattr(self.model, "candidates", None))
+        return Decided(epochs, self.hit_cap, self.state.chosen, self.model.second_stage)
 
     def evaluate(
         self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
@@ -305,7 +255,11 @@ class ProtocolTrainer(Trainer):
         return index, items
 
     def timings(self) -> dict[str, float]:
-        """Seconds of `train` (all epochs with their validation), of a median `epoch` and of a median `evaluate`."""
+        """Seconds of `train` (all epochs with their validation), of a median `epoch` and of a median `evaluate`.
+
+        Where a `second stage` was made and fitted, now or before, its seconds too.
+        """
         seconds = {"epoch": self.state.epoch_seconds, "evaluate": self.state.evaluate_seconds}
         medians = {name: statistics.median(values) if values else 0.0 for name, values in seconds.items()}
-        return {"train": sum(map(sum, seconds.values())), **medians}
+        afterwards = {} if self._stage_seconds is None else {"second stage": self._stage_seconds}
+        return {"train": sum(map(sum, seconds.values())), **medians, **afterwards}

@@ -83,6 +83,12 @@ class UntrainedTrainer(ProtocolTrainer):
             self._ranked = eval_data, earlier, super().rank(eval_data, earlier, show_progress)
         return self._ranked[2]
 
+    def finish(self, valid_data: Any, show_progress: bool = False) -> None:
+        """As `ProtocolTrainer.finish`; rankings from before a second stage are forgotten."""
+        super().finish(valid_data, show_progress)
+        if self.model.second_stage is not None:
+            self._ranked = None
+
     def timings(self) -> dict[str, float]:
         """As `ProtocolTrainer.timings`; `train` is counting and choosing."""
         return {**super().timings(), "train": self._fit_seconds}

@@ -9,8 +9,8 @@ from recbole_bbqrec.data.dataloader import WindowDataLoader, split_loaders
 from recbole_bbqrec.data.dataset import SEMANTIC_ID
 from recbole_bbqrec.data.sequences import seen_before, training_sequences
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.model.candidates import build_candidates
 from recbole_bbqrec.preparation.vectors import write_vectors
+from recbole_bbqrec.second_stage.linear import build_linear
 
 
 def built(folder, model="BBQRec", **changes):
@@ -273,7 +273,7 @@ def _learned(made):
     tokens = dataset.catalogue.tokens
     order = torch.tensor(sorted(range(len(tokens)), key=lambda index: (index > 0, tokens[index])))
     model = registry.get_model("BBQRec")(config, train._dataset)
-    candidates = build_candidates(config, train._dataset)
+    candidates = build_linear(config, train._dataset)
     assert candidates is not None
     lists = {f"{name} neighbours": _by_token(signal, order) for name, signal in candidates.signals.items()}
     return {

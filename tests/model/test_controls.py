@@ -43,7 +43,7 @@ def test_each_control_is_made_of_what_its_name_says(run, name):
     assert (model.code_heads is not None) == (codes and name != "BBQRecGenerate")
     assert (model.decoder is not None) == (name == "BBQRecGenerate")
     assert (model.similarity is not None) == attention
-    assert (None if model.candidates is None else set(model.candidates.signals)) == signals
+    assert (None if model.second_stage is None else set(model.second_stage.signals)) == signals
     assert record["seconds"]["tokenizer"] > 0 or not codes
     items = recbole_bbqrec.load_bundle(record["run_dir"]).recommend([["i01", "i02"]], k=4)[0].items
     assert len(items) == 4 and not {"i01", "i02"} & set(items)
@@ -84,7 +84,7 @@ def test_one_weight_for_seen_items_serves_the_unmasked_column_alone(run):
     ndcg = [record["metrics"]["test"]["unmasked"]["ndcg@10"] for record in (plain, seen)]
     assert ndcg[1] > ndcg[0]
     _, model, *_ = quick_start.load_data_and_model(seen["run_dir"])
-    assert model.candidates.n_weights == 1 and (model.candidates.weights[:, 1] < 0).all()
+    assert model.second_stage.n_weights == 1 and (model.second_stage.weights[:, 1] < 0).all()
 
 
 def test_the_names_are_trained_by_the_trainers_they_need():

@@ -7,7 +7,7 @@ from conftest import settings, write_dataset
 
 import recbole_bbqrec
 from recbole_bbqrec import quick_start, registry, storage
-from recbole_bbqrec.model.candidates import HALVES, half_of
+from recbole_bbqrec.second_stage.linear import HALVES
 from recbole_bbqrec.training.checkpoint import LAST_FILE, TRAINING, WEIGHTS, WEIGHTS_FILE
 
 
@@ -28,7 +28,7 @@ def test_candidate_settings_share_one_training(given, run):
     training = folder.with_name(folder.name.rpartition("-")[0])
     before = (training / "last.safetensors").stat().st_mtime_ns
     other = quick_start.run(config_dict=given(candidate_similarity=["text"]))
-    without = quick_start.run(config_dict=given(candidate_similarity=[]))
+    without = quick_start.run(config_dict=given(second_stage="off"))
     assert Path(without["run_dir"]) == training and Path(other["run_dir"]).parent == folder.parent
     assert len({run[0]["run_dir"], other["run_dir"], without["run_dir"]}) == 3
     assert (training / "last.safetensors").stat().st_mtime_ns == before
@@ -42,13 +42,13 @@ def test_a_finished_fit_is_read_and_an_unfinished_one_is_made_again(given, run):
     before = path.stat().st_mtime_ns
     again = quick_start.run(config_dict=given())
     assert again["metrics"]["valid"] == run[0]["metrics"]["valid"]
-    assert again["seconds"]["candidates"] == run[0]["seconds"]["candidates"] == header["candidate_seconds"] > 0
+    assert again["seconds"]["second stage"] == run[0]["seconds"]["second stage"] == header["second_stage_seconds"] > 0
     assert path.stat().st_mtime_ns == before
     path.unlink()  # as a kill during the fit leaves it
     assert quick_start.run(config_dict=given())["metrics"]["valid"] == run[0]["metrics"]["valid"]
     found = storage.load(path, WEIGHTS)[0]
     assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
-    assert any(name.startswith("model.candidates.") for name in weights)
+    assert any(name.startswith("model.second_stage.") for name in weights)
 
 
 def test_what_was_fitted_for_another_encoder_is_fitted_again(given, run):
@@ -64,7 +64,7 @@ def test_training_learns_and_keeps_the_encoder_alone(given, run):
     folder = Path(run[0]["run_dir"])
     training = folder.with_name(folder.name.rpartition("-")[0])
     for file, kind in ((WEIGHTS_FILE, WEIGHTS), (LAST_FILE, TRAINING)):
-        assert not any("candidates" in name for name in storage.load(training / file, kind)[0])
+        assert not any("second_stage" in name for name in storage.load(training / file, kind)[0])
     without = quick_start.run(config_dict=given(candidate_similarity=[]))
     assert run[0]["parameters"] == without["parameters"]
 
@@ -92,10 +92,10 @@ def test_validation_is_judged_by_halves_and_test_by_the_mean(given, run):
     """With the weights of one half spoilt, exactly the validation ranks of that half may change, and no test rank."""
     record, ranks = run
     config, model, _, train, valid, test = quick_start.load_data_and_model(record["run_dir"])
-    candidates, trainer = model.candidates, registry.get_trainer(config)(config, model)
+    candidates, trainer = model.second_stage, registry.get_trainer(config)(config, model)
     histories, later = (data._dataset.inter_feat[model.ITEM_SEQ] for data in (valid, test))
-    half = half_of(candidates.hashes(histories)).numpy()
-    assert 0 < half.mean() < 1 and np.array_equal(candidates.halves(histories).numpy(), half)
+    half = candidates.halves(histories).numpy()
+    assert 0 < half.mean() < 1 and set(half) == {0, 1}
     assert (candidates.halves(later) == HALVES).all()
     candidates.weights[0, 1:] = torch.linspace(-50, 50, candidates.n_weights)
     again = trainer.rank(valid, [train._dataset]), trainer.rank(test, [train._dataset, valid._dataset])
@@ -112,10 +112,10 @@ def test_generate_ranks_what_its_beam_finds(given):
         assert np.array_equal(getattr(wide[1]["valid"], column), getattr(exact[1]["valid"], column))
     found = few[1]["valid"].masked <= 5
     assert 0 < found.mean() < 1 and (few[1]["valid"].masked[~found] > 5).all()
-    assert quick_start.load_data_and_model(wide[0]["run_dir"])[1].candidates is None
+    assert quick_start.load_data_and_model(wide[0]["run_dir"])[1].second_stage is None
 
 
-def test_a_signal_that_the_items_lack_leaves_a_run_without_candidate_similarity(given):
+def test_a_signal_that_the_items_lack_leaves_a_run_without_a_second_stage(given):
     record = quick_start.run(config_dict=given(candidate_similarity=["image"]))
     without = quick_start.run(config_dict=given(candidate_similarity=[]))
     assert record["metrics"] == without["metrics"]

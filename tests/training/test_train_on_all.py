@@ -11,7 +11,7 @@ import recbole_bbqrec
 from recbole_bbqrec import cli, quick_start, storage
 from recbole_bbqrec.data import dataset
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.model.candidates import HALVES, CandidateSimilarity, Signal
+from recbole_bbqrec.second_stage.linear import HALVES, CandidateSimilarity, Signal
 from recbole_bbqrec.training import trainer
 from recbole_bbqrec.training.checkpoint import WEIGHTS, WEIGHTS_FILE
 
@@ -121,8 +121,8 @@ def test_a_kill_in_either_stage_changes_nothing(tiny, tmp_path, monkeypatch, spi
 def test_the_candidates_keep_the_mean_of_the_weights_over_neighbours_of_everything(tiny, tmp_path):
     given = settings(tiny, checkpoint_dir=str(tmp_path / "saved"))
     ordinary, record = (quick_start.run(config_dict={**given, **more}) for more in ({}, {"train_on": "all"}))
-    (before, after) = (quick_start.load_data_and_model(of["run_dir"])[1].candidates for of in (ordinary, record))
-    assert not len(after.fitted) and len(before.fitted) > 0
+    (before, after) = (quick_start.load_data_and_model(of["run_dir"])[1].second_stage for of in (ordinary, record))
+    assert not len(after.halves.fitted) and len(before.halves.fitted) > 0
     assert torch.equal(after.weights[0], after.weights[HALVES])
     assert torch.equal(after.weights[0, :2], before.weights[HALVES, :2]) and after.weights[0, 2:].any()
     assert not torch.equal(after.signals["transition"].items, before.signals["transition"].items)
@@ -140,7 +140,7 @@ def test_weights_go_to_buckets_of_the_same_number():
     fitted.weights[HALVES] = torch.arange(12.0)  # scale 0, seen 1, then the buckets by signal and position
     new.take_over(fitted)
     first, second = [2, 3, 5, 6], [8, 9, 9, 10, 11, 11]
-    assert new.weights.tolist() == [[0, 1, *first, *second, 0, 0]] * 3 and not len(new.fitted)
+    assert new.weights.tolist() == [[0, 1, *first, *second, 0, 0]] * 3 and not len(new.halves.fitted)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from recbole_bbqrec.model.candidates import cooccurrence, nearest, transitions, walk
+from recbole_bbqrec.second_stage.neighbours import cooccurrence, nearest, transitions, walk
 
 OFFSETS, ITEMS = np.array([0, 4, 6, 6]), np.array([1, 2, 3, 2, 1, 2])
 

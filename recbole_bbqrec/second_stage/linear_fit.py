@@ -1,9 +1,9 @@
 """Fitting the weights of candidate similarity: a convex problem of some hundred weights, solved to its optimum.
 
-A few hundred users say little about hundreds of weights, so what a fit adds to the encoder is shrunk by a share between
+A few hundred users say little about hundreds of weights, so what a fit adds to the model is shrunk by a share between
 0 and 1, the likeliest one for users that the weights were not fitted on. Those who choose it for a half's weights are
 among the users that give them: each half is split once more, and what one part gives is tried on the other. Where
-nothing is to be gained the share is 0, which leaves the encoder's scores as they are.
+nothing is to be gained the share is 0, which leaves the model's scores as they are.
 
 Shapes: R histories, N items, F weights, n pairs of a history and a candidate.
 """
@@ -17,12 +17,14 @@ import scipy.sparse
 import torch
 from tqdm import tqdm
 
-from ..model.candidates import HALVES, CandidateSimilarity, half_of
+from ..model.protocol import FirstStage
+from .hashing import fold_of
+from .linear import HALVES, CandidateSimilarity
 
 MAX_USERS = 20_000
 """Histories fitted on per half: with 5,000 the weights of rare buckets follow single users."""
 BEST, SAMPLED = 100, 128
-"""Candidates of a history beside those that receive a weight: the best of the encoder, and random ones."""
+"""Candidates of a history beside those that receive a weight: the best of the model, and random ones."""
 RIDGE = 10.0
 """Penalty on the squared weights, beside a sum over histories."""
 ITERATIONS = 60
@@ -35,7 +37,7 @@ class _Problem(NamedTuple):
     Attributes
     ----------
     table : [n, F] which weights a candidate receives, and how often.
-    scores, offset : [n] the encoder's score, and the log of how many candidates a random one stands for.
+    scores, offset : [n] the model's score, and the log of how many candidates a random one stands for.
     history : [n] whose candidate it is.
     first, target : [R] where each history's candidates begin, and where its target stands.
     """
@@ -60,9 +62,9 @@ class _Problem(NamedTuple):
         return value, np.r_[slope @ self.scores, self.table.T @ slope].astype(np.float64)
 
 
-def fit_candidates(
+def fit_linear(
     candidates: CandidateSimilarity,
-    score: Callable[[torch.Tensor], torch.Tensor],
+    first: Callable[[torch.Tensor], FirstStage],
     histories: torch.Tensor,
     targets: torch.Tensor,
     seed: int,
@@ -71,22 +73,23 @@ def fit_candidates(
     """Fit `candidates` in place: cross-entropy of the targets over all items, for each half of the histories.
 
     Candidates without a weight are too many to look at; random ones stand for them (importance sampling), the best of
-    them by the encoder for themselves.
+    them by the model for themselves.
 
-    `score` gives the encoder's scores [B, N] of histories [B, T]. Of R users in validation there are the histories
+    `first` gives what the model says after histories [B, T]. Of R users in validation there are the histories
     [R, T] (0 pads on the right) and the next items [R]. Returned is, for each half, the share that is left of what the
     other half gave; 0 where that is nobody.
     """
     generator = np.random.default_rng(seed)
-    hashes = candidates.hashes(histories)
-    halves, parts = (half_of(bits).cpu().numpy() for bits in (hashes, hashes << 1))
+    hashes = candidates.halves.hashes(histories)
+    halves, parts = (fold_of(bits, HALVES).cpu().numpy() for bits in (hashes, hashes << 1))
     rows = [generator.permutation(np.flatnonzero(halves != half))[:MAX_USERS] for half in range(HALVES)]
     bar = tqdm(desc="Candidates", total=sum(map(len, rows)), ncols=100, disable=not progress, leave=False)
 
     def problems(chosen: np.ndarray) -> list[_Problem]:
         found = []
         for chunk in (chosen[begin : begin + ROWS] for begin in range(0, len(chosen), ROWS)):
-            found.append(_problem(candidates, score, histories[chunk], targets[chunk], generator))
+            scores = first(histories[chunk]).scores
+            found.append(_problem(candidates, scores, histories[chunk], targets[chunk], generator))
             bar.update(len(chunk))
         return found
 
@@ -101,19 +104,37 @@ def fit_candidates(
             weights.append(nothing + shares[-1] * (_solve([*one, *other], nothing) - nothing))
     found = torch.from_numpy(np.stack([*weights, np.mean(weights, axis=0)]))
     candidates.weights = found.to(candidates.weights)
-    candidates.fitted = hashes[torch.from_numpy(np.concatenate(rows))].unique()
+    candidates.halves.fitted = hashes[torch.from_numpy(np.concatenate(rows))].unique()
     return shares
+
+
+def fit_and_tell(
+    candidates: CandidateSimilarity,
+    first: Callable[[torch.Tensor], FirstStage],
+    histories: torch.Tensor,
+    targets: torch.Tensor,
+    seed: int,
+    progress: bool = False,
+) -> tuple[str, bool]:
+    """As `fit_linear`, for `socket.FORMS`: what has come of it, and that it is kept."""
+    shares = fit_linear(candidates, first, histories, targets, seed, progress)
+    kept = ", ".join(f"{share:.2f}" for share in shares)
+    signals = ", ".join(candidates.signals) or "none"
+    return (
+        f"candidate similarity: {candidates.n_weights} weights, signals {signals}; of what they add {kept} is kept for "
+        "the two halves of the histories"
+    ), True
 
 
 def _problem(
     candidates: CandidateSimilarity,
-    score: Callable[[torch.Tensor], torch.Tensor],
+    scores: torch.Tensor,
     histories: torch.Tensor,
     targets: torch.Tensor,
     generator: np.random.Generator,
 ) -> _Problem:
-    """Choose the candidates of R histories."""
-    scores = score(histories).float().cpu()
+    """Choose the candidates of R histories, whose `scores` [R, N] the model has given."""
+    scores = scores.float().cpu()
     n_rows, n_items = scores.shape
     scores[:, 0] = -torch.inf
     rows, items, weights = (part.cpu().numpy() for part in candidates.entries(histories))
@@ -149,7 +170,7 @@ def _solve(problems: Sequence[_Problem], start: np.ndarray) -> np.ndarray:
         )
         return sum(values), np.sum(slopes, axis=0)
 
-    bounds = [(0.0, None), *[(None, None)] * (len(start) - 1)]  # a poor encoder must not be turned upside down
+    bounds = [(0.0, None), *[(None, None)] * (len(start) - 1)]  # a poor model must not be turned upside down
     options = {"maxiter": ITERATIONS}
     return scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
 

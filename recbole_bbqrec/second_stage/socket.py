@@ -1,0 +1,128 @@
+"""How a model gets its second stage: built, fitted, attached, and found again in the tensors of its weights.
+
+A form of second stage is a row of `FORMS`. Nothing else knows which forms there are.
+
+Shapes: B histories, T items of the longest, N items (row 0 = padding), R histories of validation.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping
+from types import MethodType
+from typing import Any, NamedTuple, Protocol, cast
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+from ..model.protocol import FirstStage, NeedsDataError, RankingModel, RecBoleRanker
+from .linear import CandidateSimilarity, build_linear
+from .linear_fit import fit_and_tell
+
+PREFIX = "second_stage."
+"""Begins the names of a second stage's tensors in the state of its model."""
+
+
+class SecondStage(Protocol):
+    """What is asked of the module of a form besides `forward(first, histories)`, which gives scores [B, N].
+
+    It has buffers and no parameters: nothing trains it, and its state says all.
+    """
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, torch.Tensor]) -> Any:
+        """Return one of the size of a `state_dict`, ready to load it."""
+        ...
+
+    def take_over(self, fitted: Any) -> None:
+        """Take over what has been fitted over other training sequences; no history counts as fitted on."""
+        ...
+
+
+class Form(NamedTuple):
+    """A form of second stage.
+
+    Attributes
+    ----------
+    module : class of it, a `SecondStage`.
+    build : settings and training data to one that is not fitted yet; none where the settings leave nothing to it.
+    fit : fits it in place to histories [R, T] (0 pads on the right) and their next items [R], given what the model says
+        after histories, a seed, and whether to show progress. Returns a sentence for the log, and whether the fitted
+        stage is worth keeping.
+    """
+
+    module: type[nn.Module]
+    build: Callable[[Any, Any], nn.Module | None]
+    fit: Callable[
+        [Any, Callable[[torch.Tensor], FirstStage], torch.Tensor, torch.Tensor, int, bool],
+        tuple[str, bool],
+    ]
+
+
+FORMS: dict[str, Form] = {"linear": Form(CandidateSimilarity, build_linear, fit_and_tell)}
+"""The forms by the values of the key `second_stage`."""
+
+
+def build(config: Any, dataset: Any) -> Any:
+    """Return the second stage that the settings ask for, not fitted yet; none where that is nothing."""
+    return FORMS[config["second_stage"]].build(config, dataset)
+
+
+def fit(
+    stage: nn.Module, model: Any, config: Any, histories: torch.Tensor, targets: torch.Tensor, progress: bool = False
+) -> tuple[str, bool]:
+    """Fit `stage` in place to a model that carries none; see `Form.fit`.
+
+    A model that cannot score histories by themselves is an `InputError`.
+    """
+    form = next(form for form in FORMS.values() if type(stage) is form.module)
+    model.eval()
+    try:
+        with torch.no_grad():
+            return form.fit(stage, _first_stage(model, config), histories, targets, config["seed"], progress)
+    except (NeedsDataError, NotImplementedError) as error:
+        why = f"found that {config['model']} needs more than histories ({error or 'it scores single items'})"
+        raise InputError(f"second_stage: {why}; set --second_stage=off") from error
+
+
+def _first_stage(model: Any, config: Any) -> Callable[[torch.Tensor], FirstStage]:
+    if isinstance(model, RankingModel):
+        shared = model.shared()
+        return lambda histories: model.first_stage(histories, shared=shared)
+    ranker = RecBoleRanker(model, config)
+    return lambda histories: FirstStage(ranker.score(histories))
+
+
+def attach(model: Any, stage: nn.Module | None) -> None:
+    """Make `stage` part of a model's scores and weights, in place; none takes away the one there is.
+
+    Of RecBole's own models, `full_sort_predict` goes through it, which the ranker, RecBole's evaluator and bundles
+    call; `predict`, which scores single pairs, stays the model's own.
+    """
+    if stage is not None:
+        stage = stage.to(next(itertools.chain(model.parameters(), model.buffers())).device)
+    model.second_stage = stage
+    if isinstance(model, RankingModel):
+        return
+    vars(model).pop("full_sort_predict", None)
+    if stage is not None:
+        # A bound method, unlike a closure, follows the model through copy.deepcopy.
+        model.full_sort_predict = MethodType(_full_sort_predict, model)
+
+
+def _full_sort_predict(model: Any, interaction: Any) -> torch.Tensor:
+    """Scores [B, N] of one of RecBole's models, its second stage included."""
+    histories = interaction[model.ITEM_SEQ]
+    scores = type(model).full_sort_predict(model, interaction).view(len(histories), -1)
+    return model.second_stage(FirstStage(scores), histories)
+
+
+def kind_of(model: Any) -> str | None:
+    """Name of the form that a model carries; none where it carries none."""
+    stage = getattr(model, "second_stage", None)
+    return next((name for name, form in FORMS.items() if type(stage) is form.module), None)
+
+
+def attach_from_state(model: Any, state: Mapping[str, torch.Tensor], kind: str | None) -> None:
+    """Give a model the second stage of form `kind` that its state holds, whose size that alone knows; or none."""
+    found = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+    attach(model, cast(Any, FORMS[kind].module).from_state(found) if found and kind else None)

@@ -1,0 +1,127 @@
+"""What comes after training: its best weights, a second stage fitted on validation, and what other runs take over."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from recbole.trainer import Trainer
+
+from ..second_stage import socket
+from ..settings import plain_settings
+from ..tokenizer import memory
+from . import checkpoint
+from .checkpoint import WEIGHTS_FILE, RunFolder
+
+SECONDS, MEMORY = "second_stage_seconds", "peak_memory_mib"
+"""Keys in the header of a run's weights."""
+
+
+@dataclass
+class TrainingState:
+    """How far training is; kept with the weights of the last epoch.
+
+    Epochs count from 0; none is the best before the first evaluation, and without validation the last one is.
+    `peak_memory_mib` is the largest of all processes that have worked on it. `chosen` are the settings that validation
+    has chosen, where a model counts instead of training.
+    """
+
+    best_epoch: int | None = None
+    epochs_done: int = 0
+    epoch_seconds: list[float] = field(default_factory=list)
+    evaluate_seconds: list[float] = field(default_factory=list)
+    chosen: dict[str, float] = field(default_factory=dict)
+    peak_memory_mib: float | None = None
+
+
+class Decided(NamedTuple):
+    """What validation has decided in a finished run, for a training without validation on all interactions.
+
+    Attributes
+    ----------
+    epochs : number of epochs up to the best one; 0 of a model that counts instead.
+    hit_cap : as `ProtocolTrainer.hit_cap`.
+    chosen : settings of a model that counts.
+    second_stage : fitted after training, none where nothing is.
+    """
+
+    epochs: int
+    hit_cap: bool
+    chosen: dict[str, float]
+    second_stage: Any
+
+
+class SecondStageFit(Trainer):
+    """The part of a trainer that fits a second stage on validation once training is done, see `second_stage.socket`.
+
+    Where another run has fitted it, what that has found serves over this run's sequences.
+    """
+
+    saved_model_file: str
+    state: TrainingState
+    folder: RunFolder
+    decided: Decided | None = None
+    _memory: memory.PeakMemory
+    _train_dataset: Any = None
+    _validates = True
+    _stage_seconds: float | None = None
+
+    def load_best(self, model_file: Any = None) -> None:
+        """Put the best weights by validation into the model."""
+        path = Path(model_file or self.saved_model_file)
+        checkpoint.load_weights(path, self.model)
+        self.logger.info(f"Loading model structure and parameters from {path}")
+
+    def finish(self, valid_data: Any, show_progress: bool = False) -> None:
+        """Bring the best weights into the model, and fit its second stage on validation, once a folder."""
+        self.load_best()
+        path = self.folder.path / WEIGHTS_FILE
+        if path == Path(self.saved_model_file):
+            return
+        if not (self.config["resume"] and self._load_fitted(path)):
+            started = time.perf_counter()
+            self._fit_second_stage(valid_data, show_progress)
+            self._stage_seconds = time.perf_counter() - started
+            header = {SECONDS: self._stage_seconds, MEMORY: self._memory.mib}
+            checkpoint.save_weights(path, self.model, {**self._header(self.state.best_epoch), **header})
+        self.saved_model_file = str(path)
+
+    def _header(self, epoch: int | None) -> dict[str, Any]:
+        return {"model": self.config["model"], "epoch": epoch, "settings": plain_settings(self.config)}
+
+    def _load_fitted(self, path: Path) -> bool:
+        """Load what has been fitted already, if it was for the very weights that the model has now."""
+        if not path.is_file():
+            return False
+        best = {name: value.clone() for name, value in self.model.state_dict().items()}
+        header = checkpoint.load_weights(path, self.model)
+        loaded = self.model.state_dict()
+        if not all(torch.equal(value, loaded[name]) for name, value in best.items()):
+            self.load_best()
+            return False
+        self._stage_seconds = header[SECONDS]
+        memory.count(header[MEMORY])
+        return True
+
+    def _fit_second_stage(self, valid_data: Any, show_progress: bool) -> None:
+        """Build the second stage that is asked for, fit it on validation, and attach it if that was worth it."""
+        fitted = self.decided and self.decided.second_stage
+        if fitted is None and not self._validates:
+            if self.decided is None:
+                self.logger.warning("second stage: left out, there is no validation to fit it on")
+            return
+        stage = socket.build(self.config, self._train_dataset)
+        if stage is None:
+            return
+        stage = stage.to(self.device)
+        if fitted is not None:
+            stage.take_over(fitted)
+        else:
+            rows = valid_data._dataset.inter_feat
+            histories, targets = (rows[field].to(self.device) for field in (self.model.ITEM_SEQ, self.model.ITEM_ID))
+            words, is_better = socket.fit(stage, self.model, self.config, histories, targets, show_progress)
+            self.logger.info(f"second stage: {words}")
+            if not is_better:
+                return
+        socket.attach(self.model, stage)
