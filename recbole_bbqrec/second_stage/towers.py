@@ -24,10 +24,13 @@ from tqdm import tqdm
 from ..model.candidates import pairs_apart
 
 WIDTH = 256
-TEMPERATURE = 0.07
+"""Of a tower, at most; with 128, recall@100 on Beauty fell from .180 to .173."""
+TEMPERATURE = 0.1
+"""With .05, recall@100 on Beauty fell from .175 to .170."""
 BATCH, NEGATIVES = 512, 512
 EPOCHS, LEAST_STEPS = 4, 200
-LEARNING_RATE = 2e-3
+"""Fixed: nothing held out says when to stop. The second is for sets of few pairs."""
+LEARNING_RATE = 5e-3
 
 Content = Mapping[str, tuple[Tensor, Tensor]]
 """Per modality unit rows [N, F_m] of the items and whether they have it [N], such as `Catalogue.content`."""
@@ -35,6 +38,8 @@ Content = Mapping[str, tuple[Tensor, Tensor]]
 
 class Towers(nn.Module):
     """A linear map for each side, over the features of all modalities side by side and flags of those that are there.
+
+    With a hidden layer besides, recall@100 on Beauty fell from .182 to .168.
 
     Parameters
     ----------
@@ -69,7 +74,7 @@ class Towers(nn.Module):
 
     @torch.no_grad()
     def start(self, inputs: Tensor) -> None:
-        """Start both sides at the leading directions of the `inputs` [N, F + M]: at the plain cosine of features."""
+        """Start both sides at the leading directions of the `inputs` [N, F + M]: near the plain cosine of features."""
         features = inputs[:, : sum(self.widths.values())].double()
         directions = torch.linalg.eigh(features.T @ features).eigenvectors.flip(1)
         for side in (self.query, self.document):
@@ -86,7 +91,7 @@ def fit_towers(
     """Train towers on pairs of items that directly follow one another in the training sequences.
 
     Nothing depends on the numbers of the items: pairs come in the order of the sequences, negatives are drawn from the
-    items in the order of their features.
+    items in the order of their features. Items of the same features are one, and no negatives of each other.
 
     Parameters
     ----------
@@ -107,16 +112,16 @@ def fit_towers(
     pairs = pairs[:, (pairs[0] != pairs[1]) & present[pairs].all(0)]
     if not pairs.shape[1]:
         return None
-    catalogue = torch.from_numpy(np.lexsort(inputs.numpy().T))
-    catalogue = catalogue[present[catalogue]]
-    towers.start(inputs[catalogue])
+    kinds, kind = torch.unique(inputs, dim=0, return_inverse=True)  # sorted: the items' numbers are gone
+    pairs, catalogue = kind[pairs], kind[present].sort().values
+    towers.start(kinds[catalogue])
     optimizer = torch.optim.AdamW(towers.parameters(), lr=LEARNING_RATE)
     n_steps = max(EPOCHS * -(-pairs.shape[1] // BATCH), LEAST_STEPS)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda index: 1.0 - index / n_steps)
     batches = itertools.islice(_batches(pairs, catalogue, seed), n_steps)
     for query, document, drawn in tqdm(batches, "Towers", n_steps, disable=not progress, leave=False, ncols=100):
         known = torch.cat([document, drawn])
-        loss = _loss(_side(towers.query, inputs[query]), _side(towers.document, inputs[known]), known)
+        loss = _loss(_side(towers.query, kinds[query]), _side(towers.document, kinds[known]), known)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -125,7 +130,7 @@ def fit_towers(
 
 
 def _batches(pairs: Tensor, catalogue: Tensor, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield the two items of all pairs [2, n] again and again, `BATCH` at a time, with items of the catalogue."""
+    """Yield the two sides of all pairs [2, n] again and again, `BATCH` at a time, with some of the catalogue."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         for part in torch.randperm(pairs.shape[1], generator=generator).split(BATCH):
@@ -133,12 +138,12 @@ def _batches(pairs: Tensor, catalogue: Tensor, seed: int) -> Iterator[tuple[Tens
             yield *pairs[:, part], catalogue[drawn]
 
 
-def _loss(queries: Tensor, documents: Tensor, items: Tensor) -> Tensor:
+def _loss(queries: Tensor, documents: Tensor, kinds: Tensor) -> Tensor:
     """InfoNCE of queries [B, D] with the first B documents, the others [B + C, D] being negatives of all queries.
 
-    Of the documents' `items` [B + C], a target that is drawn again is no negative of its own query.
+    Of the documents' `kinds` [B + C], a target that is drawn again is no negative of its own query.
     """
-    targets, drawn = items[: len(queries)], items[len(queries) :]
+    targets, drawn = kinds[: len(queries)], kinds[len(queries) :]
     own = (queries * documents[: len(queries)]).sum(1, keepdim=True)
     others = queries @ documents[len(queries) :].T / TEMPERATURE
     others = others.masked_fill(targets.unsqueeze(1) == drawn, -torch.inf)

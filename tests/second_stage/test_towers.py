@@ -24,17 +24,18 @@ def second(kind: int, number: int) -> int:
 def content() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Items around a direction of their kind; what comes first of a kind and what comes second have nothing in common.
 
-    The last item has no feature; every fifth has only a text.
+    The last item has no feature; every fifth has only a text; two have the same features.
     """
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(2 * N_KINDS, WIDTH, generator=generator).repeat_interleave(N_EACH, 0)
     found = {}
     for name in ("text", "image"):
         rows = centres + 0.3 * torch.randn(centres.shape, generator=generator)
+        rows[1] = rows[0]  # two items of the same features
         rows = functional.normalize(functional.pad(rows, (0, 0, 1, 1)), dim=-1)
         present = rows.any(1)
         if name == "image":
-            present[::5] = False
+            present[5::5] = False
         found[name] = rows * present.unsqueeze(1), present
     return found
 
@@ -73,8 +74,8 @@ def test_a_direction_is_learned_for_items_that_training_never_met(towers, conten
     scores = towers.queries(content) @ towers.documents(content).T
     cosine = content["text"][0] @ content["text"][0].T
     assert following(scores, first, second) > 0.9
-    assert following(cosine, first, second) < 0.3
-    assert following(scores, second, first) < 0.3  # the other way was never seen
+    assert following(cosine, first, second) < 0.2
+    assert following(scores, second, first) < 0.2  # the other way was never seen
 
 
 def test_rows_have_unit_length_and_items_without_features_are_zero(towers, content) -> None:
