@@ -135,7 +135,7 @@ def _batches(pairs: Tensor, catalogue: Tensor, seed: int) -> Iterator[tuple[Tens
     while True:
         for part in torch.randperm(pairs.shape[1], generator=generator).split(BATCH):
             drawn = torch.randint(len(catalogue), (NEGATIVES,), generator=generator)
-            yield *pairs[:, part], catalogue[drawn]
+            yield pairs[0, part], pairs[1, part], catalogue[drawn]
 
 
 def _loss(queries: Tensor, documents: Tensor, kinds: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def test_a_seed_gives_the_same_numbers_and_another_one_others(towers, content, s
 def test_global_random_numbers_are_left_alone(content, sequences) -> None:
     before = torch.get_rng_state()
     offsets, items = sequences
-    fit_towers(content, offsets[:100], items, seed=1)
+    fit_towers(content, offsets[:100], items[: offsets[99]], seed=1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
