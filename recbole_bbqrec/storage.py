@@ -127,8 +127,10 @@ def _update(digest: Any, part: Any) -> None:
 
 
 @functools.cache
-def source_fingerprint(*modules: str) -> str:
+def source_fingerprint(*modules: str, without: str = "") -> str:
     """Fingerprint of what the given modules of this package run: their code and that of all they import from it.
+
+    Modules that begin with `without` are left out where that is given, and what they alone import.
 
     It stands in every cache key, so that a change of the code never meets a file made by the code before it. Comments,
     docstrings and formatting do not count. Modules are read once a process: what is edited meanwhile does not run.
@@ -138,7 +140,8 @@ def source_fingerprint(*modules: str) -> str:
         name = waiting.pop()
         tree = ast.parse(_file_of(name).read_bytes())
         found[name] = ""
-        waiting |= _imported(tree, name) - found.keys()
+        more = _imported(tree, name) - found.keys()
+        waiting |= {other for other in more if not (without and other.startswith(without))}
         found[name] = ast.dump(_WithoutDocstrings().visit(tree))
     return fingerprint(found)
 

@@ -79,6 +79,7 @@ class RankingModel(SequentialRecommender, Ranker):
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.second_stage: nn.Module | None = None
+        self.catalogue = getattr(dataset, "catalogue", None)  # RecBole's own scripts may bring its data sets
 
     def first_stage(
         self,

@@ -17,7 +17,7 @@ ROWS = 1024  # items whose similarities to all others are held at once, never al
 
 def transitions(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> csr_array:
     """List the `size` items that most often directly followed an item in the training sequences, and how often."""
-    return _largest(pair_counts(offsets, items, n_items, 1), size)
+    return largest(pair_counts(offsets, items, n_items, 1), size)
 
 
 def cooccurrence(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> csr_array:
@@ -28,7 +28,7 @@ def cooccurrence(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int
     """
     counts = _met_together(offsets, items, n_items)
     scale = diags_array(1.0 / np.sqrt(np.asarray(counts.sum(axis=1)).ravel() + 1.0))
-    return _largest(csr_array(scale @ counts @ scale), size)
+    return largest(csr_array(scale @ counts @ scale), size)
 
 
 def walk(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> csr_array:
@@ -42,7 +42,7 @@ def walk(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> csr
     beyond = diags_array(1.0 / np.sqrt(total))
     blocks = []
     for begin in range(0, n_items, ROWS):  # two steps reach a good part of the catalogue: a block of rows at a time
-        blocks.append(_largest(csr_array(step[begin : begin + ROWS] @ step @ beyond), size, begin))
+        blocks.append(largest(csr_array(step[begin : begin + ROWS] @ step @ beyond), size, begin))
     return csr_array(vstack(blocks, format="csr"))
 
 
@@ -78,7 +78,7 @@ def _met_together(offsets: np.ndarray, items: np.ndarray, n_items: int) -> csr_a
     return csr_array(counts + counts.T)
 
 
-def _largest(block: csr_array, size: int, first: int = 0) -> csr_array:
+def largest(block: csr_array, size: int, first: int = 0) -> csr_array:
     """Keep the `size` largest entries of each row, without its own item; ties by item id. Row 0 is item `first`."""
     row = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
     keep = block.indices != first + row

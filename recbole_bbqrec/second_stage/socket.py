@@ -8,34 +8,22 @@ Shapes: B histories, T items of the longest, N items (row 0 = padding), R histor
 import itertools
 from collections.abc import Callable, Mapping
 from types import MethodType
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from ..errors import InputError
+from ..model.catalogue import Catalogue
 from ..model.protocol import FirstStage, NeedsDataError, RankingModel, RecBoleRanker
+from .boosted import build_boosted, restore_boosted
+from .boosted_fit import fit_boosted
 from .linear import CandidateSimilarity, build_linear
 from .linear_fit import fit_and_tell
+from .ranker import BoostedRanker
 
 PREFIX = "second_stage."
 """Begins the names of a second stage's tensors in the state of its model."""
-
-
-class SecondStage(Protocol):
-    """What is asked of the module of a form besides `forward(first, histories)`, which gives scores [B, N].
-
-    It has buffers and no parameters: nothing trains it, and its state says all.
-    """
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, torch.Tensor]) -> Any:
-        """Return one of the size of a `state_dict`, ready to load it."""
-        ...
-
-    def take_over(self, fitted: Any) -> None:
-        """Take over what has been fitted over other training sequences; no history counts as fitted on."""
-        ...
 
 
 class Form(NamedTuple):
@@ -43,8 +31,10 @@ class Form(NamedTuple):
 
     Attributes
     ----------
-    module : class of it, a `SecondStage`.
+    module : its class: `forward(first, histories)` gives scores [B, N], and `take_over(fitted)` takes over what has been
+        fitted over other training sequences, so that no history counts as fitted on. Nothing trains it.
     build : settings and training data to one that is not fitted yet; none where the settings leave nothing to it.
+    restore : a `state_dict` and the catalogue of its items to one of that size, ready to load it.
     fit : fits it in place to histories [R, T] (0 pads on the right) and their next items [R], given what the model says
         after histories, a seed, and whether to show progress. Returns a sentence for the log, and whether the fitted
         stage is worth keeping.
@@ -52,13 +42,19 @@ class Form(NamedTuple):
 
     module: type[nn.Module]
     build: Callable[[Any, Any], nn.Module | None]
+    restore: Callable[[Mapping[str, torch.Tensor], Catalogue], nn.Module]
     fit: Callable[
         [Any, Callable[[torch.Tensor], FirstStage], torch.Tensor, torch.Tensor, int, bool],
         tuple[str, bool],
     ]
 
 
-FORMS: dict[str, Form] = {"linear": Form(CandidateSimilarity, build_linear, fit_and_tell)}
+FORMS: dict[str, Form] = {
+    "gbdt": Form(BoostedRanker, build_boosted, restore_boosted, fit_boosted),
+    "linear": Form(
+        CandidateSimilarity, build_linear, lambda state, _: CandidateSimilarity.from_state(state), fit_and_tell
+    ),
+}
 """The forms by the values of the key `second_stage`."""
 
 
@@ -125,4 +121,4 @@ def kind_of(model: Any) -> str | None:
 def attach_from_state(model: Any, state: Mapping[str, torch.Tensor], kind: str | None) -> None:
     """Give a model the second stage of form `kind` that its state holds, whose size that alone knows; or none."""
     found = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
-    attach(model, cast(Any, FORMS[kind].module).from_state(found) if found and kind else None)
+    attach(model, FORMS[kind].restore(found, model.catalogue) if found and kind else None)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from ..model.candidates import pairs_apart
+from ..model.counts import pairs_apart
 
 WIDTH = 256
 """Of a tower, at most; with 128, recall@100 on Beauty fell from .180 to .173."""

@@ -36,7 +36,7 @@ class RunFolder(NamedTuple):
     def of(cls, config: Any, parts: list[Any], classes: list[type]) -> "RunFolder":
         """Name the folders of a run over data sets; the source of its `classes` (trainer, model) counts as well."""
         afterwards, name = second_stage_settings(config), trained_as(config["model"])
-        package = __name__.partition(".")[0]
+        package, stage = __name__.partition(".")[0], socket.__name__.rpartition(".")[0]
         modules = {base.__module__ for each in classes for base in each.__mro__} | {f"{package}.model.stock_attention"}
         learned_from = learning_settings(config)
         n_epochs = learned_from.pop("epochs")
@@ -44,7 +44,9 @@ class RunFolder(NamedTuple):
             {**learned_from, "model": name},
             str(config["device"]),
             *(part for dataset in parts for part in _content(dataset)),
-            storage.source_fingerprint(*sorted(module for module in modules if module.startswith(f"{package}."))),
+            storage.source_fingerprint(
+                *sorted(name for name in modules if name.startswith(f"{package}.")), without=stage
+            ),
             torch.__version__,
         )
         root, begins = Path(config["checkpoint_dir"]), f"{config['dataset']}-{config['seed']}"
@@ -58,7 +60,8 @@ class RunFolder(NamedTuple):
         # A cap below `eval_step` brings an evaluation at its end that a longer training does not have.
         fewer = range(n_epochs - 1, min(learned_from["eval_step"], n_epochs) - 1, -1) if there else ()
         shorter = [root / found for found in (f"{name}-{rest(epochs)}" for epochs in fewer) if found in there]
-        fitted = f"-{storage.fingerprint(afterwards)[:8]}" if afterwards else ""
+        source = storage.source_fingerprint(socket.__name__)
+        fitted = f"-{storage.fingerprint(afterwards, source)[:8]}" if afterwards else ""
         return cls(root / f"{config['model']}-{rest(n_epochs)}{fitted}", root / f"{name}-{rest(n_epochs)}", shorter)
 
 

@@ -1,0 +1,163 @@
+"""Fitting the trees of the second stage on validation, each fold's on the histories of all others.
+
+How many trees is chosen by the NDCG@10 of histories that they were not fitted on, seen items masked. Where even then
+the model alone ranks better, the second stage is not worth having, and the caller leaves it out.
+
+Shapes: R histories of validation, n candidates of all that have their target among them, F features.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..evaluation.ranking import per_row
+from ..model.protocol import FirstStage
+from .hashing import fold_of
+from .ranker import FOLDS, BoostedRanker, recent_first
+from .trees import Trees
+
+MAX_HISTORIES = 40_000
+"""Histories fitted on."""
+SAMPLED = 40
+"""Candidates of a history beside its target that trees learn from; with all of them they learn less of the targets."""
+N_TREES = (20, 40, 60, 80, 100)
+METRIC, CUT_OFF = "ndcg", 10
+ROWS = 256
+
+
+class Examples(NamedTuple):
+    """Candidates [n] of the histories [H] whose target is among them, those of one history side by side.
+
+    Attributes
+    ----------
+    features : [n, F].
+    history : [n] whose candidate it is, ascending.
+    is_target : [n].
+    is_seen : [n] stands in the history and is not the target: no ranking shows it.
+    fold : [H].
+    """
+
+    features: np.ndarray
+    history: np.ndarray
+    is_target: np.ndarray
+    is_seen: np.ndarray
+    fold: np.ndarray
+
+    def ranks(self, scores: np.ndarray) -> np.ndarray:
+        """Rank [H] of each target by scores [n], from 1."""
+        wanted = scores[self.is_target][self.history]
+        return 1 + np.bincount(self.history[(scores > wanted) & ~self.is_seen], minlength=len(self.fold))
+
+
+def fit_boosted(
+    stage: BoostedRanker,
+    first: Callable[[Tensor], FirstStage],
+    histories: Tensor,
+    targets: Tensor,
+    seed: int,
+    progress: bool = False,
+) -> tuple[str, bool]:
+    """Fit `stage` in place; returns a sentence for the log, and whether it ranks better than the model alone.
+
+    `first` gives what the model says after histories [B, T]. Of R users in validation there are the histories [R, T] (0
+    pads on the right) and the next items [R].
+    """
+    hashes = stage.folds.hashes(histories)
+    # By the items, not by the users' numbers, which held-out rows decide.
+    chosen = hashes.argsort(stable=True)[:MAX_HISTORIES]
+    examples = collect(stage, first, histories[chosen], targets[chosen], progress)
+    directions = [feature.direction for feature in stage.features]
+    found = cross_fit(examples, directions, seed, progress)
+    n_trees, judged = found.best(len(chosen))
+    before = _mean(examples.ranks(examples.features[:, 0]), len(chosen))
+    words = (
+        f"{len(stage.features)} features, {n_trees} trees; {METRIC}@{CUT_OFF} of histories not fitted on {before:.4f} "
+    )
+    if judged <= before:
+        return f"{words}-> {judged:.4f}: left out", False
+    of_all = fit_trees(examples, np.ones(len(examples.fold), bool), directions, n_trees, seed)
+    stage.trees = torch.nn.ModuleList([*(trees.first(n_trees) for trees in found.trees), of_all])
+    stage.folds.fitted = hashes[chosen].unique()
+    return f"{words}-> {judged:.4f}", True
+
+
+def collect(
+    stage: BoostedRanker,
+    first: Callable[[Tensor], FirstStage],
+    histories: Tensor,
+    targets: Tensor,
+    progress: bool = False,
+) -> Examples:
+    """Choose candidates, and compute the features of those histories [R, T] whose target [R] is among theirs."""
+    parts: list[Examples] = []
+    n_before = 0
+    lengths = (histories != 0).sum(1)
+    order = lengths.argsort(stable=True)  # little padding
+    with tqdm(desc="Candidates", total=len(order), ncols=100, disable=not progress, leave=False) as bar:
+        for rows in order.split(ROWS):
+            bar.update(len(rows))
+            trimmed = histories[rows, : int(lengths[rows].max())]
+            items = stage.batch(first(trimmed).scores, trimmed).items
+            has = (items == targets[rows].unsqueeze(1)).any(1)
+            if not has.any():
+                continue
+            trimmed, wanted = trimmed[has], targets[rows][has].unsqueeze(1)
+            said = first(trimmed)
+            batch = stage.batch(said.scores, trimmed)
+            known, is_target = batch.items > 0, batch.items == wanted
+            is_seen = (batch.items.unsqueeze(2) == recent_first(trimmed).unsqueeze(1)).any(2) & ~is_target
+            history = torch.arange(len(wanted), device=known.device).unsqueeze(1).expand_as(known)[known]
+            fold = fold_of(stage.folds.hashes(trimmed), FOLDS)
+            found = (stage.features_of(said, batch)[known], history + n_before, is_target[known], is_seen[known], fold)
+            parts.append(Examples(*(part.cpu().numpy() for part in found)))
+            n_before += len(wanted)
+    if not parts:
+        nothing = np.zeros(0, bool)
+        return Examples(np.zeros((0, len(stage.features)), np.float32), nothing.astype(int), nothing, nothing, nothing)
+    return Examples(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+class CrossFit(NamedTuple):
+    """Trees of each fold, fitted on all others, and the ranks [H] of the targets by so many of them."""
+
+    trees: list[Trees]
+    ranks: dict[int, np.ndarray]
+
+    def best(self, n_histories: int) -> tuple[int, float]:
+        """Return the best number of trees and its metric, over `n_histories` in all."""
+        judged = {number: _mean(ranks, n_histories) for number, ranks in self.ranks.items()}
+        number = max(judged, key=lambda one: judged[one])
+        return number, judged[number]
+
+
+def cross_fit(examples: Examples, directions: list[int], seed: int, progress: bool = False) -> CrossFit:
+    """Fit the trees of every fold on the others, and judge them on it."""
+    trees, scores = [], {number: np.zeros(len(examples.history)) for number in N_TREES}
+    for fold in tqdm(range(FOLDS), "Trees", ncols=100, disable=not progress, leave=False):
+        judged = examples.fold == fold
+        trees.append(fit_trees(examples, ~judged, directions, max(N_TREES), seed))
+        of_fold = judged[examples.history]
+        if of_fold.any():
+            for number, odds in trees[-1].staged(examples.features[of_fold], N_TREES):
+                scores[number][of_fold] = odds
+    return CrossFit(trees, {number: examples.ranks(odds) for number, odds in scores.items()})
+
+
+def fit_trees(examples: Examples, of: np.ndarray, directions: list[int], n_trees: int, seed: int) -> Trees:
+    """Fit trees on the histories `of` [H], on each one's target and `SAMPLED` of its other candidates."""
+    generator = np.random.default_rng(seed)
+    draw = generator.random(len(examples.history))
+    draw[examples.is_target] = -1.0
+    order = np.lexsort((draw, examples.history))  # of each history the target first, then the others at random
+    counts = np.bincount(examples.history, minlength=len(of))
+    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    kept = np.sort(order[(place <= SAMPLED) & of[examples.history[order]]])
+    return Trees.fit(examples.features[kept], examples.is_target[kept], directions, n_trees, seed)
+
+
+def _mean(ranks: np.ndarray, n_histories: int) -> float:
+    return float(per_row(ranks, METRIC, CUT_OFF).sum()) / max(n_histories, 1)

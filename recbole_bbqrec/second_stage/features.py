@@ -1,0 +1,98 @@
+"""Features of candidates: what the model says of one, and what the history's items say, each in a few forms.
+
+Shapes: B histories, C candidates of each, J items of the history from the last one backwards, N items, F features.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..model.protocol import FirstStage
+from .signals import Batch
+
+DECAY = 0.7
+"""Factor for every step back in the history."""
+
+
+def _decayed(said: Tensor) -> Tensor:
+    return said @ DECAY ** torch.arange(said.shape[2], dtype=said.dtype, device=said.device)
+
+
+def _at(back: int) -> Callable[[Tensor], Tensor]:
+    return lambda said: said[..., back] if said.shape[2] > back else torch.zeros_like(said[..., 0])
+
+
+FORMS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "last": _at(0),
+    "second": _at(1),
+    "third": _at(2),
+    "decayed": _decayed,
+    "most": lambda said: said.amax(2),
+    "number": lambda said: (said != 0).sum(2).to(said.dtype),
+}
+"""What becomes of what each item of the history says of each candidate, [B, C, J] -> [B, C]: that of the last item, of the
+one before it and of the third, the sum with a factor `DECAY` for every step back, the largest, and how many say anything."""
+
+
+class Feature(NamedTuple):
+    """A feature: its `group`, the `signal` it is made of and the `form` in which, and the way it may push.
+
+    `direction` 1: more of it never speaks against a candidate; -1: never for it; 0: either.
+    """
+
+    group: str
+    signal: str
+    form: str
+    direction: int = 0
+
+
+MODEL = "model"
+OF_MODEL = (
+    Feature(MODEL, "score", "", 1),  # of the model
+    Feature(MODEL, "margin", "", 1),  # score less that of the best candidate
+    Feature(
+        MODEL, "rank", "", -1
+    ),  # place among the model's candidates, from 0; behind them where counts have brought it
+    Feature(MODEL, "length", ""),  # of the history
+    Feature(MODEL, "seen", ""),  # 1 / steps back to where the candidate stands in the history; 0 where it does not
+)
+"""The features that every second stage has. The model's scores keep their direction: it has learned what is popular, and
+trees that turn it upside down would learn which items were held out."""
+ID_LOG_P = Feature("codes", "id_log_p", "")
+"""log p of the candidate's semantic ID, where the model has code heads."""
+
+
+def model_features(first: FirstStage, batch: Batch, n_best: int) -> dict[str, Tensor]:
+    """Features [B, C] of the signals in `OF_MODEL`; the first `n_best` candidates are those of the model, best first."""
+    recent, items, _ = batch
+    scores = first.scores.gather(1, items).float()
+    places = torch.arange(items.shape[1], device=items.device, dtype=torch.float32).clamp(max=n_best)
+    lengths = (recent != 0).sum(1, keepdim=True).float()
+    same = items.unsqueeze(2) == recent.unsqueeze(1)  # [B, C, J]
+    steps = 1.0 / torch.arange(1, recent.shape[1] + 1, device=items.device)
+    return {
+        "score": scores,
+        "margin": scores - scores[:, :n_best].amax(1, keepdim=True),
+        "rank": places.expand_as(scores),
+        "length": lengths.expand_as(scores),
+        "seen": (same * steps).amax(2),
+    }
+
+
+def features_of(
+    features: Iterable[Feature], signals: Mapping[str, nn.Module], first: FirstStage, batch: Batch, n_best: int
+) -> Tensor:
+    """Return the features [B, C, F] of candidates; what each item says is computed once for all forms of it."""
+    known, said, found = model_features(first, batch, n_best), {}, []
+    for feature in features:
+        if feature == ID_LOG_P:
+            found.append(first.id_log_p(batch.items) if first.id_log_p else torch.zeros_like(found[0]))
+        elif feature.group == MODEL:
+            found.append(known[feature.signal])
+        else:
+            if feature.signal not in said:
+                said[feature.signal] = signals[feature.signal](batch)
+            found.append(FORMS[feature.form](said[feature.signal]))
+    return torch.stack(found, dim=2)

@@ -1,0 +1,149 @@
+"""The second stage by gradient-boosted trees: candidates, their features, and trees that no judged history has fitted.
+
+The candidates of a history are the best of the model, the best by how training sequences lead from the history to them,
+and the items of the history itself. They are ranked by the log-odds that trees give their features; all other items
+follow, in the model's order.
+
+A hash of its items puts every history into one of `FOLDS` folds. A history that trees were fitted on is ranked by those
+of its fold, which have seen no history of it, whoever asks: no validation figure rests on its own target. Every other
+history, of test or of a new user, gets the trees of all.
+
+Shapes: B histories, C candidates of each (0 = none), T items of the longest history, J of them from the last one
+backwards, N items (row 0 = padding), F features.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..model.protocol import FirstStage
+from .features import Feature, features_of
+from .hashing import Folds
+from .signals import Batch
+from .towers import Towers
+from .trees import Trees
+
+FOLDS = 5
+BEST, COUNTED = 120, 60
+"""Candidates by the model's scores, and by counts."""
+REACH = ("step", "walk")
+"""Lists whose sum, nearer items counting more, brings candidates."""
+REACH_DECAY = 0.7
+TIE = 1e-5
+"""Below what trees tell apart: of equal log-odds the model's order decides."""
+
+
+class BoostedRanker(nn.Module):
+    """Ranks candidates by trees.
+
+    Parameters
+    ----------
+    signals : name -> what says something of pairs of items, see `signals`.
+    features : what the trees read, in order.
+    item_hashes : [N + 1] see `hashing.hashes_of`.
+    towers : what the signal of that name was made by, kept for new items; none where there is none.
+
+    Attributes
+    ----------
+    about : names of the signals and the features, as JSON, so that its state says all.
+    trees : those of each fold, fitted on all others, then those of all; none before it is fitted.
+    folds : which histories were fitted on, and the fold of each.
+    """
+
+    about: Tensor
+
+    def __init__(
+        self,
+        signals: Mapping[str, nn.Module],
+        features: Sequence[Feature],
+        item_hashes: Tensor,
+        towers: Towers | None = None,
+    ) -> None:
+        super().__init__()
+        self.signals, self.features = nn.ModuleDict(signals), tuple(features)
+        self.towers = towers.requires_grad_(False) if towers is not None else None
+        self.folds = Folds(FOLDS, item_hashes)
+        self.trees = nn.ModuleList()
+        about = {
+            "signals": list(signals),
+            "features": features,
+            "towers": towers.widths if towers is not None else None,
+        }
+        self.register_buffer("about", torch.frombuffer(bytearray(json.dumps(about), "utf-8"), dtype=torch.uint8))
+
+    def resize(self, state: Mapping[str, Tensor]) -> None:
+        """Make room for the trees and the fitted histories of a `state_dict`."""
+        numbers = sorted(int(name.split(".")[1]) for name in state if name.startswith("trees."))
+        self.trees = nn.ModuleList(Trees(state[f"trees.{number}.content"].clone()) for number in numbers)
+        self.folds.fitted = state["folds.fitted"].clone()
+
+    def take_over(self, fitted: "BoostedRanker") -> None:
+        """Take over the trees of all that were fitted over other training sequences; no history counts as fitted on."""
+        self.trees, self.folds.fitted = nn.ModuleList([fitted.trees[FOLDS]] * (FOLDS + 1)), self.folds.fitted[:0]
+
+    def batch(self, scores: Tensor, histories: Tensor) -> Batch:
+        """Choose candidates by the model's scores [B, N] after histories [B, T]."""
+        recent, n_items = recent_first(histories), scores.shape[1]
+        free = scores.float().clone()
+        free.scatter_(1, recent, -torch.inf)  # padding among them
+        free[:, 0] = -torch.inf
+        best = free.topk(min(BEST, n_items - 1)).indices
+        best = torch.where(free.gather(1, best) > -torch.inf, best, 0)
+        parts = [best]
+        if reach := [self.signals[name] for name in REACH if name in self.signals]:
+            counted = torch.zeros_like(free)
+            for signal in reach:
+                row, back, item, value = signal.entries(recent)
+                counted.view(-1).index_add_(0, row * n_items + item, value * REACH_DECAY**back)
+            for taken in (recent, best):
+                counted.scatter_(1, taken, 0.0)
+            counted[:, 0] = 0.0
+            more = counted.topk(min(COUNTED, n_items - 1))
+            parts.append(torch.where(more.values > 0, more.indices, 0))
+        again = (recent.unsqueeze(2) == recent.unsqueeze(1)).tril(-1).any(2)  # stands nearer to the end as well
+        items = torch.cat([*parts, recent.masked_fill(again, 0)], dim=1)
+        slots = torch.full(scores.shape, -1, dtype=torch.int32, device=scores.device)
+        places = torch.arange(items.shape[1], dtype=torch.int32, device=scores.device)
+        slots.scatter_(1, items, places.expand_as(items))
+        slots[:, 0] = -1
+        return Batch(recent, items, slots)
+
+    def features_of(self, first: FirstStage, batch: Batch) -> Tensor:
+        """Features [B, C, F] of the candidates."""
+        n_best = min(BEST, first.scores.shape[1] - 1)
+        return features_of(self.features, self.signals, first, batch, n_best)
+
+    def log_odds(self, features: Tensor, batch: Batch, fold: Tensor) -> Tensor:
+        """Log-odds [B, C] of candidates by the trees `fold` [B]; minus infinity where there is no candidate."""
+        found = np.full(batch.items.shape, -np.inf, np.float32)
+        values, known, folds = features.cpu().numpy(), (batch.items > 0).cpu().numpy(), fold.cpu().numpy()
+        for number, trees in enumerate(self.trees):
+            chosen = known & (folds == number)[:, None]
+            if chosen.any():
+                found[chosen] = trees(values[chosen])
+        found -= TIE * np.arange(found.shape[1], dtype=np.float32)
+        return torch.from_numpy(found).to(batch.items.device)
+
+    @torch.no_grad()
+    def forward(self, first: FirstStage, histories: Tensor) -> Tensor:
+        """Return scores [B, N]: the candidates' log-odds, and below them the model's scores of all other items."""
+        batch = self.batch(first.scores, histories)
+        odds = self.log_odds(self.features_of(first, batch), batch, self.folds(histories))
+        scores = first.scores.float()
+        others = scores.masked_fill(batch.slots >= 0, -torch.inf)
+        others[:, 0] = -torch.inf
+        least = odds.masked_fill(batch.items == 0, torch.inf).amin(1, keepdim=True)
+        highest = others.amax(1, keepdim=True)
+        highest = torch.where(highest.isneginf(), 0.0, highest)  # everything is a candidate
+        scores = scores - highest + least - 1.0
+        return scores.scatter(1, batch.items, torch.where(batch.items > 0, odds, scores[:, :1]))
+
+
+def recent_first(histories: Tensor) -> Tensor:
+    """Histories [B, T] (0 pads on the right) from the last item backwards [B, J]."""
+    lengths = (histories != 0).sum(1, keepdim=True)
+    place = lengths - 1 - torch.arange(int(lengths.max()), device=histories.device)
+    return torch.where(place >= 0, histories.gather(1, place.clamp(min=0)), 0)

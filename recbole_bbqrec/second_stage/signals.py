@@ -1,0 +1,239 @@
+"""Signals of the second stage: what each item of a history says of each candidate.
+
+Pairs of items are compared by how training sequences lead from one to the other, by their features, by towers over them,
+and by their codes. What is counted is never divided by how often the candidate occurs in training: in a k-core data set
+that tells which items were held out (docs/second-stage.md). Nothing here looks at validation.
+
+Shapes: B histories, C candidates of each (0 = none), J items of the history from the last one backwards (0 = none), N items
+(row 0 = padding), D width of vectors, L levels of a signal's codes.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array, csr_array, diags_array, vstack
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..model.catalogue import Vectors
+from ..model.counts import pairs_apart
+from .neighbours import largest
+
+MOST = 100
+"""Entries of an item in lists that would reach a good part of the catalogue."""
+FAR = 7
+"""Items further apart than this in a training sequence do not count as met together."""
+STEP_WEIGHTS = (1.0, 1 / 2, 1 / 3)
+"""Weights of pairs 1, 2 and 3 apart in a step of a walk."""
+LOOKED_AT = 10
+"""Last items of a history whose vectors meet those of the candidates."""
+PRIOR = 20.0
+"""Transitions that a coarser level of the codes counts for in an estimate of the next finer one."""
+ROWS = 1024
+
+
+class Batch(NamedTuple):
+    """Histories and their candidates."""
+
+    recent: Tensor  # [B, J]
+    items: Tensor  # [B, C]
+    slots: Tensor  # [B, N] where an item stands among the candidates; -1 elsewhere
+
+
+class PairList(nn.Module):
+    """Item `i` says `values[offsets[i] : offsets[i + 1]]` of the items `items[...]`, and nothing of all others."""
+
+    offsets: Tensor
+    items: Tensor
+    values: Tensor
+
+    def __init__(self, offsets: Tensor, items: Tensor, values: Tensor) -> None:
+        super().__init__()
+        for name, value in (("offsets", offsets), ("items", items), ("values", values)):
+            self.register_buffer(name, value)
+
+    def entries(self, recent: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Row, place in the history, item and value [n] of everything that the items of histories [B, J] list."""
+        row, back = torch.nonzero(recent, as_tuple=True)
+        last = len(self.offsets) - 1  # new items have no list
+        item = recent[row, back]
+        begin = self.offsets[item.clamp(max=last)]
+        count = self.offsets[(item + 1).clamp(max=last)] - begin
+        index = torch.repeat_interleave(torch.arange(len(row), device=row.device), count)
+        place = torch.arange(len(index), device=row.device) + (begin - count.cumsum(0) + count)[index]
+        return row[index], back[index], self.items[place].long(), self.values[place]
+
+    def forward(self, batch: Batch) -> Tensor:
+        """What each item of the histories says of each candidate [B, C, J]."""
+        row, back, item, value = self.entries(batch.recent)
+        slot = batch.slots[row, item]
+        known = slot >= 0
+        found = value.new_zeros(*batch.items.shape, batch.recent.shape[1])
+        found[row[known], slot[known].long(), back[known]] = value[known]
+        return found
+
+
+class Cosines(nn.Module):
+    """Products of a vector of the history's item and one of the candidate, unit rows [N, D]; zero rows say nothing."""
+
+    queries: Tensor
+    documents: Tensor
+
+    def __init__(self, queries: Tensor, documents: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("queries", queries, persistent=False)  # they come with the catalogue
+        self.register_buffer("documents", documents, persistent=False)
+
+    @classmethod
+    def of(cls, vectors: Vectors) -> "Cosines":
+        """Compare items by the cosine of one vector each."""
+        rows = vectors.rows * vectors.present.unsqueeze(1)
+        return cls(rows, rows)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """As `PairList.forward`, of the last `LOOKED_AT` items."""
+        asked, offered = batch.recent[:, :LOOKED_AT], batch.items
+        return functional.embedding(offered, self.documents) @ functional.embedding(asked, self.queries).transpose(1, 2)
+
+
+class Popularity(nn.Module):
+    """log(1 + count in training) of the candidate, or `of_last` item."""
+
+    counts: Tensor
+
+    def __init__(self, counts: Tensor, of_last: bool) -> None:
+        super().__init__()
+        self.register_buffer("counts", counts)  # [N] of the items that training knows
+        self.of_last = of_last
+
+    def forward(self, batch: Batch) -> Tensor:
+        """[B, C, 1], whatever the history says."""
+        of = batch.recent[:, :1].expand_as(batch.items) if self.of_last else batch.items
+        known = of < len(self.counts)
+        return torch.where(known, self.counts[of.clamp(max=len(self.counts) - 1)], 0.0).log1p().unsqueeze(2)
+
+
+class CodeTransitions(nn.Module):
+    """log(N P(candidate | last item)) by the codes of one signal, coarse ones standing in for fine ones that are rare.
+
+    At level l, items with equal first l codes are one class. With n transitions from the last item's class, m of them to
+    that of the candidate, which has s items, and the estimate p of the level above (1 / N above the first),
+
+        P = (m / s + PRIOR p) / (n + PRIOR).
+
+    Within a class all candidates are alike: how often one occurs in training does not matter.
+
+    Attributes
+    ----------
+    classes_l : ascending numbers of the classes of level l. sizes_l, totals_l : of each, its items and transitions.
+    pairs_l, counts_l : ascending numbers of pairs of classes that occur, and how often.
+    """
+
+    codes: Tensor
+
+    def __init__(self, codes: Tensor, codebook_size: int, state: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.register_buffer("codes", codes, persistent=False)  # [N, L], -1 where there is none
+        self.codebook_size = codebook_size
+        for name, value in state.items():
+            self.register_buffer(name, value)
+        self.n_levels = sum(name.startswith("classes_") for name in state)
+
+    @classmethod
+    def count(cls, codes: Tensor, codebook_size: int, offsets: np.ndarray, items: np.ndarray) -> "CodeTransitions":
+        """Count the transitions of training sequences between classes of codes [N, L]."""
+        apart = [pairs_apart(offsets, items, 1 + back) for back in range(len(STEP_WEIGHTS))]
+        left, right = np.concatenate(apart, axis=1)
+        weights = np.repeat(STEP_WEIGHTS, [pairs.shape[1] for pairs in apart])
+        state: dict[str, Tensor] = {}
+        for level in range(1, codes.shape[1] + 1):
+            numbers = _numbers(codes[:, :level], codebook_size).cpu().numpy()
+            classes, place, sizes = np.unique(numbers[1:], return_inverse=True, return_counts=True)
+            place = np.r_[0, place]
+            if level > 1 and len(classes) > len(numbers) / 2:
+                break  # most items are a class of their own: the lists say that better
+            keys, at = np.unique(place[left] * len(classes) + place[right], return_inverse=True)
+            found = {
+                "classes": classes,
+                "sizes": sizes.astype(np.float32),
+                "totals": np.bincount(place[left], weights, len(classes)).astype(np.float32),
+                "pairs": keys,
+                "counts": np.bincount(at, weights, len(keys)).astype(np.float32),
+            }
+            state |= {f"{name}_{level}": torch.from_numpy(value) for name, value in found.items()}
+        return cls(codes, codebook_size, state)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """As `PairList.forward`, of the last item alone."""
+        n_items = len(self.codes)
+        estimate = torch.full_like(batch.items, 1 / n_items, dtype=torch.float32)
+        for level in range(1, self.n_levels + 1):
+            classes, sizes, totals, pairs, counts = (
+                self.get_buffer(f"{name}_{level}") for name in ("classes", "sizes", "totals", "pairs", "counts")
+            )
+            numbers = _numbers(self.codes[:, :level], self.codebook_size)
+            place = torch.searchsorted(classes, numbers).clamp(max=len(classes) - 1)
+            place = torch.where(classes[place] == numbers, place, -1)  # of a new item, a class that has none is unknown
+            last, offered = place[batch.recent[:, :1]], place[batch.items]
+            key = last * len(classes) + offered
+            at = torch.searchsorted(pairs, key).clamp(max=max(len(pairs) - 1, 0))
+            met = torch.where(pairs[at] == key, counts[at], 0.0) if len(pairs) else torch.zeros_like(estimate)
+            known = (last >= 0) & (offered >= 0)
+            finer = (met / sizes[offered] + PRIOR * estimate) / (totals[last] + PRIOR)
+            estimate = torch.where(known, finer, estimate)
+        return (estimate * n_items).log().unsqueeze(2)
+
+
+def _numbers(codes: Tensor, codebook_size: int) -> Tensor:
+    """One number for each different row of codes [N, l]."""
+    powers = (codebook_size + 1) ** torch.arange(codes.shape[1] - 1, -1, -1, device=codes.device)
+    return ((codes.long() + 1) * powers).sum(1)
+
+
+# Lists of pairs from training sequences
+
+
+def pair_lists(offsets: np.ndarray, items: np.ndarray, n_items: int) -> dict[str, csr_array]:
+    """Count pairs of items in training sequences, all [N, N], items in an order that nothing held out decides.
+
+    - `next_1`, `next_2`, `next_3`: how often an item comes 1, 2, 3 places later.
+    - `together`: how often both stand at most `FAR` apart, near ones counting more.
+    - `step`: share of an item among all that come up to 3 places later; `walk`: of two such steps.
+    - `side_step`, `side_walk`: the same, later or earlier.
+    """
+    apart = [_counts(pairs_apart(offsets, items, distance), n_items) for distance in range(1, FAR + 1)]
+    nearer = sum((counts / (1 + distance) for distance, counts in enumerate(apart, 1)), start=apart[0] * 0)
+    later = sum((counts * weight for counts, weight in zip(apart, STEP_WEIGHTS, strict=False)), start=apart[0] * 0)
+    beside = sum(apart[1 : len(STEP_WEIGHTS)], start=apart[0])
+    step, side_step = _shares(later), _shares(beside + beside.T)
+    found = {
+        **{f"next_{1 + at}": apart[at] for at in range(3)},
+        "together": largest(csr_array(nearer + nearer.T), MOST),
+        **{"step": step, "walk": _two_steps(step), "side_step": side_step, "side_walk": _two_steps(side_step)},
+    }
+    return {name: csr_array(counts, dtype=np.float32) for name, counts in found.items()}
+
+
+def normalised(counts: csr_array) -> csr_array:
+    """Counts over the root of the product of both items' totals: DIVIDED BY POPULARITY, see the module's docstring."""
+    scale = diags_array(1 / np.sqrt(np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1.0)))
+    return csr_array(scale @ counts @ scale)
+
+
+def _counts(pairs: np.ndarray, n_items: int) -> csr_array:
+    """How often each pair occurs [N, N]; an item with itself does not count."""
+    left, right = pairs[:, pairs[0] != pairs[1]]
+    return csr_array(coo_array((np.ones(len(left)), (left, right)), shape=(n_items, n_items)))
+
+
+def _shares(counts: csr_array) -> csr_array:
+    totals = np.asarray(counts.sum(axis=1)).ravel()
+    return csr_array(diags_array(1 / np.maximum(totals, 1.0)) @ counts)
+
+
+def _two_steps(step: csr_array) -> csr_array:
+    """The `MOST` items that two steps reach most often."""
+    begins = range(0, step.shape[0], ROWS)  # they reach a good part of the catalogue: a block of rows at a time
+    return csr_array(vstack([largest(csr_array(step[at : at + ROWS] @ step), MOST, at) for at in begins], format="csr"))

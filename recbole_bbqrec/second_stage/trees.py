@@ -1,0 +1,110 @@
+"""Gradient-boosted trees (LightGBM) as tensors: its text form, checked by a hash, so that no file runs code.
+
+Shapes: n candidates of all histories, F features.
+"""
+
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import InputError
+
+LEARNING_RATE = 0.1
+N_LEAVES = 15
+LEAST_IN_LEAF = 100
+"""Candidates in a leaf, of which one in forty is a target."""
+FEATURE_SHARE, RIDGE = 0.6, 5.0
+DIGEST = 32
+"""Bytes of the hash that stands before the text."""
+
+
+def lightgbm() -> Any:
+    """Return the package; where it or its OpenMP library is missing, an `InputError` says what to install."""
+    try:
+        import lightgbm
+    except (ImportError, OSError) as error:  # its wheels do not bring libgomp along
+        how = "pip install lightgbm; on a bare Linux also apt-get install libgomp1; or set --second_stage=linear"
+        raise InputError(f"second_stage: LightGBM cannot be loaded ({error}); {how}") from error
+    return lightgbm
+
+
+class Trees(nn.Module):
+    """Log-odds of being the next item, from the features of a candidate.
+
+    Attributes
+    ----------
+    content : uint8, the hash of LightGBM's text form and the text.
+    """
+
+    content: torch.Tensor
+
+    def __init__(self, content: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("content", content)
+
+    @classmethod
+    def fit(
+        cls, features: np.ndarray, is_target: np.ndarray, directions: Sequence[int], n_trees: int, seed: int
+    ) -> "Trees":
+        """Fit `n_trees` on features [n, F] and whether each candidate is the target [n].
+
+        `directions` [F] says which way a feature may push: 1 up, -1 down, 0 either.
+        """
+        package = lightgbm()
+        settings = {
+            "objective": "binary",
+            "learning_rate": LEARNING_RATE,
+            "num_leaves": N_LEAVES,
+            "min_data_in_leaf": LEAST_IN_LEAF,
+            "feature_fraction": FEATURE_SHARE,
+            "lambda_l2": RIDGE,
+            "monotone_constraints": list(directions),
+            "monotone_constraints_method": "intermediate",
+            "max_bin": 127,
+            "num_threads": torch.get_num_threads(),
+            "seed": seed,
+            "deterministic": True,
+            "force_row_wise": True,  # with `deterministic`: the same trees whatever was timed to be faster
+            "verbose": -1,
+        }
+        data = package.Dataset(features, is_target.astype(np.float32), params={"verbose": -1})
+        return cls._of_text(package.train(settings, data, n_trees).model_to_string())
+
+    @classmethod
+    def _of_text(cls, text: str) -> "Trees":
+        content = text.encode()
+        return cls(torch.frombuffer(bytearray(hashlib.sha256(content).digest() + content), dtype=torch.uint8))
+
+    @functools.cached_property
+    def _booster(self) -> Any:
+        content = bytes(self.content.cpu().numpy())
+        text = content[DIGEST:]
+        if hashlib.sha256(text).digest() != content[:DIGEST]:
+            raise InputError("second stage: its trees are damaged; delete the run's folder and run again")
+        return lightgbm().Booster(model_str=text.decode())
+
+    def forward(self, features: np.ndarray) -> np.ndarray:
+        """Log-odds [n] of features [n, F]."""
+        return self._booster.predict(features, raw_score=True, num_threads=torch.get_num_threads())
+
+    def first(self, n_trees: int) -> "Trees":
+        """The first `n_trees` alone."""
+        return self._of_text(self._booster.model_to_string(num_iteration=n_trees))
+
+    def staged(self, features: np.ndarray, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield log-odds [n] by so many of the first trees, for ascending `numbers` of them."""
+        odds, done = np.zeros(len(features)), 0
+        for number in numbers:
+            part = {"start_iteration": done, "num_iteration": number - done}
+            odds = odds + self._booster.predict(features, raw_score=True, num_threads=torch.get_num_threads(), **part)
+            done = number
+            yield number, odds
+
+    def contributions(self, features: np.ndarray) -> np.ndarray:
+        """Shares [n, F] of the features in the log-odds (Shapley values, Lundberg et al., 2020)."""
+        return self._booster.predict(features, pred_contrib=True, num_threads=torch.get_num_threads())[:, :-1]
