@@ -77,7 +77,7 @@ def test_what_is_not_worth_keeping_is_left_out_and_not_tried_again(tiny, tmp_pat
     form = socket.FORMS["linear"]._replace(fit=lambda *_: (tried.append(1), ("found nothing", False))[1])
     monkeypatch.setitem(socket.FORMS, "linear", form)
     for _ in range(2):
-        record, ranks = run(tiny, tmp_path, "Pop")[1]
+        record = run(tiny, tmp_path, "Pop")[1][0]
         assert record["metrics"] == without[0]["metrics"] and len(tried) == 1
     assert quick_start.load_data_and_model(record["run_dir"])[1].second_stage is None
 
