@@ -9,7 +9,7 @@ import torch
 from recbole.trainer import Trainer
 
 from ..second_stage import socket
-from ..settings import plain_settings
+from ..settings import plain_settings, second_stage_settings
 from ..tokenizer import memory
 from . import checkpoint
 from .checkpoint import WEIGHTS_FILE, RunFolder
@@ -65,7 +65,7 @@ class SecondStageFit(Trainer):
     _memory: memory.PeakMemory
     _train_dataset: Any = None
     _validates = True
-    _stage_seconds: float | None = None
+    _stage_seconds = 0.0
 
     def load_best(self, model_file: Any = None) -> None:
         """Put the best weights by validation into the model."""
@@ -106,6 +106,8 @@ class SecondStageFit(Trainer):
 
     def _fit_second_stage(self, valid_data: Any, show_progress: bool) -> None:
         """Build the second stage that is asked for, fit it on validation, and attach it if that was worth it."""
+        if not second_stage_settings(self.config):
+            return
         fitted = self.decided and self.decided.second_stage
         if fitted is None and not self._validates:
             if self.decided is None:

@@ -24,6 +24,7 @@ from ..evaluation.ranking import Ranks, rank_targets, tie_order
 from ..model.padding import LENGTH_INDEPENDENT, group_by_length
 from ..model.protocol import Pairs, ranker_of
 from ..second_stage import socket
+from ..settings import second_stage_settings
 from ..tokenizer import memory
 from ..tokenizer.memory import PeakMemory
 from . import checkpoint
@@ -261,5 +262,5 @@ class ProtocolTrainer(SecondStageFit):
         """
         seconds = {"epoch": self.state.epoch_seconds, "evaluate": self.state.evaluate_seconds}
         medians = {name: statistics.median(values) if values else 0.0 for name, values in seconds.items()}
-        afterwards = {} if self._stage_seconds is None else {"second stage": self._stage_seconds}
+        afterwards = {"second stage": self._stage_seconds} if second_stage_settings(self.config) else {}
         return {"train": sum(map(sum, seconds.values())), **medians, **afterwards}

@@ -86,7 +86,7 @@ def test_codes_that_cannot_be_shared_evenly_leave_the_row_out(tiny):
 def test_a_row_that_changes_nothing_is_left_out(tiny):
     found, left_out = applicable(ROWS, full(tiny, candidate_similarity=[], codes="random"))
     assert not {"candidate-text", "candidate-behavior", "candidate-similarity", "random-codes"} & set(found)
-    assert left_out["candidate-similarity"] == "it changes nothing under these settings"
+    assert left_out["candidate-similarity"] == "there is no second stage"
 
 
 def test_chosen_rows():

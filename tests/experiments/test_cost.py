@@ -14,7 +14,7 @@ from recbole_bbqrec.experiments import cost
 def test_all_ways_of_scoring_with_and_without_the_additional_code():
     ways = ["dense", "codes", "joint", "generate"]
     assert [(way, code) for way in ways for code in ("with", "without")] == cost.VARIANTS
-    without = {"similarity_attention": "off", "use_code_embedding": False, "candidate_similarity": []}
+    without = {"similarity_attention": "off", "use_code_embedding": False, "second_stage": "off"}
     assert {"with": {}, "without": without} == cost.CODES
 
 

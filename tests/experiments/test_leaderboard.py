@@ -297,7 +297,7 @@ def test_rows_with_a_second_stage_are_marked(keep, tmp_path):
     page = leaderboard_page.write("Toy", tmp_path)
     marked = {row[0].strip("†"): row[1] for row in table(page, "Validation, seen items masked")[1:]}
     assert [name for name, mark in marked.items() if mark == "yes"] == ["SASRecPlusT", "SASRecPlusSeen"]
-    assert "second stage: weights of candidate similarity, fitted on the targets of validation" in page
+    assert "second stage: fitted on the targets of validation after training" in page
 
 
 @pytest.mark.parametrize(("ours", "said"), [(5, "-0.1131 [-0.1131, -0.1131], p < 0.001"), (3, "+0.0000 [+0.0000")])

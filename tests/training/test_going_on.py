@@ -118,8 +118,8 @@ def test_without_validation_the_last_epoch_is_kept(tiny, tmp_path, caplog, capsy
     assert list(record["metrics"]) == ["test"] and record["users"] == record["rows"] == {"test": 60}
     assert record["epochs"] == {"best": 3, "done": 3, "hit_cap": False}
     assert "no validation in eval_args.split: nothing was chosen" in capsys.readouterr().out
-    left_out = "candidate similarity: left out, there is no validation" in caplog.text
-    assert left_out == (model == "BBQRec") and not any("candidates" in name for name in tensors(record["run_dir"]))
+    left_out = "second stage: left out, there is no validation" in caplog.text
+    assert left_out == (model == "BBQRec") and not any("second_stage" in name for name in tensors(record["run_dir"]))
     # The last epoch, by hand: the state after it, or the average over its last steps.
     runner, (train, *_) = made({**given, "checkpoint_dir": str(tmp_path / "other")})
     assert runner.fit(train, saved=False) == (-float("inf"), None)
