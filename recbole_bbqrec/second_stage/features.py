@@ -32,8 +32,9 @@ FORMS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "most": lambda said: said.amax(2),
     "number": lambda said: (said != 0).sum(2).to(said.dtype),
 }
-"""What becomes of what each item of the history says of each candidate, [B, C, J] -> [B, C]: that of the last item, of the
-one before it and of the third, the sum with a factor `DECAY` for every step back, the largest, and how many say anything."""
+"""What becomes of what each item of the history says of each candidate, [B, C, J] -> [B, C]: that of the last item, of
+the one before it and of the third, the sum with a factor `DECAY` for every step back, the largest, and how many say
+anything."""
 
 
 class Feature(NamedTuple):
@@ -52,14 +53,12 @@ MODEL = "model"
 OF_MODEL = (
     Feature(MODEL, "score", "", 1),  # of the model
     Feature(MODEL, "margin", "", 1),  # score less that of the best candidate
-    Feature(
-        MODEL, "rank", "", -1
-    ),  # place among the model's candidates, from 0; behind them where counts have brought it
+    Feature(MODEL, "rank", "", -1),  # place among the candidates of the model, from 0
     Feature(MODEL, "length", ""),  # of the history
     Feature(MODEL, "seen", ""),  # 1 / steps back to where the candidate stands in the history; 0 where it does not
 )
-"""The features that every second stage has. The model's scores keep their direction: it has learned what is popular, and
-trees that turn it upside down would learn which items were held out."""
+"""The features that every second stage has. The model's scores keep their direction: it has learned what is popular,
+and trees that turn it upside down would learn which items were held out."""
 ID_LOG_P = Feature("codes", "id_log_p", "")
 """log p of the candidate's semantic ID, where the model has code heads."""
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..model.protocol import FirstStage
 from .features import Feature, features_of
 from .hashing import Folds
-from .signals import Batch
+from .signals import Batch, PairList
 from .towers import Towers
 from .trees import Trees
 
@@ -93,7 +93,7 @@ class BoostedRanker(nn.Module):
         best = free.topk(min(BEST, n_items - 1)).indices
         best = torch.where(free.gather(1, best) > -torch.inf, best, 0)
         parts = [best]
-        if reach := [self.signals[name] for name in REACH if name in self.signals]:
+        if reach := [signal for name, signal in self.signals.items() if name in REACH and isinstance(signal, PairList)]:
             counted = torch.zeros_like(free)
             for signal in reach:
                 row, back, item, value = signal.entries(recent)
@@ -114,7 +114,7 @@ class BoostedRanker(nn.Module):
     def features_of(self, first: FirstStage, batch: Batch) -> Tensor:
         """Features [B, C, F] of the candidates."""
         n_best = min(BEST, first.scores.shape[1] - 1)
-        return features_of(self.features, self.signals, first, batch, n_best)
+        return features_of(self.features, dict(self.signals.items()), first, batch, n_best)
 
     def log_odds(self, features: Tensor, batch: Batch, fold: Tensor) -> Tensor:
         """Log-odds [B, C] of candidates by the trees `fold` [B]; minus infinity where there is no candidate."""

@@ -1,15 +1,15 @@
 """Signals of the second stage: what each item of a history says of each candidate.
 
-Pairs of items are compared by how training sequences lead from one to the other, by their features, by towers over them,
-and by their codes. What is counted is never divided by how often the candidate occurs in training: in a k-core data set
-that tells which items were held out (docs/second-stage.md). Nothing here looks at validation.
+Pairs of items are compared by how training sequences lead from one to the other, by their features, by towers over
+them, and by their codes. What is counted is never divided by how often the candidate occurs in training: in a k-core
+data set that tells which items were held out (docs/second-stage.md). Nothing here looks at validation.
 
-Shapes: B histories, C candidates of each (0 = none), J items of the history from the last one backwards (0 = none), N items
-(row 0 = padding), D width of vectors, L levels of a signal's codes.
+Shapes: B histories, C candidates of each (0 = none), J items of the history from the last one backwards (0 = none), N
+items (row 0 = padding), D width of vectors, L levels of a signal's codes.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -116,7 +116,7 @@ class Popularity(nn.Module):
 
 
 class CodeTransitions(nn.Module):
-    """log(N P(candidate | last item)) by the codes of one signal, coarse ones standing in for fine ones that are rare.
+    """log(N P(candidate | last item)) by the codes of one signal; coarse ones stand in for rare fine ones.
 
     At level l, items with equal first l codes are one class. With n transitions from the last item's class, m of them to
     that of the candidate, which has s items, and the estimate p of the level above (1 / N above the first),
@@ -204,10 +204,10 @@ def pair_lists(offsets: np.ndarray, items: np.ndarray, n_items: int) -> dict[str
     - `side_step`, `side_walk`: the same, later or earlier.
     """
     apart = [_counts(pairs_apart(offsets, items, distance), n_items) for distance in range(1, FAR + 1)]
-    nearer = sum((counts / (1 + distance) for distance, counts in enumerate(apart, 1)), start=apart[0] * 0)
-    later = sum((counts * weight for counts, weight in zip(apart, STEP_WEIGHTS, strict=False)), start=apart[0] * 0)
-    beside = sum(apart[1 : len(STEP_WEIGHTS)], start=apart[0])
-    step, side_step = _shares(later), _shares(beside + beside.T)
+    nearer: Any = sum((counts / (1 + distance) for distance, counts in enumerate(apart, 1)), start=apart[0] * 0)
+    later: Any = sum((counts * weight for counts, weight in zip(apart, STEP_WEIGHTS, strict=False)), start=apart[0] * 0)
+    beside: Any = sum(apart[1 : len(STEP_WEIGHTS)], start=apart[0])
+    step, side_step = _shares(later), _shares(csr_array(beside + beside.T))
     found = {
         **{f"next_{1 + at}": apart[at] for at in range(3)},
         "together": largest(csr_array(nearer + nearer.T), MOST),
