@@ -118,8 +118,8 @@ class Popularity(nn.Module):
 class CodeTransitions(nn.Module):
     """log(N P(candidate | last item)) by the codes of one signal; coarse ones stand in for rare fine ones.
 
-    At level l, items with equal first l codes are one class. With n transitions from the class of the last item, m of them
-    to that of the candidate, which has s items, and the estimate p of the level above (1 / N above the first),
+    At level l, items with equal first l codes are one class. With n transitions from the class of the last item, m of
+    them to that of the candidate, which has s items, and the estimate p of the level above (1 / N above the first),
 
         P = (m / s + PRIOR p) / (n + PRIOR).
 
