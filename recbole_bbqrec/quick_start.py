@@ -6,7 +6,7 @@ import os
 import re
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,12 +125,12 @@ def execute(
         ordinary = Config(arguments=arguments, config_dict=config_dict)
         ordinary["train_on"] = "train"
         if "valid" in judged_parts(ordinary):
-            first = _train(ordinary, **watch)
+            first = train(ordinary, **watch)
             decided = first.trainer.decide()
             keep_bundle(first.trainer.folder.path, ordinary, first.dataset)
             logger.info(f"validation has decided ({decided.epochs} epochs); now training on all interactions")
             watch = {}
-    trained = _train(config, **watch, decided=decided)
+    trained = train(config, **watch, decided=decided)
     trainer, loaders = trained.trainer, trained.loaders
 
     started = time.perf_counter()
@@ -142,7 +142,7 @@ def execute(
         logger.info(f"judged in {time.perf_counter() - started:.1f} s")
 
     record = {
-        **_record(config, trained, ranks, memory),
+        **record_of(config, trained, ranks, memory),
         "times_tested": tested.after_run(),
         **trained.inspected,
     }
@@ -155,7 +155,7 @@ def execute(
     return record, ranks
 
 
-class _Trained(NamedTuple):
+class Trained(NamedTuple):
     """A model that has been trained, with its data set and loaders, and what `inspect` has found."""
 
     dataset: Any
@@ -164,13 +164,17 @@ class _Trained(NamedTuple):
     inspected: dict[str, Any]
 
 
-def _train(
+def train(
     config: Config,
     inspect: Callable[[Any, Any, Any, Any], dict[str, Any]] | None = None,
     after_epoch: Callable[[Any], None] | None = None,
     decided: Decided | None = None,
-) -> _Trained:
-    """Read the data, build the model and train it to its end, or as far as another run has decided."""
+    finish: bool = True,
+) -> Trained:
+    """Read the data, build the model and train it to its end, or as far as another run has decided.
+
+    Where it is not to `finish`, the model has its best weights and no second stage.
+    """
     logger = getLogger()
     if decided is not None and decided.epochs:
         config["epochs"] = decided.epochs
@@ -189,8 +193,11 @@ def _train(
     trainer.decided = decided
     watched = (lambda *_: after_epoch(trainer)) if after_epoch else None
     trainer.fit(train, valid, show_progress=config["show_progress"], callback_fn=watched)
-    trainer.finish(valid, show_progress=config["show_progress"])
-    return _Trained(dataset, (train, valid, test), trainer, inspected)
+    if finish:
+        trainer.finish(valid, show_progress=config["show_progress"])
+    else:
+        trainer.load_best()
+    return Trained(dataset, (train, valid, test), trainer, inspected)
 
 
 def fetch_missing(arguments: Sequence[str], config_dict: dict[str, Any] | None) -> None:
@@ -243,7 +250,8 @@ def _check_outputs(config: Config) -> None:
             raise InputError(f"{key}: {path} cannot be written ({why}); name another {kind}")
 
 
-def _record(config: Config, trained: _Trained, ranks: dict[str, Any], memory: PeakMemory) -> dict[str, Any]:
+def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memory: PeakMemory) -> dict[str, Any]:
+    """What a run has come to, as plain data, see `execute`; `ranks` are by split."""
     trainer, model = trained.trainer, trained.trainer.model
     done, best = trainer.state.epochs_done, trainer.state.best_epoch
     return {

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..evaluation.ranking import per_row
 from ..model.protocol import FirstStage
 from .hashing import fold_of
-from .ranker import FOLDS, BoostedRanker, recent_first
+from .ranker import FOLDS, TIE, BoostedRanker, recent_first
 from .trees import Trees
 
 MAX_HISTORIES = 40_000
@@ -36,21 +36,30 @@ class Examples(NamedTuple):
     ----------
     features : [n, F].
     history : [n] whose candidate it is, ascending.
+    item, slot : [n] what it is, and its place among the candidates of its history.
     is_target : [n].
     is_seen : [n] stands in the history and is not the target: no ranking shows it.
     fold : [H].
+    row : [H] number of the history among all that there are.
     """
 
     features: np.ndarray
     history: np.ndarray
+    item: np.ndarray
+    slot: np.ndarray
     is_target: np.ndarray
     is_seen: np.ndarray
     fold: np.ndarray
+    row: np.ndarray
 
     def ranks(self, scores: np.ndarray) -> np.ndarray:
         """Rank [H] of each target by scores [n], from 1."""
         wanted = scores[self.is_target][self.history]
         return 1 + np.bincount(self.history[(scores > wanted) & ~self.is_seen], minlength=len(self.fold))
+
+    def metric(self, scores: np.ndarray, n_histories: int) -> float:
+        """NDCG@10 of scores [n], over `n_histories` in all."""
+        return float(per_row(self.ranks(scores), METRIC, CUT_OFF).sum()) / max(n_histories, 1)
 
 
 def fit_boosted(
@@ -66,14 +75,12 @@ def fit_boosted(
     `first` gives what the model says after histories [B, T]. Of R users in validation there are the histories [R, T] (0
     pads on the right) and the next items [R].
     """
-    hashes = stage.folds.hashes(histories)
-    # By the items, not by the users' numbers, which held-out rows decide.
-    chosen = hashes.argsort(stable=True)[:MAX_HISTORIES]
-    examples = collect(stage, first, histories[chosen], targets[chosen], progress)
+    rows = chosen(stage, histories)
+    examples = collect(stage, first, histories[rows], targets[rows], progress)
     directions = [feature.direction for feature in stage.features]
     found = cross_fit(examples, directions, seed, progress)
-    n_trees, judged = found.best(len(chosen))
-    before = _mean(examples.ranks(examples.features[:, 0]), len(chosen))
+    n_trees, judged = found.best(examples, len(rows))
+    before = examples.metric(examples.features[:, 0], len(rows))
     words = (
         f"{len(stage.features)} features, {n_trees} trees; {METRIC}@{CUT_OFF} of histories not fitted on {before:.4f} "
     )
@@ -81,8 +88,13 @@ def fit_boosted(
         return f"{words}-> {judged:.4f}: left out", False
     of_all = fit_trees(examples, np.ones(len(examples.fold), bool), directions, n_trees, seed)
     stage.trees = torch.nn.ModuleList([*(trees.first(n_trees) for trees in found.trees), of_all])
-    stage.folds.fitted = hashes[chosen].unique()
+    stage.folds.fitted = stage.folds.hashes(histories[rows]).unique()
     return f"{words}-> {judged:.4f}", True
+
+
+def chosen(stage: BoostedRanker, histories: Tensor) -> Tensor:
+    """Which histories [R, T] are fitted on: by their items, not by the users' numbers, which held-out rows decide."""
+    return stage.folds.hashes(histories).argsort(stable=True)[:MAX_HISTORIES]
 
 
 def collect(
@@ -109,42 +121,45 @@ def collect(
             said = first(trimmed)
             batch = stage.batch(said.scores, trimmed)
             known, is_target = batch.items > 0, batch.items == wanted
+            slot = torch.arange(known.shape[1], device=known.device).expand_as(known)
             is_seen = (batch.items.unsqueeze(2) == recent_first(trimmed).unsqueeze(1)).any(2) & ~is_target
-            history = torch.arange(len(wanted), device=known.device).unsqueeze(1).expand_as(known)[known]
-            fold = fold_of(stage.folds.hashes(trimmed), FOLDS)
-            found = (stage.features_of(said, batch)[known], history + n_before, is_target[known], is_seen[known], fold)
+            history = torch.arange(len(wanted), device=known.device).unsqueeze(1).expand_as(known)
+            of_all = (stage.features_of(said, batch), history + n_before, batch.items, slot, is_target, is_seen)
+            of_histories = fold_of(stage.folds.hashes(trimmed), FOLDS), rows[has]
+            found = (*(part[known] for part in of_all), *of_histories)
             parts.append(Examples(*(part.cpu().numpy() for part in found)))
             n_before += len(wanted)
     if not parts:
-        nothing = np.zeros(0, bool)
-        return Examples(np.zeros((0, len(stage.features)), np.float32), nothing.astype(int), nothing, nothing, nothing)
+        nothing = np.zeros((2, 0), int)
+        return Examples(np.zeros((0, len(stage.features)), np.float32), *nothing, nothing[0], *nothing > 0, *nothing)
     return Examples(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 class CrossFit(NamedTuple):
-    """Trees of each fold, fitted on all others, and the ranks [H] of the targets by so many of them."""
+    """Trees of each fold, fitted on all others, and the log-odds [n] that so many of them give, by their number."""
 
     trees: list[Trees]
-    ranks: dict[int, np.ndarray]
+    log_odds: dict[int, np.ndarray]
 
-    def best(self, n_histories: int) -> tuple[int, float]:
+    def best(self, examples: Examples, n_histories: int) -> tuple[int, float]:
         """Return the best number of trees and its metric, over `n_histories` in all."""
-        judged = {number: _mean(ranks, n_histories) for number, ranks in self.ranks.items()}
+        judged = {number: examples.metric(odds, n_histories) for number, odds in self.log_odds.items()}
         number = max(judged, key=lambda one: judged[one])
         return number, judged[number]
 
 
 def cross_fit(examples: Examples, directions: list[int], seed: int, progress: bool = False) -> CrossFit:
-    """Fit the trees of every fold on the others, and judge them on it."""
-    trees, scores = [], {number: np.zeros(len(examples.history)) for number in N_TREES}
+    """Fit the trees of every fold on the others, and let them judge it."""
+    trees, log_odds = [], {number: np.zeros(len(examples.history), np.float32) for number in N_TREES}
     for fold in tqdm(range(FOLDS), "Trees", ncols=100, disable=not progress, leave=False):
         judged = examples.fold == fold
         trees.append(fit_trees(examples, ~judged, directions, max(N_TREES), seed))
         of_fold = judged[examples.history]
         if of_fold.any():
             for number, odds in trees[-1].staged(examples.features[of_fold], N_TREES):
-                scores[number][of_fold] = odds
-    return CrossFit(trees, {number: examples.ranks(odds) for number, odds in scores.items()})
+                log_odds[number][of_fold] = odds
+    ties = TIE * examples.slot.astype(np.float32)  # as the ranker breaks them
+    return CrossFit(trees, {number: odds - ties for number, odds in log_odds.items()})
 
 
 def fit_trees(examples: Examples, of: np.ndarray, directions: list[int], n_trees: int, seed: int) -> Trees:
@@ -157,7 +172,3 @@ def fit_trees(examples: Examples, of: np.ndarray, directions: list[int], n_trees
     place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     kept = np.sort(order[(place <= SAMPLED) & of[examples.history[order]]])
     return Trees.fit(examples.features[kept], examples.is_target[kept], directions, n_trees, seed)
-
-
-def _mean(ranks: np.ndarray, n_histories: int) -> float:
-    return float(per_row(ranks, METRIC, CUT_OFF).sum()) / max(n_histories, 1)

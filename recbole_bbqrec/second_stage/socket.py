@@ -5,8 +5,9 @@ A form of second stage is a row of `FORMS`. Nothing else knows which forms there
 Shapes: B histories, T items of the longest, N items (row 0 = padding), R histories of validation.
 """
 
+import contextlib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -66,15 +67,22 @@ def build(config: Any, dataset: Any) -> Any:
 def fit(
     stage: nn.Module, model: Any, config: Any, histories: torch.Tensor, targets: torch.Tensor, progress: bool = False
 ) -> tuple[str, bool]:
-    """Fit `stage` in place to a model that carries none; see `Form.fit`.
+    """Fit `stage` in place to a model that carries none; see `Form.fit` and `asking`."""
+    form = next(form for form in FORMS.values() if type(stage) is form.module)
+    with asking(model, config) as first:
+        return form.fit(stage, first, histories, targets, config["seed"], progress)
+
+
+@contextlib.contextmanager
+def asking(model: Any, config: Any) -> Iterator[Callable[[torch.Tensor], FirstStage]]:
+    """Give what a model that carries no second stage says after histories [B, T].
 
     A model that cannot score histories by themselves is an `InputError`.
     """
-    form = next(form for form in FORMS.values() if type(stage) is form.module)
     model.eval()
     try:
         with torch.no_grad():
-            return form.fit(stage, _first_stage(model, config), histories, targets, config["seed"], progress)
+            yield _first_stage(model, config)
     except (NeedsDataError, NotImplementedError) as error:
         why = f"found that {config['model']} needs more than histories ({error or 'it scores single items'})"
         raise InputError(f"second_stage: {why}; set --second_stage=off") from error

@@ -33,7 +33,7 @@ class UntrainedTrainer(ProtocolTrainer):
     """
 
     ranker: Pop
-    _ranked: tuple[Any, list[Any], Ranks] | None = None
+    _ranked: tuple[Any, list[Any], Any, Ranks] | None = None
     _fit_seconds = 0.0
 
     def _build_optimizer(self, **kwargs: Any) -> None:
@@ -78,16 +78,11 @@ class UntrainedTrainer(ProtocolTrainer):
         return self.best_valid_score, self.best_valid_result
 
     def rank(self, eval_data: Any, earlier: list[Any], show_progress: bool = False) -> Ranks:
-        """As `ProtocolTrainer.rank`; the last ranking is kept, for nothing is learned from one to the next."""
-        if self._ranked is None or self._ranked[0] is not eval_data or self._ranked[1] != earlier:
-            self._ranked = eval_data, earlier, super().rank(eval_data, earlier, show_progress)
-        return self._ranked[2]
-
-    def finish(self, valid_data: Any, show_progress: bool = False) -> None:
-        """As `ProtocolTrainer.finish`; rankings from before a second stage are forgotten."""
-        super().finish(valid_data, show_progress)
-        if self.model.second_stage is not None:
-            self._ranked = None
+        """As `ProtocolTrainer.rank`; the last ranking is kept: only another second stage would change it."""
+        stage = self.model.second_stage
+        if self._ranked is None or self._ranked[:2] != (eval_data, earlier) or self._ranked[2] is not stage:
+            self._ranked = eval_data, earlier, stage, super().rank(eval_data, earlier, show_progress)
+        return self._ranked[3]
 
     def timings(self) -> dict[str, float]:
         """As `ProtocolTrainer.timings`; `train` is counting and choosing."""
