@@ -7,11 +7,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from .. import storage
+from .. import schema, storage
 from ..errors import InputError
 from ..preparation.images import images_by_token
 from ..preparation.vectors import files_of
-from ..settings import FITTED_AFTER_TRAINING, learning_settings, second_stage_settings
+from ..settings import FITTED_AFTER_TRAINING, learning_settings
 
 COUNTED_ONCE = {"topk": [5, 10, 20], "metrics": ["Recall", "NDCG"], "use_gpu": True}
 """Settings that stood in the key although no result depends on them: their defaults stay in it, so that records and
@@ -37,7 +37,8 @@ def comparable_settings(config: Any) -> dict[str, Any]:
     An encoder that is a file or a folder on this disk has a fingerprint behind its name: of the content of a file of
     vectors, of the names and sizes of a model's files.
     """
-    settings = {**learning_settings(config), **_as_first_recorded(config)}
+    afterwards = {key: config[key] for key in FITTED_AFTER_TRAINING}
+    settings = {**learning_settings(config), **afterwards}
     del settings["seed"]
     for key in ("text_encoder", "image_encoder"):
         name = settings.get(key)
@@ -46,25 +47,6 @@ def comparable_settings(config: Any) -> dict[str, Any]:
             content = {file.name: file if path.is_file() else [file.stat().st_size] for file in files}
             settings[key] = f"{name} ({storage.fingerprint(content)})"
     return settings
-
-
-def _as_first_recorded(config: Any) -> dict[str, Any]:
-    """Settings of the second stage under which records are found that know no `second_stage`.
-
-    Then BBQRec and its controls alone had one, the linear form; codes belonged to behaviour.
-    """
-    settings = second_stage_settings(config)
-    if "scoring" not in config.final_config_dict or settings.get("second_stage") == "gbdt":
-        return settings
-    if not settings:
-        sizes = {key: config[key] for key in FITTED_AFTER_TRAINING[2:]}
-        return {"candidate_similarity": [], **(dict.fromkeys(sizes, 0) if config["scoring"] == "generate" else sizes)}
-    signals = settings["candidate_similarity"]
-    if "behavior" in signals and ("codes" in signals or config["codes"] == "none"):
-        settings["candidate_similarity"] = signals = [name for name in signals if name != "codes"]
-    elif not {"behavior", "codes"}.isdisjoint(signals):
-        return settings
-    return {key: value for key, value in settings.items() if key != "second_stage"}
 
 
 def data_fingerprint(config: Any) -> str:
@@ -83,7 +65,31 @@ def data_fingerprint(config: Any) -> str:
 
 def run_key(settings: Mapping[str, Any], data: str) -> str:
     """Fingerprint of what makes runs the same but for their seed: `comparable_settings` and `data_fingerprint`."""
-    return storage.fingerprint({**COUNTED_ONCE, **settings}, data)
+    learned = {key: value for key, value in settings.items() if key not in FITTED_AFTER_TRAINING}
+    return storage.fingerprint({**COUNTED_ONCE, **learned, **_as_first_recorded(settings)}, data)
+
+
+def _as_first_recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the second stage under which records are found that know no `second_stage`.
+
+    Then BBQRec and its controls alone had one, the linear form; codes belonged to behaviour.
+    """
+    form = schema.second_stage({"second_stage": "linear", **settings})
+    found = {key: settings[key] for key in FITTED_AFTER_TRAINING if key in settings} | {"second_stage": form}
+    sizes = {key: found.pop(key, None) for key in FITTED_AFTER_TRAINING[2:]}
+    if form == "gbdt":
+        return found
+    if "scoring" not in settings:
+        return {} if form == "off" else {**found, **sizes}
+    if form == "off":
+        return {"candidate_similarity": [], **(dict.fromkeys(sizes, 0) if settings["scoring"] == "generate" else sizes)}
+    signals = found["candidate_similarity"]
+    if "behavior" in signals and ("codes" in signals or settings["codes"] == "none"):
+        found["candidate_similarity"] = [name for name in signals if name != "codes"]
+    elif not {"behavior", "codes"}.isdisjoint(signals):
+        return {**found, **sizes}
+    del found["second_stage"]
+    return {**found, **sizes}
 
 
 def folder_of(results: Path, dataset: str) -> Path:

@@ -14,7 +14,7 @@ import jinja2
 import numpy as np
 import yaml
 
-from .. import storage
+from .. import schema, storage
 from ..evaluation import report
 from ..evaluation.ranking import COLUMNS, per_row
 from ..evaluation.statistics import PairedValues, holm
@@ -62,7 +62,8 @@ def hypothesis(runs: Mapping[int, Run]) -> Hashable:
     out.
     """
     first, trainings = next(iter(runs.values())), _trainings(runs)
-    fitted = {*(first.record["settings"].get("candidate_similarity") or ())} - {"seen"}
+    settings = {"second_stage": "linear", **first.record["settings"]}  # before there were others
+    fitted = {*settings.get("candidate_similarity", ())} - {"seen"} if schema.second_stage(settings) != "off" else set()
     return first.key if fitted or trainings is None else trainings
 
 

@@ -11,7 +11,7 @@ from recbole_bbqrec import quick_start, registry, storage
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.model.protocol import FirstStage
-from recbole_bbqrec.second_stage import socket
+from recbole_bbqrec.second_stage import linear_fit, socket
 from recbole_bbqrec.training import afterwards
 from recbole_bbqrec.training.checkpoint import LAST_FILE, TRAINING, WEIGHTS, WEIGHTS_FILE
 
@@ -26,6 +26,7 @@ def run(tiny, tmp_path, model, **changes):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_it_is_fitted_carried_and_read_back_whatever_the_model(tiny, tmp_path, monkeypatch, model):
+    monkeypatch.setattr(linear_fit, "_share", lambda *_: 1.0)  # some models know the tiny set too well for any to stay
     without = run(tiny, tmp_path, model, second_stage="off")[1]
 
     def killed(*_):
