@@ -34,7 +34,7 @@ def _command(help: str, *options: Any, settings: bool = False, note: str = "") -
 
     def enter(work: Work) -> Work:
         about: dict[str, Any] = {"help": help, "description": help, "epilog": note or SETTINGS * settings}
-        parser = COMMANDS.add_parser(work.__name__.removeprefix("_"), **about, allow_abbrev=False)
+        parser = COMMANDS.add_parser(work.__name__.removeprefix("_").replace("_", "-"), **about, allow_abbrev=False)
         parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         for option in options:
             option(parser)
@@ -195,6 +195,27 @@ def _ids(given: argparse.Namespace) -> None:
     from .experiments.ids import study
 
     study(given.dataset, given.seeds, given.settings, given.results)
+
+
+@_command(
+    "what the second stage of a model is made of: fitted anew without each group of features",
+    _option("--model", help="name of the model; the page has all models with records"),
+    *STUDY,
+    _option("--seeds", type=int, default=1, help="trainings of the model (default 1)"),
+    _option("--table-only", action="store_true", help="make page and figure again from the records"),
+    settings=True,
+)
+def _second_stage(given: argparse.Namespace) -> None:
+    from .experiments import second_stage, second_stage_page
+
+    if given.table_only:
+        if given.settings or given.model:
+            raise InputError("--table-only reads records alone: give --dataset and --results, nothing else")
+        print(second_stage_page.write(given.dataset, given.results))
+    elif not given.model:
+        raise InputError("--model: found no name, expected that of a model, such as --model=BBQRec")
+    else:
+        print(second_stage.study(given.model, given.dataset, given.seeds, given.settings, given.results))
 
 
 @_command(

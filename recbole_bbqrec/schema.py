@@ -261,7 +261,10 @@ SEQUENCES = only(
 ROWS = only("where columns of users or items are loaded", _loads_rows)
 FILTERED = only("without benchmark_filename, whose files stay as they are", lambda run: not run["benchmark_filename"])
 ON_A_GPU = (Use("only on a GPU", lambda run, value: bool(run[ON_GPU]) or value in (False, "", "-1")),)
-HISTORIES = only("in models that read histories, not in Pop", lambda run: run["model"] != "Pop")
+HISTORIES = only(
+    "in models that read histories, not in Pop without a second_stage",
+    lambda run: run["model"] != "Pop" or second_stage(run) != "off",
+)
 
 ATTACH_FEATURES = (
     Use(

@@ -58,7 +58,7 @@ def pages(content: Mapping[str, Any]) -> tuple[str, str]:
         "shared": shared,
         "own": own,
         "inline": _inline,
-        "yaml": _yaml,
+        "yaml": yaml_block,
         "has_own_file": (PROPERTIES / "dataset" / f"{content['dataset']}.yaml").is_file(),
     }
     return tables.page("leaderboard.md.jinja", **shown), tables.page("leaderboard.tex.jinja", **shown)
@@ -100,7 +100,8 @@ def model_settings(dataset: str, settings: Mapping[str, Row]) -> tuple[Row, dict
     }
 
 
-def _yaml(settings: Mapping[str, Any]) -> str:
+def yaml_block(settings: Mapping[str, Any]) -> str:
+    """Return settings as a block of YAML for a page."""
     # One line a key; of a bare value YAML writes a second line that ends the document.
     lines = [f"{key}: {yaml.safe_dump(value, default_flow_style=True, width=1000)}" for key, value in settings.items()]
     text = "\n".join(line.removesuffix("...\n").rstrip() for line in lines)
