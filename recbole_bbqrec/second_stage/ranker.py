@@ -96,8 +96,10 @@ class BoostedRanker(nn.Module):
         if reach := [signal for name, signal in self.signals.items() if name in REACH and isinstance(signal, PairList)]:
             counted = torch.zeros_like(free)
             for signal in reach:
-                row, back, item, value = signal.entries(recent)
-                counted.view(-1).index_add_(0, row * n_items + item, value * REACH_DECAY**back)
+                row, back, count, place = signal.entries(recent)
+                cell = (row * n_items).repeat_interleave(count) + signal.items[place]
+                value = (REACH_DECAY**back).repeat_interleave(count) * signal.values[place]
+                counted.view(-1).index_add_(0, cell, value)
             for taken in (recent, best):
                 counted.scatter_(1, taken, 0.0)
             counted[:, 0] = 0.0
@@ -105,8 +107,8 @@ class BoostedRanker(nn.Module):
             parts.append(torch.where(more.values > 0, more.indices, 0))
         again = (recent.unsqueeze(2) == recent.unsqueeze(1)).tril(-1).any(2)  # stands nearer to the end as well
         items = torch.cat([*parts, recent.masked_fill(again, 0)], dim=1)
-        slots = torch.full(scores.shape, -1, dtype=torch.int32, device=scores.device)
-        places = torch.arange(items.shape[1], dtype=torch.int32, device=scores.device)
+        slots = torch.full(scores.shape, -1, dtype=torch.int16, device=scores.device)
+        places = torch.arange(items.shape[1], dtype=torch.int16, device=scores.device)
         slots.scatter_(1, items, places.expand_as(items))
         slots[:, 0] = -1
         return Batch(recent, items, slots)
@@ -132,14 +134,16 @@ class BoostedRanker(nn.Module):
         """Return scores [B, N]: the candidates' log-odds, and below them the model's scores of all other items."""
         batch = self.batch(first.scores, histories)
         odds = self.log_odds(self.features_of(first, batch), batch, self.folds(histories))
-        scores = first.scores.float()
-        others = scores.masked_fill(batch.slots >= 0, -torch.inf)
-        others[:, 0] = -torch.inf
         least = odds.masked_fill(batch.items == 0, torch.inf).amin(1, keepdim=True)
-        highest = others.amax(1, keepdim=True)
-        highest = torch.where(highest.isneginf(), 0.0, highest)  # everything is a candidate
-        scores = scores - highest + least - 1.0
-        return scores.scatter(1, batch.items, torch.where(batch.items > 0, odds, scores[:, :1]))
+        scores = first.scores.float().clone()
+        scores.scatter_(1, batch.items, -torch.inf)
+        scores[:, 0] = -torch.inf
+        highest = scores.amax(1, keepdim=True)
+        scores -= torch.where(highest.isneginf(), 0.0, highest)  # everything may be a candidate
+        scores += least - 1.0
+        scores.scatter_(1, batch.items, odds)
+        scores[:, :1] = least - 1.0
+        return scores
 
 
 def recent_first(histories: Tensor) -> Tensor:
