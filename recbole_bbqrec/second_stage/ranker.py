@@ -94,11 +94,11 @@ class BoostedRanker(nn.Module):
         best = torch.where(free.gather(1, best) > -torch.inf, best, 0)
         parts = [best]
         if reach := [signal for name, signal in self.signals.items() if name in REACH and isinstance(signal, PairList)]:
-            counted = torch.zeros_like(free)
+            counted = free.zero_()  # its memory, once more
             for signal in reach:
                 row, back, count, place = signal.entries(recent)
-                cell = (row * n_items).repeat_interleave(count) + signal.items[place]
-                value = (REACH_DECAY**back).repeat_interleave(count) * signal.values[place]
+                cell = (row * n_items).repeat_interleave(count) + signal.items.index_select(0, place)
+                value = (REACH_DECAY**back).repeat_interleave(count) * signal.values.index_select(0, place)
                 counted.view(-1).index_add_(0, cell, value)
             for taken in (recent, best):
                 counted.scatter_(1, taken, 0.0)
@@ -128,6 +128,14 @@ class BoostedRanker(nn.Module):
                 found[chosen] = trees(values[chosen])
         found -= TIE * np.arange(found.shape[1], dtype=np.float32)
         return torch.from_numpy(found).to(batch.items.device)
+
+    def contributions(self, features: Tensor, fold: Tensor) -> np.ndarray:
+        """Shares [n, F] of the features [n, F] in the log-odds by the trees `fold` [n], see `Trees.contributions`."""
+        values, folds = features.cpu().numpy(), fold.cpu().numpy()
+        found = np.zeros(values.shape)
+        for number in np.unique(folds):
+            found[folds == number] = self.trees[number].contributions(values[folds == number])
+        return found
 
     @torch.no_grad()
     def forward(self, first: FirstStage, histories: Tensor) -> Tensor:

@@ -71,8 +71,8 @@ class PairList(nn.Module):
         """What each item of the histories says of each candidate [B, C, J]."""
         row, back, count, place = self.entries(batch.recent)
         found = self.values.new_zeros(*batch.items.shape, batch.recent.shape[1])
-        cell = (row * batch.slots.shape[1]).repeat_interleave(count) + self.items[place]
-        slot = batch.slots.view(-1)[cell]
+        cell = (row * batch.slots.shape[1]).repeat_interleave(count) + self.items.index_select(0, place)
+        slot = batch.slots.view(-1).index_select(0, cell)  # several times as fast as an index in brackets
         known = torch.nonzero(slot >= 0).squeeze(1)  # a small part: most of what is listed is no candidate
         cell = (row * found[0].numel() + back).repeat_interleave(count)[known] + slot[known].long() * found.shape[2]
         found.view(-1)[cell] = self.values[place[known]]
@@ -127,7 +127,7 @@ class Popularity(nn.Module):
 class CodeTransitions(nn.Module):
     """log(N P(candidate | last item)) by the codes of one signal; coarse ones stand in for rare fine ones.
 
-    At level l, items with equal first l codes are one class. With n transitions from the last item's class, m of them to
+    At level l, items with equal first l codes are one class. With n transitions from the class of the last item, m to
     that of the candidate, which has s items, and the estimate p of the level above (1 / N above the first),
 
         P = (m / s + PRIOR p) / (n + PRIOR).
