@@ -149,6 +149,14 @@ class CodeTransitions(nn.Module):
         for name, value in state.items():
             self.register_buffer(name, value)
         self.n_levels = sum(name.startswith("classes_") for name in state)
+        for level in range(1, self.n_levels + 1):
+            self.register_buffer(f"places_{level}", self._places(level), persistent=False)
+
+    def _places(self, level: int) -> Tensor:
+        """Place [N] of each item's class among those of a level; -1 of a new item in a class that training lacks."""
+        classes, numbers = self.get_buffer(f"classes_{level}"), _numbers(self.codes[:, :level], self.codebook_size)
+        place = torch.searchsorted(classes, numbers).clamp(max=len(classes) - 1)
+        return torch.where(classes[place] == numbers, place, -1)
 
     @classmethod
     def count(cls, codes: Tensor, codebook_size: int, offsets: np.ndarray, items: np.ndarray) -> "CodeTransitions":
@@ -179,14 +187,11 @@ class CodeTransitions(nn.Module):
         n_items = len(self.codes)
         estimate = torch.full_like(batch.items, 1 / n_items, dtype=torch.float32)
         for level in range(1, self.n_levels + 1):
-            classes, sizes, totals, pairs, counts = (
-                self.get_buffer(f"{name}_{level}") for name in ("classes", "sizes", "totals", "pairs", "counts")
+            place, sizes, totals, pairs, counts = (
+                self.get_buffer(f"{name}_{level}") for name in ("places", "sizes", "totals", "pairs", "counts")
             )
-            numbers = _numbers(self.codes[:, :level], self.codebook_size)
-            place = torch.searchsorted(classes, numbers).clamp(max=len(classes) - 1)
-            place = torch.where(classes[place] == numbers, place, -1)  # of a new item, a class that has none is unknown
             last, offered = place[batch.recent[:, :1]], place[batch.items]
-            key = last * len(classes) + offered
+            key = last * len(sizes) + offered
             at = torch.searchsorted(pairs, key).clamp(max=max(len(pairs) - 1, 0))
             met = torch.where(pairs[at] == key, counts[at], 0.0) if len(pairs) else torch.zeros_like(estimate)
             known = (last >= 0) & (offered >= 0)
