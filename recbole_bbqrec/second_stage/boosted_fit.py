@@ -1,7 +1,7 @@
 """Fitting the trees of the second stage on validation, each fold's on the histories of all others.
 
-How many trees is chosen by the NDCG@10 of histories that they were not fitted on, seen items masked. Where even then
-the model alone ranks better, the second stage is not worth having, and the caller leaves it out.
+How many trees is chosen by the NDCG@10 of histories that they were not fitted on, seen items masked. Where its gain over
+the model alone may well be chance, the second stage is not worth having, and the caller leaves it out.
 
 Shapes: R histories of validation, n candidates of all that have their target among them, F features.
 """
@@ -17,7 +17,8 @@ from tqdm import tqdm
 from ..evaluation.ranking import per_row
 from ..model.protocol import FirstStage
 from .hashing import fold_of
-from .ranker import FOLDS, BoostedRanker, recent_first
+from .ranker import FOLDS, BoostedRanker
+from .signals import Batch
 from .trees import Trees
 
 MAX_HISTORIES = 40_000
@@ -26,6 +27,8 @@ SAMPLED = 40
 """Candidates of a history beside its target that trees learn from; with all of them they learn less of the targets."""
 N_TREES = (20, 40, 60, 80, 100)
 METRIC, CUT_OFF = "ndcg", 10
+LEAST_GAIN = 2.0
+"""Standard errors. Of five numbers of trees that all add nothing but noise, the best is above zero most of the time."""
 ROWS = 256
 
 
@@ -48,9 +51,11 @@ class Examples(NamedTuple):
     fold: np.ndarray
 
     def ranks(self, scores: np.ndarray) -> np.ndarray:
-        """Rank [H] of each target by scores [n], from 1."""
-        wanted = scores[self.is_target][self.history]
-        return 1 + np.bincount(self.history[(scores > wanted) & ~self.is_seen], minlength=len(self.fold))
+        """Rank [H] of each target by scores [n], from 1; of equal ones the first candidate wins."""
+        wanted, place = scores[self.is_target][self.history], np.arange(len(scores))
+        is_before = place < place[self.is_target][self.history]
+        beats = (scores > wanted) | ((scores == wanted) & is_before)
+        return 1 + np.bincount(self.history[beats & ~self.is_seen], minlength=len(self.fold))
 
 
 def fit_boosted(
@@ -61,28 +66,34 @@ def fit_boosted(
     seed: int,
     progress: bool = False,
 ) -> tuple[str, bool]:
-    """Fit `stage` in place; returns a sentence for the log, and whether it ranks better than the model alone.
+    """Fit `stage` in place; returns a sentence for the log, and whether it ranks better than the model alone for sure.
 
     `first` gives what the model says after histories [B, T]. Of R users in validation there are the histories [R, T] (0
     pads on the right) and the next items [R].
     """
     hashes = stage.folds.hashes(histories)
-    # By the items, not by the users' numbers, which held-out rows decide.
-    chosen = hashes.argsort(stable=True)[:MAX_HISTORIES]
+    # By the items, not by the users' numbers, which held-out rows decide; by bits that do not make the folds.
+    chosen = stage.folds.item_hashes[targets].argsort(stable=True)
+    chosen = chosen[(hashes[chosen] << 32).argsort(stable=True)][:MAX_HISTORIES]
     examples = collect(stage, first, histories[chosen], targets[chosen], progress)
+    if len(np.unique(examples.fold)) < 2:
+        return f"{len(examples.fold)} histories have their next item among the candidates, too few: left out", False
     directions = [feature.direction for feature in stage.features]
     found = cross_fit(examples, directions, seed, progress)
-    n_trees, judged = found.best(len(chosen))
-    before = _mean(examples.ranks(examples.features[:, 0]), len(chosen))
+    before = _values(examples.ranks(examples.features[:, 0]))
+    n_trees, after = found.best()
+    gains = after - before
     words = (
-        f"{len(stage.features)} features, {n_trees} trees; {METRIC}@{CUT_OFF} of histories not fitted on {before:.4f} "
+        f"{len(stage.features)} features, {n_trees} trees; {METRIC}@{CUT_OFF} of histories not fitted on "
+        f"{before.sum() / len(chosen):.4f} -> {after.sum() / len(chosen):.4f}"
     )
-    if judged <= before:
-        return f"{words}-> {judged:.4f}: left out", False
+    # The other chosen histories gain 0, so that the root is the standard error of the sum over all.
+    if gains.sum() <= LEAST_GAIN * np.sqrt((gains**2).sum()):
+        return f"{words}: left out", False
     of_all = fit_trees(examples, np.ones(len(examples.fold), bool), directions, n_trees, seed)
     stage.trees = torch.nn.ModuleList([*(trees.first(n_trees) for trees in found.trees), of_all])
     stage.folds.fitted = hashes[chosen].unique()
-    return f"{words}-> {judged:.4f}", True
+    return words, True
 
 
 def collect(
@@ -101,24 +112,30 @@ def collect(
         for rows in order.split(ROWS):
             bar.update(len(rows))
             trimmed = histories[rows, : int(lengths[rows].max())]
-            items = stage.batch(first(trimmed).scores, trimmed).items
-            has = (items == targets[rows].unsqueeze(1)).any(1)
-            if not has.any():
-                continue
-            trimmed, wanted = trimmed[has], targets[rows][has].unsqueeze(1)
             said = first(trimmed)
             batch = stage.batch(said.scores, trimmed)
-            known, is_target = batch.items > 0, batch.items == wanted
-            is_seen = (batch.items.unsqueeze(2) == recent_first(trimmed).unsqueeze(1)).any(2) & ~is_target
-            history = torch.arange(len(wanted), device=known.device).unsqueeze(1).expand_as(known)[known]
-            fold = fold_of(stage.folds.hashes(trimmed), FOLDS)
+            has = (batch.items == targets[rows].unsqueeze(1)).any(1)
+            if not has.any():
+                continue
+            said, batch = _of_rows(said, batch, has)
+            known, is_target = batch.items > 0, batch.items == targets[rows][has].unsqueeze(1)
+            is_seen = (batch.items.unsqueeze(2) == batch.recent.unsqueeze(1)).any(2) & ~is_target
+            history = torch.arange(len(known), device=known.device).unsqueeze(1).expand_as(known)[known]
+            fold = fold_of(stage.folds.hashes(trimmed[has]), FOLDS)
             found = (stage.features_of(said, batch)[known], history + n_before, is_target[known], is_seen[known], fold)
             parts.append(Examples(*(part.cpu().numpy() for part in found)))
-            n_before += len(wanted)
+            n_before += len(known)
     if not parts:
         nothing = np.zeros(0, bool)
         return Examples(np.zeros((0, len(stage.features)), np.float32), nothing.astype(int), nothing, nothing, nothing)
     return Examples(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def _of_rows(first: FirstStage, batch: Batch, has: Tensor) -> tuple[FirstStage, Batch]:
+    """Some rows of what a model says. It is not asked anew: its last bits may depend on what else is in a batch."""
+    asked, items = first.id_log_p, batch.items
+    id_log_p = None if asked is None else lambda _: asked(items)[has]
+    return FirstStage(first.scores[has], id_log_p), Batch(*(part[has] for part in batch))
 
 
 class CrossFit(NamedTuple):
@@ -127,10 +144,10 @@ class CrossFit(NamedTuple):
     trees: list[Trees]
     ranks: dict[int, np.ndarray]
 
-    def best(self, n_histories: int) -> tuple[int, float]:
-        """Return the best number of trees and its metric, over `n_histories` in all."""
-        judged = {number: _mean(ranks, n_histories) for number, ranks in self.ranks.items()}
-        number = max(judged, key=lambda one: judged[one])
+    def best(self) -> tuple[int, np.ndarray]:
+        """Return the best number of trees, and the metric of each history [H]."""
+        judged = {number: _values(ranks) for number, ranks in self.ranks.items()}
+        number = max(judged, key=lambda one: judged[one].sum())
         return number, judged[number]
 
 
@@ -149,15 +166,15 @@ def cross_fit(examples: Examples, directions: list[int], seed: int, progress: bo
 
 def fit_trees(examples: Examples, of: np.ndarray, directions: list[int], n_trees: int, seed: int) -> Trees:
     """Fit trees on the histories `of` [H], on each one's target and `SAMPLED` of its other candidates."""
-    generator = np.random.default_rng(seed)
-    draw = generator.random(len(examples.history))
-    draw[examples.is_target] = -1.0
-    order = np.lexsort((draw, examples.history))  # of each history the target first, then the others at random
-    counts = np.bincount(examples.history, minlength=len(of))
-    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-    kept = np.sort(order[(place <= SAMPLED) & of[examples.history[order]]])
+    rows = np.flatnonzero(of[examples.history])
+    history, is_target = examples.history[rows], examples.is_target[rows]
+    # What is drawn must not depend on the histories that are judged either.
+    draw = np.where(is_target, -1.0, np.random.default_rng(seed).random(len(rows)))
+    order = np.lexsort((draw, history))  # of each history the target first, then the others at random
+    place = np.arange(len(rows)) - np.searchsorted(history, history)
+    kept = np.sort(rows[order[place <= SAMPLED]])
     return Trees.fit(examples.features[kept], examples.is_target[kept], directions, n_trees, seed)
 
 
-def _mean(ranks: np.ndarray, n_histories: int) -> float:
-    return float(per_row(ranks, METRIC, CUT_OFF).sum()) / max(n_histories, 1)
+def _values(ranks: np.ndarray) -> np.ndarray:
+    return per_row(ranks, METRIC, CUT_OFF)

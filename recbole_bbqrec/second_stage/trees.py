@@ -5,6 +5,7 @@ Shapes: n candidates of all histories, F features.
 
 import functools
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -77,7 +78,7 @@ class Trees(nn.Module):
 
     @classmethod
     def _of_text(cls, text: str) -> "Trees":
-        content = text.encode()
+        content = re.sub(r"\[num_threads: \d+\]\n", "", text).encode()  # of the machine, not of the trees
         return cls(torch.frombuffer(bytearray(hashlib.sha256(content).digest() + content), dtype=torch.uint8))
 
     @functools.cached_property
