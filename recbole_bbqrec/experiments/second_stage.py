@@ -26,7 +26,7 @@ from ..evaluation.leakage import check_leakage
 from ..evaluation.ranking import Ranks
 from ..second_stage import socket
 from ..second_stage.boosted import POPULARITY
-from ..second_stage.boosted_fit import Examples, chosen, collect, cross_fit
+from ..second_stage.boosted_fit import Examples, chosen, collect, cross_fit, gains
 from ..second_stage.features import MODEL, Feature
 from ..settings import MAY_BE_UNUSED, second_stage_settings
 from ..tokenizer.memory import PeakMemory
@@ -155,7 +155,7 @@ class _Material:
             stage = socket.build(more, train).to(config["device"])
         rows = valid.inter_feat
         self._rows = tuple(rows[field].to(config["device"]) for field in (model.ITEM_SEQ, model.ITEM_ID))
-        self._chosen = chosen(stage, self._rows[0])
+        self._chosen = chosen(stage, *self._rows)
         self.alone = self._rank()
         with _clock() as of_candidates, socket.asking(model, config) as first:
             given_rows = (part[self._chosen] for part in self._rows)
@@ -190,11 +190,11 @@ class _Material:
 
     def _boosted(self, kept: list[int]) -> _Fitted:
         """Fit trees on some of the features; a target that is no candidate keeps the rank that the model gave it."""
-        examples, n_rows = self.examples._replace(features=self.examples.features[:, kept]), len(self.alone.users)
+        examples = self.examples._replace(features=self.examples.features[:, kept])
         directions = [self._features[column].direction for column in kept]
         found = cross_fit(examples, directions, self._config["seed"], self._config["show_progress"])
-        n_trees, judged = found.best(examples, n_rows)
-        is_better = judged > examples.metric(self.examples.features[:, 0], n_rows)
+        n_trees, judged = found.best(examples)
+        is_better = gains(examples.values(self.examples.features[:, 0]), judged)
         ranks = judged_ranks(self.alone, examples._replace(is_seen=self._is_seen), found.log_odds[n_trees])
         return _Fitted(ranks, {"features": len(kept), "trees": n_trees, "is_better": is_better})
 

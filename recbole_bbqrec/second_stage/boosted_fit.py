@@ -1,7 +1,7 @@
 """Fitting the trees of the second stage on validation, each fold's on the histories of all others.
 
-How many trees is chosen by the NDCG@10 of histories that they were not fitted on, seen items masked. Where even then
-the model alone ranks better, the second stage is not worth having, and the caller leaves it out.
+How many trees is chosen by the NDCG@10 of histories that they were not fitted on, seen items masked. Where its gain
+over the model alone may well be chance, the second stage is not worth having, and the caller leaves it out.
 
 Shapes: R histories of validation, n candidates of all that have their target among them, F features.
 """
@@ -17,15 +17,18 @@ from tqdm import tqdm
 from ..evaluation.ranking import per_row
 from ..model.protocol import FirstStage
 from .hashing import fold_of
-from .ranker import FOLDS, TIE, BoostedRanker, recent_first
+from .ranker import FOLDS, TIE, BoostedRanker
+from .signals import Batch
 from .trees import Trees
 
 MAX_HISTORIES = 40_000
 """Histories fitted on."""
-SAMPLED = 40
+SAMPLED = 25
 """Candidates of a history beside its target that trees learn from; with all of them they learn less of the targets."""
-N_TREES = (20, 40, 60, 80, 100)
+N_TREES = (20, 40, 80, 120)
 METRIC, CUT_OFF = "ndcg", 10
+LEAST_GAIN = 2.0
+"""Standard errors. Of several numbers of trees that add nothing but noise, the best is above zero most of the time."""
 ROWS = 256
 
 
@@ -53,13 +56,15 @@ class Examples(NamedTuple):
     row: np.ndarray
 
     def ranks(self, scores: np.ndarray) -> np.ndarray:
-        """Rank [H] of each target by scores [n], from 1."""
-        wanted = scores[self.is_target][self.history]
-        return 1 + np.bincount(self.history[(scores > wanted) & ~self.is_seen], minlength=len(self.fold))
+        """Rank [H] of each target by scores [n], from 1; of equal ones the first candidate wins."""
+        wanted, place = scores[self.is_target][self.history], np.arange(len(scores))
+        is_before = place < place[self.is_target][self.history]
+        beats = (scores > wanted) | ((scores == wanted) & is_before)
+        return 1 + np.bincount(self.history[beats & ~self.is_seen], minlength=len(self.fold))
 
-    def metric(self, scores: np.ndarray, n_histories: int) -> float:
-        """NDCG@10 of scores [n], over `n_histories` in all."""
-        return float(per_row(self.ranks(scores), METRIC, CUT_OFF).sum()) / max(n_histories, 1)
+    def values(self, scores: np.ndarray) -> np.ndarray:
+        """NDCG@10 [H] of each history by scores [n]."""
+        return per_row(self.ranks(scores), METRIC, CUT_OFF)
 
 
 def fit_boosted(
@@ -70,31 +75,44 @@ def fit_boosted(
     seed: int,
     progress: bool = False,
 ) -> tuple[str, bool]:
-    """Fit `stage` in place; returns a sentence for the log, and whether it ranks better than the model alone.
+    """Fit `stage` in place; returns a sentence for the log, and whether it ranks better than the model alone for sure.
 
     `first` gives what the model says after histories [B, T]. Of R users in validation there are the histories [R, T] (0
     pads on the right) and the next items [R].
     """
-    rows = chosen(stage, histories)
+    rows = chosen(stage, histories, targets)
     examples = collect(stage, first, histories[rows], targets[rows], progress)
+    if len(np.unique(examples.fold)) < 2:
+        return f"{len(examples.fold)} histories have their next item among the candidates, too few: left out", False
     directions = [feature.direction for feature in stage.features]
     found = cross_fit(examples, directions, seed, progress)
-    n_trees, judged = found.best(examples, len(rows))
-    before = examples.metric(examples.features[:, 0], len(rows))
+    before = examples.values(examples.features[:, 0])
+    n_trees, after = found.best(examples)
     words = (
-        f"{len(stage.features)} features, {n_trees} trees; {METRIC}@{CUT_OFF} of histories not fitted on {before:.4f} "
+        f"{len(stage.features)} features, {n_trees} trees; {METRIC}@{CUT_OFF} of histories not fitted on "
+        f"{before.sum() / len(rows):.4f} -> {after.sum() / len(rows):.4f}"
     )
-    if judged <= before:
-        return f"{words}-> {judged:.4f}: left out", False
+    if not gains(before, after):
+        return f"{words}: left out", False
     of_all = fit_trees(examples, np.ones(len(examples.fold), bool), directions, n_trees, seed)
     stage.trees = torch.nn.ModuleList([*(trees.first(n_trees) for trees in found.trees), of_all])
     stage.folds.fitted = stage.folds.hashes(histories[rows]).unique()
-    return f"{words}-> {judged:.4f}", True
+    return words, True
 
 
-def chosen(stage: BoostedRanker, histories: Tensor) -> Tensor:
-    """Which histories [R, T] are fitted on: by their items, not by the users' numbers, which held-out rows decide."""
-    return stage.folds.hashes(histories).argsort(stable=True)[:MAX_HISTORIES]
+def gains(before: np.ndarray, after: np.ndarray) -> bool:
+    """Whether values [H] have gained more than chance may well bring; all other histories gain 0."""
+    gained = after - before
+    return bool(gained.sum() > LEAST_GAIN * np.sqrt((gained**2).sum()))
+
+
+def chosen(stage: BoostedRanker, histories: Tensor, targets: Tensor) -> Tensor:
+    """Which histories [R, T] with their next items [R] are fitted on, at most `MAX_HISTORIES`.
+
+    By the items, not by the users' numbers, which held-out rows decide; by bits of the hash that do not make the folds.
+    """
+    rows = stage.folds.item_hashes[targets].argsort(stable=True)
+    return rows[(stage.folds.hashes(histories[rows]) << 32).argsort(stable=True)][:MAX_HISTORIES]
 
 
 def collect(
@@ -113,26 +131,32 @@ def collect(
         for rows in order.split(ROWS):
             bar.update(len(rows))
             trimmed = histories[rows, : int(lengths[rows].max())]
-            items = stage.batch(first(trimmed).scores, trimmed).items
-            has = (items == targets[rows].unsqueeze(1)).any(1)
-            if not has.any():
-                continue
-            trimmed, wanted = trimmed[has], targets[rows][has].unsqueeze(1)
             said = first(trimmed)
             batch = stage.batch(said.scores, trimmed)
-            known, is_target = batch.items > 0, batch.items == wanted
+            has = (batch.items == targets[rows].unsqueeze(1)).any(1)
+            if not has.any():
+                continue
+            said, batch = _of_rows(said, batch, has)
+            known, is_target = batch.items > 0, batch.items == targets[rows][has].unsqueeze(1)
             slot = torch.arange(known.shape[1], device=known.device).expand_as(known)
-            is_seen = (batch.items.unsqueeze(2) == recent_first(trimmed).unsqueeze(1)).any(2) & ~is_target
-            history = torch.arange(len(wanted), device=known.device).unsqueeze(1).expand_as(known)
+            is_seen = (batch.items.unsqueeze(2) == batch.recent.unsqueeze(1)).any(2) & ~is_target
+            history = torch.arange(len(known), device=known.device).unsqueeze(1).expand_as(known)
             of_all = (stage.features_of(said, batch), history + n_before, batch.items, slot, is_target, is_seen)
-            of_histories = fold_of(stage.folds.hashes(trimmed), FOLDS), rows[has]
+            of_histories = fold_of(stage.folds.hashes(trimmed[has]), FOLDS), rows[has]
             found = (*(part[known] for part in of_all), *of_histories)
             parts.append(Examples(*(part.cpu().numpy() for part in found)))
-            n_before += len(wanted)
+            n_before += len(known)
     if not parts:
         nothing = np.zeros((2, 0), int)
         return Examples(np.zeros((0, len(stage.features)), np.float32), *nothing, nothing[0], *nothing > 0, *nothing)
     return Examples(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def _of_rows(first: FirstStage, batch: Batch, has: Tensor) -> tuple[FirstStage, Batch]:
+    """Some rows of what a model says. It is not asked anew: its last bits may depend on what else is in a batch."""
+    asked, items = first.id_log_p, batch.items
+    id_log_p = None if asked is None else lambda _: asked(items)[has]
+    return FirstStage(first.scores[has], id_log_p), Batch(*(part[has] for part in batch))
 
 
 class CrossFit(NamedTuple):
@@ -141,10 +165,10 @@ class CrossFit(NamedTuple):
     trees: list[Trees]
     log_odds: dict[int, np.ndarray]
 
-    def best(self, examples: Examples, n_histories: int) -> tuple[int, float]:
-        """Return the best number of trees and its metric, over `n_histories` in all."""
-        judged = {number: examples.metric(odds, n_histories) for number, odds in self.log_odds.items()}
-        number = max(judged, key=lambda one: judged[one])
+    def best(self, examples: Examples) -> tuple[int, np.ndarray]:
+        """Return the best number of trees, and the metric of each history [H]."""
+        judged = {number: examples.values(odds) for number, odds in self.log_odds.items()}
+        number = max(judged, key=lambda one: judged[one].sum())
         return number, judged[number]
 
 
@@ -164,11 +188,11 @@ def cross_fit(examples: Examples, directions: list[int], seed: int, progress: bo
 
 def fit_trees(examples: Examples, of: np.ndarray, directions: list[int], n_trees: int, seed: int) -> Trees:
     """Fit trees on the histories `of` [H], on each one's target and `SAMPLED` of its other candidates."""
-    generator = np.random.default_rng(seed)
-    draw = generator.random(len(examples.history))
-    draw[examples.is_target] = -1.0
-    order = np.lexsort((draw, examples.history))  # of each history the target first, then the others at random
-    counts = np.bincount(examples.history, minlength=len(of))
-    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-    kept = np.sort(order[(place <= SAMPLED) & of[examples.history[order]]])
+    rows = np.flatnonzero(of[examples.history])
+    history, is_target = examples.history[rows], examples.is_target[rows]
+    # What is drawn must not depend on the histories that are judged either.
+    draw = np.where(is_target, -1.0, np.random.default_rng(seed).random(len(rows)))
+    order = np.lexsort((draw, history))  # of each history the target first, then the others at random
+    place = np.arange(len(rows)) - np.searchsorted(history, history)
+    kept = np.sort(rows[order[place <= SAMPLED]])
     return Trees.fit(examples.features[kept], examples.is_target[kept], directions, n_trees, seed)

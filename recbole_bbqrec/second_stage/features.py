@@ -31,15 +31,20 @@ def _at(back: int) -> Callable[[Tensor], Tensor]:
     return lambda said: said[..., back] if said.shape[2] > back else torch.zeros_like(said[..., 0])
 
 
+def _most(said: Tensor) -> Tensor:
+    largest = said.masked_fill(said == 0, -torch.inf).amax(2)  # padding says nothing, however wide it is
+    return largest.masked_fill(largest.isneginf(), 0.0)
+
+
 FORMS: Mapping[str, Callable[[Tensor], Tensor]] = {
     **{form: _at(back) for form, back in PLACES.items()},
     "decayed": lambda said: said @ DECAY ** torch.arange(said.shape[2], dtype=said.dtype, device=said.device),
-    "most": lambda said: said.amax(2),
+    "most": _most,
     "number": lambda said: (said != 0).sum(2).to(said.dtype),
 }
 """What becomes of what each item of the history says of each candidate, [B, C, J] -> [B, C]: that of the last item, of
-the one before it and of the third, the sum with a factor `DECAY` for every step back, the largest, and how many say
-anything."""
+the one before it and of the third, the sum with a factor `DECAY` for every step back, the largest of what is said, and
+how many say anything."""
 
 
 class Feature(NamedTuple):
@@ -74,11 +79,12 @@ def model_features(first: FirstStage, batch: Batch, n_best: int) -> dict[str, Te
     scores = first.scores.gather(1, items).float()
     places = torch.arange(items.shape[1], device=items.device, dtype=torch.float32).clamp(max=n_best)
     lengths = (recent != 0).sum(1, keepdim=True).float()
+    best = torch.where(items[:, :1] > 0, scores[:, :1], 0.0)  # none where everything has been seen
     same = items.unsqueeze(2) == recent.unsqueeze(1)  # [B, C, J]
     steps = 1.0 / torch.arange(1, recent.shape[1] + 1, device=items.device)
     return {
         "score": scores,
-        "margin": scores - scores[:, :n_best].amax(1, keepdim=True),
+        "margin": scores - best,
         "rank": places.expand_as(scores),
         "length": lengths.expand_as(scores),
         "seen": (same * steps).amax(2),

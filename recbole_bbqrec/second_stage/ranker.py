@@ -26,14 +26,14 @@ from .signals import Batch, PairList
 from .towers import Towers
 from .trees import Trees
 
-FOLDS = 5
+FOLDS = 3
 BEST, COUNTED = 120, 60
 """Candidates by the model's scores, and by counts."""
 REACH = ("step", "walk")
 """Lists whose sum, nearer items counting more, brings candidates."""
 REACH_DECAY = 0.7
-TIE = 1e-5
-"""Below what trees tell apart: of equal log-odds the model's order decides."""
+TIE = 2e-6
+"""Below what trees tell apart: of equal log-odds the order of the candidates decides, the model's best first."""
 
 
 class BoostedRanker(nn.Module):
@@ -90,7 +90,7 @@ class BoostedRanker(nn.Module):
         free = scores.float().clone()
         free.scatter_(1, recent, -torch.inf)  # padding among them
         free[:, 0] = -torch.inf
-        best = free.topk(min(BEST, n_items - 1)).indices
+        best = self._largest(free, BEST)
         best = torch.where(free.gather(1, best) > -torch.inf, best, 0)
         parts = [best]
         if reach := [signal for name, signal in self.signals.items() if name in REACH and isinstance(signal, PairList)]:
@@ -103,8 +103,8 @@ class BoostedRanker(nn.Module):
             for taken in (recent, best):
                 counted.scatter_(1, taken, 0.0)
             counted[:, 0] = 0.0
-            more = counted.topk(min(COUNTED, n_items - 1))
-            parts.append(torch.where(more.values > 0, more.indices, 0))
+            more = self._largest(counted, COUNTED)
+            parts.append(torch.where(counted.gather(1, more) > 0, more, 0))
         again = (recent.unsqueeze(2) == recent.unsqueeze(1)).tril(-1).any(2)  # stands nearer to the end as well
         items = torch.cat([*parts, recent.masked_fill(again, 0)], dim=1)
         slots = torch.full(scores.shape, -1, dtype=torch.int16, device=scores.device)
@@ -112,6 +112,14 @@ class BoostedRanker(nn.Module):
         slots.scatter_(1, items, places.expand_as(items))
         slots[:, 0] = -1
         return Batch(recent, items, slots)
+
+    def _largest(self, values: Tensor, size: int) -> Tensor:
+        """Items of the largest values [B, N], best first; of equal ones their tokens decide, not their numbers."""
+        hashes = self.folds.item_hashes
+        order = hashes[torch.arange(values.shape[1], device=hashes.device).clamp(max=len(hashes) - 1)]
+        bits = (values + 0.0).view(torch.int32)  # no -0
+        keys = (bits ^ (bits >> 31 & 0x7FFFFFFF)).long().mul_(2**32).add_(order & 0xFFFFFFFF)  # ascend as values do
+        return keys.topk(min(size, values.shape[1] - 1)).indices
 
     def features_of(self, first: FirstStage, batch: Batch) -> Tensor:
         """Features [B, C, F] of the candidates."""

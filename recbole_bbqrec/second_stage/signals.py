@@ -127,8 +127,9 @@ class Popularity(nn.Module):
 class CodeTransitions(nn.Module):
     """log(N P(candidate | last item)) by the codes of one signal; coarse ones stand in for rare fine ones.
 
-    At level l, items with equal first l codes are one class. With n transitions from the class of the last item, m to
-    that of the candidate, which has s items, and the estimate p of the level above (1 / N above the first),
+    Of N items that training knows, those with equal first l codes are one class at level l. With n transitions from the
+    class of the last item, m of them to that of the candidate, which has s items, and the estimate p of the level above
+    (1 / N above the first),
 
         P = (m / s + PRIOR p) / (n + PRIOR).
 
@@ -184,8 +185,8 @@ class CodeTransitions(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """As `PairList.forward`, of the last item alone."""
-        n_items = len(self.codes)
-        estimate = torch.full_like(batch.items, 1 / n_items, dtype=torch.float32)
+        n_items = self.get_buffer("sizes_1").sum()  # of training: new items change nothing for the others
+        estimate = torch.ones_like(batch.items, dtype=torch.float32) / n_items
         for level in range(1, self.n_levels + 1):
             place, sizes, totals, pairs, counts = (
                 self.get_buffer(f"{name}_{level}") for name in ("places", "sizes", "totals", "pairs", "counts")
@@ -215,7 +216,7 @@ def pair_lists(offsets: np.ndarray, items: np.ndarray, n_items: int) -> dict[str
     - `next_1`, `next_2`, `next_3`: how often an item comes 1, 2, 3 places later.
     - `together`: how often both stand at most `FAR` apart, near ones counting more.
     - `step`: share of an item among all that come up to 3 places later; `walk`: of two such steps.
-    - `side_step`, `side_walk`: the same, later or earlier.
+    - `side_step`, `side_walk`: the same, later or earlier, the three distances alike.
     """
     apart = [_counts(pairs_apart(offsets, items, distance), n_items) for distance in range(1, FAR + 1)]
     nearer: Any = sum((counts / (1 + distance) for distance, counts in enumerate(apart, 1)), start=apart[0] * 0)
