@@ -98,7 +98,7 @@ def test_where_there_is_nothing_to_learn_it_is_left_out(data, rows):
     directions = [feature.direction for feature in found.stage.features]
     of_all = fit_trees(examples, np.ones(len(examples.fold), bool), directions, 100, 0)
     by_all = examples.values(of_all(examples.features)).sum() / len(histories)
-    assert by_all > after + 0.05, "trees that have seen the targets would show a gain"
+    assert by_all > 1.5 * max(before, after), "trees that have seen the targets would show a gain"
 
 
 def test_a_history_is_not_ranked_by_its_own_target(data, rows, fitted):
