@@ -30,6 +30,7 @@ QUICK = {
     "sid_epochs": 1,
     "sid_min_steps": 30,
     "report_card": False,
+    "second_stage": "linear",  # of the two forms the one that takes no second
 }
 """Settings of a quick BBQRec run on the tiny data set."""
 
