@@ -147,7 +147,9 @@ def test_numbers_of_items_and_order_of_users_change_nothing(data, rows, fitted):
 
 
 def test_a_seed_gives_the_same_bits(data, rows, fitted):
-    state, again, other = (each.stage.state_dict() for each in (fitted, Fitted(data, *rows), Fitted(data, *rows, seed=1)))
+    state, again, other = (
+        each.stage.state_dict() for each in (fitted, Fitted(data, *rows), Fitted(data, *rows, seed=1))
+    )
     assert state.keys() == again.keys() and all(torch.equal(value, again[name]) for name, value in state.items())
     assert not torch.equal(state["trees.0.content"], other["trees.0.content"])
 

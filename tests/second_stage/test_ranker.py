@@ -61,7 +61,10 @@ def test_the_last_item_comes_first():
 
 def test_candidates_are_the_best_of_the_model_those_of_counts_and_the_history(stage):
     histories, scores = plain.histories_of(N_ITEMS, 12), scores_of(12)
-    batch, lists = stage.batch(scores, histories), {name: plain.listed(stage.signals[name]) for name in ("step", "walk")}
+    batch, lists = (
+        stage.batch(scores, histories),
+        {name: plain.listed(stage.signals[name]) for name in ("step", "walk")},
+    )
     n_counted = 0
     for row, history in enumerate(histories.tolist()):
         history = [item for item in history if item]
@@ -102,13 +105,17 @@ def test_scores_order_candidates_by_log_odds_and_all_others_behind_them_by_the_m
         wanted = sorted(found, key=lambda item: -odds[item])  # of equal ones the first candidate
         n_ties += len(found) - len(set(odds.values()))
         ranked = sorted(range(1, N_ITEMS), key=lambda item: -float(got[row, item]))
-        np.testing.assert_allclose([odds[item] for item in ranked[: len(found)]], sorted(odds.values())[::-1], atol=3e-3)
+        np.testing.assert_allclose(
+            [odds[item] for item in ranked[: len(found)]], sorted(odds.values())[::-1], atol=3e-3
+        )
         assert ranked[len(found) :] == others
     assert n_ties > 20
     stage.trees[FOLDS] = ByHand(0, constant=True)
     got = stage(first, histories)
     for row in range(12):
-        assert sorted(range(1, N_ITEMS), key=lambda item: -float(got[row, item]))[: len(candidates(batch, row))] == candidates(batch, row)
+        assert sorted(range(1, N_ITEMS), key=lambda item: -float(got[row, item]))[
+            : len(candidates(batch, row))
+        ] == candidates(batch, row)
 
 
 def test_one_history_alone_gets_the_numbers_that_it_gets_in_a_batch(stage):
@@ -125,7 +132,9 @@ def test_one_history_alone_gets_the_numbers_that_it_gets_in_a_batch(stage):
             stage.features_of(first, batch)[batch.items > 0], features[row][items > 0], rtol=1e-5, atol=1e-6
         )
         for other in (wide[row], stage(first, one)[0]):
-            torch.testing.assert_close(other[1:], together[row, 1:], rtol=0, atol=2.1e-3)  # what is rounded to .001 may tip
+            torch.testing.assert_close(
+                other[1:], together[row, 1:], rtol=0, atol=2.1e-3
+            )  # what is rounded to .001 may tip
 
 
 @pytest.mark.parametrize("n_items", [4, 9, 121])
@@ -173,7 +182,9 @@ def test_a_fitted_history_is_ranked_by_the_trees_of_its_fold_and_all_others_by_t
 
 
 def test_numbers_of_items_change_nothing_not_even_among_equal_scores(data, stage):
-    new = torch.cat([torch.zeros(1, dtype=torch.long), 1 + torch.randperm(N_ITEMS - 1, generator=torch.Generator().manual_seed(2))])
+    new = torch.cat(
+        [torch.zeros(1, dtype=torch.long), 1 + torch.randperm(N_ITEMS - 1, generator=torch.Generator().manual_seed(2))]
+    )
     other = plain.built(plain.renumbered(data, new))
     other.trees = stage.trees
     histories, scores = plain.histories_of(N_ITEMS, 12), scores_of(12).round(decimals=1)  # many are equal

@@ -26,7 +26,10 @@ def batch_of(recent, items, n_items):
 def test_lists_of_pairs_against_plain_counting(name):
     data = plain.dataset()
     stage = plain.built(data, "behavior", "popularity")
-    assert {of for of, signal in stage.signals.items() if isinstance(signal, PairList)} == {*LISTS, "together_normalised"}
+    assert {of for of, signal in stage.signals.items() if isinstance(signal, PairList)} == {
+        *LISTS,
+        "together_normalised",
+    }
     got = plain.listed(stage.signals[name])
     assert got == pytest.approx(dict(plain.lists_of(data)[name]), rel=1e-5) and len(got) > 100
 
@@ -117,7 +120,9 @@ class TestCodeTransitions:
         codes = torch.cat([data.catalogue.semantic_ids.codes[:, :2], torch.tensor([[1, 2], [2, 3], [3, 3]])])
         grown = CodeTransitions(codes, 3, transitions.state_dict())
         twin = next(item for item in range(1, 30) if codes[item].tolist() == [1, 2])
-        got = grown(batch_of([[4], [4], [31], [32]], [[5, twin, 6], [30, 31, 32], [5, 30, 6], [5, 6, 7]], 33)).squeeze(2)
+        got = grown(batch_of([[4], [4], [31], [32]], [[5, twin, 6], [30, 31, 32], [5, 30, 6], [5, 6, 7]], 33)).squeeze(
+            2
+        )
         assert torch.equal(got[0], transitions(batch_of([[4]], [[5, twin, 6]], 30))[0, :, 0])
         assert got[1, 0] == got[0, 1]  # codes that are known
         coarse = CodeTransitions.count(codes[:30, :1], 3, *_arrays(data))
@@ -139,7 +144,9 @@ def _arrays(data):
 def test_numbers_of_items_change_no_signal(monkeypatch):
     monkeypatch.setattr(signals, "MOST", 5)  # so that ties are cut
     data = plain.dataset()
-    new = torch.cat([torch.zeros(1, dtype=torch.long), 1 + torch.randperm(29, generator=torch.Generator().manual_seed(2))])
+    new = torch.cat(
+        [torch.zeros(1, dtype=torch.long), 1 + torch.randperm(29, generator=torch.Generator().manual_seed(2))]
+    )
     renumbered, old = plain.renumbered(data, new), new.argsort()
     one, other = (plain.built(each, *plain.SIGNALS, "popularity") for each in (data, renumbered))
     recent, items = plain.histories_of(30, 8), torch.arange(1, 30).expand(8, 29)
