@@ -97,7 +97,7 @@ def features_of(
     """Return the features [B, C, F] of candidates; what each item says is computed once for all forms of it."""
     known, said, found = model_features(first, batch, n_best), {}, []
     for feature in features:
-        if feature == ID_LOG_P:
+        if feature.signal == ID_LOG_P.signal:
             found.append(first.id_log_p(batch.items) if first.id_log_p else torch.zeros_like(found[0]))
         elif feature.group == MODEL:
             found.append(known[feature.signal])
