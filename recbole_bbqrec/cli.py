@@ -231,6 +231,7 @@ def _second_stage(given: argparse.Namespace) -> None:
     _option("-k", type=int, default=10, help="number of items (default 10)"),
     _option("--allow", type=Path, metavar="FILE", help="items to choose from, one token a line"),
     _option("--keep-seen", action="store_true", help="leave in what is in the history already"),
+    _option("--explain", action="store_true", help="also show what spoke for each item, see docs/second-stage.md"),
     _option("--out", type=Path, metavar="FILE", help="with --users: table to write, .csv or .parquet"),
     _option("--data_path", type=Path, metavar="FOLDER", help="with --users: folder of data sets (default: the run's)"),
 )
@@ -245,6 +246,8 @@ def _recommend(given: argparse.Namespace) -> None:
     if not users and (given.out or given.data_path):
         raise InputError(f"--{'out' if given.out else 'data_path'}: goes with --users, not with --history")
     if given.out:
+        if given.explain:
+            raise InputError("--explain: goes with lists on the screen, not with --out; drop one of the two")
         check_table(given.out)
     bundle, allow = load_bundle(given.folder), None if given.allow is None else _lines(given.allow)
     if not users:
@@ -262,12 +265,16 @@ def _recommend(given: argparse.Namespace) -> None:
         return
     if len(histories) > SHOWN:
         raise InputError(f"--users: {len(histories)} users, at most {SHOWN} are shown; --out=lists.csv writes a table")
-    found = bundle.recommend(histories.values(), given.k, not given.keep_seen, allow)
-    for name, (items, scores, unknown) in zip(histories, found, strict=True):
+    found = bundle.recommend(histories.values(), given.k, not given.keep_seen, allow, given.explain)
+    header = ["rank", "item", "score", *(("for it spoke", "by") if given.explain else ())]
+    for name, result in zip(histories, found, strict=True):
+        items, scores, unknown = result
         ignored = f" (unknown, ignored: {', '.join(unknown)})" if unknown else ""
         print(f"{'user' if users else 'after'} {name}{ignored}")
         rows = [[str(at), item, f"{score:.4f}"] for at, (item, score) in enumerate(zip(items, scores, strict=True), 1)]
-        print(markdown_table(["rank", "item", "score"], rows) if rows else "nothing: no known item in it, or none left")
+        for row, reason in zip(rows, getattr(result, "reasons", ()), strict=False):
+            row += [f"{reason.signal} ({reason.share:.0%})", reason.item or ""]
+        print(markdown_table(header, rows) if rows else "nothing: no known item in it, or none left")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

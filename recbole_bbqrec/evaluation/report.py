@@ -18,8 +18,8 @@ from .. import storage
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result; those that are not installed are left out."""
     found = {"python": platform.python_version()}
-    names = ("recbole-bbqrec", "recbole", "torch", "numpy", "scipy", "pandas", "scikit-learn")
-    for name in (*names, "lightgbm", "transformers"):
+    packages = "torch", "numpy", "scipy", "pandas", "scikit-learn", "lightgbm", "transformers"
+    for name in ("recbole-bbqrec", "recbole", *packages):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found

@@ -8,6 +8,7 @@ Shapes: B histories, T items of the longest, N items (row 0 = padding).
 
 import threading
 from collections.abc import Callable
+from types import MethodType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -140,15 +141,22 @@ class RecBoleRanker(Ranker):
         shared: Any = None,
     ) -> torch.Tensor:
         """As `Ranker.score`; everything gets a score."""
+        scores = self._call(self.model.full_sort_predict, histories)
+        return scores if candidates is None else scores[:, candidates]
+
+    def first_stage(self, histories: torch.Tensor, shared: Any = None) -> FirstStage:
+        """What the model says without the second stage that it may carry, see `second_stage.socket.attach`."""
+        return FirstStage(self._call(MethodType(type(self.model).full_sort_predict, self.model), histories))
+
+    def _call(self, predict: Callable[[Interaction], torch.Tensor], histories: torch.Tensor) -> torch.Tensor:
         padded = torch.nn.functional.pad(histories, (0, self.length - histories.shape[1]))
         lengths = (histories != 0).sum(1)
         fields = {self.model.ITEM_SEQ: padded, self.model.ITEM_SEQ_LEN: lengths}
         fields[self.model.ITEM_ID] = torch.zeros_like(lengths)  # SASRecCPR and GRU4RecCPR count a loss and drop it
         with self._one_call:  # RecBole's models may keep a part of a call in themselves; RepeatNet does
-            scores = self.model.full_sort_predict(_History(fields)).view(len(histories), -1)
-        return scores if candidates is None else scores[:, candidates]
+            return predict(_History(fields)).view(len(histories), -1)
 
 
-def ranker_of(model: Any, config: Any) -> Ranker:
+def ranker_of(model: Any, config: Any) -> RankingModel | RecBoleRanker:
     """Return a model as a `Ranker`: itself where it is one of ours."""
-    return model if isinstance(model, Ranker) else RecBoleRanker(model, config)
+    return model if isinstance(model, RankingModel) else RecBoleRanker(model, config)

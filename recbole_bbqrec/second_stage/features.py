@@ -16,8 +16,15 @@ DECAY = 0.7
 """Factor for every step back in the history."""
 
 
-def _decayed(said: Tensor) -> Tensor:
-    return said @ DECAY ** torch.arange(said.shape[2], dtype=said.dtype, device=said.device)
+PLACES = {"last": 0, "second": 1, "third": 2}
+
+
+def brought(form: str, said: Tensor) -> Tensor:
+    """What each item of the history brings to a feature of this form [..., J], of what it says [..., J]."""
+    back = torch.arange(said.shape[-1], device=said.device)
+    if form in PLACES:
+        return said * (back == PLACES[form])
+    return said * DECAY ** back.to(said.dtype) if form == "decayed" else said
 
 
 def _at(back: int) -> Callable[[Tensor], Tensor]:
@@ -25,10 +32,8 @@ def _at(back: int) -> Callable[[Tensor], Tensor]:
 
 
 FORMS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "last": _at(0),
-    "second": _at(1),
-    "third": _at(2),
-    "decayed": _decayed,
+    **{form: _at(back) for form, back in PLACES.items()},
+    "decayed": lambda said: said @ DECAY ** torch.arange(said.shape[2], dtype=said.dtype, device=said.device),
     "most": lambda said: said.amax(2),
     "number": lambda said: (said != 0).sum(2).to(said.dtype),
 }
@@ -64,7 +69,7 @@ ID_LOG_P = Feature("codes", "id_log_p", "")
 
 
 def model_features(first: FirstStage, batch: Batch, n_best: int) -> dict[str, Tensor]:
-    """Features [B, C] of the signals in `OF_MODEL`; the first `n_best` are the best of the model, in order."""
+    """Features [B, C] of the signals in `OF_MODEL`; the first `n_best` candidates are the best of the model."""
     recent, items, _ = batch
     scores = first.scores.gather(1, items).float()
     places = torch.arange(items.shape[1], device=items.device, dtype=torch.float32).clamp(max=n_best)

@@ -94,10 +94,12 @@ class BoostedRanker(nn.Module):
         best = torch.where(free.gather(1, best) > -torch.inf, best, 0)
         parts = [best]
         if reach := [signal for name, signal in self.signals.items() if name in REACH and isinstance(signal, PairList)]:
-            counted = torch.zeros_like(free)
+            counted = free.zero_()  # its memory, once more
             for signal in reach:
-                row, back, item, value = signal.entries(recent)
-                counted.view(-1).index_add_(0, row * n_items + item, value * REACH_DECAY**back)
+                row, back, count, place = signal.entries(recent)
+                cell = (row * n_items).repeat_interleave(count) + signal.items.index_select(0, place)
+                value = (REACH_DECAY**back).repeat_interleave(count) * signal.values.index_select(0, place)
+                counted.view(-1).index_add_(0, cell, value)
             for taken in (recent, best):
                 counted.scatter_(1, taken, 0.0)
             counted[:, 0] = 0.0
@@ -105,8 +107,8 @@ class BoostedRanker(nn.Module):
             parts.append(torch.where(more.values > 0, more.indices, 0))
         again = (recent.unsqueeze(2) == recent.unsqueeze(1)).tril(-1).any(2)  # stands nearer to the end as well
         items = torch.cat([*parts, recent.masked_fill(again, 0)], dim=1)
-        slots = torch.full(scores.shape, -1, dtype=torch.int32, device=scores.device)
-        places = torch.arange(items.shape[1], dtype=torch.int32, device=scores.device)
+        slots = torch.full(scores.shape, -1, dtype=torch.int16, device=scores.device)
+        places = torch.arange(items.shape[1], dtype=torch.int16, device=scores.device)
         slots.scatter_(1, items, places.expand_as(items))
         slots[:, 0] = -1
         return Batch(recent, items, slots)
@@ -127,19 +129,29 @@ class BoostedRanker(nn.Module):
         found -= TIE * np.arange(found.shape[1], dtype=np.float32)
         return torch.from_numpy(found).to(batch.items.device)
 
+    def contributions(self, features: Tensor, fold: Tensor) -> np.ndarray:
+        """Shares [n, F] of the features [n, F] in the log-odds by the trees `fold` [n], see `Trees.contributions`."""
+        values, folds = features.cpu().numpy(), fold.cpu().numpy()
+        found = np.zeros(values.shape)
+        for number in np.unique(folds):
+            found[folds == number] = self.trees[number].contributions(values[folds == number])
+        return found
+
     @torch.no_grad()
     def forward(self, first: FirstStage, histories: Tensor) -> Tensor:
         """Return scores [B, N]: the candidates' log-odds, and below them the model's scores of all other items."""
         batch = self.batch(first.scores, histories)
         odds = self.log_odds(self.features_of(first, batch), batch, self.folds(histories))
-        scores = first.scores.float()
-        others = scores.masked_fill(batch.slots >= 0, -torch.inf)
-        others[:, 0] = -torch.inf
         least = odds.masked_fill(batch.items == 0, torch.inf).amin(1, keepdim=True)
-        highest = others.amax(1, keepdim=True)
-        highest = torch.where(highest.isneginf(), 0.0, highest)  # everything is a candidate
-        scores = scores - highest + least - 1.0
-        return scores.scatter(1, batch.items, torch.where(batch.items > 0, odds, scores[:, :1]))
+        scores = first.scores.float().clone()
+        scores.scatter_(1, batch.items, -torch.inf)
+        scores[:, 0] = -torch.inf
+        highest = scores.amax(1, keepdim=True)
+        scores -= torch.where(highest.isneginf(), 0.0, highest)  # everything may be a candidate
+        scores += least - 1.0
+        scores.scatter_(1, batch.items, odds)
+        scores[:, :1] = least - 1.0
+        return scores
 
 
 def recent_first(histories: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ LOOKED_AT = 10
 PRIOR = 20.0
 """Transitions that a coarser level of the codes counts for in an estimate of the next finer one."""
 ROWS = 1024
+FEW = 8
+"""Histories whose candidates' vectors are looked up at once."""
 
 
 class Batch(NamedTuple):
@@ -39,7 +41,7 @@ class Batch(NamedTuple):
 
     recent: Tensor  # [B, J]
     items: Tensor  # [B, C]
-    slots: Tensor  # [B, N] where an item stands among the candidates; -1 elsewhere
+    slots: Tensor  # [B, N] int16, where an item stands among the candidates; -1 elsewhere
 
 
 class PairList(nn.Module):
@@ -55,23 +57,25 @@ class PairList(nn.Module):
             self.register_buffer(name, value)
 
     def entries(self, recent: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Row, place in the history, item and value [n] of everything that the items of histories [B, J] list."""
+        """Row and place in the history [m] of the items of histories [B, J], how many entries [m] each of them has in
+        its list, and where those stand in `items` and `values` [n]."""
         row, back = torch.nonzero(recent, as_tuple=True)
         last = len(self.offsets) - 1  # new items have no list
         item = recent[row, back]
         begin = self.offsets[item.clamp(max=last)]
         count = self.offsets[(item + 1).clamp(max=last)] - begin
-        index = torch.repeat_interleave(torch.arange(len(row), device=row.device), count)
-        place = torch.arange(len(index), device=row.device) + (begin - count.cumsum(0) + count)[index]
-        return row[index], back[index], self.items[place].long(), self.values[place]
+        shift = (begin - count.cumsum(0) + count).repeat_interleave(count)
+        return row, back, count, shift + torch.arange(len(shift), device=shift.device)
 
     def forward(self, batch: Batch) -> Tensor:
         """What each item of the histories says of each candidate [B, C, J]."""
-        row, back, item, value = self.entries(batch.recent)
-        slot = batch.slots[row, item]
-        known = slot >= 0
-        found = value.new_zeros(*batch.items.shape, batch.recent.shape[1])
-        found[row[known], slot[known].long(), back[known]] = value[known]
+        row, back, count, place = self.entries(batch.recent)
+        found = self.values.new_zeros(*batch.items.shape, batch.recent.shape[1])
+        cell = (row * batch.slots.shape[1]).repeat_interleave(count) + self.items.index_select(0, place)
+        slot = batch.slots.view(-1).index_select(0, cell)  # several times as fast as an index in brackets
+        known = torch.nonzero(slot >= 0).squeeze(1)  # a small part: most of what is listed is no candidate
+        cell = (row * found[0].numel() + back).repeat_interleave(count)[known] + slot[known].long() * found.shape[2]
+        found.view(-1)[cell] = self.values[place[known]]
         return found
 
 
@@ -95,7 +99,12 @@ class Cosines(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """As `PairList.forward`, of the last `LOOKED_AT` items."""
         asked, offered = batch.recent[:, :LOOKED_AT], batch.items
-        return functional.embedding(offered, self.documents) @ functional.embedding(asked, self.queries).transpose(1, 2)
+        found = self.queries.new_empty(*offered.shape, asked.shape[1])
+        # A few rows at a time: vectors of all candidates at once are far more than a CPU's cache holds.
+        for said, items, last in zip(found.split(FEW), offered.split(FEW), asked.split(FEW), strict=True):
+            queries = functional.embedding(last, self.queries).transpose(1, 2)
+            torch.bmm(functional.embedding(items, self.documents), queries, out=said)
+        return found
 
 
 class Popularity(nn.Module):
@@ -118,8 +127,8 @@ class Popularity(nn.Module):
 class CodeTransitions(nn.Module):
     """log(N P(candidate | last item)) by the codes of one signal; coarse ones stand in for rare fine ones.
 
-    At level l, items with equal first l codes are one class. With n transitions from the class of the last item, m of
-    them to that of the candidate, which has s items, and the estimate p of the level above (1 / N above the first),
+    At level l, items with equal first l codes are one class. With n transitions from the class of the last item, m to
+    that of the candidate, which has s items, and the estimate p of the level above (1 / N above the first),
 
         P = (m / s + PRIOR p) / (n + PRIOR).
 
@@ -140,6 +149,14 @@ class CodeTransitions(nn.Module):
         for name, value in state.items():
             self.register_buffer(name, value)
         self.n_levels = sum(name.startswith("classes_") for name in state)
+        for level in range(1, self.n_levels + 1):
+            self.register_buffer(f"places_{level}", self._places(level), persistent=False)
+
+    def _places(self, level: int) -> Tensor:
+        """Place [N] of each item's class among those of a level; -1 of a new item in a class that training lacks."""
+        classes, numbers = self.get_buffer(f"classes_{level}"), _numbers(self.codes[:, :level], self.codebook_size)
+        place = torch.searchsorted(classes, numbers).clamp(max=len(classes) - 1)
+        return torch.where(classes[place] == numbers, place, -1)
 
     @classmethod
     def count(cls, codes: Tensor, codebook_size: int, offsets: np.ndarray, items: np.ndarray) -> "CodeTransitions":
@@ -170,14 +187,11 @@ class CodeTransitions(nn.Module):
         n_items = len(self.codes)
         estimate = torch.full_like(batch.items, 1 / n_items, dtype=torch.float32)
         for level in range(1, self.n_levels + 1):
-            classes, sizes, totals, pairs, counts = (
-                self.get_buffer(f"{name}_{level}") for name in ("classes", "sizes", "totals", "pairs", "counts")
+            place, sizes, totals, pairs, counts = (
+                self.get_buffer(f"{name}_{level}") for name in ("places", "sizes", "totals", "pairs", "counts")
             )
-            numbers = _numbers(self.codes[:, :level], self.codebook_size)
-            place = torch.searchsorted(classes, numbers).clamp(max=len(classes) - 1)
-            place = torch.where(classes[place] == numbers, place, -1)  # of a new item, a class that has none is unknown
             last, offered = place[batch.recent[:, :1]], place[batch.items]
-            key = last * len(classes) + offered
+            key = last * len(sizes) + offered
             at = torch.searchsorted(pairs, key).clamp(max=max(len(pairs) - 1, 0))
             met = torch.where(pairs[at] == key, counts[at], 0.0) if len(pairs) else torch.zeros_like(estimate)
             known = (last >= 0) & (offered >= 0)

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..model.catalogue import Catalogue
-from ..model.protocol import FirstStage, NeedsDataError, RankingModel, RecBoleRanker
+from ..model.protocol import FirstStage, NeedsDataError, RankingModel, ranker_of
 from .boosted import build_boosted, restore_boosted
 from .boosted_fit import fit_boosted
 from .linear import CandidateSimilarity, build_linear
@@ -89,11 +89,9 @@ def asking(model: Any, config: Any) -> Iterator[Callable[[torch.Tensor], FirstSt
 
 
 def _first_stage(model: Any, config: Any) -> Callable[[torch.Tensor], FirstStage]:
-    if isinstance(model, RankingModel):
-        shared = model.shared()
-        return lambda histories: model.first_stage(histories, shared=shared)
-    ranker = RecBoleRanker(model, config)
-    return lambda histories: FirstStage(ranker.score(histories))
+    ranker = ranker_of(model, config)
+    shared = ranker.shared()
+    return lambda histories: ranker.first_stage(histories, shared=shared)
 
 
 def attach(model: Any, stage: nn.Module | None) -> None:

@@ -19,6 +19,7 @@ N_LEAVES = 15
 LEAST_IN_LEAF = 100
 """Candidates in a leaf, of which one in forty is a target."""
 FEATURE_SHARE, RIDGE = 0.6, 5.0
+AGAIN = "delete the run's folder and run again"
 DIGEST = 32
 """Bytes of the hash that stands before the text."""
 
@@ -85,8 +86,13 @@ class Trees(nn.Module):
         content = bytes(self.content.cpu().numpy())
         text = content[DIGEST:]
         if hashlib.sha256(text).digest() != content[:DIGEST]:
-            raise InputError("second stage: its trees are damaged; delete the run's folder and run again")
-        return lightgbm().Booster(model_str=text.decode())
+            raise InputError(f"second stage: its trees are damaged; {AGAIN}")
+        package = lightgbm()
+        try:
+            return package.Booster(model_str=text.decode())
+        except (package.basic.LightGBMError, ValueError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise InputError(f"second stage: LightGBM cannot read its trees ({why}); {AGAIN}") from error
 
     def forward(self, features: np.ndarray) -> np.ndarray:
         """Log-odds [n] of features [n, F]."""

@@ -18,6 +18,8 @@ from ..evaluation.ranking import tie_order
 from ..model.catalogue import Catalogue, ItemFeatures, SemanticIds
 from ..model.decoding import Pairs
 from ..model.protocol import NeedsDataError, ranker_of
+from ..second_stage.ranker import BoostedRanker
+from ..second_stage.reasons import Reason, reasons_for
 from ..settings import plain_settings
 from ..tokenizer.fit import Encoded
 from ..training import checkpoint
@@ -36,6 +38,12 @@ class Recommendation(NamedTuple):
     items: list[str]
     scores: list[float]
     unknown: list[str]
+
+
+class Explained(Recommendation):
+    """As `Recommendation`, which unpacks to the same three, with `reasons`, one for each item."""
+
+    reasons: list[Reason]
 
 
 class _Settings(dict[str, Any]):
@@ -93,6 +101,7 @@ class Bundle:
         k: int | None = 10,
         exclude_seen: bool = True,
         allow: Iterable[Any] | None = None,
+        explain: bool = False,
     ) -> list[Recommendation]:
         """Recommend `k` items after each history.
 
@@ -108,6 +117,7 @@ class Bundle:
         exclude_seen : leave out every item of the history, also those before the part the model reads.
         allow : item tokens to choose from: a list for all histories, or a list of lists, one for each history. All of
             them are scored, also what a beam search would not have found.
+        explain : also say of each item what spoke for it most, see `second_stage.reasons`: the results are `Explained`.
 
         Returns
         -------
@@ -115,8 +125,11 @@ class Bundle:
 
         Raises
         ------
-        InputError : what was given is something else.
+        InputError : what was given is something else; `explain` without a second stage by trees.
         """
+        if explain and not isinstance(self.model.second_stage, BoostedRanker):
+            why = "run with --second_stage=gbdt; where the run did, its log says that trees did not help"
+            raise InputError(f"explain: found no second stage by trees in {self.folder}; {why}")
         given = histories_of(histories, self._ids)
         if k is None and allow is None:
             raise InputError("k: found None, expected a whole number; None is for all items of `allow`")
@@ -124,7 +137,7 @@ class Bundle:
         allowed = None if allow is None else allowed_of(allow, self._ids, len(given))
         results = self.ranked(given, count, exclude_seen, allowed)
         warn_of_unknown(token for result in results for token in result.unknown)
-        return results
+        return self._explained(given, results) if explain else results
 
     def ranked(
         self, histories: list[list[str]], k: int, exclude_seen: bool, allowed: list[list[str]] | None
@@ -139,6 +152,22 @@ class Bundle:
             for row, (items, scores) in zip(rows, found, strict=True):
                 results[row] = results[row]._replace(items=items, scores=scores)
         return results
+
+    @torch.no_grad()
+    def _explained(self, histories: list[list[str]], results: list[Recommendation]) -> list[Recommendation]:
+        """The results for histories, with a reason for each item."""
+        explained = [Explained(*result) for result in results]
+        for result in explained:
+            result.reasons = []
+        known, items = self._known(histories)[0], self._known([result.items for result in results])[0]
+        for rows in _batches(known):
+            given = self._padded([known[row] for row in rows])
+            offered = torch.nn.utils.rnn.pad_sequence([torch.tensor(items[row]).long() for row in rows], True)
+            first = self.ranker.first_stage(given, shared=self._shared)
+            found = reasons_for(self.model.second_stage, first, given, offered, self.item_tokens)
+            for row, reasons in zip(rows, found, strict=True):
+                explained[row].reasons = reasons
+        return [*explained]
 
     def scores(self, histories: Iterable[Any], items: Iterable[Any] | None = None) -> np.ndarray:
         """Score items as the next one after each history.
@@ -174,10 +203,13 @@ class Bundle:
     def _score(
         self, histories: list[list[int]], candidates: torch.Tensor | None = None, excluded: Pairs | None = None
     ) -> torch.Tensor:
+        return self.ranker.score(self._padded(histories), candidates, excluded, self._shared)
+
+    def _padded(self, histories: list[list[int]]) -> torch.Tensor:
+        """Histories [B, T] as the model reads them."""
         length = self.settings["MAX_ITEM_LIST_LENGTH"]
         recent = [torch.tensor(history[-length:]) for history in histories]
-        padded = torch.nn.utils.rnn.pad_sequence(recent, batch_first=True)
-        return self.ranker.score(padded, candidates, excluded, self._shared)
+        return torch.nn.utils.rnn.pad_sequence(recent, batch_first=True)
 
     def _top(
         self, histories: list[list[int]], k: int, exclude_seen: bool, permitted: list[list[int]] | None
