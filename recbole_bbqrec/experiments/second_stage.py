@@ -96,7 +96,7 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**given, "second_stage": GBDT}
 
 
-def _study_seed(given: Mapping[str, Any], data: Mapping[str, Any], results: Path) -> None:
+def _study_seed(given: dict[str, Any], data: Mapping[str, Any], results: Path) -> None:
     """Train one seed, fit its variants and keep the record up to date."""
     config, source, memory = Config(config_dict=given), records.code_fingerprint(), PeakMemory()
     settings = records.comparable_settings(config)
@@ -146,7 +146,7 @@ class _Material:
     planned : variant -> its fit. left_out : variant -> why it has none.
     """
 
-    def __init__(self, given: Mapping[str, Any], config: Config, trained: quick_start.Trained) -> None:
+    def __init__(self, given: dict[str, Any], config: Config, trained: quick_start.Trained) -> None:
         self._config, self._trained = config, trained
         train, valid, _ = (loader._dataset for loader in trained.loaders)
         model, signals = trained.trainer.model, config["candidate_similarity"]
@@ -154,12 +154,12 @@ class _Material:
             more = Config(config_dict={**given, "candidate_similarity": [*signals, POPULARITY]})
             stage = socket.build(more, train).to(config["device"])
         rows = valid.inter_feat
-        self._rows = tuple(rows[field].to(config["device"]) for field in (model.ITEM_SEQ, model.ITEM_ID))
-        self._chosen = chosen(stage, *self._rows)
+        self._rows = [rows[field].to(config["device"]) for field in (model.ITEM_SEQ, model.ITEM_ID)]
+        self._chosen = chosen(stage, self._rows[0], self._rows[1])
         self.alone = self._rank()
         with _clock() as of_candidates, socket.asking(model, config) as first:
-            given_rows = (part[self._chosen] for part in self._rows)
-            self.examples = collect(stage, first, *given_rows, config["show_progress"])
+            histories, targets = (part[self._chosen] for part in self._rows)
+            self.examples = collect(stage, first, histories, targets, config["show_progress"])
         self.work = {"signals": of_signals, "candidates": of_candidates}
         # Fits know of what was seen what the history has; the ranking leaves out what it has no room for as well.
         seen = seen_before(valid, [train])[self._chosen.cpu().numpy()[self.examples.row]]
@@ -182,7 +182,8 @@ class _Material:
     def _linear(self, config: Config, stage: Any) -> _Fitted:
         model = self._trained.trainer.model
         stage = stage.to(config["device"])
-        socket.fit(stage, model, config, *self._rows, config["show_progress"])
+        histories, targets = self._rows
+        socket.fit(stage, model, config, histories, targets, config["show_progress"])
         socket.attach(model, stage)
         ranks = self._rank()
         socket.attach(model, None)
@@ -214,8 +215,8 @@ def judged_ranks(alone: Ranks, examples: Examples, log_odds: np.ndarray) -> Rank
 def columns_of(features: Sequence[Feature], values: np.ndarray) -> tuple[dict[str, list[int]], dict[str, str]]:
     """Columns of each variant by trees, given all features and their values [n, F], and why some have none."""
     groups = np.array([feature.group for feature in features])
-    usual = np.flatnonzero(groups != POPULARITY)
-    found, left_out = {GBDT: usual.tolist()}, {}
+    usual: list[int] = np.flatnonzero(groups != POPULARITY).tolist()
+    found, left_out = {GBDT: usual}, {}
     for name, (group, begins) in PARTS.items():
         part = [at for at in usual if groups[at] == group and features[at].signal.startswith(begins)]
         if not part:

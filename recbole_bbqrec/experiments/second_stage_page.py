@@ -122,9 +122,10 @@ def _headlines(runs: Runs, values: Mapping[str, PairedValues]) -> list[Row]:
     asked = [(question, *sides) for question, sides in HEADLINES.items()]
     asked += [(ARTEFACT, (model, POPULARITY_ALONE), (model, SCORES_ALONE)) for model in runs]
     there, found = dict(_sides(runs)), []
-    for question, *sides in asked:
+    for question, row, reference in asked:
+        sides = row, reference
         missing = [_name(side) for side in sides if side not in there]
-        metrics = {} if missing else {metric: _compared(*sides, of_metric) for metric, of_metric in values.items()}
+        metrics = {} if missing else {metric: _compared(row, reference, one) for metric, one in values.items()}
         seeds = [] if missing else [len(there[side]) for side in sides]
         names = [_name(side) for side in sides]
         found.append({"question": question, "sides": names, "missing": missing, "seeds": seeds, "metrics": metrics})

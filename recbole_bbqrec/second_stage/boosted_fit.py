@@ -147,8 +147,8 @@ def collect(
             parts.append(Examples(*(part.cpu().numpy() for part in found)))
             n_before += len(known)
     if not parts:
-        nothing = np.zeros((2, 0), int)
-        return Examples(np.zeros((0, len(stage.features)), np.float32), *nothing, nothing[0], *nothing > 0, *nothing)
+        no, none = np.zeros(0, int), np.zeros(0, bool)
+        return Examples(np.zeros((0, len(stage.features)), np.float32), no, no, no, none, none, no, no)
     return Examples(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
