@@ -231,7 +231,7 @@ def _second_stage(given: argparse.Namespace) -> None:
     _option("-k", type=int, default=10, help="number of items (default 10)"),
     _option("--allow", type=Path, metavar="FILE", help="items to choose from, one token a line"),
     _option("--keep-seen", action="store_true", help="leave in what is in the history already"),
-    _option("--explain", action="store_true", help="also show what spoke for each item, see docs/second-stage.md"),
+    _option("--explain", action="store_true", help="also show what spoke for each item (needs --second_stage=gbdt)"),
     _option("--out", type=Path, metavar="FILE", help="with --users: table to write, .csv or .parquet"),
     _option("--data_path", type=Path, metavar="FOLDER", help="with --users: folder of data sets (default: the run's)"),
 )

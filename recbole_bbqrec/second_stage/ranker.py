@@ -141,8 +141,9 @@ class BoostedRanker(nn.Module):
         """Shares [n, F] of the features [n, F] in the log-odds by the trees `fold` [n], see `Trees.contributions`."""
         values, folds = features.cpu().numpy(), fold.cpu().numpy()
         found = np.zeros(values.shape)
-        for number in np.unique(folds):
-            found[folds == number] = self.trees[number].contributions(values[folds == number])
+        for number, trees in enumerate(self.trees):
+            if isinstance(trees, Trees) and (chosen := folds == number).any():
+                found[chosen] = trees.contributions(values[chosen])
         return found
 
     @torch.no_grad()

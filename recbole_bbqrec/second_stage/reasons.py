@@ -96,7 +96,7 @@ def _strongest(
     loudest = np.where((group == best[:, None]) & (sayers >= 0), shares, -np.inf).argmax(1)
     values, items = totals[rows, best], sayers[rows, loudest]
     return [
-        Reason(tokens[item] if item else None, names[number], float(value / whole))
+        Reason(str(tokens[item]) if item else None, names[number], float(value / whole))
         if value > 0
         else Reason(None, OWN_SCORE, 0.0)
         for item, number, value, whole in zip(items, best, values, positive, strict=True)

@@ -90,14 +90,18 @@ class Trees(nn.Module):
             raise InputError(f"second stage: its trees are damaged; {AGAIN}")
         package = lightgbm()
         try:
+            check(text.decode())
             return package.Booster(model_str=text.decode())
-        except (package.basic.LightGBMError, ValueError) as error:
+        except (package.basic.LightGBMError, ValueError, KeyError) as error:
             why = " ".join(str(error).split())[:200]
-            raise InputError(f"second stage: LightGBM cannot read its trees ({why}); {AGAIN}") from error
+            raise InputError(f"second stage: its trees cannot be read ({why}); {AGAIN}") from error
+
+    def _predict(self, features: np.ndarray, **what: Any) -> np.ndarray:
+        return self._booster.predict(features, num_threads=torch.get_num_threads(), **what)
 
     def forward(self, features: np.ndarray) -> np.ndarray:
         """Log-odds [n] of features [n, F]."""
-        return self._booster.predict(features, raw_score=True, num_threads=torch.get_num_threads())
+        return self._predict(features, raw_score=True)
 
     def first(self, n_trees: int) -> "Trees":
         """The first `n_trees` alone."""
@@ -108,10 +112,54 @@ class Trees(nn.Module):
         odds, done = np.zeros(len(features)), 0
         for number in numbers:
             part = {"start_iteration": done, "num_iteration": number - done}
-            odds = odds + self._booster.predict(features, raw_score=True, num_threads=torch.get_num_threads(), **part)
+            odds = odds + self._predict(features, raw_score=True, **part)
             done = number
             yield number, odds
 
     def contributions(self, features: np.ndarray) -> np.ndarray:
         """Shares [n, F] of the features in the log-odds (Shapley values, Lundberg et al., 2020)."""
-        return self._booster.predict(features, pred_contrib=True, num_threads=torch.get_num_threads())[:, :-1]
+        return self._predict(features, pred_contrib=True)[:, :-1]
+
+
+def check(text: str) -> None:
+    """Raise a `ValueError` or `KeyError` unless `text` holds whole binary trees that stay within their own arrays.
+
+    LightGBM believes what it reads: a text that somebody has written with a right hash could end the process, or read
+    beyond its memory.
+    """
+    body, end, _ = text.partition("end of trees")
+    head, *blocks = body.split("Tree=")
+    known = _fields(head)
+    sizes = [len(f"Tree={block}") for block in blocks]
+    if not end or sizes != _numbers(known["tree_sizes"]) or not text.isascii():
+        raise ValueError("it is cut, or its parts are of other sizes than it says")
+    if (known["num_class"], known["num_tree_per_iteration"]) != ("1", "1"):
+        raise ValueError("it has several classes")
+    for block in blocks:
+        _check_tree(_fields(block), int(known["max_feature_idx"]))
+
+
+def _check_tree(tree: dict[str, str], last_feature: int) -> None:
+    n_leaves = int(tree["num_leaves"])
+    left, right, kinds, features = (
+        _numbers(tree[name]) for name in ("left_child", "right_child", "decision_type", "split_feature")
+    )
+    if {tree["num_cat"], tree["is_linear"]} != {"0"} or any(kind & 1 for kind in kinds):
+        raise ValueError("it has categorical splits or linear leaves")
+    if any(len(numbers) != n_leaves - 1 for numbers in (left, right, kinds, features, tree["threshold"].split())):
+        raise ValueError("its trees have other numbers of splits than they say")
+    # Leaf i is child -1 - i; every node but the root is the child of one that stands before it.
+    if sorted(left + right) != [node for node in range(-n_leaves, n_leaves - 1) if node] and n_leaves > 1:
+        raise ValueError("its nodes are no tree")
+    if any(0 < child <= node for children in (left, right) for node, child in enumerate(children)):
+        raise ValueError("its nodes are no tree")
+    if not all(0 <= feature <= last_feature for feature in features) or len(tree["leaf_value"].split()) != n_leaves:
+        raise ValueError("its splits are of features, or its leaves of values, that there are not")
+
+
+def _fields(text: str) -> dict[str, str]:
+    return {name: value for name, _, value in (line.partition("=") for line in text.splitlines())}
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split()]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -223,6 +224,14 @@ def flipped(content):
     return content[:100] + bytes([content[100] ^ 1]) + content[101:]
 
 
+def again(content, old, new):
+    """The text of trees with the first `old` changed to `new`, and the sizes that it tells made right."""
+    text = content[trees.DIGEST :].decode().replace(old, new, 1)
+    body = text.partition("end of trees")[0]
+    sizes = " ".join(str(len(f"Tree={block}")) for block in body.split("Tree=")[1:])
+    return re.sub("tree_sizes=.*", f"tree_sizes={sizes}", text)
+
+
 def signed(text):
     return trees.Trees._of_text(text).content.numpy().tobytes()
 
@@ -232,9 +241,12 @@ def signed(text):
     [
         (flipped, "its trees are damaged"),
         (lambda content: content[:40], "its trees are damaged"),
-        (lambda _: signed("nothing that LightGBM wrote"), "LightGBM cannot read its trees"),
-        (lambda content: signed(content[32:1200].decode()), "LightGBM cannot read its trees"),
-        (lambda _: signed(""), "LightGBM cannot read its trees"),
+        (lambda _: signed("nothing that LightGBM wrote"), "its trees cannot be read"),
+        (lambda content: signed(content[32:1200].decode()), "its trees cannot be read"),
+        (lambda _: signed(""), "its trees cannot be read"),
+        (lambda content: signed(again(content, "left_child=", "left_child=-1 ")), "its trees cannot be read"),
+        (lambda content: signed(again(content, "split_feature=", "split_feature=9")), "its trees cannot be read"),
+        (lambda content: signed(again(content, "num_leaves=", "num_leaves=1")), "its trees cannot be read"),
     ],
 )
 def test_damaged_trees_are_one_line(folders, tmp_path, change, why):
