@@ -1,7 +1,7 @@
 """Fitting the trees of the second stage on validation, each fold's on the histories of all others.
 
-How many trees is chosen by the NDCG@10 of histories that they were not fitted on, seen items masked. Where its gain over
-the model alone may well be chance, the second stage is not worth having, and the caller leaves it out.
+How many trees is chosen by the NDCG@10 of histories that they were not fitted on, seen items masked. Where its gain
+over the model alone may well be chance, the second stage is not worth having, and the caller leaves it out.
 
 Shapes: R histories of validation, n candidates of all that have their target among them, F features.
 """

@@ -69,7 +69,7 @@ ID_LOG_P = Feature("codes", "id_log_p", "")
 
 
 def model_features(first: FirstStage, batch: Batch, n_best: int) -> dict[str, Tensor]:
-    """Features [B, C] of the signals in `OF_MODEL`; the first `n_best` candidates are those of the model, best first."""
+    """Features [B, C] of the signals in `OF_MODEL`; the first `n_best` candidates are the model's, best first."""
     recent, items, _ = batch
     scores = first.scores.gather(1, items).float()
     places = torch.arange(items.shape[1], device=items.device, dtype=torch.float32).clamp(max=n_best)

@@ -1,8 +1,8 @@
 """Every feature against its definition; `plain` has them once more in plain Python."""
 
-from second_stage import plain
 import pytest
 import torch
+from second_stage import plain
 
 from recbole_bbqrec.model.protocol import FirstStage
 from recbole_bbqrec.second_stage import boosted, features

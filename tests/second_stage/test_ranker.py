@@ -102,7 +102,6 @@ def test_scores_order_candidates_by_log_odds_and_all_others_behind_them_by_the_m
         found = candidates(batch, row)
         odds = dict(zip(found, stage.trees[FOLDS](features[row])[(batch.items[row] > 0).numpy()], strict=True))
         others = sorted(set(range(1, N_ITEMS)) - set(found), key=lambda item: -float(scores[row, item]))
-        wanted = sorted(found, key=lambda item: -odds[item])  # of equal ones the first candidate
         n_ties += len(found) - len(set(odds.values()))
         ranked = sorted(range(1, N_ITEMS), key=lambda item: -float(got[row, item]))
         np.testing.assert_allclose(

@@ -1,9 +1,9 @@
 """Signals against plain counting, and that nothing held out and no numbers of items are in them."""
 
 import numpy as np
-from second_stage import plain
 import pytest
 import torch
+from second_stage import plain
 
 from recbole_bbqrec.data.sequences import Sequences
 from recbole_bbqrec.model.catalogue import Vectors
