@@ -119,8 +119,8 @@ class CodeTransitions(nn.Module):
     """log(N P(candidate | last item)) by the codes of one signal; coarse ones stand in for rare fine ones.
 
     Of N items that training knows, those with equal first l codes are one class at level l. With n transitions from the
-    last item's class, m of them to that of the candidate, which has s items, and the estimate p of the level above (1 / N
-    above the first),
+    last item's class, m of them to that of the candidate, which has s items, and the estimate p of the level above
+    (1 / N above the first),
 
         P = (m / s + PRIOR p) / (n + PRIOR).
 
