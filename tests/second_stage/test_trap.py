@@ -1,8 +1,8 @@
 """The trap of k-core data, see docs/second-stage.md: an item with few training interactions has its others held out.
 
-Here nothing else can be learned. Items are dealt to users at random, 31 times each: those of one kind 3 times in training
-and 28 times as a held-out target, the others in training alone. Who reads that an item is rare in training reads that it
-has been held out.
+Here nothing else can be learned. Items are dealt to users at random, 31 times each: those of one kind 3 times in
+training and 28 times as a held-out target, the others in training alone. Who reads that an item is rare in training
+reads that it has been held out.
 """
 
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ N_RARE = N_USERS * HELD_OUT // (EACH - RARE)
 
 
 def deal(seed: int = 0) -> np.ndarray:
-    """Items [U, 10] of the users, training first; no user has one twice. The items below `N_RARE + 1` are the rare ones."""
+    """Items [U, 10] of the users, training first; no user has one twice. Items up to `N_RARE` are rare."""
     generator = np.random.default_rng(seed)
     n_common = (N_USERS * TRAINED - N_RARE * RARE) // EACH
     common, rare = np.arange(N_RARE + 1, N_RARE + n_common + 1), np.arange(1, N_RARE + 1)
