@@ -160,6 +160,9 @@ class _Material:
         with _clock() as of_candidates, socket.asking(model, config) as first:
             histories, targets = (part[self._chosen] for part in self._rows)
             self.examples = collect(stage, first, histories, targets, config["show_progress"])
+        if len(np.unique(self.examples.fold)) < 2:
+            found = f"found {len(self.examples.fold)} histories whose next item is among the candidates"
+            raise InputError(f"second_stage: {found}, too few to fit trees on; take a larger data set")
         self.work = {"signals": of_signals, "candidates": of_candidates}
         # Fits know of what was seen what the history has; the ranking leaves out what it has no room for as well.
         seen = seen_before(valid, [train])[self._chosen.cpu().numpy()[self.examples.row]]

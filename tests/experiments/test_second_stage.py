@@ -47,7 +47,7 @@ def test_all_features_rank_as_a_run_does(tiny, tmp_path, monkeypatch):
 def test_a_killed_study_goes_on_and_the_page_follows_from_the_records(tiny, tmp_path, monkeypatch, capsys):
     few = ("behavior", "transitions", "image", "codes")
     monkeypatch.setattr(second_stage, "PARTS", {part: second_stage.PARTS[part] for part in few})
-    given = arguments(tiny, checkpoint_dir=str(tmp_path / "saved"), epochs=1)
+    given = arguments(tiny, checkpoint_dir=str(tmp_path / "saved"), epochs=1, second_stage="gbdt")
     genuine, fits = second_stage.cross_fit, []
 
     def killed_at_third(*more):
@@ -127,7 +127,7 @@ def test_the_page_begins_with_what_codes_add(tmp_path):
     heading, _, line = page.splitlines()[:3]
     assert heading == "# Second stage on x" and line.startswith("**What codes and everything made of them add**: BBQ")
     assert f"p = {first['metrics']['ndcg@10']['p_holm']:.3f}" in line and "(3 seeds)" in line
-    assert "not better than that of the model alone (2 of 3 seeds)" in page
+    assert "not better than that of the model alone by more than chance may bring (2 of 3 seeds)" in page
     row = next(one for one in found["models"][0]["rows"] if one["variant"] == "without codes")["masked"]["recall@10"]
     assert row["change"]["high"] < 0 and row["p"] <= row["p_holm"]
 
@@ -181,6 +181,12 @@ def test_mistakes_are_one_line(tiny, tmp_path, model, seeds, changes, message):
     with pytest.raises(InputError, match=message) as error:
         study(model, "tiny", seeds, given, tmp_path)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_too_few_histories_are_one_line(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(boosted_fit, "MAX_HISTORIES", 1)
+    with pytest.raises(InputError, match=r"second_stage: found 1 histories whose .* too few to fit trees on"):
+        study("Pop", "tiny", 1, arguments(tiny, model="Pop", checkpoint_dir=str(tmp_path)), tmp_path)
 
 
 def test_mistakes_of_the_command_are_one_line(tmp_path, capsys):
