@@ -27,7 +27,7 @@ from ..evaluation.ranking import Ranks
 from ..second_stage import socket
 from ..second_stage.boosted import POPULARITY
 from ..second_stage.boosted_fit import Examples, chosen, collect, cross_fit, gains
-from ..second_stage.features import MODEL, Feature
+from ..second_stage.features import HELD, MODEL, Feature
 from ..settings import MAY_BE_UNUSED, second_stage_settings
 from ..tokenizer.memory import PeakMemory
 from . import records, second_stage_page
@@ -153,6 +153,7 @@ class _Material:
         with _clock() as of_signals:
             more = Config(config_dict={**given, "candidate_similarity": [*signals, POPULARITY]})
             stage = socket.build(more, train).to(config["device"])
+            stage.features = (*stage.features, HELD)
         rows = valid.inter_feat
         self._rows = [rows[field].to(config["device"]) for field in (model.ITEM_SEQ, model.ITEM_ID)]
         self._chosen = chosen(stage, self._rows[0], self._rows[1])
@@ -195,8 +196,8 @@ class _Material:
     def _boosted(self, kept: list[int]) -> _Fitted:
         """Fit trees on some of the features; a target that is no candidate keeps the rank that the model gave it."""
         examples = self.examples._replace(features=self.examples.features[:, kept])
-        directions = [self._features[column].direction for column in kept]
-        found = cross_fit(examples, directions, self._config["seed"], self._config["show_progress"])
+        features = [self._features[column] for column in kept]
+        found = cross_fit(examples, features, self._config["seed"], self._config["show_progress"])
         n_trees, judged = found.best(examples)
         is_better = gains(examples.values(self.examples.features[:, 0]), judged)
         ranks = judged_ranks(self.alone, examples._replace(is_seen=self._is_seen), found.log_odds[n_trees])
@@ -216,7 +217,10 @@ def judged_ranks(alone: Ranks, examples: Examples, log_odds: np.ndarray) -> Rank
 
 
 def columns_of(features: Sequence[Feature], values: np.ndarray) -> tuple[dict[str, list[int]], dict[str, str]]:
-    """Columns of each variant by trees, given all features and their values [n, F], and why some have none."""
+    """Columns of each variant by trees, given all features and their values [n, F], and why some have none.
+
+    Popularity is held, but where it is asked for.
+    """
     groups = np.array([feature.group for feature in features])
     usual: list[int] = np.flatnonzero(groups != POPULARITY).tolist()
     found, left_out = {GBDT: usual}, {}
@@ -232,9 +236,9 @@ def columns_of(features: Sequence[Feature], values: np.ndarray) -> tuple[dict[st
         else:
             found[WITHOUT + name] = rest
     for name, others in {
-        SCORES_ALONE: groups == MODEL,
+        SCORES_ALONE: np.isin(groups, (MODEL, HELD.group)),
         POPULARITY_ALONE: np.isin(groups, (MODEL, POPULARITY)),
-        WITH_POPULARITY: groups != "",
+        WITH_POPULARITY: groups != HELD.group,
     }.items():
         found[name] = np.flatnonzero(others).tolist()
     return found, left_out

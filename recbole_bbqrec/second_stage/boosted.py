@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from ..model.catalogue import Catalogue, Vectors
-from .features import ID_LOG_P, OF_MODEL, Feature
+from .features import HELD, ID_LOG_P, OF_MODEL, Feature
 from .hashing import hashes_of
 from .ranker import BoostedRanker
 from .signals import CodeTransitions, Cosines, PairList, Popularity, normalised, pair_lists
@@ -30,6 +30,8 @@ FORMS_OF = {
 }
 """Forms of the features of a signal, by its name or what that begins with; of all other lists of pairs `LIST_FORMS`."""
 LIST_FORMS = ("last", "decayed", "number")
+OF_CANDIDATE = Feature(POPULARITY, HELD.signal, HELD.form)
+"""Popularity as a feature like all others, where it is asked for."""
 
 
 def build_boosted(config: Any, dataset: Any) -> BoostedRanker | None:
@@ -41,7 +43,8 @@ def build_boosted(config: Any, dataset: Any) -> BoostedRanker | None:
     if not wanted:
         return None
     offsets, items, n_items = dataset.train_sequences.offsets, dataset.train_sequences.items, len(catalogue.tokens)
-    signals: dict[str, nn.Module] = {}
+    counts = torch.from_numpy(np.bincount(items, minlength=n_items)).float()
+    signals: dict[str, nn.Module] = {HELD.signal: Popularity(counts, of_last=False)}
     if BEHAVIOR in wanted or POPULARITY in wanted:
         # Equally good items are told apart by the order of their tokens, which no held-out interaction decides.
         order = np.array([0, *sorted(range(1, n_items), key=lambda item: catalogue.tokens[item])])
@@ -50,8 +53,7 @@ def build_boosted(config: Any, dataset: Any) -> BoostedRanker | None:
         if BEHAVIOR in wanted:
             signals |= {name: _pair_list(counts, order, place) for name, counts in lists.items()}
         if POPULARITY in wanted:
-            counts = torch.from_numpy(np.bincount(items, minlength=n_items)).float()
-            signals["popularity"], signals["popularity_of_last"] = Popularity(counts, False), Popularity(counts, True)
+            signals["popularity_of_last"] = Popularity(counts, of_last=True)
             signals["together_normalised"] = _pair_list(normalised(lists["together"]), order, place)
     content = {name: vectors for name, vectors in catalogue.content.items() if name in wanted}
     towers = fit_towers(content, offsets, items, config["seed"], config["show_progress"]) if content else None
@@ -64,6 +66,8 @@ def build_boosted(config: Any, dataset: Any) -> BoostedRanker | None:
         names += [QUANTISED + name for name in catalogue.quantised]
     signals |= {name: _cosines(name, catalogue, towers) for name in names}
     features = [*OF_MODEL, *(feature for name in signals for feature in _features_of(name))]
+    if POPULARITY not in wanted:
+        features[features.index(OF_CANDIDATE)] = HELD
     if CODES in wanted and catalogue.semantic_ids is not None:
         features.append(ID_LOG_P)
     return BoostedRanker(signals, features, hashes_of(catalogue.tokens), towers)

@@ -6,7 +6,7 @@ over the model alone may well be chance, the second stage is not worth having, a
 Shapes: R histories of validation, n candidates of all that have their target among them, F features.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..evaluation.ranking import per_row
 from ..model.protocol import FirstStage
+from .features import Feature
 from .hashing import fold_of
 from .ranker import FOLDS, TIE, BoostedRanker
 from .signals import Batch
@@ -84,8 +85,7 @@ def fit_boosted(
     examples = collect(stage, first, histories[rows], targets[rows], progress)
     if len(np.unique(examples.fold)) < 2:
         return f"{len(examples.fold)} histories have their next item among the candidates, too few: left out", False
-    directions = [feature.direction for feature in stage.features]
-    found = cross_fit(examples, directions, seed, progress)
+    found = cross_fit(examples, stage.features, seed, progress)
     before = examples.values(examples.features[:, 0])
     n_trees, after = found.best(examples)
     words = (
@@ -94,7 +94,7 @@ def fit_boosted(
     )
     if not gains(before, after):
         return f"{words}: left out", False
-    of_all = fit_trees(examples, np.ones(len(examples.fold), bool), directions, n_trees, seed)
+    of_all = fit_trees(examples, np.ones(len(examples.fold), bool), stage.features, n_trees, seed)
     stage.trees = torch.nn.ModuleList([*(trees.first(n_trees) for trees in found.trees), of_all])
     stage.folds.fitted = stage.folds.hashes(histories[rows]).unique()
     return words, True
@@ -172,12 +172,12 @@ class CrossFit(NamedTuple):
         return number, judged[number]
 
 
-def cross_fit(examples: Examples, directions: list[int], seed: int, progress: bool = False) -> CrossFit:
+def cross_fit(examples: Examples, features: Sequence[Feature], seed: int, progress: bool = False) -> CrossFit:
     """Fit the trees of every fold on the others, and let them judge it."""
     trees, log_odds = [], {number: np.zeros(len(examples.history), np.float32) for number in N_TREES}
     for fold in tqdm(range(FOLDS), "Trees", ncols=100, disable=not progress, leave=False):
         judged = examples.fold == fold
-        trees.append(fit_trees(examples, ~judged, directions, max(N_TREES), seed))
+        trees.append(fit_trees(examples, ~judged, features, max(N_TREES), seed))
         of_fold = judged[examples.history]
         if of_fold.any():
             for number, odds in trees[-1].staged(examples.features[of_fold], N_TREES):
@@ -186,7 +186,7 @@ def cross_fit(examples: Examples, directions: list[int], seed: int, progress: bo
     return CrossFit(trees, {number: odds - ties for number, odds in log_odds.items()})
 
 
-def fit_trees(examples: Examples, of: np.ndarray, directions: list[int], n_trees: int, seed: int) -> Trees:
+def fit_trees(examples: Examples, of: np.ndarray, features: Sequence[Feature], n_trees: int, seed: int) -> Trees:
     """Fit trees on the histories `of` [H], on each one's target and `SAMPLED` of its other candidates."""
     rows = np.flatnonzero(of[examples.history])
     history, is_target = examples.history[rows], examples.is_target[rows]
@@ -195,4 +195,4 @@ def fit_trees(examples: Examples, of: np.ndarray, directions: list[int], n_trees
     order = np.lexsort((draw, history))  # of each history the target first, then the others at random
     place = np.arange(len(rows)) - np.searchsorted(history, history)
     kept = np.sort(rows[order[place <= SAMPLED]])
-    return Trees.fit(examples.features[kept], examples.is_target[kept], directions, n_trees, seed)
+    return Trees.fit(examples.features[kept], examples.is_target[kept], features, n_trees, seed)

@@ -50,13 +50,15 @@ how many say anything."""
 class Feature(NamedTuple):
     """A feature: its `group`, the `signal` it is made of and the `form` in which, and the way it may push.
 
-    `direction` 1: more of it never speaks against a candidate; -1: never for it; 0: either.
+    `direction` 1: more of it never speaks against a candidate; -1: never for it; 0: either. One that `is_held` is told
+    to trees while they are fitted, and they rank without it, see `Trees.fit`.
     """
 
     group: str
     signal: str
     form: str
     direction: int = 0
+    is_held: bool = False
 
 
 MODEL = "model"
@@ -69,6 +71,8 @@ OF_MODEL = (
 )
 """The features that every second stage has. The model's scores keep their direction: it has learned what is popular,
 and trees that turn it upside down would learn which items were held out."""
+HELD = Feature("held", "popularity", "last", is_held=True)
+"""How often the candidate occurs in training, which in a k-core data set tells whether it has been held out."""
 ID_LOG_P = Feature("codes", "id_log_p", "")
 """log p of the candidate's semantic ID, where the model has code heads."""
 

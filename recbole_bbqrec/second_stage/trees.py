@@ -14,12 +14,14 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from .features import MODEL, Feature
 
 LEARNING_RATE = 0.1
 N_LEAVES = 15
 LEAST_IN_LEAF = 100
 """Candidates in a leaf, of which one in forty is a target."""
 FEATURE_SHARE, RIDGE = 0.6, 50.0
+N_HELD_TREES = 40
 AGAIN = "delete the run's folder and run again"
 DIGEST = 32
 """Bytes of the hash that stands before the text."""
@@ -51,31 +53,19 @@ class Trees(nn.Module):
 
     @classmethod
     def fit(
-        cls, features: np.ndarray, is_target: np.ndarray, directions: Sequence[int], n_trees: int, seed: int
+        cls, values: np.ndarray, is_target: np.ndarray, features: Sequence[Feature], n_trees: int, seed: int
     ) -> "Trees":
-        """Fit `n_trees` on features [n, F] and whether each candidate is the target [n].
+        """Fit `n_trees` on values [n, F] of features and whether each candidate is the target [n].
 
-        `directions` [F] says which way a feature may push: 1 up, -1 down, 0 either.
+        What features that are held have to do with being the target is fitted first, beside the model's scores, and
+        taken as given. The trees explain the rest, and rank without it: what another feature knows of it has nothing
+        left to explain. (So is the position of a result in learning to rank from clicks: PAL, Guo et al., RecSys 2019.)
         """
-        package = lightgbm()
-        settings = {
-            "objective": "binary",
-            "learning_rate": LEARNING_RATE,
-            "num_leaves": N_LEAVES,
-            "min_data_in_leaf": LEAST_IN_LEAF,
-            "feature_fraction": FEATURE_SHARE,
-            "lambda_l2": RIDGE,
-            "monotone_constraints": list(directions),
-            "monotone_constraints_method": "intermediate",
-            "max_bin": 127,
-            "num_threads": torch.get_num_threads(),
-            "seed": seed,
-            "deterministic": True,
-            "force_row_wise": True,  # with `deterministic`: the same trees whatever was timed to be faster
-            "verbose": -1,
-        }
-        data = package.Dataset(features, is_target.astype(np.float32), params={"verbose": -1})
-        return cls._of_text(package.train(settings, data, n_trees).model_to_string())
+        is_held = np.array([feature.is_held for feature in features])
+        given = _explained(values, is_target, features, seed) if is_held.any() else None
+        return cls._of_text(
+            _boost(np.where(is_held, 0, values), is_target, features, n_trees, seed, given).model_to_string()
+        )
 
     @classmethod
     def _of_text(cls, text: str) -> "Trees":
@@ -119,6 +109,55 @@ class Trees(nn.Module):
     def contributions(self, features: np.ndarray) -> np.ndarray:
         """Shares [n, F] of the features in the log-odds (Shapley values, Lundberg et al., 2020)."""
         return self._predict(features, pred_contrib=True)[:, :-1]
+
+
+def _boost(
+    values: np.ndarray,
+    is_target: np.ndarray,
+    features: Sequence[Feature],
+    n_trees: int,
+    seed: int,
+    given: np.ndarray | None = None,
+    **more: Any,
+) -> Any:
+    """LightGBM's booster of the log-odds beyond those that are `given` [n]."""
+    settings = {
+        "objective": "binary",
+        "learning_rate": LEARNING_RATE,
+        "num_leaves": N_LEAVES,
+        "min_data_in_leaf": LEAST_IN_LEAF,
+        "feature_fraction_bynode": FEATURE_SHARE,
+        "lambda_l2": RIDGE,
+        "monotone_constraints": [feature.direction for feature in features],
+        "monotone_constraints_method": "intermediate",
+        "max_bin": 127,
+        "num_threads": torch.get_num_threads(),
+        "seed": seed,
+        "deterministic": True,
+        "force_row_wise": True,  # with `deterministic`: the same trees whatever was timed to be faster
+        "verbose": -1,
+        **more,
+    }
+    package = lightgbm()
+    data = package.Dataset(values, is_target.astype(np.float32), init_score=given, params={"verbose": -1})
+    return package.train(settings, data, n_trees)
+
+
+def _explained(values: np.ndarray, is_target: np.ndarray, features: Sequence[Feature], seed: int) -> np.ndarray:
+    """What held features alone add to the log-odds [n], beside scores of the model that keep their direction."""
+    columns = [
+        at
+        for at, feature in enumerate(features)
+        if feature.is_held or (feature.group, abs(feature.direction)) == (MODEL, 1)
+    ]
+    chosen, known = [features[at] for at in columns], values[:, columns]
+    # A tree reads either the one kind or the other: their shares add up.
+    apart = [[at for at, feature in enumerate(chosen) if feature.is_held == is_held] for is_held in (True, False)]
+    more = {"learning_rate": 0.3, "lambda_l2": 1.0, "interaction_constraints": [one for one in apart if one]}
+    booster = _boost(known, is_target, chosen, N_HELD_TREES, seed, **more)
+    without = known.copy()
+    without[:, apart[0]] = 0.0
+    return booster.predict(known, raw_score=True) - booster.predict(without, raw_score=True)
 
 
 def check(text: str) -> None:

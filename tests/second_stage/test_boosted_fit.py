@@ -10,6 +10,7 @@ from second_stage import plain
 from recbole_bbqrec.model.protocol import FirstStage
 from recbole_bbqrec.second_stage import boosted_fit
 from recbole_bbqrec.second_stage.boosted_fit import Examples, collect, fit_boosted, fit_trees
+from recbole_bbqrec.second_stage.features import Feature
 from recbole_bbqrec.second_stage.hashing import fold_of
 from recbole_bbqrec.second_stage.ranker import FOLDS, BoostedRanker
 
@@ -95,8 +96,7 @@ def test_where_there_is_nothing_to_learn_it_is_left_out(data, rows):
     assert not found.is_better and found.words.endswith(": left out") and not len(found.stage.trees)
     assert abs(after - before) < 0.02
     examples = collect(found.stage, found.first, histories, shuffled)
-    directions = [feature.direction for feature in found.stage.features]
-    of_all = fit_trees(examples, np.ones(len(examples.fold), bool), directions, 100, 0)
+    of_all = fit_trees(examples, np.ones(len(examples.fold), bool), found.stage.features, 100, 0)
     by_all = examples.values(of_all(examples.features)).sum() / len(histories)
     assert by_all > 1.5 * max(before, after), "trees that have seen the targets would show a gain"
 
@@ -200,9 +200,10 @@ def test_trees_learn_from_the_target_and_a_sample_of_each_history(monkeypatch):
     history = np.repeat([0, 1, 2], [5, 2, 6])
     is_target = np.isin(np.arange(13), [3, 6, 7])
     blank, folds = np.zeros(13, int), np.array([0, 1, 0])
+    only = [Feature("", "", "")]
     examples = Examples(np.arange(13.0).reshape(13, 1), history, blank, blank, is_target, ~is_target, folds, folds)
     for seed in range(20):
-        fit_trees(examples, np.array([True, False, True]), [0], 1, seed)
+        fit_trees(examples, np.array([True, False, True]), only, 1, seed)
     drawn = set()
     for features, targets in kept:
         assert features[targets].ravel().tolist() == [3, 7] and len(features) == 6

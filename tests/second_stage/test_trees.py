@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_bbqrec.second_stage.features import Feature
 from recbole_bbqrec.second_stage.trees import DIGEST, Trees
 
 
@@ -17,7 +18,8 @@ def examples():
 
 
 def fitted(examples, directions=(0, 0, 0), n_trees=30, seed=0):
-    return Trees.fit(*examples, directions, n_trees, seed)
+    features = [Feature("", "", "", direction) for direction in directions]
+    return Trees.fit(*examples, features, n_trees, seed)
 
 
 def along(trees, feature):

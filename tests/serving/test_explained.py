@@ -19,6 +19,7 @@ from recbole_bbqrec.model.protocol import RecBoleRanker, ranker_of
 from recbole_bbqrec.second_stage import ranker as ranker_module
 from recbole_bbqrec.second_stage import socket, trees
 from recbole_bbqrec.second_stage.boosted_fit import collect, fit_trees
+from recbole_bbqrec.second_stage.ranker import FOLDS
 from recbole_bbqrec.second_stage.reasons import OWN_SCORE, words_of
 from recbole_bbqrec.serving.lists import known_histories, write_lists
 from recbole_bbqrec.settings import plain_settings
@@ -57,10 +58,10 @@ def boosted(bundle):
     histories, targets = rows[model.ITEM_SEQ], rows[model.ITEM_ID]
     with torch.no_grad():
         examples = collect(stage, socket._first_stage(model, config), histories, targets)
-    directions = [feature.direction for feature in stage.features]
     of_all = np.ones(len(examples.fold), bool)
     stage.trees = torch.nn.ModuleList(
-        fit_trees(examples, of_all if fold == 5 else examples.fold != fold, directions, 10, 1) for fold in range(6)
+        fit_trees(examples, of_all if fold == FOLDS else examples.fold != fold, stage.features, 10, 1)
+        for fold in range(FOLDS + 1)
     )
     stage.folds.fitted = stage.folds.hashes(histories).unique()
     socket.attach(model, stage)
