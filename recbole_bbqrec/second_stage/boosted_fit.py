@@ -26,7 +26,7 @@ MAX_HISTORIES = 40_000
 """Histories fitted on."""
 SAMPLED = 25
 """Candidates of a history beside its target that trees learn from; with all of them they learn less of the targets."""
-N_TREES = (20, 40, 80, 120)
+N_TREES = (20, 40, 60, 80)
 METRIC, CUT_OFF = "ndcg", 10
 LEAST_GAIN = 2.0
 """Standard errors. Of several numbers of trees that add nothing but noise, the best is above zero most of the time."""
