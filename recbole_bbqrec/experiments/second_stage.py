@@ -222,6 +222,7 @@ def columns_of(features: Sequence[Feature], values: np.ndarray) -> tuple[dict[st
     Popularity is held, but where it is asked for.
     """
     groups = np.array([feature.group for feature in features])
+    is_popularity = np.array([feature.signal.startswith(POPULARITY) for feature in features])
     usual: list[int] = np.flatnonzero(groups != POPULARITY).tolist()
     found, left_out = {GBDT: usual}, {}
     for name, (group, begins) in PARTS.items():
@@ -237,7 +238,7 @@ def columns_of(features: Sequence[Feature], values: np.ndarray) -> tuple[dict[st
             found[WITHOUT + name] = rest
     for name, others in {
         SCORES_ALONE: np.isin(groups, (MODEL, HELD.group)),
-        POPULARITY_ALONE: np.isin(groups, (MODEL, POPULARITY)),
+        POPULARITY_ALONE: (groups == MODEL) | (is_popularity & (groups == POPULARITY)),
         WITH_POPULARITY: groups != HELD.group,
     }.items():
         found[name] = np.flatnonzero(others).tolist()
