@@ -32,6 +32,8 @@ BEST, COUNTED = 120, 60
 REACH = ("step", "walk")
 """Lists whose sum, nearer items counting more, brings candidates."""
 REACH_DECAY = 0.7
+SPARE = 16
+"""Further items that are looked at for ties with the last candidate."""
 TIE = 2e-6
 """Below what trees tell apart: of equal log-odds the order of the candidates decides, the model's best first."""
 
@@ -90,7 +92,7 @@ class BoostedRanker(nn.Module):
         free = scores.float().clone()
         free.scatter_(1, recent, -torch.inf)  # padding among them
         free[:, 0] = -torch.inf
-        best = self._largest(free, BEST)
+        best = self._largest(free, BEST, -torch.inf)
         best = torch.where(free.gather(1, best) > -torch.inf, best, 0)
         parts = [best]
         if reach := [signal for name, signal in self.signals.items() if name in REACH and isinstance(signal, PairList)]:
@@ -103,7 +105,7 @@ class BoostedRanker(nn.Module):
             for taken in (recent, best):
                 counted.scatter_(1, taken, 0.0)
             counted[:, 0] = 0.0
-            more = self._largest(counted, COUNTED)
+            more = self._largest(counted, COUNTED, 0.0)
             parts.append(torch.where(counted.gather(1, more) > 0, more, 0))
         again = (recent.unsqueeze(2) == recent.unsqueeze(1)).tril(-1).any(2)  # stands nearer to the end as well
         items = torch.cat([*parts, recent.masked_fill(again, 0)], dim=1)
@@ -113,13 +115,26 @@ class BoostedRanker(nn.Module):
         slots[:, 0] = -1
         return Batch(recent, items, slots)
 
-    def _largest(self, values: Tensor, size: int) -> Tensor:
-        """Items of the largest values [B, N], best first; of equal ones their tokens decide, not their numbers."""
-        hashes = self.folds.item_hashes
-        order = hashes[torch.arange(values.shape[1], device=hashes.device).clamp(max=len(hashes) - 1)]
+    def _largest(self, values: Tensor, size: int, floor: float) -> Tensor:
+        """Items [B, size] of the largest values [B, N], best first; of equal ones tokens decide, not item ids.
+
+        Among those that do not exceed `floor` anything may come.
+        """
+        size = min(size, values.shape[1] - 1)
+        found, items = values.topk(min(size + SPARE, values.shape[1]))
+        chosen = items.gather(1, self._keys(found, items).topk(size).indices)
+        # Where the last place is tied with what did not even come into the choice, all have to be looked at.
+        tied = torch.nonzero((found[:, -1] == found[:, size - 1]) & (found[:, -1] > floor)).squeeze(1)
+        if len(tied):
+            everything = torch.arange(values.shape[1], device=values.device)
+            chosen[tied] = self._keys(values[tied], everything).topk(size).indices
+        return chosen
+
+    def _keys(self, values: Tensor, items: Tensor) -> Tensor:
+        """Whole numbers that ascend as values do, of equal ones as the hashes of their items' tokens."""
+        hashes = self.folds.item_hashes[items.clamp(max=len(self.folds.item_hashes) - 1)]
         bits = (values + 0.0).view(torch.int32)  # no -0
-        keys = (bits ^ (bits >> 31 & 0x7FFFFFFF)).long().mul_(2**32).add_(order & 0xFFFFFFFF)  # ascend as values do
-        return keys.topk(min(size, values.shape[1] - 1)).indices
+        return (bits ^ (bits >> 31 & 0x7FFFFFFF)).long().mul_(2**32).add_(hashes & 0xFFFFFFFF)
 
     def features_of(self, first: FirstStage, batch: Batch) -> Tensor:
         """Features [B, C, F] of the candidates."""

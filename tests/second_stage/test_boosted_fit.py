@@ -96,7 +96,7 @@ def test_where_there_is_nothing_to_learn_it_is_left_out(data, rows):
     assert not found.is_better and found.words.endswith(": left out") and not len(found.stage.trees)
     assert abs(after - before) < 0.02
     examples = collect(found.stage, found.first, histories, shuffled)
-    of_all = fit_trees(examples, np.ones(len(examples.fold), bool), found.stage.features, 100, 0)
+    of_all = fit_trees(examples, np.ones(len(examples.fold), bool), found.stage.features, 400, 0)
     by_all = examples.values(of_all(examples.features)).sum() / len(histories)
     assert by_all > 1.5 * max(before, after), "trees that have seen the targets would show a gain"
 
