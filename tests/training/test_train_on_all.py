@@ -11,7 +11,9 @@ import recbole_bbqrec
 from recbole_bbqrec import cli, quick_start, storage
 from recbole_bbqrec.data import dataset
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.second_stage import boosted_fit
 from recbole_bbqrec.second_stage.linear import HALVES, CandidateSimilarity, Signal
+from recbole_bbqrec.second_stage.ranker import FOLDS
 from recbole_bbqrec.training import trainer
 from recbole_bbqrec.training.checkpoint import WEIGHTS, WEIGHTS_FILE
 
@@ -126,6 +128,24 @@ def test_the_candidates_keep_the_mean_of_the_weights_over_neighbours_of_everythi
     assert torch.equal(after.weights[0], after.weights[HALVES])
     assert torch.equal(after.weights[0, :2], before.weights[HALVES, :2]) and after.weights[0, 2:].any()
     assert not torch.equal(after.signals["transition"].items, before.signals["transition"].items)
+
+
+def test_trees_of_all_histories_rank_by_signals_of_everything(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(boosted_fit, "LEAST_GAIN", -float("inf"))  # sixty users show no gain
+    given = settings(tiny, checkpoint_dir=str(tmp_path / "saved"), second_stage="gbdt")
+    ordinary, record = quick_start.run(config_dict=given), quick_start.run(config_dict={**given, "train_on": "all"})
+    loaded = [quick_start.load_data_and_model(of["run_dir"]) for of in (ordinary, record)]
+    before, after = (model.second_stage for _, model, *_ in loaded)
+    assert len(before.folds.fitted) and not len(after.folds.fitted), "no history of this run has been fitted on"
+    assert all(torch.equal(trees.content, before.trees[FOLDS].content) for trees in after.trees)
+    counts = [int(stage.signals["next_1"].values.sum()) for stage in (before, after)]
+    n_pairs = [sum(len(items) - back - 1 for items in SEQUENCES.values()) for back in (2, 0)]
+    assert counts == n_pairs
+    bundle, model = recbole_bbqrec.load_bundle(record["run_dir"]), loaded[1][1]
+    histories = [items[-4:] for items in SEQUENCES.values()]
+    ids = torch.tensor([[bundle.item_tokens.index(item) for item in items] for items in histories])
+    with torch.no_grad():
+        assert torch.equal(torch.from_numpy(bundle.scores(histories)), model.score(ids)[:, 1:])
 
 
 def test_weights_go_to_buckets_of_the_same_number():
