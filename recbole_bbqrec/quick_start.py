@@ -28,6 +28,7 @@ from .evaluation.ranks_file import check_name, write_ranks
 from .preparation import obtain
 from .preparation.image_download import addresses_of, fetch_images
 from .preparation.public import describe
+from .second_stage import socket
 from .serving.bundle import BUNDLE, keep_bundle, runs_of
 from .settings import plain_settings, public_source, settings_to_load
 from .tokenizer.memory import PeakMemory
@@ -263,6 +264,7 @@ def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memo
         "rows": {split: len(rank.users) for split, rank in ranks.items()},
         "epochs": {"best": best + 1, "done": done, "hit_cap": trainer.hit_cap},
         "chosen": trainer.state.chosen,
+        "second_stage": socket.form_of(model.second_stage),
         "seconds": {**trained.dataset.seconds, **trainer.timings()},
         "peak_memory_mib": memory.mib,
         "peak_memory_is_bound": not memory.is_own,

@@ -74,7 +74,9 @@ def _as_first_recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Then BBQRec and its controls alone had one, the linear form; codes belonged to behaviour.
     """
-    form = schema.second_stage({"second_stage": "linear", **settings})
+    if "second_stage" not in settings:
+        return {key: settings[key] for key in FITTED_AFTER_TRAINING if key in settings}
+    form = schema.second_stage(settings)
     found = {key: settings[key] for key in FITTED_AFTER_TRAINING if key in settings} | {"second_stage": form}
     sizes = {key: found.pop(key, None) for key in FITTED_AFTER_TRAINING[2:]}
     if form == "gbdt":

@@ -174,7 +174,7 @@ def _row(model: str, runs: Runs, values: Values, reference: str | None) -> Row:
         "seeds": list(runs[model]),
         "seeds_due": HEADLINE_SEEDS if any(model in pair for pair in HEADLINES) else None,
         "untrained": all(tables.training_of(run) is None for run in runs[model].values()),
-        "second_stage": _has_second_stage(found[0]["settings"]),
+        "second_stage": _has_second_stage(found[0]),
         **tables.cautions(runs, model),
         "leakage_checks": [record.get("leakage_check", "not recorded") for record in found],
         "chosen": {str(record["seed"]): record["chosen"] for record in found if record.get("chosen")},
@@ -213,8 +213,11 @@ def _total_seconds(rows: Sequence[Row], runs: Runs) -> float:
     return fitted + sum(trainings.values())
 
 
-def _has_second_stage(settings: Row) -> bool:
-    """Whether something is fitted on validation targets after training; records may tell without `second_stage`."""
+def _has_second_stage(record: Row) -> bool:
+    """Whether something is fitted on validation targets after training; older records tell by their settings."""
+    if "second_stage" in record:
+        return record["second_stage"] is not None
+    settings = record["settings"]
     return schema.second_stage({"second_stage": "linear", **settings}) != "off"
 
 
@@ -231,7 +234,7 @@ def _headlines(runs: Runs, values: Values) -> list[Row]:
                 {
                     "model": model,
                     "seeds": len(runs[model]),
-                    "second_stage": _has_second_stage(next(iter(runs[model].values())).record["settings"]),
+                    "second_stage": _has_second_stage(next(iter(runs[model].values())).record),
                 }
                 for model in pair
             ]

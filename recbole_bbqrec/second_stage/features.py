@@ -99,14 +99,15 @@ def features_of(
     features: Iterable[Feature], signals: Mapping[str, nn.Module], first: FirstStage, batch: Batch, n_best: int
 ) -> Tensor:
     """Return the features [B, C, F] of candidates; what each item says is computed once for all forms of it."""
-    known, said, found = model_features(first, batch, n_best), {}, []
+    known, found = model_features(first, batch, n_best), []
+    signal, said = "", torch.zeros(0)  # of the signal that was asked last: its features stand side by side
     for feature in features:
         if feature.signal == ID_LOG_P.signal:
             found.append(first.id_log_p(batch.items) if first.id_log_p else torch.zeros_like(found[0]))
         elif feature.group == MODEL:
             found.append(known[feature.signal])
         else:
-            if feature.signal not in said:
-                said[feature.signal] = signals[feature.signal](batch)
-            found.append(FORMS[feature.form](said[feature.signal]))
+            if feature.signal != signal:
+                signal, said = feature.signal, signals[feature.signal](batch)
+            found.append(FORMS[feature.form](said))
     return torch.stack(found, dim=2)

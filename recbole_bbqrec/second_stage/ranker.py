@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..model.protocol import FirstStage
 from .features import Feature, features_of
 from .hashing import Folds
@@ -83,7 +84,14 @@ class BoostedRanker(nn.Module):
         self.folds.fitted = state["folds.fitted"].clone()
 
     def take_over(self, fitted: "BoostedRanker") -> None:
-        """Take over the trees of all that were fitted over other training sequences; no history counts as fitted on."""
+        """Take over the trees of all that were fitted over other training sequences; no history counts as fitted on.
+
+        Trees of other features, where the ordinary run had too few pairs for towers, are an `InputError`.
+        """
+        if self.features != fitted.features:
+            raise InputError(
+                "second stage: all interactions give it other features than training had; set it to linear"
+            )
         self.trees, self.folds.fitted = nn.ModuleList([fitted.trees[FOLDS]] * (FOLDS + 1)), self.folds.fitted[:0]
 
     def batch(self, scores: Tensor, histories: Tensor) -> Batch:

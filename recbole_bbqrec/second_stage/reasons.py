@@ -64,12 +64,13 @@ def reasons_for(
     found = [[Reason(None, OWN_SCORE, 1.0)] * int(count) for count in (items > 0).sum(1)]
     if not len(row):
         return found
-    shares = stage.contributions(stage.features_of(first, batch)[row, slot], stage.folds(histories)[row])  # [n, F]
+    values = stage.features_of(first, batch)[row, slot]  # [n, F]
+    shares = stage.contributions(values, stage.folds(histories)[row])  # [n, F]
     sayers = np.zeros(shares.shape, np.int64)  # item that brings most to a feature; -1 where it says nothing
     said: dict[str, Tensor] = {}
     for place, feature in enumerate(stage.features):
         if feature.signal == "seen":
-            sayers[:, place] = items[row, column].cpu().numpy()
+            sayers[:, place] = torch.where(values[:, place] > 0, items[row, column], -1).cpu().numpy()
         if feature.group == MODEL or feature.signal in OF_NO_ITEM:
             continue
         if feature.signal not in said:

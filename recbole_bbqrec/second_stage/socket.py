@@ -17,11 +17,13 @@ from torch import nn
 from ..errors import InputError
 from ..model.catalogue import Catalogue
 from ..model.protocol import FirstStage, NeedsDataError, RankingModel, ranker_of
+from ..settings import second_stage_settings
 from .boosted import build_boosted, restore_boosted
 from .boosted_fit import fit_boosted
 from .linear import CandidateSimilarity, build_linear
 from .linear_fit import fit_and_tell
 from .ranker import BoostedRanker
+from .trees import lightgbm
 
 PREFIX = "second_stage."
 """Begins the names of a second stage's tensors in the state of its model."""
@@ -59,18 +61,27 @@ FORMS: dict[str, Form] = {
 """The forms by the values of the key `second_stage`."""
 
 
-def build(config: Any, dataset: Any) -> Any:
-    """Return the second stage that the settings ask for, not fitted yet; none where that is nothing."""
-    return FORMS[config["second_stage"]].build(config, dataset)
+INSTEAD = {"gbdt": "linear"}
+"""What is fitted where a form has been left out: weights that are shrunk cannot lose, and know what has been seen."""
+
+
+def check(config: Any) -> None:
+    """Find out before training, not after it, whether what fits the second stage is installed."""
+    if second_stage_settings(config).get("second_stage") == "gbdt":
+        lightgbm()
+
+
+def build(config: Any, dataset: Any, form: str = "") -> Any:
+    """Return a second stage of a form, by default that of the settings, not fitted yet; none where that is nothing."""
+    return FORMS[form or config["second_stage"]].build(config, dataset)
 
 
 def fit(
     stage: nn.Module, model: Any, config: Any, histories: torch.Tensor, targets: torch.Tensor, progress: bool = False
 ) -> tuple[str, bool]:
     """Fit `stage` in place to a model that carries none; see `Form.fit` and `asking`."""
-    form = next(form for form in FORMS.values() if type(stage) is form.module)
     with asking(model, config) as first:
-        return form.fit(stage, first, histories, targets, config["seed"], progress)
+        return FORMS[str(form_of(stage))].fit(stage, first, histories, targets, config["seed"], progress)
 
 
 @contextlib.contextmanager
@@ -118,9 +129,8 @@ def _full_sort_predict(model: Any, interaction: Any) -> torch.Tensor:
     return model.second_stage(FirstStage(scores), histories)
 
 
-def kind_of(model: Any) -> str | None:
-    """Name of the form that a model carries; none where it carries none."""
-    stage = getattr(model, "second_stage", None)
+def form_of(stage: Any) -> str | None:
+    """Name of the form of a second stage; none of what is none."""
     return next((name for name, form in FORMS.items() if type(stage) is form.module), None)
 
 

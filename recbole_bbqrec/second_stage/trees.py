@@ -21,7 +21,7 @@ from .features import MODEL, Feature
 LEARNING_RATE = 0.1
 N_LEAVES = 15
 LEAST_IN_LEAF = 100
-"""Candidates in a leaf, of which one in forty is a target."""
+"""Candidates in a leaf, of which one in 26 is a target."""
 FEATURE_SHARE, RIDGE = 0.6, 50.0
 N_HELD_TREES = 40
 WIDE = 100.0

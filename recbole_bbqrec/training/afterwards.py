@@ -105,7 +105,7 @@ class SecondStageFit(Trainer):
         return True
 
     def _fit_second_stage(self, valid_data: Any, show_progress: bool) -> None:
-        """Build the second stage that is asked for, fit it on validation, and attach it if that was worth it."""
+        """Fit the second stage that is asked for on validation, and where it is not worth it what stands in for it."""
         if not second_stage_settings(self.config):
             return
         fitted = self.decided and self.decided.second_stage
@@ -113,17 +113,22 @@ class SecondStageFit(Trainer):
             if self.decided is None:
                 self.logger.warning("second stage: left out, there is no validation to fit it on")
             return
-        stage = socket.build(self.config, self._train_dataset)
-        if stage is None:
-            return
-        stage = stage.to(self.device)
         if fitted is not None:
+            stage = socket.build(self.config, self._train_dataset, str(socket.form_of(fitted)))
             stage.take_over(fitted)
-        else:
-            rows = valid_data._dataset.inter_feat
-            histories, targets = (rows[field].to(self.device) for field in (self.model.ITEM_SEQ, self.model.ITEM_ID))
+            socket.attach(self.model, stage)
+            return
+        rows = valid_data._dataset.inter_feat
+        histories, targets = (rows[field].to(self.device) for field in (self.model.ITEM_SEQ, self.model.ITEM_ID))
+        form: str | None = self.config["second_stage"]
+        while form is not None:
+            stage = socket.build(self.config, self._train_dataset, form)
+            if stage is None:
+                return
+            stage = stage.to(self.device)
             words, is_better = socket.fit(stage, self.model, self.config, histories, targets, show_progress)
             self.logger.info(f"second stage: {words}")
-            if not is_better:
+            if is_better:
+                socket.attach(self.model, stage)
                 return
-        socket.attach(self.model, stage)
+            form = socket.INSTEAD.get(form)

@@ -82,7 +82,12 @@ def _content(dataset: Any) -> Iterator[Any]:
 
 def save_weights(path: Path, model: nn.Module, header: dict[str, Any]) -> None:
     """Write the model's weights, those of its second stage included, with `header` (plain data)."""
-    storage.save(path, WEIGHTS, model.state_dict(prefix=_MODEL), {**header, _STAGE: socket.kind_of(model)})
+    storage.save(
+        path,
+        WEIGHTS,
+        model.state_dict(prefix=_MODEL),
+        {**header, _STAGE: socket.form_of(getattr(model, "second_stage", None))},
+    )
 
 
 def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:

@@ -15,7 +15,7 @@ def test_all_ways_of_scoring_with_and_without_the_additional_code():
     ways = ["dense", "codes", "joint", "generate"]
     assert [(way, code) for way in ways for code in ("with", "without")] == cost.VARIANTS
     without = {"similarity_attention": "off", "use_code_embedding": False, "second_stage": "off"}
-    assert {"with": {}, "without": without} == cost.CODES
+    assert {"with": {"second_stage": "linear"}, "without": without} == cost.CODES
 
 
 def test_the_whole_measurement(tiny, tmp_path, monkeypatch, capsys):
