@@ -102,7 +102,10 @@ BAD = {
     "negative seed": (["--seed=-1"], "seed: found -1, expected a whole number from 0"),
     "list of choices": (["--candidate_similarity=[text,colour]"], "candidate_similarity: found '.text,colour.'"),
     "list of names": (["--candidate_similarity=['text','colour']"], "found 'colour', expected some of behavior, text"),
-    "number beside words": (["--candidate_similarity=[3]"], "found 3, expected some of behavior, text, image, codes, seen"),
+    "number beside words": (
+        ["--candidate_similarity=[3]"],
+        "found 3, expected some of behavior, text, image, codes, seen",
+    ),
     "negatives": (["--n_negatives=-5"], "n_negatives: found -5, expected 0 or more"),
     "hops": (
         ["--model=TransitionGraph", "--graph_hops=[4]"],

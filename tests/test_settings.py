@@ -43,7 +43,8 @@ def test_extends_is_no_setting_and_its_keys_go_over_those_it_extends(tiny):
     base, control = (Config(config_dict=quick(tiny, model)) for model in ("BBQRec", "SASRecPlusFT"))
     assert "extends" not in settings.plain_settings(control)
     changed = {key for key, value in base.final_config_dict.items() if control[key] != value}
-    small = {"hidden_size", "inner_size", "n_layers", "n_negatives", "feature_dim", "report_card"}  # for quick tests
+    small = {"hidden_size", "inner_size", "n_layers", "n_negatives", "feature_dim", "report_card"}
+    small |= {"second_stage"}  # all of these for quick tests
     small |= {key for key in changed if key.startswith("sid_")}
     assert changed - small == {
         *("model", "attach_semantic_ids", "codes", "use_code_embedding", "similarity_attention", "scoring"),
