@@ -62,7 +62,7 @@ FORMS: dict[str, Form] = {
 
 
 INSTEAD = {"gbdt": "linear"}
-"""What is fitted where a form has been left out: shrunk weights ask for fewer histories, and know what has been seen."""
+"""What is fitted where a form has been left out: shrunk weights ask for fewer histories, and know what was seen."""
 
 
 def check(config: Any) -> None:
