@@ -213,7 +213,7 @@ class Plain:
         for row, items in enumerate(batch.items.tolist()):
             recent = [item for item in batch.recent[row].tolist() if item]
             for place, candidate in enumerate(items):
-                for at, (group, signal, form, _) in enumerate(stage.features if candidate else ()):
+                for at, (group, signal, form, *_) in enumerate(stage.features if candidate else ()):
                     if signal == "id_log_p":
                         found[row, place, at] = log_p[row, place] if log_p is not None else 0.0
                     elif group == "model":
