@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..model.catalogue import Catalogue, Vectors
 from .features import HELD, ID_LOG_P, OF_MODEL, Feature
 from .hashing import hashes_of
+from .neighbours import by_item_id, token_order
 from .ranker import BoostedRanker
 from .signals import CodeTransitions, Cosines, PairList, Popularity, normalised, pair_lists
 from .towers import Towers, fit_towers
@@ -46,9 +47,7 @@ def build_boosted(config: Any, dataset: Any) -> BoostedRanker | None:
     counts = torch.from_numpy(np.bincount(items, minlength=n_items)).float()
     signals: dict[str, nn.Module] = {HELD.signal: Popularity(counts, of_last=False)}
     if BEHAVIOR in wanted or POPULARITY in wanted:
-        # Equally good items are told apart by the order of their tokens, which no held-out interaction decides.
-        order = np.array([0, *sorted(range(1, n_items), key=lambda item: catalogue.tokens[item])])
-        place = np.argsort(order)
+        order, place = token_order(catalogue.tokens)
         lists = pair_lists(offsets, place[items], n_items)
         if BEHAVIOR in wanted:
             signals |= {name: _pair_list(counts, order, place) for name, counts in lists.items()}
@@ -128,10 +127,8 @@ def _codes_by_signal(catalogue: Catalogue) -> dict[str, Tensor]:
 
 
 def _pair_list(counts: csr_array, order: np.ndarray, place: np.ndarray) -> PairList:
-    """Number the items of a list by id: item `order[i]` stands at place `i` in it."""
-    by_id = csr_array(counts)[place]
-    offsets, items = torch.from_numpy(by_id.indptr).long(), torch.from_numpy(order[by_id.indices]).int()
-    return PairList(offsets, items, torch.from_numpy(by_id.data).float())
+    offsets, items, values = by_item_id(counts, order, place)
+    return PairList(offsets, items, values.float())
 
 
 def _of_prefix(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

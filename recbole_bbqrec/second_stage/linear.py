@@ -25,7 +25,7 @@ from ..model.counts import pairs_apart
 from ..model.protocol import FirstStage
 from ..tokenizer.behavior_bind import FUSED_SIGNAL, ID_SIGNAL
 from .hashing import Folds, hashes_of
-from .neighbours import ROUNDING, cooccurrence, nearest, transitions, walk
+from .neighbours import ROUNDING, by_item_id, cooccurrence, nearest, token_order, transitions, walk
 
 BOUND = (ID_SIGNAL, FUSED_SIGNAL)  # signals of an item tokenizer that compare items by behaviour
 COUNT_EDGES = (1.5, 2.5, 4.5, 8.5, 16.5, 32.5)  # transition counts on a log scale: 1, 2, 3-4, 5-8, 9-16, 17-32, more
@@ -160,9 +160,7 @@ def build_linear(config: Any, dataset: Any) -> CandidateSimilarity | None:
     """
     wanted: list[str] = config["candidate_similarity"]
     size, catalogue, tokens = config["n_candidate_neighbours"], dataset.catalogue, dataset.catalogue.tokens
-    # Equally near items are told apart by their order: that of their tokens, which no held-out interaction decides.
-    order = np.array([0, *sorted(range(1, len(tokens)), key=lambda item: tokens[item])])  # [N] item ids
-    place = np.argsort(order)
+    order, place = token_order(tokens)
     offsets, items = dataset.train_sequences.offsets, place[dataset.train_sequences.items]
     lists: dict[str, tuple[csr_array, np.ndarray]] = {}
     # By content, candidates are compared as they are: what quantising loses is what tells near items apart.
@@ -208,8 +206,6 @@ def _edges(lists: csr_array, pairs: np.ndarray | None = None) -> np.ndarray:
 
 
 def _signal(lists: csr_array, edges: np.ndarray, order: np.ndarray, place: np.ndarray) -> Signal:
-    """Discretise lists of neighbours and number their items by id: item `order[i]` stands at place `i` in the lists."""
+    """Discretise lists of neighbours and number their items by id, see `token_order`."""
     buckets = np.searchsorted(edges, lists.data, side="right").astype(np.int16)
-    by_id = csr_array((buckets, lists.indices, lists.indptr), shape=lists.shape)[place]
-    offsets, items = torch.from_numpy(by_id.indptr).long(), torch.from_numpy(order[by_id.indices]).int()
-    return Signal(offsets, items, torch.from_numpy(by_id.data))
+    return Signal(*by_item_id(csr_array((buckets, lists.indices, lists.indptr), shape=lists.shape), order, place))

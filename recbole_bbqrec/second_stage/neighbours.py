@@ -4,6 +4,9 @@ A list is a row of a sparse matrix [N, N] of similarities (float32), ascending b
 = padding); the sequence of user `u` is `items[offsets[u] : offsets[u + 1]]`.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from scipy.sparse import csr_array, diags_array, vstack
@@ -13,6 +16,22 @@ from ..model.counts import pair_counts
 WINDOW = 3  # items at most this far apart in a training sequence count as met together
 ROUNDING = 1e-5  # cosines are multiples of it
 ROWS = 1024  # items whose similarities to all others are held at once, never all pairs
+
+
+def token_order(tokens: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Item ids [N] in the order of their `tokens`, padding first, and the place of each id in it.
+
+    Lists are made in this order: equally near items are told apart by it, and no held-out interaction decides it.
+    """
+    order = np.array([0, *sorted(range(1, len(tokens)), key=lambda item: tokens[item])])
+    return order, np.argsort(order)
+
+
+def by_item_id(lists: csr_array, order: np.ndarray, place: np.ndarray) -> tuple[torch.Tensor, ...]:
+    """Offsets [N + 1], items (int32) and values of lists by item id, from those in the order of `token_order`."""
+    by_id = csr_array(lists)[place]
+    offsets, items = torch.from_numpy(by_id.indptr).long(), torch.from_numpy(order[by_id.indices]).int()
+    return offsets, items, torch.from_numpy(by_id.data)
 
 
 def transitions(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> csr_array:
@@ -39,10 +58,15 @@ def walk(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> csr
     counts = _met_together(offsets, items, n_items)
     total = np.asarray(counts.sum(axis=1)).ravel() + 1.0
     step = diags_array(1.0 / total) @ counts
-    beyond = diags_array(1.0 / np.sqrt(total))
+    return two_steps(csr_array(step), size, diags_array(1.0 / np.sqrt(total)))
+
+
+def two_steps(step: csr_array, size: int, scale: Any = None) -> csr_array:
+    """List the `size` items that two steps [N, N] reach most often, columns scaled by a diagonal matrix if given."""
     blocks = []
-    for begin in range(0, n_items, ROWS):  # two steps reach a good part of the catalogue: a block of rows at a time
-        blocks.append(largest(csr_array(step[begin : begin + ROWS] @ step @ beyond), size, begin))
+    for begin in range(0, step.shape[0], ROWS):  # they reach a good part of the catalogue: a block of rows at a time
+        reached = step[begin : begin + ROWS] @ step
+        blocks.append(largest(csr_array(reached if scale is None else reached @ scale), size, begin))
     return csr_array(vstack(blocks, format="csr"))
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..model.protocol import FirstStage
-from .features import Feature, features_of
+from .features import DECAY, Feature, features_of
 from .hashing import Folds
 from .signals import Batch, PairList
 from .towers import Towers
@@ -31,8 +31,7 @@ FOLDS = 3
 BEST, COUNTED = 120, 60
 """Candidates by the model's scores, and by counts."""
 REACH = ("step", "walk")
-"""Lists whose sum, nearer items counting more, brings candidates."""
-REACH_DECAY = 0.7
+"""Lists whose sum, with `DECAY` for every step back, brings candidates."""
 SPARE = 16
 """Further items that are looked at for ties with the last candidate."""
 TIE = 2e-6
@@ -108,7 +107,7 @@ class BoostedRanker(nn.Module):
             for signal in reach:
                 row, back, count, place = signal.entries(recent)
                 cell = (row * n_items).repeat_interleave(count) + signal.items.index_select(0, place)
-                value = (REACH_DECAY**back).repeat_interleave(count) * signal.values.index_select(0, place)
+                value = (DECAY**back).repeat_interleave(count) * signal.values.index_select(0, place)
                 counted.view(-1).index_add_(0, cell, value)
             for taken in (recent, best):
                 counted.scatter_(1, taken, 0.0)

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array, csr_array, diags_array, vstack
+from scipy.sparse import csr_array, diags_array
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..model.catalogue import Vectors
-from ..model.counts import pairs_apart
-from .neighbours import largest
+from ..model.counts import counts_of, pairs_apart
+from .neighbours import largest, two_steps
 
 MOST = 100
 """Entries of an item in lists that would reach a good part of the catalogue."""
@@ -31,7 +31,6 @@ LOOKED_AT = 10
 """Last items of a history whose vectors meet those of the candidates."""
 PRIOR = 20.0
 """Transitions that a coarser level of the codes counts for in an estimate of the next finer one."""
-ROWS = 1024
 FEW = 8
 """Histories whose candidates' vectors are looked up at once."""
 
@@ -218,7 +217,7 @@ def pair_lists(offsets: np.ndarray, items: np.ndarray, n_items: int) -> dict[str
     - `step`: share of an item among all that come up to 3 places later; `walk`: of two such steps.
     - `side_step`, `side_walk`: the same, later or earlier, the three distances alike.
     """
-    apart = [_counts(pairs_apart(offsets, items, distance), n_items) for distance in range(1, FAR + 1)]
+    apart = [counts_of(pairs_apart(offsets, items, distance), n_items) for distance in range(1, FAR + 1)]
     nearer: Any = sum((counts / (1 + distance) for distance, counts in enumerate(apart, 1)), start=apart[0] * 0)
     later: Any = sum((counts * weight for counts, weight in zip(apart, STEP_WEIGHTS, strict=False)), start=apart[0] * 0)
     beside: Any = sum(apart[1 : len(STEP_WEIGHTS)], start=apart[0])
@@ -226,7 +225,12 @@ def pair_lists(offsets: np.ndarray, items: np.ndarray, n_items: int) -> dict[str
     found = {
         **{f"next_{1 + at}": apart[at] for at in range(3)},
         "together": largest(csr_array(nearer + nearer.T), MOST),
-        **{"step": step, "walk": _two_steps(step), "side_step": side_step, "side_walk": _two_steps(side_step)},
+        **{
+            "step": step,
+            "walk": two_steps(step, MOST),
+            "side_step": side_step,
+            "side_walk": two_steps(side_step, MOST),
+        },
     }
     return {name: csr_array(counts, dtype=np.float32) for name, counts in found.items()}
 
@@ -237,18 +241,6 @@ def normalised(counts: csr_array) -> csr_array:
     return csr_array(scale @ counts @ scale)
 
 
-def _counts(pairs: np.ndarray, n_items: int) -> csr_array:
-    """How often each pair occurs [N, N]; an item with itself does not count."""
-    left, right = pairs[:, pairs[0] != pairs[1]]
-    return csr_array(coo_array((np.ones(len(left)), (left, right)), shape=(n_items, n_items)))
-
-
 def _shares(counts: csr_array) -> csr_array:
     totals = np.asarray(counts.sum(axis=1)).ravel()
     return csr_array(diags_array(1 / np.maximum(totals, 1.0)) @ counts)
-
-
-def _two_steps(step: csr_array) -> csr_array:
-    """The `MOST` items that two steps reach most often."""
-    begins = range(0, step.shape[0], ROWS)  # they reach a good part of the catalogue: a block of rows at a time
-    return csr_array(vstack([largest(csr_array(step[at : at + ROWS] @ step), MOST, at) for at in begins], format="csr"))

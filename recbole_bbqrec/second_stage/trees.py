@@ -25,6 +25,7 @@ LEAST_IN_LEAF = 100
 FEATURE_SHARE, RIDGE = 0.6, 50.0
 N_HELD_TREES = 40
 WIDE = 100.0
+"""Bound of the shift of log-odds that are given."""
 AGAIN = "delete the run's folder and run again"
 DIGEST = 32
 """Bytes of the hash that stands before the text."""

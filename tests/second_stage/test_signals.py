@@ -7,7 +7,7 @@ from second_stage import plain
 
 from recbole_bbqrec.data.sequences import Sequences
 from recbole_bbqrec.model.catalogue import Vectors
-from recbole_bbqrec.second_stage import signals
+from recbole_bbqrec.second_stage import neighbours, signals
 from recbole_bbqrec.second_stage.signals import Batch, CodeTransitions, Cosines, PairList, Popularity, pair_lists
 
 LISTS = ["next_1", "next_2", "next_3", "together", "step", "walk", "side_step", "side_walk"]
@@ -38,7 +38,7 @@ def test_lists_that_would_be_long_keep_the_largest(monkeypatch):
     data = plain.dataset()
     whole = plain.built(data, "behavior").signals
     monkeypatch.setattr(signals, "MOST", 4)
-    monkeypatch.setattr(signals, "ROWS", 7)
+    monkeypatch.setattr(neighbours, "ROWS", 7)
     short = plain.built(data, "behavior").signals
     for name in LISTS:
         long, kept = plain.listed(whole[name]), plain.listed(short[name])
