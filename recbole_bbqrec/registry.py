@@ -83,9 +83,10 @@ def build_model(config: Any, dataset: Any) -> SequentialRecommender:
         if largest > items:
             raise InputError(f"reranker_CAN_NUM: found {largest}, expected at most {items}, the number of items")
     model = get_model(config["model"])(config, dataset)
-    model.catalogue = dataset.catalogue  # for a second stage of RecBole's models, as ours have it
-    if config["model"] not in MODELS and (config["similarity_attention"] or "off") != "off":
-        add_similarity(model, config, dataset)
+    if config["model"] not in MODELS:
+        model.catalogue = dataset.catalogue  # for a second stage; ours have it
+        if (config["similarity_attention"] or "off") != "off":
+            add_similarity(model, config, dataset)
     return model
 
 
