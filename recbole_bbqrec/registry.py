@@ -23,6 +23,8 @@ from .training.untrained_trainer import UntrainedTrainer
 
 MODELS: dict[str, type[SequentialRecommender]] = {
     "BBQRec": BBQRec,
+    "BBQRecCodes": BBQRec,
+    "BBQRecCodesDense": BBQRec,
     "BBQRecGenerate": BBQRec,
     "BBQRecWithoutCandidates": BBQRec,
     "SASRecPlus": BBQRec,
