@@ -177,8 +177,9 @@ def test_the_controls_are_tuned_as_bbqrec_is_and_its_item_tokenizer_besides():
     assert {key: values for key, values in whole.items() if not key.startswith("sid_")} == space
     assert read_space(SPACES / "BBQRecWithoutCandidates.yaml") == whole
     of_ids = {key: values for key, values in whole.items() if key.startswith("sid_")}
-    generate = read_space(SPACES / "BBQRecGenerate.yaml")
-    assert of_ids and of_ids == {key: values for key, values in generate.items() if key.startswith("sid_")}
+    for name in ("BBQRecCodes", "BBQRecCodesDense", "BBQRecGenerate"):
+        codes_alone = read_space(SPACES / f"{name}.yaml")
+        assert of_ids and of_ids.keys() == {key for key in codes_alone if key.startswith("sid_")}
 
 
 def test_keys_that_no_trial_would_use_are_not_searched(tiny, capsys):

@@ -9,14 +9,16 @@ from recbole_bbqrec.training.sequence_trainer import SequenceTrainer
 from recbole_bbqrec.training.untrained_trainer import UntrainedTrainer
 
 TEXT, BEHAVIOR = {"text"}, {"transition", "cooccurrence", "walk"}
-CONTROLS = {  # what each is made of: features, codes, similarity attention, signals that compare candidates
-    "SASRecPlus": (False, False, False, None),
-    "SASRecPlusT": (False, False, False, BEHAVIOR),
-    "SASRecPlusFT": (True, False, False, BEHAVIOR | TEXT),
-    "SASRecPlusSeen": (False, False, False, set()),
-    "UniSRec": (True, False, False, None),
-    "BBQRecGenerate": (True, True, True, None),
-    "BBQRecWithoutCandidates": (True, True, True, None),
+CONTROLS = {  # what each is made of: IDs, features, codes, similarity attention, scoring, signals that compare candidates
+    "SASRecPlus": (True, False, False, False, "dense", None),
+    "SASRecPlusT": (True, False, False, False, "dense", BEHAVIOR),
+    "SASRecPlusFT": (True, True, False, False, "dense", BEHAVIOR | TEXT),
+    "SASRecPlusSeen": (True, False, False, False, "dense", set()),
+    "UniSRec": (True, True, False, False, "dense", None),
+    "BBQRecCodes": (False, False, True, False, "codes", None),
+    "BBQRecCodesDense": (False, False, True, False, "dense", None),
+    "BBQRecGenerate": (False, False, True, False, "generate", None),
+    "BBQRecWithoutCandidates": (True, True, True, True, "joint", None),
 }
 
 
@@ -37,14 +39,16 @@ def run(tiny, tmp_path_factory):
 
 @pytest.mark.parametrize("name", CONTROLS)
 def test_each_control_is_made_of_what_its_name_says(run, name):
-    features, codes, attention, signals = CONTROLS[name]
+    ids, features, codes, attention, scoring, signals = CONTROLS[name]
     record, _ = run(name)
     config, model, dataset, _, _, _ = quick_start.load_data_and_model(record["run_dir"])
     assert config["model"] == record["model"] == name
-    assert (dataset.catalogue.features is not None) == features == bool(model.item_table.modalities)
+    assert (dataset.catalogue.features is not None) == (features or codes), "codes are made of features"
+    assert (model.item_table.id_embedding is not None) == ids and bool(model.item_table.modalities) == features
     assert (dataset.catalogue.semantic_ids is not None) == codes == (model.item_table.code_embedding is not None)
-    assert (model.code_heads is not None) == (codes and name != "BBQRecGenerate")
-    assert (model.decoder is not None) == (name == "BBQRecGenerate")
+    assert model.scoring == scoring or not codes
+    assert (model.code_heads is not None) == (codes and scoring in ("codes", "joint"))
+    assert (model.decoder is not None) == (scoring == "generate")
     assert (model.similarity is not None) == attention
     assert (None if model.second_stage is None else set(model.second_stage.signals)) == signals
     assert record["seconds"]["tokenizer"] > 0 or not codes
