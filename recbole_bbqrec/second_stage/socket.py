@@ -65,10 +65,15 @@ INSTEAD = {"gbdt": "linear"}
 """What is fitted where a form has been left out: shrunk weights ask for fewer histories, and know what was seen."""
 
 
-def check(config: Any) -> None:
-    """Find out before training, not after it, whether what fits the second stage is installed."""
-    if second_stage_settings(config).get("second_stage") == "gbdt":
+def check(model: Any, config: Any) -> None:
+    """Find out before training, not after it, whether `model` can have a second stage and what fits it is installed."""
+    form = second_stage_settings(config).get("second_stage")
+    if form == "gbdt":
         lightgbm()
+    if form and not isinstance(model, RankingModel):
+        device = next(itertools.chain(model.parameters(), model.buffers())).device
+        with asking(model, config) as first:
+            first(torch.ones(1, 1, dtype=torch.long, device=device))
 
 
 def build(config: Any, dataset: Any, form: str = "") -> Any:

@@ -127,7 +127,7 @@ class ProtocolTrainer(SecondStageFit):
                 raise InputError(f"no validation interaction: {why}")
             valid_data = None
         self._validates = valid_data is not None and self.eval_step > 0
-        socket.check(self.config)
+        socket.check(self.model, self.config)
         self._train_dataset = train_data._dataset
         socket.attach(self.model, None)
         parts = [data._dataset for data in (train_data, valid_data) if data is not None]

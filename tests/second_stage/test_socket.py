@@ -88,6 +88,7 @@ def test_a_model_that_needs_more_than_histories_is_one_line(tiny, tmp_path, mode
     message = f"^second_stage: found that {model} needs more than histories .*{why}.*; set --second_stage=off$"
     with pytest.raises(InputError, match=message):
         run(tiny, tmp_path, model, epochs=1)
+    assert not list(tmp_path.rglob("*.safetensors")), "it is said before training"
 
 
 def test_a_second_stage_reads_the_log_probability_of_ids(tiny, tmp_path):
