@@ -41,7 +41,7 @@ class AlignedTokenizer(RQVAETokenizer):
 
     name: ClassVar[str] = "aligned"
 
-    alignment_weight: float = 10.0
+    alignment_weight: float = 1000.0
 
     def _objective(self, catalogue: Catalogue, sequences: Flat) -> Objective:
         n_items = catalogue.known.shape[1]
