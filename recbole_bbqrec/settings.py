@@ -223,6 +223,9 @@ NOT_LEARNED_FROM = {
     *("topk", "metrics", "use_gpu", "results"),  # metrics follow from ranks, and `use_gpu` decides the device alone
 }
 
+# Keys that came after the first records: they count in the runs that use them, so that those records are found.
+COUNTED_WHERE_USED = {"sid_alignment_weight"}
+
 # Keys of what is fitted after training, with the trained weights held fixed.
 FITTED_AFTER_TRAINING = ("second_stage", "candidate_similarity", "n_candidate_neighbours", "n_candidate_last")
 
@@ -293,7 +296,9 @@ def _content(path: Path) -> dict[str, Any]:
 
 def learning_settings(config: Any) -> dict[str, Any]:
     """Return the settings that can change what training learns, as plain data: what its fingerprint is made of."""
+    given = config.final_config_dict
     left_out = NOT_LEARNED_FROM.union(FITTED_AFTER_TRAINING)
+    left_out |= {key for key in COUNTED_WHERE_USED if unused(key, given.get(key), given)}
     return {key: value for key, value in plain_settings(config).items() if key not in left_out}
 
 

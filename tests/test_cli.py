@@ -24,7 +24,15 @@ def called(monkeypatch):
 
 def test_ablate(called):
     assert cli.main(["ablate", "--dataset=Beauty"]) == 0
-    given = ["--seeds=1", "--rows=full,no-codes", "--final", "--results=out", "--form=codes", "--epochs=3", "--data_path=/d"]
+    given = [
+        "--seeds=1",
+        "--rows=full,no-codes",
+        "--final",
+        "--results=out",
+        "--form=codes",
+        "--epochs=3",
+        "--data_path=/d",
+    ]
     assert cli.main(["ablate", "--dataset=Beauty", *given]) == 0
     assert called == [
         ("ablate", "Beauty", [], 3, [], False, cli.Path("results"), "full"),
