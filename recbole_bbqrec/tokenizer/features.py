@@ -1,7 +1,7 @@
 """Tokenizers that see features alone: one signal, every modality in it, and no behaviour.
 
 The modalities stand side by side, standardised; one that an item lacks stands there as the mean. An item that lacks
-them all has no signal. Sequences are not looked at. What `fit` learns is listed at `ItemTokenizer`.
+them all has no signal. Sequences are not looked at here; `aligned` adds what does. What `fit` learns is listed at `ItemTokenizer`.
 
 Shapes: B items, L levels, D code width, F width of all modalities side by side.
 """
@@ -25,6 +25,7 @@ BATCH_SIZE = 512
 """Items of a batch of the RQ-VAE."""
 
 Objective = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
+"""From items [B] of a batch and their quantised vectors [B, D] to weighted losses by name."""
 
 
 class FeatureNetwork(nn.Module):
@@ -123,7 +124,7 @@ class RQVAETokenizer(FeatureTokenizer):
         return run_steps(step, self.steps, "RQ-VAE", self.progress)
 
     def _objective(self, catalogue: Catalogue, sequences: Flat) -> Objective:
-        """What else is asked of the quantised vectors [B, D] of items [B], as weighted losses by name; here nothing."""
+        """What is asked of the quantised vectors beside reconstruction; here nothing."""
         return lambda items, vectors: {}
 
 
