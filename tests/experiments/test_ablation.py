@@ -262,6 +262,21 @@ def test_a_leaderboards_run_of_the_model_serves_as_full(tiny, tmp_path):
     assert (tmp_path / "results/ablation-codes-tiny.md").read_text() == page and "| full" in page
 
 
+def test_records_from_before_there_were_forms_of_a_second_stage(tiny, tmp_path):
+    """Their settings say nothing of it; it was the linear one, and codes belonged to behaviour."""
+    run(tiny, tmp_path, seeds=1, second_stage="linear", candidate_similarity=["behavior", "text", "codes"])
+    results = tmp_path / "results"
+    for path in (results / "runs/tiny").glob("*.json"):
+        record = records.read(path)
+        del record["settings"]["second_stage"]
+        record["settings"]["candidate_similarity"] = ["behavior", "text"]
+        path.write_text(json.dumps(record))
+    (results / "ablation-tiny.json").unlink()
+    remake("tiny", False, results)
+    page = (results / "ablation-tiny.md").read_text()
+    assert "| full" in page and "| random-codes" in page and "second_stage" not in page.split("## Settings")[1]
+
+
 def test_table_only_asks_which_of_several_is_meant(tiny, tmp_path):
     results = tmp_path / "results"
     with pytest.raises(InputError, match=r"--table-only: found 0 ablations of BBQRec on tiny"):
