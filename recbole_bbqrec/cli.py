@@ -141,6 +141,7 @@ def _leaderboard(given: argparse.Namespace) -> None:
 @_command(
     "BBQRec with one part changed at a time, over seeds",
     *STUDY,
+    _option("--form", default="full", help="full, or with items known by codes alone: codes, codes-dense; generate"),
     _option("--seeds", type=int, default=3, help="runs of each row (default 3; 1 screens)"),
     _option("--rows", type=_names, default=[], help="names of rows, separated by commas (default: all that apply)"),
     _option("--final", action="store_true", help="also evaluate the test split"),
@@ -151,10 +152,11 @@ def _ablate(given: argparse.Namespace) -> int | None:
     from .experiments import ablation
 
     if not given.table_only:
-        return ablation.ablate(given.dataset, given.rows, given.seeds, given.settings, given.final, given.results)
+        study = given.dataset, given.rows, given.seeds, given.settings, given.final, given.results
+        return ablation.ablate(*study, given.form)
     if given.settings or given.rows:
-        raise InputError("--table-only reads records alone: give --dataset, --results and --final, nothing else")
-    return ablation.remake(given.dataset, given.final, given.results)
+        raise InputError("--table-only reads records alone: give --dataset, --form, --results and --final, no more")
+    return ablation.remake(given.dataset, given.final, given.results, given.form)
 
 
 @_command(

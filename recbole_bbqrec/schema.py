@@ -225,7 +225,7 @@ def _tokenizer(*names: str, learned: bool = True) -> tuple[Use, ...]:
     return only(f"with {IDS}{which}{' and without codes=random' * learned}", holds)
 
 
-TOKENIZERS = ("behavior_bind", "rqvae", "kmeans")
+TOKENIZERS = ("behavior_bind", "rqvae", "aligned", "kmeans")
 
 TRAINED = only("in models that train, not in Pop and TransitionGraph", lambda run: run[KIND] != UNTRAINED)
 RECBOLES = only("in RecBole's own models", lambda run: run[KIND] == STOCK)
@@ -321,9 +321,9 @@ COMPARES = only(
 CODES = only(f"with {IDS}", _has_codes)
 REPORT = (Use(CODES[0].words, lambda run, value: not value or _has_codes(run)),)
 SHAPE = _tokenizer(*TOKENIZERS, learned=False)
-NETWORK = _tokenizer("behavior_bind", "rqvae", learned=False)
-LEARNED_NETWORK = _tokenizer("behavior_bind", "rqvae")
-RQVAE = _tokenizer("rqvae")
+NETWORK = _tokenizer("behavior_bind", "rqvae", "aligned", learned=False)
+LEARNED_NETWORK = _tokenizer("behavior_bind", "rqvae", "aligned")
+RQVAE, ALIGNED = _tokenizer("rqvae", "aligned"), _tokenizer("aligned")
 BOUND, BOUND_SHAPE = _tokenizer("behavior_bind"), _tokenizer("behavior_bind", learned=False)
 BOUND_FEATURES = (*BOUND, *only("where items have texts or images", lambda run: bool(_encoders(run))))
 SHARED = (*BOUND_FEATURES, *only("without sid_mode=fused", lambda run: run.get("sid_mode") != "fused"))

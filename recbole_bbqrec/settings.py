@@ -60,7 +60,7 @@ KEYS: dict[str, Key] = {
     "max_text_tokens": Key(int, "tokens of a text that a `transformers` model reads", POSITIVE, used=schema.TEXT_MODEL),
     # Semantic IDs
     "codes": Key(str, "`learned`; `random` and `shuffled` are controls; `none`: raw features in every place of quantised vectors", _one_of("learned", "random", "shuffled", "none"), used=schema.COMPARES),
-    "tokenizer": Key(str, "`behavior_bind`, `rqvae` (TIGER's, features alone) or `kmeans` (residual k-means)", _one_of("behavior_bind", "rqvae", "kmeans"), used=schema.CODES),
+    "tokenizer": Key(str, "`behavior_bind`, `rqvae` (TIGER's, features alone), `aligned` (an RQ-VAE aligned with co-occurrence) or `kmeans` (residual k-means)", _one_of(*schema.TOKENIZERS), used=schema.CODES),
     "report_card": Key(bool, "measure new codes and write the ID report card beside the tokenizer's file", used=schema.REPORT),
     "sid_mode": Key(str, "how the signals share an ID", _one_of("chained", "concat", "fused"), used=schema.BOUND_SHAPE),
     "sid_levels": Key(int, "codes per signal", POSITIVE, used=schema.SHAPE),
@@ -69,6 +69,7 @@ KEYS: dict[str, Key] = {
     "sid_epochs": Key(int, "passes over the training sequences", POSITIVE, used=schema.BOUND),
     "sid_min_steps": Key(int, "at least this many steps, for small data", NOT_NEGATIVE, used=schema.BOUND),
     "sid_steps": Key(int, "batches an RQ-VAE is trained on", POSITIVE, used=schema.RQVAE),
+    "sid_alignment_weight": Key(float, "weight of the contrast between quantised and collaborative vectors", NOT_NEGATIVE, used=schema.ALIGNED),
     "sid_learning_rate": Key(float, "of the tokenizer's AdamW", POSITIVE, used=schema.LEARNED_NETWORK),
     "sid_club_weight": Key(float, "weight of the CLUB bound between specific and behaviour parts", NOT_NEGATIVE, used=schema.BOUND_FEATURES),
     "sid_sequence_contrast_weight": Key(float, "weight of the contrast of histories with their next item", NOT_NEGATIVE, used=schema.BOUND),
@@ -222,6 +223,9 @@ NOT_LEARNED_FROM = {
     *("topk", "metrics", "use_gpu", "results"),  # metrics follow from ranks, and `use_gpu` decides the device alone
 }
 
+# Keys that came after the first records: they count in the runs that use them, so that those records are found.
+COUNTED_WHERE_USED = {"sid_alignment_weight"}
+
 # Keys of what is fitted after training, with the trained weights held fixed.
 FITTED_AFTER_TRAINING = ("second_stage", "candidate_similarity", "n_candidate_neighbours", "n_candidate_last")
 
@@ -292,7 +296,9 @@ def _content(path: Path) -> dict[str, Any]:
 
 def learning_settings(config: Any) -> dict[str, Any]:
     """Return the settings that can change what training learns, as plain data: what its fingerprint is made of."""
+    given = config.final_config_dict
     left_out = NOT_LEARNED_FROM.union(FITTED_AFTER_TRAINING)
+    left_out |= {key for key in COUNTED_WHERE_USED if unused(key, given.get(key), given)}
     return {key: value for key, value in plain_settings(config).items() if key not in left_out}
 
 

@@ -24,17 +24,25 @@ def called(monkeypatch):
 
 def test_ablate(called):
     assert cli.main(["ablate", "--dataset=Beauty"]) == 0
-    given = ["--seeds=1", "--rows=full,no-codes", "--final", "--results=out", "--epochs=3", "--data_path=/d"]
+    given = [
+        "--seeds=1",
+        "--rows=full,no-codes",
+        "--final",
+        "--results=out",
+        "--form=codes",
+        "--epochs=3",
+        "--data_path=/d",
+    ]
     assert cli.main(["ablate", "--dataset=Beauty", *given]) == 0
     assert called == [
-        ("ablate", "Beauty", [], 3, [], False, cli.Path("results")),
-        ("ablate", "Beauty", ["full", "no-codes"], 1, ["--epochs=3", "--data_path=/d"], True, cli.Path("out")),
+        ("ablate", "Beauty", [], 3, [], False, cli.Path("results"), "full"),
+        ("ablate", "Beauty", ["full", "no-codes"], 1, ["--epochs=3", "--data_path=/d"], True, cli.Path("out"), "codes"),
     ]
 
 
 def test_table_only(called, capsys):
     assert cli.main(["ablate", "--dataset=Beauty", "--table-only", "--final"]) == 0
-    assert called == [("remake", "Beauty", True, cli.Path("results"))]
+    assert called == [("remake", "Beauty", True, cli.Path("results"), "full")]
     assert cli.main(["ablate", "--dataset=Beauty", "--table-only", "--epochs=3"]) == 2
     assert capsys.readouterr().err.startswith("error: --table-only reads records alone")
 

@@ -17,6 +17,7 @@ from recbole_bbqrec.settings import (
     reference,
     settings_to_load,
 )
+from recbole_bbqrec.tokenizer.aligned import AlignedTokenizer
 from recbole_bbqrec.tokenizer.fit import BehaviorBindTokenizer
 
 
@@ -343,6 +344,13 @@ def test_where_a_run_writes_does_not_change_what_it_learns(tiny):
     assert here != learning_settings(config_of(tiny, "--seed=1"))
 
 
+def test_a_key_that_came_later_counts_where_it_is_used(tiny):
+    key = "sid_alignment_weight"
+    assert key not in learning_settings(config_of(tiny)), "records from before are found"
+    assert learning_settings(config_of(tiny, "--tokenizer=aligned"))[key] == 1000.0
+    assert learning_settings(config_of(tiny, "--tokenizer=aligned", f"--{key}=9"))[key] == 9.0
+
+
 def test_building_a_config_gives_numpy_only_names_it_lacks(tiny):
     before = {name: getattr(np, name) for name in ("bool", "float64", "int_")}
     config_of(tiny)
@@ -351,7 +359,8 @@ def test_building_a_config_gives_numpy_only_names_it_lacks(tiny):
 
 
 def test_tokenizer_settings_are_the_tokenizers_own_defaults():
-    defaults = BehaviorBindTokenizer().get_params()
+    weight = {"alignment_weight": AlignedTokenizer().alignment_weight}
+    defaults = {**BehaviorBindTokenizer().get_params(), **weight}
     config = Config(arguments=["--model=BBQRec", "--dataset=ml-100k"])
     ours = {key.removeprefix("sid_"): value for key, value in config.final_config_dict.items() if key[:4] == "sid_"}
     assert ours == {key: value for key, value in defaults.items() if key not in ("seed", "device", "progress")}

@@ -1,4 +1,7 @@
-"""BBQRec with one part changed at a time: the rows of `properties/ablation.yaml`, their runs, and the page of them."""
+"""A model with one part changed at a time: the rows of `properties/ablation.yaml`, their runs, and the page of them.
+
+BBQRec has several forms, each a model of its own; an ablation is of one of them.
+"""
 
 import difflib
 import functools
@@ -20,8 +23,6 @@ from . import records, tables
 from .runner import QUIET, Job, exit_code, given_and_files, run_jobs, say
 from .tables import FULL, SPLITS, TESTED, short
 
-MODEL = "BBQRec"
-
 
 class NotApplicableError(Exception):
     """A row means nothing under the given settings; the message says why."""
@@ -29,8 +30,21 @@ class NotApplicableError(Exception):
 
 @functools.cache
 def definition() -> dict[str, dict[str, Any]]:
-    """Content of `properties/ablation.yaml`: rows by name, in the order of the table, and what they may need."""
+    """Content of `properties/ablation.yaml`: forms, what rows may need, and rows by name in the order of the table."""
     return yaml.safe_load((PROPERTIES / "ablation.yaml").read_text(encoding="utf-8"))
+
+
+def model_of(form: str) -> str:
+    """The model whose parts an ablation of this form changes."""
+    forms = definition()["forms"]
+    if form not in forms:
+        raise InputError(f"--form: found {form!r}, expected one of {', '.join(forms)}")
+    return forms[form]["model"]
+
+
+def page_of(form: str, dataset: str) -> str:
+    """Name of an ablation's page, without its ending."""
+    return f"ablation-{dataset}" if form == FULL else f"ablation-{form}-{dataset}"
 
 
 def chosen_rows(names: Sequence[str]) -> list[str]:
@@ -56,7 +70,7 @@ def applicable(names: Iterable[str], full: Mapping[str, Any]) -> tuple[dict[str,
 
 def changes_of(name: str, full: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that row `name` changes, given those of `full`; a `NotApplicableError` where it would mean nothing."""
-    row = definition()["rows"][name]
+    row, full = definition()["rows"][name], {"second_stage": "linear", **full}  # before there were others
     for need in (definition()["needs"][name] for name in row.get("needs", ())):
         wrong = [key for key, value in need.get("is", {}).items() if full[key] != value]
         wrong += [key for key, values in need.get("not", {}).items() if full[key] in values]
@@ -105,6 +119,7 @@ def ablate(
     arguments: Sequence[str] = (),
     final: bool = False,
     results: Path = Path("results"),
+    form: str = FULL,
 ) -> int:
     """Run the rows that have no record yet, screening first, and write the table after every run.
 
@@ -115,6 +130,7 @@ def ablate(
     arguments : `--key=value` settings of all rows.
     final : also judge the test split.
     results : folder of tables and records.
+    form : which of the `forms` of `properties/ablation.yaml`.
 
     Returns
     -------
@@ -124,7 +140,7 @@ def ablate(
     if n_seeds < 1:
         raise InputError(f"--seeds: found {n_seeds}, expected at least 1")
     given, files = given_and_files(arguments, "an ablation")
-    given = {**QUIET, **given, "model": MODEL, "dataset": dataset, "final": final}
+    given = {**QUIET, **given, "model": model_of(form), "dataset": dataset, "final": final}
     config = Config(arguments=files, config_dict=given)
     full, data = records.comparable_settings(config), records.about_data(config)
     found, left_out = applicable(names, full)
@@ -140,21 +156,24 @@ def ablate(
     return exit_code(failures)
 
 
-def remake(dataset: str, final: bool = False, results: Path = Path("results")) -> None:
+def remake(dataset: str, final: bool = False, results: Path = Path("results"), form: str = FULL) -> None:
     """Write table and figure again from the records alone; neither the data nor a model is needed.
 
     It is the study that the table on disk shows, or else the only one there are records of; an `InputError` where there
     is none, or several.
     """
-    folder, table = records.folder_of(results, dataset), results / f"ablation-{dataset}.json"
+    folder, table = records.folder_of(results, dataset), results / f"{page_of(form, dataset)}.json"
     shown = json.loads(table.read_text(encoding="utf-8"))["run_key"] if table.is_file() else None
     # A leaderboard's run of the model serves as `full` too.
-    full, whole = ({run.key: run for run in records.runs_in(folder, f"{name}-*")} for name in (FULL, MODEL))
+    model = model_of(form)
+    full, whole = (
+        {run.key: run for run in records.runs_in(folder, f"{name}-*") if run.model == model} for name in (FULL, model)
+    )
     known = {**whole, **full}
     meant = [known[shown]] if shown in known else list((full or whole).values())
     if len(meant) != 1:
         raise InputError(
-            f"--table-only: found {len(meant)} ablations of {dataset} in {folder}, expected one; "
+            f"--table-only: found {len(meant)} ablations of {model} on {dataset} in {folder}, expected one; "
             "run the one that is meant once without --table-only"
         )
     record = meant[0].record
@@ -172,16 +191,20 @@ def write(dataset: str, full: dict[str, Any], data: Mapping[str, Any], final: bo
         return "no run has a record yet"
     # The settings of `full` that our property files have, as they would be given: RecBole turns a few into others.
     given = settings_to_load({**full, "data_path": ""})
-    shown = {key: given[key] for key in tables.keys_of(property_files(MODEL, dataset)) if key in full}
+    shown = {key: given[key] for key in tables.keys_of(property_files(full["model"], dataset)) if key in full}
     text = yaml.safe_dump(shown, sort_keys=False, default_flow_style=None, width=110).rstrip()
-    page = tables.page("ablation.md.jinja", **found, rows=definition()["rows"], yaml=text)
+    form, question = next(
+        (form, of["question"]) for form, of in definition()["forms"].items() if of["model"] == full["model"]
+    )
+    name = page_of(form, dataset)
+    page = tables.page("ablation.md.jinja", **found, name=name, question=question, rows=definition()["rows"], yaml=text)
     split, judged = list(found["splits"].items())[-1]
     panels = {short(metric): {row["row"]: row["masked"][metric] for row in judged} for metric in TESTED}
     for metric in TESTED:
         panels[f"Δ {short(metric)} in %"] = {row["row"]: row["masked"][metric]["change"] for row in judged}
-    title = f"{MODEL} on {dataset}, {SPLITS[split].lower()}, seen items masked"
+    title = f"{full['model']} on {dataset}, {SPLITS[split].lower()}, seen items masked"
     figure = report.bar_figure(title, panels, FULL)
-    tables.write(results, f"ablation-{dataset}", found, {"png": figure, "md": page})
+    tables.write(results, name, found, {"png": figure, "md": page})
     return page
 
 
@@ -194,7 +217,7 @@ def content(dataset: str, full: dict[str, Any], data: Mapping[str, Any], final: 
         judged = {row: records.by_seed(recorded, key, split) for row, key in keys.items()}
         splits[split] = _rows(split, {row: of_row for row, of_row in judged.items() if of_row})
     return {
-        "model": MODEL,
+        "model": full["model"],
         "dataset": dataset,
         "run_key": keys[FULL],
         "data": data["data"],

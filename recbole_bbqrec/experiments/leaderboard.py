@@ -24,6 +24,8 @@ RANKED_BY = "ndcg@10"
 LEVEL = 0.01
 """A difference whose corrected p-value is not below this is none."""
 
+REFERENCE = "BBQRec"
+"""The row that others are compared with, where the page has it."""
 HEADLINES = (("BBQRecWithoutCandidates", "SASRecPlus"), ("BBQRec", "SASRecPlusFT"))
 """Pairs that stand at the head of a page, row and reference: both without a second stage, and both with one."""
 
@@ -72,7 +74,7 @@ def content(
     ranked = values["masked", RANKED_BY]
     if against not in (None, *runs):
         raise InputError(f"--against: found {against!r}, expected one of {', '.join(sorted(runs))}")
-    reference = against or next((model for model in (ablation.MODEL, *models, *(planned or ())) if model in runs), None)
+    reference = against or next((model for model in (REFERENCE, *models, *(planned or ())) if model in runs), None)
     rows = [_row(model, runs, values, reference) for model in runs]
     if final:
         for row in rows:

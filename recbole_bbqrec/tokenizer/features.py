@@ -1,11 +1,13 @@
 """Tokenizers that see features alone: one signal, every modality in it, and no behaviour.
 
 The modalities stand side by side, standardised; one that an item lacks stands there as the mean. An item that lacks
-them all has no signal. Sequences are not looked at. What `fit` learns is listed at `ItemTokenizer`.
+them all has no signal. Sequences are not looked at here; `aligned` adds what does. What `fit` learns is listed at
+`ItemTokenizer`.
 
 Shapes: B items, L levels, D code width, F width of all modalities side by side.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +24,9 @@ HIDDEN = (256, 128)
 """Hidden layers of the RQ-VAE's encoder, and of its decoder backwards."""
 BATCH_SIZE = 512
 """Items of a batch of the RQ-VAE."""
+
+Objective = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
+"""From items [B] of a batch and their quantised vectors [B, D] to weighted losses by name."""
 
 
 class FeatureNetwork(nn.Module):
@@ -92,6 +97,7 @@ class RQVAETokenizer(FeatureTokenizer):
     def _train(self, catalogue: Catalogue, sequences: Flat, generator: torch.Generator) -> dict[str, list[float]]:
         super()._train(catalogue, sequences, generator)
         features, network = torch.cat(catalogue.features, dim=1), self.network_
+        objective = self._objective(catalogue, sequences)
         optimizer = torch.optim.AdamW(network.parameters(), lr=self.learning_rate, fused=True)
         schedule = learning_rate_schedule(optimizer, self.steps)
 
@@ -101,9 +107,11 @@ class RQVAETokenizer(FeatureTokenizer):
             encoded = network.encoder(x)
             quantized = network.quantizer.quantize(encoded)
             # Plain straight-through: codes follow the encoder by the quantiser's own loss, as in TIGER.
-            rebuilt = network.decoder(encoded + (quantized.vectors - encoded).detach())
+            vectors = encoded + (quantized.vectors - encoded).detach()
+            rebuilt = network.decoder(vectors)
             # Sums over dimensions and means over items.
             losses = {"reconstruction": (rebuilt - x).square().sum(-1).mean(), "commitment": quantized.loss}
+            losses |= objective(drawn.to(features.device), vectors)
             optimizer.zero_grad(set_to_none=True)
             torch.stack(list(losses.values())).sum().backward()
             optimizer.step()
@@ -115,6 +123,10 @@ class RQVAETokenizer(FeatureTokenizer):
             return {name: value.detach() for name, value in losses.items()}
 
         return run_steps(step, self.steps, "RQ-VAE", self.progress)
+
+    def _objective(self, catalogue: Catalogue, sequences: Flat) -> Objective:
+        """What is asked of the quantised vectors beside reconstruction; here nothing."""
+        return lambda items, vectors: {}
 
 
 @dataclass(eq=False, kw_only=True)

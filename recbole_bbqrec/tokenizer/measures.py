@@ -78,10 +78,10 @@ def nearest(rows: torch.Tensor, has: torch.Tensor, asked: torch.Tensor, k: int, 
     return found.masked_fill(~has[asked].unsqueeze(1), -1)
 
 
-def cooccurring(
-    offsets: np.ndarray, items: np.ndarray, n_items: int, asked: torch.Tensor, k: int, window: int, seed: int
-) -> torch.Tensor:
-    """The k items [Q, k] most often at most `window` places from each asked item [Q]; otherwise as `nearest`."""
+def cooccurrence(
+    offsets: np.ndarray, items: np.ndarray, n_items: int, window: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of different items that stand at most `window` places apart, both ways round: left, right and how often."""
     user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     pairs = []
     for distance in range(1, window + 1):
@@ -91,7 +91,14 @@ def cooccurring(
     keys, counts = np.unique(np.concatenate(pairs), return_counts=True)
     left, right = np.divmod(keys, n_items)
     different = left != right
-    left, right, counts = left[different], right[different], counts[different]
+    return left[different], right[different], counts[different]
+
+
+def cooccurring(
+    offsets: np.ndarray, items: np.ndarray, n_items: int, asked: torch.Tensor, k: int, window: int, seed: int
+) -> torch.Tensor:
+    """The k items [Q, k] most often at most `window` places from each asked item [Q]; otherwise as `nearest`."""
+    left, right, counts = cooccurrence(offsets, items, n_items, window)
     order = np.lexsort((np.random.default_rng(seed).random(len(left)), -counts, left))
     left, right = left[order], right[order]
     place = np.arange(len(left)) - np.searchsorted(left, left)

@@ -4,12 +4,13 @@ import os
 
 from .. import storage
 from ..errors import InputError
+from .aligned import AlignedTokenizer
 from .base import KIND, ItemTokenizer
 from .features import ResidualKMeansTokenizer, RQVAETokenizer
 from .fit import BehaviorBindTokenizer
 
 TOKENIZERS: dict[str, type[ItemTokenizer]] = {
-    kind.name: kind for kind in (BehaviorBindTokenizer, RQVAETokenizer, ResidualKMeansTokenizer)
+    kind.name: kind for kind in (BehaviorBindTokenizer, RQVAETokenizer, AlignedTokenizer, ResidualKMeansTokenizer)
 }
 
 

@@ -7,7 +7,7 @@ from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.dataloader import split_loaders
 from recbole_bbqrec.data.semantic_ids import CONTROLS
 from recbole_bbqrec.model.catalogue import SemanticIds
-from recbole_bbqrec.tokenizer.registry import load
+from recbole_bbqrec.tokenizer.registry import TOKENIZERS, load
 
 
 def ids_of(folder, **changes):
@@ -69,12 +69,10 @@ def test_without_codes_no_tokenizer_is_learned(tiny, tmp_path):
     assert not list(tmp_path.rglob("tokenizer-*"))
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("rqvae", "rqvae"), ("kmeans", "kmeans"), ("behavior_bind", "behavior_bind")]
-)
-def test_the_tokenizer_is_a_setting(tiny, tmp_path, name, kind):
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_tokenizer_is_a_setting(tiny, tmp_path, name):
     dataset = ids_of(tiny, tokenizer=name, cache_dir=str(tmp_path))
-    assert load(dataset.tokenizer_file).name == kind
+    assert load(dataset.tokenizer_file).name == name
     assert len(torch.unique(dataset.catalogue.semantic_ids.codes[1:], dim=0)) == dataset.item_num - 1
 
 

@@ -12,8 +12,9 @@ from recbole_bbqrec.evaluation import report
 from recbole_bbqrec.experiments import ablation, records
 from recbole_bbqrec.experiments.ablation import ablate, applicable, changes_of, chosen_rows, remake
 
-ROWS = list(ablation.definition()["rows"])
+ROWS, FORMS = (list(ablation.definition()[part]) for part in ("rows", "forms"))
 
+OFF = ["with-similarity-attention"]  # where the model has none
 IMAGE = ["candidate-image", "text-only", "image-only", "neither"]
 BOTH = {"image_fields": "image_codes", "image_encoder": "codes"}
 
@@ -29,35 +30,55 @@ def _figures(request, monkeypatch):
         monkeypatch.setattr(report, "bar_figure", lambda *given: json.dumps(given).encode())
 
 
-def full(folder, **changes):
-    return records.comparable_settings(Config(config_dict=settings(folder, **changes)))
+def full(folder, model="BBQRec", **changes):
+    return records.comparable_settings(Config(config_dict=settings(folder, model, **changes)))
 
 
-def run(folder, tmp_path, rows=("no-codes", "random-codes"), seeds=2, execute=None, final=False, **changes):
+def run(
+    folder, tmp_path, rows=("no-codes", "random-codes"), seeds=2, execute=None, final=False, form="full", **changes
+):
     execute = execute or FakeExecute()
     with in_place_of_runs(execute):
-        code = ablate("tiny", rows, seeds, arguments(folder, **changes), final, tmp_path / "results")
+        given = arguments(folder, model=ablation.model_of(form), **changes)
+        code = ablate("tiny", rows, seeds, given, final, tmp_path / "results", form)
     return code, execute
 
 
 def test_rows_that_apply(tiny):
     found, left_out = applicable(ROWS, full(tiny))
-    assert list(found) == [name for name in ROWS if name not in IMAGE]
-    assert list(left_out) == IMAGE
+    assert list(found) == [name for name in ROWS if name not in IMAGE + OFF]
+    assert list(left_out) == OFF + IMAGE
     found, left_out = applicable(ROWS, full(tiny, **BOTH))
-    assert list(found) == ROWS and not left_out
+    assert list(found) == [name for name in ROWS if name not in OFF] and list(left_out) == OFF
     _, left_out = applicable(ROWS, full(tiny, text_encoder=None))
     assert "needs 1 modalities, found 0" in left_out["no-codes"] and "club" in left_out
 
 
 def test_every_row_is_a_valid_configuration_of_its_own_with_the_key_that_the_table_looks_for(tiny):
-    base, keys = full(tiny, **BOTH), set()
-    for name in ROWS:
-        changes = changes_of(name, base)
-        changed = full(tiny, **{**BOTH, **changes})
-        assert changed == {**base, **changes}, name
-        keys.add(records.run_key(changed, "data"))
-    assert len(keys) == len(ROWS)
+    keys, n_rows = set(), 0
+    for form in FORMS:
+        base = full(tiny, ablation.model_of(form), **BOTH)
+        found, left_out = applicable(ROWS, base)
+        for name, changes in found.items():
+            changed = full(tiny, ablation.model_of(form), **{**BOTH, **changes})
+            assert changed == {**base, **changes}, name
+            keys.add(records.run_key(changed, "data"))
+        assert found.keys() | left_out.keys() == {*ROWS}
+        n_rows += len(found)
+    assert len(keys) == n_rows
+
+
+def test_rows_where_an_item_is_nothing_but_its_codes(tiny):
+    found, left_out = applicable(ROWS, full(tiny, "BBQRecCodes"))
+    applying = ["full", "club", "shared-codebook", "id-signal", "sequence-contrast", "cross-contrast"]
+    applying += ["rqvae", "aligned", "kmeans", "with-similarity-attention", "discretisation"]
+    assert list(found) == [*applying, "random-codes", "shuffled-codes"]
+    assert found["aligned"]["sid_levels"] == found["rqvae"]["sid_levels"] == 16, "text and ID have 8 codes each"
+    assert left_out["similarity-attention"] == "it changes nothing under these settings"
+    assert left_out["code-embeddings"].startswith("items have no ID of their own")
+    assert left_out["no-codes"] == "scoring codes needs codes" and "no second stage" in left_out["candidate-text"]
+    assert list(applicable(ROWS, full(tiny, "BBQRecCodesDense"))[0]) == [*applying, "no-codes", *list(found)[-2:]]
+    assert "code-embeddings" in applicable(ROWS, full(tiny, "BBQRecGenerate"))[0]
 
 
 @pytest.mark.parametrize(
@@ -199,9 +220,66 @@ def test_table_only_gives_the_same_files_without_data_or_model(tmp_path, capsys,
         assert files["ablation-tiny.md"].decode() in capsys.readouterr().out
 
 
+def test_forms_have_pages_of_their_own_over_shared_records(tiny, tmp_path, capsys):
+    results = tmp_path / "results"
+    run(tiny, tmp_path, ["random-codes"], seeds=1)
+    whole = (results / "ablation-tiny.md").read_bytes()
+    _, execute = run(tiny, tmp_path, ["random-codes"], seeds=1, form="codes")
+    assert [(call["model"], call.get("codes")) for call in execute.calls] == [
+        ("BBQRecCodes", None),
+        ("BBQRecCodes", "random"),
+    ]
+    assert (results / "ablation-tiny.md").read_bytes() == whole
+    pages = {name: (results / f"{name}.md").read_text() for name in ("ablation-tiny", "ablation-codes-tiny")}
+    heads = {name: page.split("\n\n")[1] for name, page in pages.items()}
+    assert heads["ablation-tiny"] == "What does each part add where item IDs and features are there too?"
+    assert heads["ablation-codes-tiny"].startswith("What is each part worth where an item is nothing but its codes")
+    assert "# Ablation of BBQRecCodes on tiny" in pages["ablation-codes-tiny"]
+    assert (
+        "(ablation-codes-tiny.png)" in pages["ablation-codes-tiny"] and "scoring: codes" in pages["ablation-codes-tiny"]
+    )
+    title, *_ = json.loads((results / "ablation-codes-tiny.png").read_bytes())
+    assert title == "BBQRecCodes on tiny, validation, seen items masked"
+    for form, name in (("full", "ablation-tiny"), ("codes", "ablation-codes-tiny")):  # both have a record named full
+        (results / f"{name}.json").unlink()
+        remake("tiny", False, results, form)
+        assert (results / f"{name}.md").read_text() == pages[name]
+    with pytest.raises(InputError, match=r"--table-only: found 0 ablations of BBQRecGenerate on tiny"):
+        remake("tiny", False, results, "generate")
+    with pytest.raises(InputError, match=r"--form: found 'code', expected one of full, codes, codes-dense, generate"):
+        remake("tiny", False, results, "code")
+
+
+def test_a_leaderboards_run_of_the_model_serves_as_full(tiny, tmp_path):
+    run(tiny, tmp_path, ["full"], seeds=1, form="codes")
+    for path in (tmp_path / "results/runs/tiny").glob("full-*"):
+        path.rename(path.with_name(path.name.replace("full", "BBQRecCodes")))
+    _, execute = run(tiny, tmp_path, ["random-codes"], seeds=1, form="codes")
+    assert [call.get("codes") for call in execute.calls] == ["random"]
+    page = (tmp_path / "results/ablation-codes-tiny.md").read_text()
+    (tmp_path / "results/ablation-codes-tiny.json").unlink()
+    remake("tiny", False, tmp_path / "results", "codes")
+    assert (tmp_path / "results/ablation-codes-tiny.md").read_text() == page and "| full" in page
+
+
+def test_records_from_before_there_were_forms_of_a_second_stage(tiny, tmp_path):
+    """Their settings say nothing of it; it was the linear one, and codes belonged to behaviour."""
+    run(tiny, tmp_path, seeds=1, second_stage="linear", candidate_similarity=["behavior", "text", "codes"])
+    results = tmp_path / "results"
+    for path in (results / "runs/tiny").glob("*.json"):
+        record = records.read(path)
+        del record["settings"]["second_stage"]
+        record["settings"]["candidate_similarity"] = ["behavior", "text"]
+        path.write_text(json.dumps(record))
+    (results / "ablation-tiny.json").unlink()
+    remake("tiny", False, results)
+    page = (results / "ablation-tiny.md").read_text()
+    assert "| full" in page and "| random-codes" in page and "second_stage" not in page.split("## Settings")[1]
+
+
 def test_table_only_asks_which_of_several_is_meant(tiny, tmp_path):
     results = tmp_path / "results"
-    with pytest.raises(InputError, match=r"--table-only: found 0 ablations of tiny"):
+    with pytest.raises(InputError, match=r"--table-only: found 0 ablations of BBQRec on tiny"):
         remake("tiny", False, results)
     run(tiny, tmp_path, seeds=1)
     run(tiny, tmp_path, seeds=1, hidden_size=32)

@@ -103,10 +103,10 @@ def test_every_variant_on_every_subset_of_signals(case, tmp_path):
 
 @pytest.mark.parametrize("subset", ["text", "text image"])
 @pytest.mark.parametrize("settings", [{}, {"levels": 2}], ids=str)
-@pytest.mark.parametrize("name", ["rqvae", "kmeans"])
-def test_tokenizers_of_features_alone(name, settings, subset, tmp_path):
+@pytest.mark.parametrize("name", ["rqvae", "aligned", "kmeans"])
+def test_tokenizers_of_one_signal(name, settings, subset, tmp_path):
     world = subset_of(with_gaps(), subset)
-    quick = {"steps": 40, "code_dim": 8} if name == "rqvae" else {}
+    quick = {"steps": 40, "code_dim": 8} if name != "kmeans" else {}
     tokenizer = registry.TOKENIZERS[name](**SMALL, **quick, **settings).fit(*world)
     assert tokenizer.signals_ == ["features"]
     assert torch.equal(tokenizer.present_[0], torch.stack(list(world.present.values())).any(0))
@@ -191,6 +191,7 @@ def test_more_items_than_one_signal_has_ids(world, mode, tmp_path):
 
 TOO_FEW = {
     "rqvae": ("rqvae", {}, "text image", "features"),
+    "aligned": ("aligned", {}, "text image", "features"),
     "kmeans": ("kmeans", {}, "text image", "features"),
     "fused": ("behavior_bind", {"mode": "fused"}, "text image", "fused"),
     "one signal": ("behavior_bind", {}, "", "id"),
@@ -248,6 +249,7 @@ def test_residual_kmeans_quantises_what_is_left_over(world):
     [
         (lambda: BehaviorBindTokenizer(use_id=False, progress=False), "use_id: found False and no modality"),
         (lambda: registry.TOKENIZERS["rqvae"](progress=False), "rqvae tokenizer: found no modality"),
+        (lambda: registry.TOKENIZERS["aligned"](progress=False), "aligned tokenizer: found no modality"),
         (lambda: registry.TOKENIZERS["kmeans"](progress=False), "kmeans tokenizer: found no modality"),
         (lambda: registry.TOKENIZERS["rqvae"](steps=0, progress=False), "steps: found 0"),
     ],
@@ -261,7 +263,7 @@ def test_files_of_another_tokenizer_and_of_none(world, tmp_path):
     registry.TOKENIZERS["kmeans"](**SMALL).fit(*world).save(tmp_path / "k")
     tensors, state = storage.load(tmp_path / "k", "tokenizer")
     storage.save(tmp_path / "unknown", "tokenizer", tensors, {**state, "tokenizer": "later"})
-    with pytest.raises(InputError, match="found a later tokenizer, expected one of behavior_bind, rqvae, kmeans"):
+    with pytest.raises(InputError, match="found a later tokenizer, expected one of behavior_bind, rqvae, ali"):
         registry.load(tmp_path / "unknown")
     storage.save(tmp_path / "part", "tokenizer", {"codes": tensors["codes"]}, state)
     with pytest.raises(InputError, match="not a whole tokenizer"):
