@@ -20,7 +20,7 @@ def catalogue():
 def table(items=None, **changes):
     torch.manual_seed(0)
     config = {"hidden_size": 4, "use_item_id": True, "use_code_embedding": True, "use_features": True}
-    return ItemTable({**config, "id_dropout_prob": 0.0, **changes}, items or catalogue())
+    return ItemTable({**config, "id_dropout_prob": 0.0, "id_dim": None, **changes}, items or catalogue())
 
 
 def test_rows_are_the_sum_of_their_parts():
