@@ -26,23 +26,25 @@ from .tables import TESTED, short
 ID_MODEL, CODES_MODEL = "SASRecPlus", "BBQRecCodesDense"
 
 KINDS = {
-    "id": "ID table, {} wide",
-    "hashed": "hashed IDs: {} random codes an item",
-    "kmeans": "{} codes an item of residual k-means over features",
-    "codes": "{} codes an item, bound to behaviour",
+    "id": ("ID tables", "an ID embedding, {} wide"),
+    "hashed": ("random codes (hashed IDs)", "{} random codes an item (hashed IDs)"),
+    "kmeans": ("codes of residual k-means", "{} codes an item of residual k-means over features"),
+    "codes": ("codes bound to behaviour", "{} codes an item, bound to behaviour"),
 }
-"""Kinds of rows, in the order of the table."""
+"""Kinds of rows in the order of the table: all of them, and one, in words."""
 
 SET = ("final", "id_dim", "use_item_id", "use_code_embedding", "use_features", "scoring", "similarity_attention")
 SET += ("codes", "tokenizer", "sid_levels", "second_stage")
 """Settings that make the rows what they are, and `final`: the study never looks at test."""
 
 LARGER = (10**6, 10**7, 10**8)
-"""Items of the catalogues that the bytes are also reckoned for."""
+"""Items of the catalogues that the bytes are reckoned for besides."""
+
+MEBIBYTE = 2**20
 
 
 class Row(NamedTuple):
-    """A row of the table: its kind and how much an item has, the width of its ID or its number of codes."""
+    """A row of the table: its kind, and the width of an item's ID or the number of its codes."""
 
     kind: str
     size: int
@@ -51,28 +53,48 @@ class Row(NamedTuple):
     def name(self) -> str:
         return f"{self.kind}-{self.size}"
 
+    @property
+    def n_codes(self) -> int:
+        return 0 if self.kind == "id" else self.size
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where it stands in the table."""
+        return list(KINDS).index(self.kind), self.size
+
 
 def rows_of(hidden_size: int) -> list[Row]:
     """All rows, the most telling first; the first is the ID table of full width, which the others are compared with."""
-    first = [Row("id", hidden_size), Row("codes", 16), Row("codes", 4), Row("hashed", 16), Row("id", 8)]
-    first += [Row("kmeans", 16), Row("id", 32), Row("id", 16), Row("id", 4), Row("codes", 8), Row("hashed", 4)]
-    first += [Row("hashed", 8), Row("kmeans", 4), Row("kmeans", 8)]
-    return first[:1] + [row for row in first[1:] if row.kind != "id" or row.size < hidden_size]
+    found = [Row("id", hidden_size), Row("codes", 16), Row("codes", 4), Row("hashed", 16), Row("id", 8)]
+    found += [Row("kmeans", 16), Row("id", 32), Row("id", 16), Row("id", 4), Row("codes", 8), Row("hashed", 4)]
+    found += [Row("hashed", 8), Row("kmeans", 4), Row("kmeans", 8)]
+    return found[:1] + [row for row in found[1:] if row.n_codes or row.size < hidden_size]
 
 
-def changes_of(row: Row, n_signals: int, hidden_size: int) -> dict[str, Any] | str:
-    """Model and settings of a row, or the reason why it cannot be; codes bound to behaviour are of `n_signals`."""
+def applicable(settings: Mapping[str, Any]) -> tuple[dict[Row, dict[str, Any]], dict[str, str]]:
+    """Rows with their model and settings, and the names of those that cannot be, with the reason.
+
+    `settings` are those of a model with codes.
+    """
+    names, found, left_out = modalities(settings), {}, {}
+    n_signals = 1 if settings["sid_mode"] == "fused" else len(names) + bool(settings["sid_use_id"])
+    for row in rows_of(settings["hidden_size"]):
+        signals = n_signals if row.kind in ("codes", "hashed") else 1
+        if row.kind == "kmeans" and not names:
+            left_out[row.name] = "there are no features"
+        elif row.n_codes and (not signals or row.size % signals):
+            left_out[row.name] = f"{row.size} codes an item cannot be shared by {signals} signals"
+        else:
+            found[row] = _changes(row, signals, settings["hidden_size"])
+    return found, left_out
+
+
+def _changes(row: Row, signals: int, hidden_size: int) -> dict[str, Any]:
+    """Model and settings of a row whose codes are of so many signals."""
     if row.kind == "id":
         return {"model": ID_MODEL, "id_dim": None if row.size == hidden_size else row.size}
-    signals = 1 if row.kind == "kmeans" else n_signals
-    if row.size % signals:
-        return f"{row.size} codes an item cannot be shared by {signals} signals"
-    of_kind = {
-        "codes": ("learned", "behavior_bind"),
-        "hashed": ("random", "behavior_bind"),
-        "kmeans": ("learned", "kmeans"),
-    }
-    codes, tokenizer = of_kind[row.kind]
+    codes = "random" if row.kind == "hashed" else "learned"
+    tokenizer = "kmeans" if row.kind == "kmeans" else "behavior_bind"
     return {"model": CODES_MODEL, "codes": codes, "tokenizer": tokenizer, "sid_levels": row.size // signals}
 
 
@@ -112,81 +134,89 @@ def study(dataset: str, n_seeds: int = 1, arguments: Sequence[str] = (), results
         if key in given:
             raise InputError(f"--{key}: the study sets it for its rows, and never looks at test; drop it")
     given = {**QUIET, **given, "dataset": dataset, "final": False}
-    both = {"id": ID_MODEL, "codes": CODES_MODEL}
-    configs = {
-        kind: Config(arguments=files, config_dict={**given, "model": model, MAY_BE_UNUSED: True})
-        for kind, model in both.items()
-    }
-    refuse_unused([config.unused for config in configs.values()])
-    settings = {kind: records.comparable_settings(config) for kind, config in configs.items()}
-    data, folder = records.about_data(configs["codes"]), records.folder_of(results, dataset)
-    first = configs["id"]["seed"]
-    found, left_out = applicable(settings["codes"])
+    configs = [
+        Config(arguments=files, config_dict={**given, "model": model, MAY_BE_UNUSED: True})
+        for model in (CODES_MODEL, ID_MODEL)
+    ]
+    refuse_unused([config.unused for config in configs])
+    found, left_out = applicable(records.comparable_settings(configs[0]))
     for name, reason in left_out.items():
         say(f"row {name} is left out: {reason}")
+    first, data, folder = configs[0]["seed"], records.about_data(configs[0]), records.folder_of(results, dataset)
     jobs = {
         (seed, row): Job(row.name, {**given, **changes, "seed": seed}, files, data, folder)
         for seed in range(first, first + n_seeds)
         for row, changes in found.items()
     }
-    of_rows = {row: jobs[first, row] for row in found}
+    of_rows = {row: jobs[first, row] for row in sorted(found, key=lambda row: row.place)}
     failures = run_jobs(list(jobs.values()), False, lambda _: write(of_rows, left_out, results))
     print(write(of_rows, left_out, results))
     return exit_code(failures)
 
 
-def applicable(settings: Mapping[str, Any]) -> tuple[dict[Row, dict[str, Any]], dict[str, str]]:
-    """Rows with their changes, and the names of those that cannot be, with the reason; from settings of codes."""
-    names = modalities(settings)
-    n_signals = 1 if settings["sid_mode"] == "fused" else len(names) + bool(settings["sid_use_id"])
-    found, left_out = {}, {}
-    for row in rows_of(settings["hidden_size"]):
-        changes = changes_of(row, n_signals, settings["hidden_size"])
-        if row.kind == "kmeans" and not names:
-            changes = "there are no features"
-        if isinstance(changes, str):
-            left_out[row.name] = changes
-        else:
-            found[row] = changes
-    return found, left_out
-
-
 def write(jobs: Mapping[Row, Job], left_out: Mapping[str, str], results: Path) -> str:
-    """Write the page, its content as JSON, and the figure, from the records of the jobs; return the page.
+    """Write the page, its content as JSON, and the figure, from the records of each row's job; return the page.
 
     Where no run has ended well yet nothing is written.
     """
     found = content(jobs, left_out)
     if not found["rows"]:
         return "no run has a record yet"
-    full = next(iter(jobs.values()))
-    given = settings_to_load({**full.settings, "data_path": ""})
-    shown = {key: given[key] for key in tables.keys_of(property_files(ID_MODEL, full.dataset)) if key in full.settings}
+    given = settings_to_load({**found["settings"], "data_path": ""})
+    keys = tables.keys_of(property_files(ID_MODEL, found["dataset"]))
+    shown = {key: given[key] for key in keys if key in found["settings"]}
     text = yaml.safe_dump(shown, sort_keys=False, default_flow_style=None, width=110).rstrip()
-    page = tables.page("item-bytes.md.jinja", **found, yaml=text)
-    lines = {
-        KINDS[kind].format("").replace("  ", " ").strip(", "): [
-            (row["bytes"] / 2**20, row["masked"]["ndcg@10"]) for row in found["rows"] if row["kind"] == kind
-        ]
-        for kind in KINDS
+    page = tables.page("item-bytes.md.jinja", **found, yaml=text, MEBIBYTE=MEBIBYTE)
+    points = {
+        label: [(row["bytes"] / MEBIBYTE, row["masked"]["ndcg@10"]) for row in found["rows"] if row["kind"] == kind]
+        for kind, (label, _) in KINDS.items()
     }
-    title = f"{full.dataset}, validation, seen items masked"
-    figure = report.line_figure(title, "MiB of item parameters", short("ndcg@10"), lines)
-    tables.write(results, f"item-bytes-{full.dataset}", found, {"png": figure, "md": page})
+    title = f"{found['dataset']}, validation, seen items masked"
+    figure = report.line_figure(title, "MiB of item parameters", short("ndcg@10"), points)
+    tables.write(results, f"item-bytes-{found['dataset']}", found, {"png": figure, "md": page})
     return page
 
 
 def content(jobs: Mapping[Row, Job], left_out: Mapping[str, str]) -> dict[str, Any]:
     """Everything the page shows, as plain data; equal records give equal content."""
-    full, *_ = jobs
-    folder, data = jobs[full].folder, jobs[full].data["data"]
-    recorded, failed = records.runs_in(folder), records.failures_in(folder).items()
-    of_rows = {row: records.by_seed(recorded, job.key, "valid") for row, job in jobs.items()}
-    runs = {row.name: found for row, found in of_rows.items() if found}
-    values = tables.paired_values(runs, "valid", TESTED) if runs else {}
+    full = max((row for row in jobs if not row.n_codes), key=lambda row: row.size)
+    of_full, failed = jobs[full], records.failures_in(jobs[full].folder).items()
+    recorded, data = records.runs_in(of_full.folder), of_full.data["data"]
+    runs = {row: records.by_seed(recorded, job.key, "valid") for row, job in jobs.items()}
+    rows, pairs = _rows({row: found for row, found in runs.items() if found}, full, jobs, data["items"])
+    sizes = (data["items"], *LARGER)
+    return {
+        "dataset": of_full.dataset,
+        "data": data,
+        "settings": of_full.settings,
+        "full": full.name,
+        "what": {row.name: KINDS[row.kind][1].format(row.size) for row in jobs},
+        "changes": {
+            row.name: {key: job.given[key] for key in ("model", *SET[1:]) if key in job.given}
+            for row, job in jobs.items()
+        },
+        "rows": rows,
+        "pairs": pairs,
+        "sizes": sizes,
+        "larger": {
+            row.name: [item_bytes(job.settings, n_items, row.n_codes) for n_items in sizes]
+            for row, job in jobs.items()
+            if row.kind in ("id", "codes")
+        },
+        "left_out": dict(left_out),
+        "failed": [text for row in jobs for (name, _, key), text in failed if (name, key) == (row.name, jobs[row].key)],
+    }
+
+
+def _rows(
+    runs: Mapping[Row, Mapping[int, records.Run]], full: Row, jobs: Mapping[Row, Job], n_items: int
+) -> tuple[list[tables.Row], list[tables.Row]]:
+    """One entry per row of the table, and one per pair of `_pairs`; Holm's correction is over all their tests."""
+    by_name = {row.name: found for row, found in runs.items()}
+    values = tables.paired_values(by_name, "valid", TESTED) if runs else {}
 
     def compared(row: str, of_metric: PairedValues) -> tables.Row:
-        if row == full.name or full.name not in runs:
+        if row == full.name or full not in runs:
             return {"change": None, "p": None}
         return {"change": of_metric.change(row, full.name), "p": of_metric.p_value(row, full.name)}
 
@@ -195,67 +225,28 @@ def content(jobs: Mapping[Row, Job], left_out: Mapping[str, str]) -> dict[str, A
             "row": row.name,
             "kind": row.kind,
             "size": row.size,
-            "bytes": _bytes(row, jobs[row], data["items"]),
-            "seeds": list(runs[row.name]),
-            "parameters": next(iter(runs[row.name].values())).record["parameters"],
-            **tables.cautions(runs, row.name),
+            "bytes": item_bytes(jobs[row].settings, n_items, row.n_codes),
+            "seeds": list(found),
+            "parameters": next(iter(found.values())).record["parameters"],
+            **tables.cautions(by_name, row.name),
             **tables.metrics_of(row.name, values, compared),
         }
-        for row in sorted(jobs, key=lambda row: (list(KINDS).index(row.kind), row.size))
-        if row.name in runs
+        for row, found in runs.items()
     ]
-    pairs = _pairs({row["row"]: row for row in rows}, values)
-    holm([[entry] for row in rows for entry in row["masked"].values()] + [[pair] for pair in pairs])
-    return {
-        "dataset": jobs[full].dataset,
-        "data": data,
-        "full": full.name,
-        "hidden_size": jobs[full].settings["hidden_size"],
-        "codebook_size": jobs[full].settings["sid_codebook_size"],
-        "changes": {row.name: _changes(jobs[row], jobs[full]) for row in jobs if row.name in runs},
-        "what": {row.name: KINDS[row.kind].format(row.size) for row in jobs},
-        "rows": rows,
-        "pairs": pairs,
-        "larger": {
-            row.name: [_bytes(row, job, n_items) for n_items in (data["items"], *LARGER)]
-            for row, job in sorted(jobs.items(), key=lambda one: (list(KINDS).index(one[0].kind), one[0].size))
-            if row.kind in ("id", "codes")
-        },
-        "n_larger": [data["items"], *LARGER],
-        "left_out": dict(left_out),
-        "failed": [text for row in jobs for (name, _, key), text in failed if (name, key) == (row.name, jobs[row].key)],
-    }
+    pairs = _pairs(rows, values["masked", "ndcg@10"]) if rows else []
+    holm([[entry] for entry in (*(entry for row in rows for entry in row["masked"].values()), *pairs)])
+    return rows, pairs
 
 
-def _bytes(row: Row, job: Job, n_items: int) -> int:
-    return item_bytes(job.settings, n_items, 0 if row.kind == "id" else row.size)
-
-
-def _changes(job: Job, full: Job) -> dict[str, Any]:
-    """What a row gives besides the settings of all: its model, and what it sets anew."""
-    keys = [key for key in SET if key in job.given and key != "final"]
-    return {key: job.given[key] for key in ("model", *keys)} if job is not full else {"model": ID_MODEL}
-
-
-def _pairs(rows: Mapping[str, tables.Row], values: tables.Values) -> list[tables.Row]:
-    """Codes bound to behaviour, each against what takes as many bytes, or of ID tables the next in bytes: N@10 in %."""
+def _pairs(rows: Sequence[tables.Row], ndcg: PairedValues) -> list[tables.Row]:
+    """Codes bound to behaviour against the other codes, as many an item, and the ID table nearest in bytes."""
     found = []
-    for row in rows.values():
-        if row["kind"] != "codes":
-            continue
-        ids = [other for other in rows.values() if other["kind"] == "id"]
-        nearest = min(ids, key=lambda other: abs(other["bytes"] - row["bytes"]), default=None)
-        others = [rows.get(f"hashed-{row['size']}"), rows.get(f"kmeans-{row['size']}"), nearest]
-        of_metric = values["masked", "ndcg@10"]
-        found += [
-            {
-                "row": row["row"],
-                "other": other["row"],
-                "kind": other["kind"],
-                "bytes": [row["bytes"], other["bytes"]],
-                "change": of_metric.change(row["row"], other["row"]),
-                "p": of_metric.p_value(row["row"], other["row"]),
-            }
-            for other in filter(None, others)
-        ]
+    for row in (row for row in rows if row["kind"] == "codes"):
+        others = [other for other in rows if other["kind"] in ("hashed", "kmeans") and other["size"] == row["size"]]
+        tables_of_ids = [other for other in rows if other["kind"] == "id"]
+        others += sorted(tables_of_ids, key=lambda other: abs(other["bytes"] - row["bytes"]))[:1]
+        for other in others:
+            names = row["row"], other["row"]
+            compared = {"change": ndcg.change(*names), "p": ndcg.p_value(*names)}
+            found.append({"kind": other["kind"], "rows": names, "bytes": [row["bytes"], other["bytes"]], **compared})
     return found
