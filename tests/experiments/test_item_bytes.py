@@ -150,7 +150,10 @@ def test_a_row_that_fails_is_named_and_without_the_full_table_nothing_is_compare
     next((tmp_path / "results/runs/tiny").glob("id-16-*.json")).unlink()
     run(tiny, tmp_path, execute=FakeExecute(fails={None, "random"}))
     page, content = page_and_content(tmp_path)
-    assert "`id-16` has no run yet" in page and len(content["rows"]) == 8
+    assert (
+        "no finished run yet: id-16, hashed-4, hashed-8, hashed-16\n- without `id-16`" in page
+        and len(content["rows"]) == 8
+    )
     assert all(entry["p"] is None for row in content["rows"] for entry in row["masked"].values())
     assert all(pair["p_holm"] == 1 for pair in content["pairs"])
 
