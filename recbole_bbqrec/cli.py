@@ -175,16 +175,27 @@ def _tune(given: argparse.Namespace) -> int:
 
 
 @_command(
-    "time and memory of scoring, with and without the codes",
+    "time and memory of scoring, with and without the codes; or accuracy against bytes of item parameters",
     *STUDY,
-    _option("--users", type=int, default=1000, help="histories that are scored (default 1000)"),
-    _option("--rounds", type=int, default=5, help="times each way of scoring is timed (default 5)"),
+    _option("--users", type=int, help="histories that are scored (default 1000)"),
+    _option("--rounds", type=int, help="times each way of scoring is timed (default 5)"),
+    _option("--table", action="store_true", help="train ID tables of several widths and of codes instead"),
+    _option("--seeds", type=int, help="with --table: trainings of each table (default 1)"),
     settings=True,
 )
-def _cost(given: argparse.Namespace) -> None:
+def _cost(given: argparse.Namespace) -> int | None:
+    for name in ("users", "rounds") if given.table else ("seeds",):
+        if getattr(given, name) is not None:
+            raise InputError(f"--{name}: goes {'without' if given.table else 'with'} --table; drop one of the two")
+    said = {key: value for key, value in vars(given).items() if value is not None}
+    if given.table:
+        from .experiments.item_bytes import study
+
+        return study(given.dataset, said.get("seeds", 1), given.settings, given.results)
     from .experiments.cost import cost
 
-    cost(given.dataset, given.users, given.rounds, given.settings, given.results)
+    cost(given.dataset, said.get("users", 1000), said.get("rounds", 5), given.settings, given.results)
+    return None
 
 
 @_command(

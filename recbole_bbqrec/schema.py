@@ -338,6 +338,10 @@ PROJECTED = (
 )
 EXPERTS = only("with use_features", lambda run: bool(run.get("use_features")))
 ID_PART = only("with use_item_id", lambda run: bool(run.get("use_item_id")))
+ID_DIM = (
+    *ID_PART,
+    Use("only up to hidden_size", lambda run, value: (value or 0) <= run["hidden_size"], "give a smaller one"),
+)
 SCORING = (Use(f"joint, codes and generate {CODES[0].words}", lambda run, value: value == "dense" or _has_codes(run)),)
 JOINT = only("with scoring=joint and semantic IDs", lambda run: run.get("scoring") == "joint" and _has_codes(run))
 GENERATE = only("with scoring=generate", lambda run: run.get("scoring") in (None, "generate"))

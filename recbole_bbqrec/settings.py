@@ -94,6 +94,7 @@ KEYS: dict[str, Key] = {
     "n_experts": Key(int, "whitening experts of UniSRec's adaptor", POSITIVE, used=schema.EXPERTS),
     # Item representation
     "use_item_id": Key(bool, "ID embedding in the item representation"),
+    "id_dim": Key(int, "width of the ID embedding, mapped linearly to hidden_size; empty: hidden_size, without a map", POSITIVE, True, used=schema.ID_DIM),
     "use_code_embedding": Key(bool, "embeddings of the item's codes in the item representation", used=schema.CODE_EMBEDDING),
     "use_features": Key(bool, "projected item features in the item representation", used=schema.PROJECTED),
     "id_dropout_prob": Key(float, "how often an item goes without its ID part in training, as new items will", PROBABILITY, used=schema.ID_PART),
@@ -223,8 +224,8 @@ NOT_LEARNED_FROM = {
     *("topk", "metrics", "use_gpu", "results"),  # metrics follow from ranks, and `use_gpu` decides the device alone
 }
 
-# Keys that came after the first records: they count in the runs that use them, so that those records are found.
-COUNTED_WHERE_USED = {"sid_alignment_weight"}
+ADDED_LATER = {"id_dim": None, "sid_alignment_weight": 1000.0}
+"""Keys that came after the first records, by the value with which a run is what it was without the key."""
 
 # Keys of what is fitted after training, with the trained weights held fixed.
 FITTED_AFTER_TRAINING = ("second_stage", "candidate_similarity", "n_candidate_neighbours", "n_candidate_last")
@@ -296,10 +297,10 @@ def _content(path: Path) -> dict[str, Any]:
 
 def learning_settings(config: Any) -> dict[str, Any]:
     """Return the settings that can change what training learns, as plain data: what its fingerprint is made of."""
-    given = config.final_config_dict
     left_out = NOT_LEARNED_FROM.union(FITTED_AFTER_TRAINING)
-    left_out |= {key for key in COUNTED_WHERE_USED if unused(key, given.get(key), given)}
-    return {key: value for key, value in plain_settings(config).items() if key not in left_out}
+    plain = plain_settings(config)
+    left_out |= {key for key, value in ADDED_LATER.items() if plain.get(key) == value}
+    return {key: value for key, value in plain.items() if key not in left_out}
 
 
 def plain_settings(config: Any) -> dict[str, Any]:

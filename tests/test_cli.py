@@ -8,7 +8,7 @@ from conftest import settings
 import recbole_bbqrec
 from recbole_bbqrec import cli, quick_start
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.experiments import ablation, cost
+from recbole_bbqrec.experiments import ablation, cost, item_bytes
 from recbole_bbqrec.serving.lists import known_histories
 
 
@@ -19,6 +19,7 @@ def called(monkeypatch):
     monkeypatch.setattr(ablation, "ablate", lambda *given: calls.append(("ablate", *given)) or 0)
     monkeypatch.setattr(ablation, "remake", lambda *given: calls.append(("remake", *given)))
     monkeypatch.setattr(cost, "cost", lambda *given: calls.append(("cost", *given)))
+    monkeypatch.setattr(item_bytes, "study", lambda *given: calls.append(("bytes", *given)) or 1)
     return calls
 
 
@@ -50,6 +51,22 @@ def test_table_only(called, capsys):
 def test_cost(called):
     assert cli.main(["cost", "--dataset=Sports", "--users=7", "--rounds=2", "--n_layers=1"]) == 0
     assert called == [("cost", "Sports", 7, 2, ["--n_layers=1"], cli.Path("results"))]
+
+
+def test_cost_of_tables(called, capsys):
+    assert cli.main(["cost", "--dataset=Sports"]) == 0
+    assert cli.main(["cost", "--dataset=Sports", "--table", "--n_layers=1"]) == 1, "the exit code of its runs"
+    assert cli.main(["cost", "--dataset=Sports", "--table", "--seeds=3", "--results=out"]) == 1
+    assert called == [
+        ("cost", "Sports", 1000, 5, [], cli.Path("results")),
+        ("bytes", "Sports", 1, ["--n_layers=1"], cli.Path("results")),
+        ("bytes", "Sports", 3, [], cli.Path("out")),
+    ]
+    assert cli.main(["cost", "--dataset=Sports", "--seeds=3"]) == 2
+    assert cli.main(["cost", "--dataset=Sports", "--table", "--users=0"]) == 2
+    assert len(called) == 3
+    said = capsys.readouterr().err
+    assert "--seeds: goes with --table" in said and "--users: goes without --table" in said
 
 
 def test_a_mistyped_option_is_not_taken_for_another(called):

@@ -344,13 +344,6 @@ def test_where_a_run_writes_does_not_change_what_it_learns(tiny):
     assert here != learning_settings(config_of(tiny, "--seed=1"))
 
 
-def test_a_key_that_came_later_counts_where_it_is_used(tiny):
-    key = "sid_alignment_weight"
-    assert key not in learning_settings(config_of(tiny)), "records from before are found"
-    assert learning_settings(config_of(tiny, "--tokenizer=aligned"))[key] == 1000.0
-    assert learning_settings(config_of(tiny, "--tokenizer=aligned", f"--{key}=9"))[key] == 9.0
-
-
 def test_building_a_config_gives_numpy_only_names_it_lacks(tiny):
     before = {name: getattr(np, name) for name in ("bool", "float64", "int_")}
     config_of(tiny)

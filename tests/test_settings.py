@@ -51,3 +51,13 @@ def test_extends_is_no_setting_and_its_keys_go_over_those_it_extends(tiny):
     }
     with pytest.raises(InputError, match="unknown key 'extends'"):
         Config(config_dict=quick(tiny, "BBQRec", extends="SASRecPlus"))
+
+
+def test_a_key_that_came_later_changes_runs_only_where_it_says_something_new(tiny):
+    before, same = (
+        settings.learning_settings(Config(config_dict=quick(tiny, **more))) for more in ({}, {"id_dim": None})
+    )
+    assert before == same and not settings.ADDED_LATER.keys() & before.keys()
+    for key, value in {"id_dim": 8, "sid_alignment_weight": 9.0}.items():
+        given = quick(tiny, **{key: value}, **({"tokenizer": "aligned"} if key.startswith("sid_") else {}))
+        assert settings.learning_settings(Config(config_dict=given))[key] == value

@@ -97,6 +97,32 @@ def bar_figure(title: str, panels: Mapping[str, Mapping[str, Any]], reference: s
         axes.locator_params(axis="x", nbins=5)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].invert_yaxis()
+    return _png(figure)
+
+
+def line_figure(title: str, x: str, y: str, lines: Mapping[str, Sequence[tuple[float, Mapping[str, float]]]]) -> bytes:
+    """Draw figures with intervals against what they cost, on a logarithmic axis; return a PNG, equal for equal input.
+
+    Lines are name -> points of a place on the axis and `mean`, `low` and `high`; one without any is left out.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for (name, points), marker in zip(lines.items(), "osD^vPX", strict=False):
+        if points:
+            places = [place for place, _ in points]
+            value, low, high = (np.array([point[end] for _, point in points]) for end in ("mean", "low", "high"))
+            axes.errorbar(
+                places, value, [value - low, high - value], marker=marker, markersize=4, capsize=2, label=name
+            )
+    axes.set(title=title, xlabel=x, ylabel=y, xscale="log")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

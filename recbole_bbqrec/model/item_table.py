@@ -1,6 +1,7 @@
 """The item table: item representations come from here, from whatever is known of an item.
 
-Shapes: N items (row 0 = padding), P positions of an ID, F width of a modality's features, H hidden width.
+Shapes: N items (row 0 = padding), P positions of an ID, F width of a modality's features, D width of the ID embedding,
+H hidden width.
 """
 
 from collections.abc import Callable
@@ -17,9 +18,10 @@ from .catalogue import Catalogue
 class ItemTable(nn.Module):
     """Sum of an ID embedding, the embeddings of the item's codes, and its projected features.
 
-    Parts that are switched off or unknown are left out. An item without a modality is served by a learned vector in its
-    place. On a grown catalogue the new items have no ID part, which `id_dropout_prob` prepares for. `projection` makes
-    what turns features into H numbers, from the widths F and H.
+    Parts that are switched off or unknown are left out. An ID embedding that is narrower than the rows goes through one
+    linear map that all items share. An item without a modality is served by a learned vector in its place. On a grown
+    catalogue the new items have no ID part, which `id_dropout_prob` prepares for. `projection` makes what turns
+    features into H numbers, from the widths F and H.
     """
 
     def __init__(
@@ -30,7 +32,12 @@ class ItemTable(nn.Module):
         self.n_items, self.n_trained = len(catalogue.tokens), catalogue.n_trained
         self.modalities = catalogue.modalities if config["use_features"] else []
         self.id_dropout: float = config["id_dropout_prob"]
-        self.id_embedding = nn.Embedding(self.n_items, hidden_size, padding_idx=0) if config["use_item_id"] else None
+        width = config["id_dim"] or hidden_size
+        self.id_embedding = nn.Embedding(self.n_items, width, padding_idx=0) if config["use_item_id"] else None
+        self.id_projection = None  # [D, H]
+        if config["use_item_id"] and width != hidden_size:
+            # So drawn that rows start as large as those of a table of full width; without a bias, no ID stays zero.
+            self.id_projection = nn.Parameter(torch.randn(width, hidden_size) / width**0.5)
         self.code_embedding = nn.Embedding(ids.n_code_ids, hidden_size, padding_idx=0) if ids is not None else None
         # Codes and features have files of their own; a checkpoint holds what training learned.
         self.register_buffer("code_ids", ids.code_ids if ids is not None else None, persistent=False)
@@ -54,7 +61,7 @@ class ItemTable(nn.Module):
             rows = self.id_embedding(items)
             if self.training and self.id_dropout > 0:
                 rows = rows * (torch.rand(len(items), 1, device=items.device) >= self.id_dropout)
-            parts.append(rows)
+            parts.append(rows if self.id_projection is None else rows @ self.id_projection)
         if self.code_embedding is not None:
             parts.append(self.code_embedding(self.get_buffer("code_ids")[items]).sum(dim=-2))
         for name in self.modalities:

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from recbole_bbqrec.evaluation import report
-from recbole_bbqrec.evaluation.report import bar_figure, markdown_table
+from recbole_bbqrec.evaluation.report import bar_figure, line_figure, markdown_table
 
 RECORD = {
     "model": "BBQRec",
@@ -48,10 +48,11 @@ def pixels(png):
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
 
 
-def test_figures():
-    def bar(mean, low, high):
-        return {"mean": mean, "low": low, "high": high}
+def bar(mean, low, high):
+    return {"mean": mean, "low": low, "high": high}
 
+
+def test_figures():
     bars = {"full": bar(0.5, 0.4, 0.6), "club": bar(0.3, 0.29, 0.32)}
     panels = {"R@10": bars, "change": {"full": None, "club": bar(-10.0, -12.0, -8.0)}}
     png = bar_figure("Title", panels, "full")
@@ -62,6 +63,15 @@ def test_figures():
     colours = {tuple(colour) for colour in before.reshape(-1, 3)}
     assert (0x44, 0x77, 0xAA) in colours and (0x99, 0xBB, 0xDD) in colours
     assert (0x44, 0x77, 0xAA) not in {tuple(colour) for colour in pixels(bar_figure("Title", panels)).reshape(-1, 3)}
+
+
+def test_a_figure_of_lines_shows_every_point():
+    lines = {"ids": [(0.1, bar(0.3, 0.2, 0.4)), (10.0, bar(0.5, 0.4, 0.6))], "codes": [(1.0, bar(0.4, 0.3, 0.5))]}
+    png = line_figure("Title", "MiB", "N@10", {**lines, "none": []})
+    assert png == line_figure("Title", "MiB", "N@10", lines), "equal input, equal file; a line without points is none"
+    for name in lines:
+        moved = [(place, bar(0.45, 0.4, 0.5)) for place, _ in lines[name]]
+        assert (pixels(png) != pixels(line_figure("Title", "MiB", "N@10", {**lines, name: moved}))).any()
 
 
 def test_files_are_written_whole(tmp_path):

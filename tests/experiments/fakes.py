@@ -46,6 +46,7 @@ class FakeExecute:
             "epochs": {"best": 2, "done": 3, "hit_cap": config_dict.get("codes") == "none"},
             "times_tested": int(config_dict["final"]),
             "seconds": {"train": 12.5},
+            "parameters": 12345,
             "run_dir": "/somewhere/of/mine/saved/BBQRec-tiny-1",
         }
         return record, ranks

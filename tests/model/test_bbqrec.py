@@ -59,7 +59,9 @@ def test_a_bias_changes_scores_and_learns(data):
     assert not torch.allclose(before, model.eval().score(batches[0]["item_id_list"]))
 
 
-@pytest.mark.parametrize("changes", [{"n_negatives": 0}, {"score_function": "dot"}, {"use_item_id": False}])
+@pytest.mark.parametrize(
+    "changes", [{"n_negatives": 0}, {"score_function": "dot"}, {"use_item_id": False}, {"id_dim": 4}]
+)
 def test_other_losses_learn_with_every_parameter_too(data, changes):
     model, batches, _ = make(data, **PLAIN, **changes)
     sum(model.calculate_loss(batch) for batch in batches).backward()

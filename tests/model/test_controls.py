@@ -9,7 +9,8 @@ from recbole_bbqrec.training.sequence_trainer import SequenceTrainer
 from recbole_bbqrec.training.untrained_trainer import UntrainedTrainer
 
 TEXT, BEHAVIOR = {"text"}, {"transition", "cooccurrence", "walk"}
-CONTROLS = {  # what each is made of: IDs, features, codes, similarity attention, scoring, signals that compare candidates
+# What each is made of: IDs, features, codes, similarity attention, scoring, signals that compare candidates.
+CONTROLS = {
     "SASRecPlus": (True, False, False, False, "dense", None),
     "SASRecPlusT": (True, False, False, False, "dense", BEHAVIOR),
     "SASRecPlusFT": (True, True, False, False, "dense", BEHAVIOR | TEXT),

@@ -20,7 +20,7 @@ def catalogue():
 def table(items=None, **changes):
     torch.manual_seed(0)
     config = {"hidden_size": 4, "use_item_id": True, "use_code_embedding": True, "use_features": True}
-    return ItemTable({**config, "id_dropout_prob": 0.0, **changes}, items or catalogue())
+    return ItemTable({**config, "id_dropout_prob": 0.0, "id_dim": None, **changes}, items or catalogue())
 
 
 def test_rows_are_the_sum_of_their_parts():
@@ -61,12 +61,41 @@ def test_id_dropout_is_for_training_alone():
     assert module.eval()(items).abs().sum() > 0
 
 
-def test_rows_of_new_items_have_no_id_part_and_leave_the_others_alone():
-    module = table().eval()
+def test_a_narrow_id_embedding_is_mapped_to_the_width_of_the_rows():
+    module = table(id_dim=2, use_code_embedding=False, use_features=False)
+    assert module.id_embedding.weight.shape == (6, 2) and module.id_projection.shape == (2, 4)
+    items = torch.tensor([3, 0, 5])
+    rows = module(items)
+    torch.testing.assert_close(rows, module.id_embedding.weight[items] @ module.id_projection)
+    assert torch.equal(rows[1], torch.zeros(4))
+    assert torch.linalg.matrix_rank(module(torch.arange(6))) == 2
+    rows.sum().backward()
+    assert module.id_projection.grad.abs().sum() > 0
+    assert module.id_embedding.weight.grad.abs().sum(1).ne(0).tolist() == [False, False, False, True, False, True]
+
+
+def test_an_id_embedding_as_wide_as_the_rows_is_the_plain_table():
+    items = torch.arange(6)
+    plain = table()(items)
+    assert torch.equal(table(id_dim=4)(items), plain) and table(id_dim=4).id_projection is None
+    assert table(id_dim=2, use_item_id=False).id_projection is None
+
+
+def test_narrow_ids_start_as_large_as_wide_ones():
+    many = Catalogue([f"i{item}" for item in range(2000)])
+    parts = {"hidden_size": 64, "use_code_embedding": False, "use_features": False}
+    for width in (None, 32, 16):
+        assert table(many, id_dim=width, **parts)(torch.arange(1, 2000)).std().item() == pytest.approx(1, rel=0.1)
+
+
+@pytest.mark.parametrize("id_dim", [None, 3])
+def test_rows_of_new_items_have_no_id_part_and_leave_the_others_alone(id_dim):
+    module = table(id_dim=id_dim).eval()
     before, known, new = module(torch.arange(6)), catalogue(), torch.randn(2, 3)
     present = torch.tensor([True, False])
     encoded = Encoded(torch.tensor([[3, 2], [0, 3]]), torch.zeros(1, 2, 2), present.unsqueeze(0))
-    grown = table(known.grown(ItemFeatures(["a", "b"], {"text": new}, {"text": present}), encoded)).eval()
+    items = known.grown(ItemFeatures(["a", "b"], {"text": new}, {"text": present}), encoded)
+    grown = table(items, id_dim=id_dim).eval()
     grown.load_state_dict(module.state_dict())
     assert grown.n_items == 8 and torch.equal(grown(torch.arange(6)), before)
     matrix, has = known.features.matrices["text"], known.features.present["text"]

@@ -1,0 +1,252 @@
+"""Small tables: which accuracy so many bytes of item parameters buy, as ID tables of several widths and as codes.
+
+All rows are the same model with the same encoder, `dense` scoring, neither features nor second stage: only what an item
+is looked up in differs.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+import yaml
+
+from ..config import Config, refuse_unused
+from ..data.feature_sources import modalities
+from ..errors import InputError
+from ..evaluation import report
+from ..evaluation.statistics import PairedValues, holm
+from ..model.catalogue import Catalogue, SemanticIds
+from ..model.item_table import ItemTable
+from ..settings import ADDED_LATER, MAY_BE_UNUSED, property_files, settings_to_load
+from . import records, tables
+from .runner import QUIET, Job, exit_code, given_and_files, run_jobs, say
+from .tables import TESTED, short
+
+ID_MODEL, CODES_MODEL = "SASRecPlus", "BBQRecCodesDense"
+
+KINDS = {
+    "id": ("ID tables", "an ID embedding, {} wide"),
+    "hashed": ("random codes (hashed IDs)", "{} random codes an item (hashed IDs)"),
+    "kmeans": ("codes of residual k-means", "{} codes an item of residual k-means over features"),
+    "codes": ("codes bound to behaviour", "{} codes an item, bound to behaviour"),
+}
+"""Kinds of rows in the order of the table: all of them, and one, in words."""
+
+SET = ("final", "id_dim", "use_item_id", "use_code_embedding", "use_features", "scoring", "similarity_attention")
+SET += ("codes", "tokenizer", "sid_levels", "second_stage")
+"""Settings that make the rows what they are, and `final`: the study never looks at test."""
+
+LARGER = (10**6, 10**7, 10**8)
+"""Items of the catalogues that the bytes are reckoned for besides."""
+
+MEBIBYTE = 2**20
+
+
+class Row(NamedTuple):
+    """A row of the table: its kind, and the width of an item's ID or the number of its codes."""
+
+    kind: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.size}"
+
+    @property
+    def n_codes(self) -> int:
+        return 0 if self.kind == "id" else self.size
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where it stands in the table."""
+        return list(KINDS).index(self.kind), self.size
+
+
+def rows_of(hidden_size: int) -> list[Row]:
+    """All rows, the most telling first; the first is the ID table of full width, which the others are compared with."""
+    found = [Row("id", hidden_size), Row("codes", 16), Row("codes", 4), Row("hashed", 16), Row("id", 8)]
+    found += [Row("kmeans", 16), Row("id", 32), Row("id", 16), Row("id", 4), Row("codes", 8), Row("hashed", 4)]
+    found += [Row("hashed", 8), Row("kmeans", 4), Row("kmeans", 8)]
+    return found[:1] + [row for row in found[1:] if row.n_codes or row.size < hidden_size]
+
+
+def applicable(settings: Mapping[str, Any]) -> tuple[dict[Row, dict[str, Any]], dict[str, str]]:
+    """Rows with their model and settings, and the names of those that cannot be, with the reason.
+
+    `settings` are those of a model with codes.
+    """
+    names, found, left_out = modalities(settings), {}, {}
+    n_signals = 1 if settings["sid_mode"] == "fused" else len(names) + bool(settings["sid_use_id"])
+    for row in rows_of(settings["hidden_size"]):
+        signals = n_signals if row.kind in ("codes", "hashed") else 1
+        if row.kind == "kmeans" and not names:
+            left_out[row.name] = "there are no features"
+        elif row.n_codes and (not signals or row.size % signals):
+            left_out[row.name] = f"{row.size} codes an item cannot be shared by {signals} signals"
+        else:
+            found[row] = _changes(row, signals, settings["hidden_size"])
+    return found, left_out
+
+
+def _changes(row: Row, signals: int, hidden_size: int) -> dict[str, Any]:
+    """Model and settings of a row whose codes are of so many signals."""
+    if row.kind == "id":
+        return {"model": ID_MODEL, "id_dim": None if row.size == hidden_size else row.size}
+    codes = "random" if row.kind == "hashed" else "learned"
+    tokenizer = "kmeans" if row.kind == "kmeans" else "behavior_bind"
+    return {"model": CODES_MODEL, "codes": codes, "tokenizer": tokenizer, "sid_levels": row.size // signals}
+
+
+def item_bytes(settings: Mapping[str, Any], n_items: int, n_codes: int) -> int:
+    """Bytes that are kept of `n_items` items: float32 parameters of the item table, and `n_codes` codes an item.
+
+    A code takes one byte, two where a codebook has more than 256; that an item may lack a signal is not counted. The
+    padding row is. The table is built in full, but on torch's device `meta`, where tensors have sizes and no content:
+    any number of items will do.
+    """
+    size = settings.get("sid_codebook_size", 0)
+    with torch.device("meta"):
+        codes = torch.zeros(n_items + 1, n_codes, dtype=torch.uint8 if size <= 256 else torch.int16)
+        ids = SemanticIds(codes, *torch.empty(2, 0), signals=[], codebook_size=size) if n_codes else None
+        tokens = cast(list[str], range(n_items + 1))  # of which only the number counts
+        table = ItemTable({**ADDED_LATER, **settings}, Catalogue(tokens, semantic_ids=ids))
+    return sum(tensor.nbytes for tensor in (*table.parameters(), codes))
+
+
+def study(dataset: str, n_seeds: int = 1, arguments: Sequence[str] = (), results: Path = Path("results")) -> int:
+    """Train the rows that have no record yet, the first seed of all of them first, and write the page after every run.
+
+    Parameters
+    ----------
+    n_seeds : trainings of each row, from the base seed upwards.
+    arguments : `--key=value` settings of all rows.
+    results : folder of page and records.
+
+    Returns
+    -------
+    Exit code: 0, or 1 where a run failed.
+    """
+    if n_seeds < 1:
+        raise InputError(f"--seeds: found {n_seeds}, expected at least 1")
+    given, files = given_and_files(arguments, "the study")
+    for key in SET:
+        if key in given:
+            raise InputError(f"--{key}: the study sets it for its rows, and never looks at test; drop it")
+    given = {**QUIET, **given, "dataset": dataset, "final": False}
+    configs = [
+        Config(arguments=files, config_dict={**given, "model": model, MAY_BE_UNUSED: True})
+        for model in (CODES_MODEL, ID_MODEL)
+    ]
+    refuse_unused([config.unused for config in configs])
+    found, left_out = applicable(records.comparable_settings(configs[0]))
+    for name, reason in left_out.items():
+        say(f"row {name} is left out: {reason}")
+    first, data, folder = configs[0]["seed"], records.about_data(configs[0]), records.folder_of(results, dataset)
+    jobs = {
+        (seed, row): Job(row.name, {**given, **changes, "seed": seed}, files, data, folder)
+        for seed in range(first, first + n_seeds)
+        for row, changes in found.items()
+    }
+    of_rows = {row: jobs[first, row] for row in sorted(found, key=lambda row: row.place)}
+    failures = run_jobs(list(jobs.values()), False, lambda _: write(of_rows, left_out, results))
+    print(write(of_rows, left_out, results))
+    return exit_code(failures)
+
+
+def write(jobs: Mapping[Row, Job], left_out: Mapping[str, str], results: Path) -> str:
+    """Write the page, its content as JSON, and the figure, from the records of each row's job; return the page.
+
+    Where no run has ended well yet nothing is written.
+    """
+    found = content(jobs, left_out)
+    if not found["rows"]:
+        return "no run has a record yet"
+    given = settings_to_load({**found["settings"], "data_path": ""})
+    keys = tables.keys_of(property_files(ID_MODEL, found["dataset"]))
+    shown = {key: given[key] for key in keys if key in found["settings"]}
+    text = yaml.safe_dump(shown, sort_keys=False, default_flow_style=None, width=110).rstrip()
+    page = tables.page("item-bytes.md.jinja", **found, yaml=text, MEBIBYTE=MEBIBYTE)
+    points = {
+        label: [(row["bytes"] / MEBIBYTE, row["masked"]["ndcg@10"]) for row in found["rows"] if row["kind"] == kind]
+        for kind, (label, _) in KINDS.items()
+    }
+    title = f"{found['dataset']}, validation, seen items masked"
+    figure = report.line_figure(title, "MiB of item parameters", short("ndcg@10"), points)
+    tables.write(results, f"item-bytes-{found['dataset']}", found, {"png": figure, "md": page})
+    return page
+
+
+def content(jobs: Mapping[Row, Job], left_out: Mapping[str, str]) -> dict[str, Any]:
+    """Everything the page shows, as plain data; equal records give equal content."""
+    full = max((row for row in jobs if not row.n_codes), key=lambda row: row.size)
+    of_full, failed = jobs[full], records.failures_in(jobs[full].folder).items()
+    recorded, data = records.runs_in(of_full.folder), of_full.data["data"]
+    runs = {row: records.by_seed(recorded, job.key, "valid") for row, job in jobs.items()}
+    rows, pairs = _rows({row: found for row, found in runs.items() if found}, full, jobs, data["items"])
+    sizes = (data["items"], *LARGER)
+    return {
+        "dataset": of_full.dataset,
+        "data": data,
+        "settings": of_full.settings,
+        "full": full.name,
+        "what": {row.name: KINDS[row.kind][1].format(row.size) for row in jobs},
+        "changes": {
+            row.name: {key: job.given[key] for key in ("model", *SET[1:]) if key in job.given}
+            for row, job in jobs.items()
+        },
+        "rows": rows,
+        "pairs": pairs,
+        "sizes": sizes,
+        "larger": {
+            row.name: [item_bytes(job.settings, n_items, row.n_codes) for n_items in sizes]
+            for row, job in jobs.items()
+            if row.kind in ("id", "codes")
+        },
+        "left_out": dict(left_out),
+        "failed": [text for row in jobs for (name, _, key), text in failed if (name, key) == (row.name, jobs[row].key)],
+    }
+
+
+def _rows(
+    runs: Mapping[Row, Mapping[int, records.Run]], full: Row, jobs: Mapping[Row, Job], n_items: int
+) -> tuple[list[tables.Row], list[tables.Row]]:
+    """One entry per row of the table, and one per pair of `_pairs`; Holm's correction is over all their tests."""
+    by_name = {row.name: found for row, found in runs.items()}
+    values = tables.paired_values(by_name, "valid", TESTED) if runs else {}
+
+    def compared(row: str, of_metric: PairedValues) -> tables.Row:
+        if row == full.name or full not in runs:
+            return {"change": None, "p": None}
+        return {"change": of_metric.change(row, full.name), "p": of_metric.p_value(row, full.name)}
+
+    rows = [
+        {
+            "row": row.name,
+            "kind": row.kind,
+            "size": row.size,
+            "bytes": item_bytes(jobs[row].settings, n_items, row.n_codes),
+            "seeds": list(found),
+            "parameters": next(iter(found.values())).record["parameters"],
+            **tables.cautions(by_name, row.name),
+            **tables.metrics_of(row.name, values, compared),
+        }
+        for row, found in runs.items()
+    ]
+    pairs = _pairs(rows, values["masked", "ndcg@10"]) if rows else []
+    holm([[entry] for entry in (*(entry for row in rows for entry in row["masked"].values()), *pairs)])
+    return rows, pairs
+
+
+def _pairs(rows: Sequence[tables.Row], ndcg: PairedValues) -> list[tables.Row]:
+    """Codes bound to behaviour against the other codes, as many an item, and the ID table nearest in bytes."""
+    found = []
+    for row in (row for row in rows if row["kind"] == "codes"):
+        others = [other for other in rows if other["kind"] in ("hashed", "kmeans") and other["size"] == row["size"]]
+        tables_of_ids = [other for other in rows if other["kind"] == "id"]
+        others += sorted(tables_of_ids, key=lambda other: abs(other["bytes"] - row["bytes"]))[:1]
+        for other in others:
+            names = row["row"], other["row"]
+            compared = {"change": ndcg.change(*names), "p": ndcg.p_value(*names)}
+            found.append({"kind": other["kind"], "rows": names, "bytes": [row["bytes"], other["bytes"]], **compared})
+    return found
