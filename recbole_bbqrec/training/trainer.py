@@ -201,7 +201,14 @@ class ProtocolTrainer(SecondStageFit):
     def evaluate(
         self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
     ) -> Any:
-        """Evaluate with RecBole's own evaluator (unmasked column), on the best weights unless told otherwise."""
+        """Evaluate with RecBole's own evaluator (unmasked column), on the best weights unless told otherwise.
+
+        It cannot rank items that the model was not trained with (`cold_items`), which is an `InputError`.
+        """
+        if self.config["cold_items"]:
+            raise InputError(
+                "cold_items: RecBole's evaluator ranks no new items; take run_recbole_bbqrec.py, or drop it"
+            )
         if load_best_model:
             self.load_best(model_file)
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)

@@ -93,7 +93,7 @@ def test_a_failing_model_does_not_end_the_others_and_is_named(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("models", "changes", "message"),
     [
-        (("SASRecPlus",), {}, "cold_items: found 0.1 with SASRecPlus"),
+        (("BBQRec",), {"codes": "random"}, "cold_items: found 0.1 with codes=random"),
         (("BBQRek",), {}, "--model=BBQRek: no sequential model of this name; did you mean BBQRec"),
         (("BBQRec",), {"cold_items": 0.0}, "cold_items: found 0, expected a share of the items"),
         (("BBQRec",), {"second_stage": "linear"}, "cold_items: found 0.1 with second_stage=linear"),
