@@ -206,9 +206,7 @@ class ProtocolTrainer(SecondStageFit):
         It cannot rank items that the model was not trained with (`cold_items`), which is an `InputError`.
         """
         if self.config["cold_items"]:
-            raise InputError(
-                "cold_items: RecBole's evaluator ranks no new items; take run_recbole_bbqrec.py, or drop it"
-            )
+            raise InputError("cold_items: RecBole's evaluator ranks no new items; take the run script, or drop it")
         if load_best_model:
             self.load_best(model_file)
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
