@@ -36,7 +36,8 @@ def study(
     Parameters
     ----------
     models : names; none means `MODELS`.
-    n_seeds : runs of each model, from the base seed upwards; the first seed of all models comes first.
+    n_seeds : runs of each model, from the base seed upwards; the first seed of all models comes first, and with it the
+        runs that hold items out.
     arguments : `--key=value` settings of all runs; `cold_items` is `SHARE` and `second_stage` off unless given.
     final : also judge the test split.
     results : folder of pages and records.
@@ -57,10 +58,10 @@ def study(
         raise InputError("cold_items: found 0, expected a share of the items, such as 0.1")
     data, folder = records.about_data(config), records.folder_of(results, dataset)
     jobs = [
-        Job(name, {**given, **changes, "model": model, "seed": seed}, files, data, folder)
+        Job(name(model), {**given, **changes, "model": model, "seed": seed}, files, data, folder)
         for seed in range(config["seed"], config["seed"] + n_seeds)
+        for name, changes in ((held_out, {}), (knowing, {"cold_items": 0.0}))
         for model in models
-        for name, changes in ((held_out(model), {}), (knowing(model), {"cold_items": 0.0}))
     ]
     about = {"dataset": dataset, "share": config["cold_items"], "data": data["data"], "models": models}
     about["given"] = {key: value for key, value in given.items() if key not in {*NOT_LEARNED_FROM, *QUIET, *about}}

@@ -43,7 +43,7 @@ def run(tiny, tmp_path, models=("BBQRec", "SASRecPlusFT"), seeds=2, execute=None
 def test_every_model_runs_with_and_without_cold_items_first_seeds_first(tiny, tmp_path):
     code, execute, found = run(tiny, tmp_path)
     shown = [(call["model"], call["seed"], call["cold_items"]) for call in execute.calls]
-    first = [("BBQRec", 2020, 0.1), ("BBQRec", 2020, 0.0), ("SASRecPlusFT", 2020, 0.1), ("SASRecPlusFT", 2020, 0.0)]
+    first = [(model, 2020, share) for share in (0.1, 0.0) for model in ("BBQRec", "SASRecPlusFT")]
     assert code == 0 and shown == [*first, *((model, 2021, share) for model, _, share in first)]
     assert all(call["second_stage"] == "off" for call in execute.calls)
     assert len({*found["keys"].values()}) == 4, "runs with and without cold items have keys of their own"
