@@ -160,6 +160,20 @@ def _ablate(given: argparse.Namespace) -> int | None:
 
 
 @_command(
+    "how items are ranked that training did not know, and what that costs the others",
+    *STUDY,
+    _option("--models", type=_names, default=[], help="names, separated by commas (default: all that can)"),
+    _option("--seeds", type=int, default=3, help="runs of each model (default 3; 1 screens)"),
+    _option("--final", action="store_true", help="also evaluate the test split"),
+    settings=True,
+)
+def _cold(given: argparse.Namespace) -> int:
+    from .experiments import cold
+
+    return cold.study(given.dataset, given.models, given.seeds, given.settings, given.final, given.results)
+
+
+@_command(
     "choose a model's settings on validation, within a budget of CPU time",
     _option("--model", required=True, help="name of the model"),
     *STUDY,

@@ -16,6 +16,7 @@ from recbole.evaluator.register import metric_types
 from recbole.utils import InputType
 
 from . import compat, registry, schema
+from .data.cold_items import check_cold_items
 from .data.presplit import EXAMPLE, check_files
 from .data.selected_features import load_selected_features
 from .errors import InputError
@@ -117,6 +118,7 @@ class Config(RecBoleConfig):
             text = str(error.args[0]) if error.args else repr(error)
             raise InputError(f"settings: {' '.join(text.split())}; see docs/settings.md") from error
         _check_negatives(self)
+        check_cold_items(self)
         _check_data_path(self)
         load_selected_features(self, chosen="selected_features" in self.external_config_dict)
 

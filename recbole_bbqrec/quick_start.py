@@ -108,9 +108,10 @@ def execute(
     With `train_on: all` this run comes first, to its end and unjudged, and decides on validation what there is to
     decide; then a second training learns from all interactions, and the record and the folder are its own.
 
-    The record holds model, dataset, seed, metrics by split and column, judged users and rows, epochs, seconds, peak
-    memory (MiB), number of parameters, settings, versions, and the folder of the run. Seconds and memory of what a
-    cache or an earlier process has spared are those of when it was made, none where nobody has measured them.
+    The record holds model, dataset, seed, metrics by split and column (with `cold_items` also by `groups` of targets),
+    judged users and rows, epochs, seconds, peak memory (MiB), number of parameters, settings, versions, and the folder
+    of the run. Seconds and memory of what a cache or an earlier process has spared are those of when it was made, none
+    where nobody has measured them.
     """
     fetch_missing(arguments, config_dict)
     config = Config(arguments=arguments, config_dict=config_dict)
@@ -260,6 +261,7 @@ def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memo
         "dataset": config["dataset"],
         "seed": config["seed"],
         "metrics": {split: rank.metrics(config["metrics"], config["topk"]) for split, rank in ranks.items()},
+        **({"groups": groups_of(config, ranks)} if config["cold_items"] else {}),
         "users": {split: len(np.unique(rank.users)) for split, rank in ranks.items()},
         "rows": {split: len(rank.users) for split, rank in ranks.items()},
         "epochs": {"best": best + 1, "done": done, "hit_cap": trainer.hit_cap},
@@ -272,6 +274,17 @@ def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memo
         "run_dir": str(trainer.folder.path),
         "settings": plain_settings(config),
         "versions": report.versions(),
+    }
+
+
+def groups_of(config: Config, ranks: Mapping[str, Ranks]) -> dict[str, Any]:
+    """By split, of all, warm and cold targets: their number of `rows`, and their `metrics`."""
+    return {
+        split: {
+            name: {"rows": len(found.users), "metrics": found.metrics(config["metrics"], config["topk"])}
+            for name, found in of_split.groups().items()
+        }
+        for split, of_split in ranks.items()
     }
 
 

@@ -16,7 +16,7 @@ from .model.bbqrec import BBQRec
 from .model.stock_attention import add_similarity
 from .model.tiger import TIGER
 from .model.unisrec import UniSRec
-from .model.untrained import Pop, TransitionGraph
+from .model.untrained import ContentNeighbors, Pop, TransitionGraph, Untrained
 from .training.sequence_trainer import SequenceTrainer
 from .training.trainer import ProtocolTrainer
 from .training.untrained_trainer import UntrainedTrainer
@@ -35,13 +35,14 @@ MODELS: dict[str, type[SequentialRecommender]] = {
     "TIGER": TIGER,
     "TIGERPaper": TIGER,
     "Pop": Pop,
+    "ContentNeighbors": ContentNeighbors,
     "TransitionGraph": TransitionGraph,
 }
 """Models of this project by the name given to `--model`. Each has a file of its own in properties/model; names that
 share a class differ in their settings alone."""
 
 TRAINERS: dict[str, type[ProtocolTrainer]] = {
-    name: UntrainedTrainer if issubclass(model, Pop) else SequenceTrainer for name, model in MODELS.items()
+    name: UntrainedTrainer if issubclass(model, Untrained) else SequenceTrainer for name, model in MODELS.items()
 }
 """Trainers of this project's models; RecBole's models keep their own trainer with the protocol on top."""
 

@@ -112,7 +112,8 @@ def _encoder(run: Settings, modality: str) -> str:
     return "" if name in (None, "~") else str(name)
 
 
-def _encoders(run: Settings) -> list[str]:
+def encoders(run: Settings) -> list[str]:
+    """Return the encoders of the modalities that have one."""
     return [name for name in (_encoder(run, "text"), _encoder(run, "image")) if name]
 
 
@@ -141,7 +142,8 @@ def _compares(run: Settings) -> bool:
     return bool(run.get("attach_semantic_ids")) or _attends(run)
 
 
-def _has_codes(run: Settings) -> bool:
+def has_codes(run: Settings) -> bool:
+    """Whether semantic IDs are made."""
     return _compares(run) and run.get("codes") != "none"
 
 
@@ -161,14 +163,21 @@ def _loads_rows(run: Settings) -> bool:
     return columns is None or not {"user", "item"}.isdisjoint(columns) or run["model"] in FEATURE_MODELS
 
 
-def _decodes(run: Settings) -> bool:
+def decodes(run: Settings) -> bool:
     """Whether IDs are decoded: scores beyond a beam are none that a second stage could go on from."""
     return run.get("scoring") == "generate" or "causal_encoder" in run
 
 
+def ranks_new_items(run: Settings) -> bool:
+    """Whether the model represents items by what is known of new ones too: features, or codes made from them."""
+    if decodes(run) or "content_last_items" in run:
+        return True
+    return _is_bbqrec(run) and bool(run.get("use_features") or (has_codes(run) and run.get("use_code_embedding")))
+
+
 def second_stage(run: Settings) -> str:
     """Return the form of second stage that a run makes: `gbdt`, `linear` or `off`."""
-    is_off = _decodes(run) or not run.get("candidate_similarity")
+    is_off = decodes(run) or not run.get("candidate_similarity")
     return "off" if is_off else run.get("second_stage") or "off"
 
 
@@ -185,7 +194,8 @@ def _reads_features(run: Settings, attach: Any) -> bool:
     if not attach:  # to leave them out, nothing else may bring them along
         return not _compares(run)
     ranked = not {"text", "image"}.isdisjoint(_candidates(run))
-    return _compares(run) or "graph_hops" in run or ranked or (_is_bbqrec(run) and bool(run.get("use_features")))
+    read = _compares(run) or not {"graph_hops", "content_last_items"}.isdisjoint(run) or ranked
+    return read or (_is_bbqrec(run) and bool(run.get("use_features")))
 
 
 def _reads_ids(run: Settings, attach: Any) -> bool:
@@ -204,7 +214,7 @@ def _known_signals(run: Settings, names: Any) -> bool:
     form = second_stage({**run, "candidate_similarity": names})
     there = {
         "behavior": form != "off",
-        "codes": form != "off" and _has_codes(run),
+        "codes": form != "off" and has_codes(run),
         "seen": form == "linear",
         "popularity": form == "gbdt",
     }
@@ -219,7 +229,7 @@ def _tokenizer(*names: str, learned: bool = True) -> tuple[Use, ...]:
     """One of these tokenizers gives the codes; where `learned`, no random ones stand in their place."""
 
     def holds(run: Settings) -> bool:
-        return _has_codes(run) and run.get("tokenizer") in names and not (learned and run.get("codes") == "random")
+        return has_codes(run) and run.get("tokenizer") in names and not (learned and run.get("codes") == "random")
 
     which = f", with tokenizer={' or '.join(names)}" if len(names) < len(TOKENIZERS) else ""
     return only(f"with {IDS}{which}{' and without codes=random' * learned}", holds)
@@ -307,10 +317,10 @@ IMAGES = (
     ),
 )
 COUNTED_FEATURES = only(
-    "with an encoder tfidf or codes", lambda run: _builds(run) and not set(COUNTED).isdisjoint(_encoders(run))
+    "with an encoder tfidf or codes", lambda run: _builds(run) and not set(COUNTED).isdisjoint(encoders(run))
 )
 MODEL_FEATURES = only(
-    "where an encoder is a transformers model", lambda run: _builds(run) and any(map(_is_model, _encoders(run)))
+    "where an encoder is a transformers model", lambda run: _builds(run) and any(map(_is_model, encoders(run)))
 )
 TEXT_MODEL = only(
     "where text_encoder is a transformers model", lambda run: _builds(run) and _is_model(_encoder(run, "text"))
@@ -318,22 +328,22 @@ TEXT_MODEL = only(
 COMPARES = only(
     "with attach_semantic_ids or similarity_attention", lambda run: run[KIND] != UNTRAINED and _compares(run)
 )
-CODES = only(f"with {IDS}", _has_codes)
-REPORT = (Use(CODES[0].words, lambda run, value: not value or _has_codes(run)),)
+CODES = only(f"with {IDS}", has_codes)
+REPORT = (Use(CODES[0].words, lambda run, value: not value or has_codes(run)),)
 SHAPE = _tokenizer(*TOKENIZERS, learned=False)
 NETWORK = _tokenizer("behavior_bind", "rqvae", "aligned", learned=False)
 LEARNED_NETWORK = _tokenizer("behavior_bind", "rqvae", "aligned")
 RQVAE, ALIGNED = _tokenizer("rqvae", "aligned"), _tokenizer("aligned")
 BOUND, BOUND_SHAPE = _tokenizer("behavior_bind"), _tokenizer("behavior_bind", learned=False)
-BOUND_FEATURES = (*BOUND, *only("where items have texts or images", lambda run: bool(_encoders(run))))
+BOUND_FEATURES = (*BOUND, *only("where items have texts or images", lambda run: bool(encoders(run))))
 SHARED = (*BOUND_FEATURES, *only("without sid_mode=fused", lambda run: run.get("sid_mode") != "fused"))
 ATTENTION = only("in BBQRec, its controls and RecBole's own models", lambda run: run[KIND] == STOCK or _is_bbqrec(run))
 SIMILARITY = (*ATTENTION, *only("with similarity_attention", _attends))
-CODE_EMBEDDING = (Use(f"True {CODES[0].words}", lambda run, value: not value or _has_codes(run)),)
+CODE_EMBEDDING = (Use(f"True {CODES[0].words}", lambda run, value: not value or has_codes(run)),)
 PROJECTED = (
     Use(
         "True only with item features: attach_item_features and a text_encoder or image_encoder",
-        lambda run, value: not value or (_builds(run) and bool(_encoders(run))),
+        lambda run, value: not value or (_builds(run) and bool(encoders(run))),
     ),
 )
 EXPERTS = only("with use_features", lambda run: bool(run.get("use_features")))
@@ -342,15 +352,15 @@ ID_DIM = (
     *ID_PART,
     Use("only up to hidden_size", lambda run, value: (value or 0) <= run["hidden_size"], "give a smaller one"),
 )
-SCORING = (Use(f"joint, codes and generate {CODES[0].words}", lambda run, value: value == "dense" or _has_codes(run)),)
-JOINT = only("with scoring=joint and semantic IDs", lambda run: run.get("scoring") == "joint" and _has_codes(run))
+SCORING = (Use(f"joint, codes and generate {CODES[0].words}", lambda run, value: value == "dense" or has_codes(run)),)
+JOINT = only("with scoring=joint and semantic IDs", lambda run: run.get("scoring") == "joint" and has_codes(run))
 GENERATE = only("with scoring=generate", lambda run: run.get("scoring") in (None, "generate"))
 DENSE = only("with scoring=joint or dense", lambda run: run.get("scoring") in ("joint", "dense"))
 COSINE = (*DENSE, *only("with score_function=cosine", lambda run: run.get("score_function") == "cosine"))
 SECOND_STAGE = (
     Use(
         "only in models that score all items, not in TIGER and with scoring=generate, whose beams leave some without",
-        lambda run, value: value == "off" or not _decodes(run),
+        lambda run, value: value == "off" or not decodes(run),
     ),
 )
 CANDIDATES = (
@@ -372,6 +382,7 @@ def _beyond_one(key: str, words: str) -> tuple[Use, ...]:
 
 
 HOPS, STEPS = _beyond_one("graph_hops", "more than one hop"), _beyond_one("graph_last_items", "more than one last item")
+CONTENT_STEPS = _beyond_one("content_last_items", "more than one last item")
 HAS_FEATURES = only(
-    "where items have features: text_encoder or image_encoder", lambda run: _builds(run) and bool(_encoders(run))
+    "where items have features: text_encoder or image_encoder", lambda run: _builds(run) and bool(encoders(run))
 )

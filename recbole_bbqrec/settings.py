@@ -46,6 +46,7 @@ KEYS: dict[str, Key] = {
     "average_weights": Key(bool, "evaluate and keep an average over the last steps of training, not the last step"),
     "length_groups": Key(bool, "run RecBole's own models on length groups where they do not depend on padding", used=schema.RECBOLES),
     "resume": Key(bool, "go on with an interrupted run of the same settings, or one of fewer epochs; evaluate a finished one"),
+    "cold_items": Key(float, "share of the items that training does not know, to judge how new items are ranked", PROBABILITY),
     "train_on": Key(str, "`train`, or `all`: validation decides, then all interactions are trained on, for use", _one_of("train", "all")),
     # Item features
     "attach_item_features": Key(bool, "build the item features and attach them to the data set", used=schema.ATTACH_FEATURES),
@@ -117,6 +118,8 @@ KEYS: dict[str, Key] = {
     "graph_hop_decay": Key(list, "factor for every further hop", FACTOR, used=schema.HOPS),
     "graph_position_decay": Key(list, "factor for every step back from the last item", FACTOR, used=schema.STEPS),
     "graph_cosine_weight": Key(list, "weight of the features' cosine", Allowed("numbers of at least 0", lambda value: 0 <= value < float("inf")), used=schema.HAS_FEATURES),
+    "content_last_items": Key(list, "last items of the history that ContentNeighbors compares with", _whole(1, 50)),
+    "content_position_decay": Key(list, "factor for every step back from the last item", FACTOR, used=schema.CONTENT_STEPS),
     # Files
     "cache_dir": Key(str, "item features and tokenizers, kept by fingerprint; empty: <checkpoint_dir>/cache", None, True, schema.FEATURES),
     "results": Key(str, "folder of records, pages, and of the counts of how often a configuration was judged on test"),
@@ -224,7 +227,7 @@ NOT_LEARNED_FROM = {
     *("topk", "metrics", "use_gpu", "results"),  # metrics follow from ranks, and `use_gpu` decides the device alone
 }
 
-ADDED_LATER = {"id_dim": None, "sid_alignment_weight": 1000.0}
+ADDED_LATER = {"cold_items": 0.0, "id_dim": None, "sid_alignment_weight": 1000.0}
 """Keys that came after the first records, by the value with which a run is what it was without the key."""
 
 # Keys of what is fitted after training, with the trained weights held fixed.

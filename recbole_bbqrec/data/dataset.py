@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from recbole.data.interaction import Interaction, cat_interactions
 from recbole.utils import FeatureSource, FeatureType
 
 from ..errors import InputError
 from ..model.catalogue import Catalogue, SemanticIds
+from .cold_items import apart, cold_tokens, with_cold_items
 from .features import build_item_features
 from .loading import LoadedDataset
 from .semantic_ids import fit_semantic_ids
@@ -33,12 +35,15 @@ class MultiModalSequentialDataset(LoadedDataset):
         RecBole's feature-aware models can take them.
     train_sequences : training part of every user's sequence, once built.
     tokenizer_file : where the tokenizer that gave the codes is kept.
+    n_cold : number of items that training does not know (`cold_items`), the last ones by id. Once built, the training
+        part has the catalogue without them; RecBole's rows stay whole, as they say what users had seen.
     seconds : what `features` and `tokenizer` took when they were made; none where that is not known.
     """
 
     catalogue: Catalogue
     train_sequences: Sequences | None = None
     tokenizer_file: Path | None = None
+    n_cold = 0
 
     def __init__(self, config: Any) -> None:
         for key in ("save_dataset", "save_dataloaders"):
@@ -48,11 +53,12 @@ class MultiModalSequentialDataset(LoadedDataset):
         super().__init__(config)
         tokens = [str(token) for token in self.field2id_token[self.iid_field]]
         self.catalogue = Catalogue(tokens)
+        unfitted = {*tokens[len(tokens) - self.n_cold :]}
         # Whether the model needs to know how alike items are, by their codes or by their features.
         compares = bool(config["attach_semantic_ids"]) or config["similarity_attention"] != "off"
         self._needs_codes = compares and config["codes"] != "none"
         if config["attach_item_features"] or compares:
-            features, self.seconds["features"] = build_item_features(config, tokens[1:], self.cache_dir)
+            features, self.seconds["features"] = build_item_features(config, tokens[1:], self.cache_dir, unfitted)
             self.catalogue = Catalogue(tokens, features.reindex(tokens))
 
     @property
@@ -70,16 +76,36 @@ class MultiModalSequentialDataset(LoadedDataset):
         splits = super().build()
         if self.config["train_on"] == "all":
             splits = _all_in_training(splits)
-        sequences, catalogue = training_sequences(splits[0]), self.catalogue
+        sequences, catalogue, cold = training_sequences(splits[0]), self.catalogue, None
+        if self.n_cold:
+            catalogue, cold = apart(catalogue, self.n_cold)
+            sequences = sequences.only(sequences.items < len(catalogue.tokens))
         if self._needs_codes:
             ids, self.tokenizer_file, seconds = fit_semantic_ids(self.config, catalogue, sequences, self.cache_dir)
             catalogue = replace(catalogue, semantic_ids=ids)
             self.seconds |= seconds
-        for split in (self, *splits):
-            split.train_sequences, split.catalogue = sequences, catalogue
-            if catalogue.semantic_ids is not None:
-                split._attach_codes(catalogue.semantic_ids)
+        whole = with_cold_items(self.config, catalogue, cold, self.tokenizer_file) if cold else catalogue
+        for split, known in zip((self, *splits), (catalogue, catalogue, whole, whole), strict=True):
+            split.train_sequences, split.catalogue = sequences, known
+            if known.semantic_ids is not None:
+                split._attach_codes(known.semantic_ids)
         return splits
+
+    def num(self, field: str) -> int:
+        """As RecBole's; there are as many items as the catalogue has."""
+        catalogue = getattr(self, "catalogue", None)
+        return len(catalogue.tokens) if catalogue is not None and field == self.iid_field else super().num(field)
+
+    def _get_remap_list(self, field_list: np.ndarray) -> list[Any]:
+        """Have RecBole number cold items behind all others."""
+        found, share = super()._get_remap_list(field_list), self.config["cold_items"]
+        if not share or self.iid_field not in field_list:
+            return found
+        tokens = {str(token) for feat, field, _ in found for token in feat[field]}
+        cold = cold_tokens([*tokens], share)
+        self.n_cold = len(cold)
+        known = pd.DataFrame({self.iid_field: sorted(tokens - cold)}, dtype=object)
+        return [(known, self.iid_field, FeatureType.TOKEN), *found]
 
     def _attach_codes(self, ids: SemanticIds) -> None:
         width = ids.codes.shape[1]

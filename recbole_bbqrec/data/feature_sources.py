@@ -8,12 +8,13 @@ such as `{title}[ by {brand}][, in {tags}]`.
 import functools
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -160,10 +161,18 @@ class Source:
         return storage.fingerprint(self.method, self.tokens, self.hashes)
 
 
-def gather(name: str, config: Any, texts: dict[str, list[str]], tokens: list[str], download: bool = True) -> Source:
+def gather(
+    name: str,
+    config: Any,
+    texts: dict[str, list[str]],
+    tokens: list[str],
+    download: bool = True,
+    unfitted: Collection[str] = (),
+) -> Source:
     """Read the source of one modality for the sorted item `tokens` and bind its encoder to it.
 
     `texts` are from `read_texts`, of this modality among others; `download` fetches a model that is only on the hub.
+    An encoder that learns something from the items learns nothing from those `unfitted`.
     """
     kind, encoder, fields = _kind(config, name), modalities(config)[name], None
     beside = _below(config, encoder)
@@ -182,7 +191,8 @@ def gather(name: str, config: Any, texts: dict[str, list[str]], tokens: list[str
     else:
         place, rows, fields = item_file(config), texts[name], _given(config, f"{name}_fields")
         remedy = f"the columns {fields} must have values for this data set's items"
-    method, encode = _encoder(kind, found, config, rows, download)
+    fitted = np.array([token not in unfitted for token in tokens])
+    method, encode = _encoder(kind, found, config, rows, download, fitted)
     method["code"] = storage.source_fingerprint(__name__)
     about = {"modality": name, "encoder": encoder, "fields": fields, "source": place.name}
     hashes = torch.tensor([_hash(row) for row in rows], dtype=torch.int64)
@@ -201,7 +211,7 @@ def _hash(row: Any) -> int:
 
 
 def _encoder(
-    kind: str, encoder: str, config: Any, rows: list[Any], download: bool
+    kind: str, encoder: str, config: Any, rows: list[Any], download: bool, fitted: np.ndarray
 ) -> tuple[dict[str, Any], Callable[[Path], encoders.Encoded]]:
     """Return what the encoding of rows depends on beside them, and the function that does it."""
     if kind == "vectors":
@@ -209,7 +219,10 @@ def _encoder(
     if encoder in COUNTED:
         counted, dim, seed = COUNTED[encoder], config["feature_dim"], config["seed"]
         method = {"method": encoder, "feature_dim": dim, "seed": seed}
-        return {**method, "versions": _versions("scikit-learn", "scipy", "numpy")}, lambda _: counted(rows, dim, seed)
+        if not fitted.all():
+            method["fitted"] = storage.fingerprint(fitted)
+        method["versions"] = _versions("scikit-learn", "scipy", "numpy")
+        return method, lambda _: counted(rows, dim, seed, fitted)
     model, size, device = encoders.model_folder(encoder, download), config["encode_batch_size"], config["device"]
     files = {path.name: path for pattern in encoders.MODEL_FILES for path in model.glob(pattern)} if model else {}
     method = {"method": "transformers", "model": storage.fingerprint(files) if model else None}

@@ -7,7 +7,7 @@ the ids that RecBole gives.
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,12 @@ from .feature_sources import Source, gather, modalities, read_texts
 NOT_MEASURED = {"seconds": None, "memory_growth_mib": None}
 
 
-def build_item_features(config: Any, item_tokens: Sequence[str], cache_dir: Path) -> tuple[ItemFeatures, float | None]:
+def build_item_features(
+    config: Any, item_tokens: Sequence[str], cache_dir: Path, unfitted: Collection[str] = ()
+) -> tuple[ItemFeatures, float | None]:
     """Return the features of the items, rows in sorted order of their tokens, and the seconds that encoding them took.
+
+    Where encoders learn words and dimensions, they learn none from the items `unfitted`.
 
     What `cache_dir` holds is read, with what it cost when it was made: none where nobody has measured that. A file,
     column or model that is missing or broken is an `InputError`, and so is a modality that no item has.
@@ -33,7 +37,7 @@ def build_item_features(config: Any, item_tokens: Sequence[str], cache_dir: Path
     result, seconds = ItemFeatures(tokens), []
     texts = read_texts(config, tokens, modalities(config))
     for name in modalities(config):
-        source = gather(name, config, texts, tokens)
+        source = gather(name, config, texts, tokens, unfitted=unfitted)
         file = cache_file(cache_dir, source)
         if cached := read_file(file, source.inputs):
             found, cost = cached[0], cached[1].get("cost", NOT_MEASURED)

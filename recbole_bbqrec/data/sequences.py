@@ -25,6 +25,10 @@ class Sequences:
     def __getitem__(self, index: int) -> np.ndarray:
         return self.items[self.offsets[index] : self.offsets[index + 1]]
 
+    def only(self, kept: np.ndarray) -> "Sequences":
+        """The items `kept`, bool [n], in their order; sequences of which nothing is left are left out."""
+        return Sequences(np.unique(np.r_[0, np.cumsum(kept)][self.offsets]), self.items[kept])
+
 
 @dataclass(frozen=True)
 class Histories:
@@ -135,7 +139,7 @@ def seen_before(evaluated: Any, earlier: Iterable[Any]) -> scipy.sparse.csr_arra
         owner, items = _columns(dataset)
         rows = dataset.histories.covering()
         row, before = dataset.histories[rows].entries()
-        shape = dataset.user_num, dataset.item_num
+        shape = dataset.user_num, evaluated.item_num
         met = met + _entries(np.r_[owner[rows[row]], owner], np.r_[before, items], shape)
     row, before = evaluated.histories.entries()
     own = _entries(row, before, (len(users), evaluated.item_num))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from ..data.sequences import seen_before
+from ..data.sequences import Sequences, seen_before
 from ..errors import InputError
 
 
@@ -19,8 +19,9 @@ def check_leakage(dataset: Any, train: Any, valid: Any, test: Any) -> dict[str, 
     """Check a split, and return what the record says of it: `leakage_check`.
 
     Every user's sequence by time is his training part, then his validation and then his test target; training rows and
-    `train_sequences` hold nothing else; the items masked for a target are exactly those before it. Where that is not so
-    an `InputError` names the first user. `dataset` is RecBole's before its split, the others are loaders of its parts.
+    `train_sequences` hold nothing else, the latter none of the items that are held out of training (`cold_items`); the
+    items masked for a target are exactly those before it. Where that is not so an `InputError` names the first user.
+    `dataset` is RecBole's before its split, the others are loaders of its parts.
 
     Where the files were split already, what comes first is theirs to say: training sequences must hold the steps of the
     training rows and no others, masks what stands in earlier files and in the row's own history.
@@ -122,13 +123,16 @@ def _check_training(train: Any, owner: np.ndarray, items: np.ndarray) -> None:
     order = np.argsort(tokens, kind="stable")
     borders = np.flatnonzero(tokens[order][1:] != tokens[order][:-1]) + 1
     learned = train.train_sequences
-    expected = (np.r_[0, borders, len(items)], items[order])
+    expected = Sequences(np.r_[0, borders, len(items)], items[order])
+    if train.n_cold:
+        expected = expected.only(expected.items < train.item_num)
+    expected = expected.offsets, expected.items
     if not all(map(np.array_equal, (learned.offsets, learned.items), expected)):
         raise InputError("leakage check: the training sequences are not the training part of the users' sequences")
     users, history = train.inter_feat[train.uid_field].numpy(), _history(train)
     rows, columns = np.nonzero(history)
-    allowed = owner * train.item_num + items
-    foreign = ~np.isin(users[rows] * train.item_num + history[rows, columns], allowed)
+    n_items = train.item_num + train.n_cold  # RecBole's rows hold the cold ones as well
+    foreign = ~np.isin(users[rows] * n_items + history[rows, columns], owner * n_items + items)
     _refuse(train, users[rows][foreign], "a training history with an item from outside the training part")
 
 

@@ -89,11 +89,24 @@ def _count(mask: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Of each evaluated row [R] the user's id, and the rank of its target in both columns, 1 is best."""
+    """Of each evaluated row [R] the user's id, and the rank of its target in both columns, 1 is best.
+
+    `cold` says whether the target was held out of training; none where no item was.
+    """
 
     users: np.ndarray
     masked: np.ndarray
     unmasked: np.ndarray
+    cold: np.ndarray | None = None
+
+    def groups(self) -> dict[str, "Ranks"]:
+        """All rows; where items were held out, also those with warm and those with cold targets."""
+        parts = {} if self.cold is None else {"warm": ~self.cold, "cold": self.cold}
+        return {"all": self, **{name: self.of(rows) for name, rows in parts.items()}}
+
+    def of(self, rows: np.ndarray) -> "Ranks":
+        """The `rows`, bool [R], alone."""
+        return Ranks(self.users[rows], self.masked[rows], self.unmasked[rows])
 
     def metrics(self, names: Iterable[str], topk: Iterable[int]) -> dict[str, dict[str, float]]:
         """Return `{column: {"recall@10": value, ...}}`, means over the rows."""

@@ -22,7 +22,8 @@ def check_name(path: str | None) -> None:
 def write_ranks(path: str, ranks: Mapping[str, Ranks], datasets: Mapping[str, Any]) -> None:
     """Write split, user, target item and its two ranks, a row for each judged row, to a CSV or Parquet file.
 
-    Users and items are tokens; a target that a beam search has not found has no rank. `datasets` has the data set of
+    Users and items are tokens; a target that a beam search has not found has no rank. Where items were held out of
+    training, `cold` says whether the target is one of them. `datasets` has the data set of
     each split, whose rows are those of its ranks.
     """
     frames = []
@@ -34,6 +35,7 @@ def write_ranks(path: str, ranks: Mapping[str, Ranks], datasets: Mapping[str, An
         }
         tokens = {name: dataset.field2id_token[field][of].astype(str) for name, (field, of) in ids.items()}
         values = {column: getattr(found, column) for column in COLUMNS}
+        values |= {} if found.cold is None else {"cold": found.cold}
         frames.append(pl.DataFrame({"split": [split] * len(found.users), **tokens, **values}))
     table = pl.concat(frames).with_columns(pl.col(column).replace(NOT_FOUND, None) for column in COLUMNS)
     with storage.replacing(path) as temporary:

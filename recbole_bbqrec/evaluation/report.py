@@ -26,8 +26,17 @@ def versions() -> dict[str, str]:
 
 
 def result_table(record: dict[str, Any]) -> str:
-    """Return the record's metrics as a Markdown table: a row per split and column, a column per metric."""
+    """Return the record's metrics as a Markdown table: a row per split and column, a column per metric.
+
+    Where items were held out of training, a row per group of targets too.
+    """
     found = {(split, column): of for split, columns in record["metrics"].items() for column, of in columns.items()}
+    if groups := record.get("groups"):
+        found = {
+            (split, column, f"{name} ({group['rows']})"): group["metrics"][column]
+            for split, column in found
+            for name, group in groups[split].items()
+        }
     rows = [[*place, *(f"{value:.4f}" for value in of.values())] for place, of in found.items()]
     epochs, users, rows_of = record["epochs"], record["users"], record["rows"]
     times = ", ".join(f"{name} {_shown(value, '.1f')}" for name, value in record["seconds"].items())
@@ -35,7 +44,7 @@ def result_table(record: dict[str, Any]) -> str:
     if rows_of != users:
         judged += "; judged rows: " + ", ".join(f"{count} {split}" for split, count in rows_of.items())
         judged += ", and metrics are means over the rows, as in RecBole"
-    header = ["split", "seen items", *next(iter(found.values()), ())]
+    header = ["split", "seen items", *["targets"] * bool(groups), *next(iter(found.values()), ())]
     spent = f"best epoch {epochs['best']} of {epochs['done']}" if "valid" in users else f"{epochs['done']} epochs"
     on_all, marked = record["settings"].get("train_on") == "all", "*" * epochs["hit_cap"]
     lines = [

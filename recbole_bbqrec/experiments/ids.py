@@ -78,9 +78,9 @@ def _card(config: Config) -> dict[str, Any]:
     features, seconds = data.catalogue.features, None
     if features is not None and features.matrices:  # else there is nothing to encode the catalogue from
         fitted, both = load(data.tokenizer_file), (features.matrices, features.present)
-        given = [{name: rows[1:] for name, rows in part.items()} for part in both]
+        matrices, present = ({name: rows[1:] for name, rows in part.items()} for part in both)
         started = time.perf_counter()
-        fitted.encode(*given)
+        fitted.encode(matrices, present)
         seconds = time.perf_counter() - started
     return {"seed": config["seed"], **{key: card[key] for key in kept}, "rqvae": rqvae, "encode_seconds": seconds}
 

@@ -56,8 +56,9 @@ def content(
     """
     split = "test" if final else "valid"
     judged = [run for run in records.runs_in(folder) if split in run.splits]
-    # Whole models, an ablation's `full` among them, the latest first and those without a date last.
-    found = [run for run in judged if run.record["name"] in (run.model, FULL)]
+    # Whole models that know all items, an ablation's `full` among them, the latest first and those without a date last.
+    whole = [run for run in judged if not run.record["settings"].get("cold_items")]
+    found = [run for run in whole if run.record["name"] in (run.model, FULL)]
     found.sort(key=lambda run: (run.record.get("finished", ""), run.key), reverse=True)
     # What the runs do about ties in time: the default, or where no record has it what the latest did.
     ties = [*(run.ties for run in found), default_ties(dataset)]

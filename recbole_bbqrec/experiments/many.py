@@ -33,6 +33,8 @@ def run_many(arguments: Sequence[str]) -> int:
     n_seeds = given.pop("seeds", 1)
     for key in {"result_file", "ranks_file"} & given.keys():
         raise InputError(f"--{key}: found it beside many runs, which would overwrite it; each has a record anyway")
+    if given.get("cold_items"):
+        raise InputError("--cold_items: leaderboards show models that know all items; take bbqrec cold, or one run")
     for name in single:
         if name not in models:
             raise InputError(f"--single: found {name!r}, expected some of {', '.join(models)}, which --model names")

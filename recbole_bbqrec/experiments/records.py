@@ -148,6 +148,8 @@ def pack_ranks(ranks: Mapping[str, Ranks]) -> bytes:
     for split, split_ranks in ranks.items():
         order = np.argsort(split_ranks.users, kind="stable")
         arrays[f"{split}/gaps"] = np.diff(split_ranks.users[order], prepend=0).astype(np.int32)
+        if split_ranks.cold is not None:
+            arrays[f"{split}/cold"] = np.packbits(split_ranks.cold[order])
         for column in COLUMNS:
             values = getattr(split_ranks, column)[order]
             inside = values < MAX_RANK
@@ -165,6 +167,8 @@ def unpack_ranks(content: bytes) -> dict[str, Ranks]:
         for split in sorted({name.partition("/")[0] for name in arrays.files}):
             users = np.cumsum(arrays[f"{split}/gaps"], dtype=np.int64)
             columns = {}
+            if f"{split}/cold" in arrays.files:
+                columns["cold"] = np.unpackbits(arrays[f"{split}/cold"], count=len(users)).astype(bool)
             for column in COLUMNS:
                 low, high = arrays[f"{split}/{column}/ranks"].astype(np.int64)
                 inside = np.unpackbits(arrays[f"{split}/{column}/inside"], count=len(users)).astype(bool)

@@ -76,13 +76,18 @@ def correct(rows: Mapping[str, Row], runs: Runs) -> None:
     holm(cells.values())
 
 
-def paired_values(runs: Runs, split: str, metrics: Iterable[str]) -> Values:
-    """Values per user of all rows, by column and metric."""
+def paired_values(runs: Runs, split: str, metrics: Iterable[str], rows: np.ndarray | None = None) -> Values:
+    """Values per user of all rows, by column and metric; of the judged `rows`, bool [R], alone where there are any."""
+    kept = slice(None) if rows is None else rows
     trainings = {row: _trainings(of) for row, of in runs.items()}
     return {
         (column, metric): PairedValues(
             {
-                row: {seed: values_of(run, split, column, metric) for seed, run in of.items()}
+                row: {
+                    seed: (users[kept], values[kept])
+                    for seed, run in of.items()
+                    for users, values in [values_of(run, split, column, metric)]
+                }
                 for row, of in runs.items()
             },
             trainings,

@@ -53,7 +53,8 @@ class TIGER(RankingModel):
         self.causal, self.beam_size = config["causal_encoder"], config["beam_size"]
         self.is_beam_search = self.beam_size > 0  # with a beam of 0 every item gets its exact likelihood
         if config["count_collisions"]:
-            ids = replace(ids, codes=counted(ids.codes, dataset.catalogue.tokens, ids.codebook_size))
+            known = dataset.catalogue
+            ids = replace(ids, codes=counted(ids.codes, known.tokens, ids.codebook_size, known.n_trained))
         # Not `n_heads`, which has to divide `hidden_size`. The eps is that of T5X, which the paper is implemented in.
         given = {"n_heads": config["heads"], "head_size": config["head_size"], "eps": 1e-6}
         layer = replace(LayerSettings.from_config(config), **given)
@@ -107,13 +108,14 @@ class TIGER(RankingModel):
         return FirstStage(self.decoder.score(states, real, self.beam_size, excluded, candidates))
 
 
-def counted(codes: Tensor, tokens: Sequence[str], codebook_size: int) -> Tensor:
+def counted(codes: Tensor, tokens: Sequence[str], codebook_size: int, n_trained: int | None = None) -> Tensor:
     """Make the last code of IDs [N, P] a number that tells apart items of equal earlier codes (section 3.1).
 
-    Items of equal earlier codes are numbered from 0 in the order of their `tokens`; more than K of them are an error.
+    Items of equal earlier codes are numbered from 0 in the order of their `tokens`, those from row `n_trained` on after
+    the others, which keep their numbers; more than K of them are an error.
     """
-    result, used = codes.clone(), Counter()
-    for item in sorted(range(1, len(codes)), key=lambda item: tokens[item]):
+    result, used, new = codes.clone(), Counter(), len(codes) if n_trained is None else n_trained
+    for item in sorted(range(1, len(codes)), key=lambda item: (item >= new, tokens[item])):
         prefix = tuple(codes[item, :-1].tolist())
         result[item, -1] = used[prefix]
         used[prefix] += 1

@@ -1,8 +1,8 @@
-"""Baselines that count and learn nothing: popularity, and paths in the graph of transitions.
+"""Baselines that learn no weights: popularity, likeness by features, and paths in the graph of transitions.
 
-Differences from the paper (arXiv 2605.07125, an untrained graph of a few hops with a text cosine): this is written from
-descriptions of it, not from its text. The form of the decays, what unreached items get, the grid and how it is searched
-are ours; the cosine is summed over all modalities that the items have, not over texts alone.
+Differences of `TransitionGraph` from the paper (arXiv 2605.07125, an untrained graph of a few hops with a text cosine):
+it is written from descriptions of it, not from its text. The form of the decays, what unreached items get, the grid and
+how it is searched are ours; the cosine is summed over all modalities that the items have, not over texts alone.
 
 `untrained_trainer` chooses the settings: coordinate search over a small grid by NDCG@10, masked, on validation.
 
@@ -12,13 +12,16 @@ among them, F width of features.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.sparse
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from ..errors import InputError
+from .catalogue import Catalogue
 from .counts import pair_counts
 from .decoding import Pairs
 from .protocol import FirstStage, RankingModel
@@ -26,32 +29,37 @@ from .protocol import FirstStage, RankingModel
 Point = Mapping[str, float]  # one value for every key of a grid
 
 
-class Pop(RankingModel):
-    """Ranks every item by how often it occurs in the training sequences, for everybody alike."""
+class Untrained(RankingModel):
+    """A model that learns no weights: it counts, and validation chooses a few settings.
 
-    counts: Tensor
+    Each key of `KEYS` is a list of values among which validation chooses; one value fixes it.
+    """
+
+    KEYS: ClassVar[tuple[str, ...]] = ()
+    values: Tensor
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        self.register_buffer("counts", torch.zeros(self.n_items, dtype=torch.long))
-        self.grid: dict[str, list[float]] = {}
+        self.grid: dict[str, list[float]] = {key: list(config[key]) for key in self.KEYS}
+        first = torch.tensor([values[0] for values in self.grid.values()], dtype=torch.float64)
+        self.register_buffer("values", first)
 
     @property
     def chosen(self) -> dict[str, float]:
         """Setting -> value in use."""
-        return {}
+        found = zip(self.KEYS, self.values.tolist(), strict=True)
+        return {key: int(value) if key in WHOLE else value for key, value in found}
 
     def choose(self, point: Point) -> None:
         """Use the values of `point` from now on."""
+        self.values = self.values.new_tensor([point[key] for key in self.KEYS])
 
     def count(self, offsets: np.ndarray, items: np.ndarray) -> None:
         """Take in training sequences: the one of user `u` is `items[offsets[u] : offsets[u + 1]]`."""
-        self.counts = torch.from_numpy(np.bincount(items, minlength=self.n_items)).to(self.counts)
 
     def scores_at(self, histories: Tensor, points: Sequence[Point]) -> Iterator[Tensor]:
         """Scores [B, N] of all items after histories [B, T], for one point after the other."""
-        for _ in points:
-            yield self.counts.float().repeat(len(histories), 1)
+        raise NotImplementedError
 
     def first_stage(
         self, histories: Tensor, candidates: Tensor | None = None, excluded: Pairs | None = None, shared: Any = None
@@ -60,10 +68,76 @@ class Pop(RankingModel):
         return FirstStage(next(self.scores_at(histories, [self.chosen])))
 
 
+class Pop(Untrained):
+    """Ranks every item by how often it occurs in the training sequences, for everybody alike."""
+
+    counts: Tensor
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.register_buffer("counts", torch.zeros(self.n_items, dtype=torch.long))
+
+    def count(self, offsets: np.ndarray, items: np.ndarray) -> None:
+        """As `Untrained.count`."""
+        self.counts = torch.from_numpy(np.bincount(items, minlength=self.n_items)).to(self.counts)
+
+    def scores_at(self, histories: Tensor, points: Sequence[Point]) -> Iterator[Tensor]:
+        """As `Untrained.scores_at`."""
+        for _ in points:
+            yield self.counts.float().repeat(len(histories), 1)
+
+
+CONTENT_LAST, CONTENT_DECAY = "content_last_items", "content_position_decay"
+
+
+class ContentNeighbors(Untrained):
+    """Ranks items by how alike they are to the last items by their features; of behaviour it knows nothing.
+
+    The score of item `j` sums `position_decay^b * cos(i, j)` over the last items `i` (`b` = 0 is the very last) and
+    the modalities that both items have. An item is scored the same whether it was there in training or not.
+
+    Parameters
+    ----------
+    config : reads the keys of `KEYS`.
+    dataset : its `catalogue`, with features.
+    """
+
+    KEYS = (CONTENT_LAST, CONTENT_DECAY)
+    features: Tensor
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        if not dataset.catalogue.modalities:
+            raise InputError(
+                "ContentNeighbors: found no item features, expected text or image; set text_fields and text_encoder, "
+                "or an image_encoder"
+            )
+        self.register_buffer("features", side_by_side(dataset.catalogue), persistent=False)
+
+    @torch.no_grad()
+    def scores_at(self, histories: Tensor, points: Sequence[Point]) -> Iterator[Tensor]:
+        """As `Untrained.scores_at`."""
+        lengths = (histories != 0).sum(1, keepdim=True)
+        back = lengths - 1 - torch.arange(histories.shape[1], device=histories.device)  # [B, T] steps from the end
+        rows = functional.embedding(histories, self.features)  # [B, T, F]
+        for point in points:
+            kept = (back >= 0) & (back < point[CONTENT_LAST])
+            weights = point[CONTENT_DECAY] ** back.clamp(min=0) * kept
+            yield (weights.unsqueeze(1) @ rows).squeeze(1) @ self.features.T
+
+
+def side_by_side(catalogue: Catalogue) -> Tensor:
+    """Rows [N, F] whose products are cosines by features, summed over the modalities that both items have."""
+    rows = [rows * present.unsqueeze(1) for rows, present in catalogue.content.values()]
+    return torch.cat(rows or [torch.zeros(len(catalogue.tokens), 0)], dim=1)
+
+
 GRID = HOPS, LAST, HOP_DECAY, POSITION_DECAY, COSINE = (
     *("graph_hops", "graph_last_items", "graph_hop_decay", "graph_position_decay", "graph_cosine_weight"),
 )
 """Settings of `TransitionGraph` in the order in which they are searched."""
+WHOLE = (HOPS, LAST, CONTENT_LAST)
+"""Settings that are whole numbers."""
 
 
 class TransitionGraph(Pop):
@@ -86,32 +160,19 @@ class TransitionGraph(Pop):
     offsets: Tensor
     items: Tensor
     times: Tensor
-    values: Tensor
     features: Tensor
+    KEYS = GRID
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        self.grid = {key: list(config[key]) for key in GRID}
-        content = dataset.catalogue.content.values()
-        self.n_modalities = len(content)
-        if not content:
-            self.grid[COSINE] = [0.0]
-        # Rows [N, F] whose products are cosines, summed over the modalities that both items have.
-        unit_rows = [rows * present.unsqueeze(1) for rows, present in content] or [torch.zeros(self.n_items, 0)]
+        self.n_modalities = len(dataset.catalogue.modalities)
+        if not self.n_modalities:
+            self.grid[COSINE], self.values[GRID.index(COSINE)] = [0.0], 0.0
         # Which item follows which, and how often: edges of item `i` at `offsets[i] : offsets[i + 1]`.
         self.register_buffer("offsets", torch.zeros(self.n_items + 1, dtype=torch.int32))
         self.register_buffer("items", torch.zeros(0, dtype=torch.int32))
         self.register_buffer("times", torch.zeros(0))
-        self.register_buffer("values", torch.tensor([self.grid[key][0] for key in GRID], dtype=torch.float64))
-        self.register_buffer("features", torch.cat(unit_rows, dim=1), persistent=False)
-
-    @property
-    def chosen(self) -> dict[str, float]:
-        found = zip(GRID, self.values.tolist(), strict=True)
-        return {key: int(value) if key in (HOPS, LAST) else value for key, value in found}
-
-    def choose(self, point: Point) -> None:
-        self.values = self.values.new_tensor([point[key] for key in GRID])
+        self.register_buffer("features", side_by_side(dataset.catalogue), persistent=False)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take in the counts, however many edges they have."""
@@ -129,7 +190,7 @@ class TransitionGraph(Pop):
 
     @torch.no_grad()
     def scores_at(self, histories: Tensor, points: Sequence[Point]) -> Iterator[Tensor]:
-        """As `Pop.scores_at`; what points share is computed once."""
+        """As `Untrained.scores_at`; what points share is computed once."""
         lengths = (histories != 0).sum(1).cpu().numpy()
         most_last, most_hops = (int(max(point[key] for point in points)) for key in (LAST, HOPS))
         row, back = np.nonzero(np.arange(most_last) < lengths[:, None])  # [n] history, steps back from its end

@@ -130,12 +130,13 @@ class ItemTokenizer(abc.ABC):
         self.peak_memory_mib_ = memory.growth_mib
         return self
 
-    def encode(self, features: ByModality, present: ByModality) -> Encoded:
+    def encode(self, features: ByModality, present: ByModality, unique: bool = False) -> Encoded:
         """Give IDs to items that were not there at `fit`, from their features alone.
 
         They have no row in the item table. Their ID signal, where there is one, is predicted from their behaviour
         embeddings by a ridge regression over the known items: about the mean ID signal where an item has no modality at
-        all. Two new items, or a new and a known one, may share an ID.
+        all. Two new items, or a new and a known one, may share an ID. Where they are to be `unique`, new items take the
+        nearest free IDs, as in `fit`; known items keep theirs.
         """
         self._require_fit()
         if not self.statistics_:
@@ -143,8 +144,15 @@ class ItemTokenizer(abc.ABC):
         n_items = len(next(iter(features.values()), ()))
         check_features(features, present, n_items, names=self.statistics_)
         catalogue = self.standardise(features, present, n_items)
-        bound, has = self._bind(catalogue, new=True), self.network_.chains_known(catalogue.known)
-        return Encoded(torch.cat(list(bound.codes), dim=1).cpu(), bound.vectors.cpu(), has.cpu())
+        bound, has = self._bind(catalogue, new=True), self.network_.chains_known(catalogue.known).cpu()
+        codes, vectors = torch.cat(list(bound.codes), dim=1).cpu(), bound.vectors.cpu()
+        if unique:
+            # A known item stands exactly where its ID is, so that it is the nearest of those that share it.
+            inputs = torch.cat([self._lookup(self.codes_), bound.inputs.cpu()], dim=1)
+            codes, _ = resolve_chains(torch.cat([self.codes_, codes]), inputs, self.codebooks_)
+            codes = codes[len(self.codes_) :]
+            vectors = self._lookup(codes).masked_fill(~has.unsqueeze(-1), 0.0)
+        return Encoded(codes, vectors, has)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the fitted tokenizer to `path` in one atomic step; `registry.load` reads it."""
@@ -220,10 +228,13 @@ class ItemTokenizer(abc.ABC):
 
     def _publish(self) -> None:
         """Attributes that follow from the network and the codes."""
-        quantizer, chains = self.network_.quantizer, self.codes_.split(self.levels, dim=1)
-        vectors = torch.stack([quantizer.lookup(codes, chain) for chain, codes in enumerate(chains)])
-        self.vectors_ = vectors.masked_fill(~self.present_.unsqueeze(-1), 0.0)
-        self.signals_, self.codebooks_ = self.network_.chains, quantizer.codebooks.detach()
+        self.vectors_ = self._lookup(self.codes_).masked_fill(~self.present_.unsqueeze(-1), 0.0)
+        self.signals_, self.codebooks_ = self.network_.chains, self.network_.quantizer.codebooks.detach()
+
+    def _lookup(self, codes: torch.Tensor) -> torch.Tensor:
+        """Vectors [S, n, D] that codes [n, P] stand for."""
+        chains = enumerate(codes.split(self.levels, dim=1))
+        return torch.stack([self.network_.quantizer.lookup(part, chain) for chain, part in chains])
 
     def _require_fit(self) -> None:
         if not hasattr(self, "codes_"):

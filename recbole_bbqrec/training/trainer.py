@@ -17,6 +17,7 @@ from recbole.utils import set_color
 from scipy.sparse import csr_array
 from tqdm import tqdm
 
+from ..data.cold_items import is_cold
 from ..data.sequences import seen_before
 from ..errors import InputError
 from ..evaluation.configuration import judged_parts
@@ -54,7 +55,7 @@ class ProtocolTrainer(SecondStageFit):
         super().__init__(config, model)
         if config["length_groups"] and config["model"] in LENGTH_INDEPENDENT:
             group_by_length(model)
-        self.ranker = ranker_of(model, config)
+        self.ranker, self._grown = ranker_of(model, config), None
         self.state, self._memory = TrainingState(), PeakMemory()
         # Of each split, what its users have seen before it: collected once.
         self._seen_before = functools.cache(seen_before)
@@ -170,9 +171,9 @@ class ProtocolTrainer(SecondStageFit):
         return score, OrderedDict({**masked, **metrics["unmasked"]})
 
     def _validate(self, valid_data: Any, show_progress: bool) -> dict[str, dict[str, float]]:
-        """Metrics of validation by column."""
-        ranks = self.rank(valid_data, [self._train_dataset], show_progress)
-        return ranks.metrics(self.config["metrics"], self.config["topk"])
+        """Metrics of validation by column; where items are held out of training, they judge training as little."""
+        groups = self.rank(valid_data, [self._train_dataset], show_progress).groups()
+        return groups.get("warm", groups["all"]).metrics(self.config["metrics"], self.config["topk"])
 
     def _save_checkpoint(self, epoch: int | None, verbose: bool = True, **kwargs: Any) -> None:
         path = Path(kwargs.get("saved_model_file", self.saved_model_file))
@@ -200,7 +201,12 @@ class ProtocolTrainer(SecondStageFit):
     def evaluate(
         self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
     ) -> Any:
-        """Evaluate with RecBole's own evaluator (unmasked column), on the best weights unless told otherwise."""
+        """Evaluate with RecBole's own evaluator (unmasked column), on the best weights unless told otherwise.
+
+        It cannot rank items that the model was not trained with (`cold_items`), which is an `InputError`.
+        """
+        if self.config["cold_items"]:
+            raise InputError("cold_items: RecBole's evaluator ranks no new items; take the run script, or drop it")
         if load_best_model:
             self.load_best(model_file)
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
@@ -222,19 +228,29 @@ class ProtocolTrainer(SecondStageFit):
         seen, ties = self._seen_before(dataset, tuple(earlier)), tie_order(dataset.item_num, self.config["seed"])
         ranks = {column: np.zeros(len(lengths), np.int64) for column in ("masked", "unmasked")}
         bar = tqdm(total=len(order), desc="Rank", ncols=100, disable=not show_progress)
-        shared = self.ranker.shared()
+        ranker, cold = self._ranker_for(dataset), is_cold(dataset)
+        shared = ranker.shared()
         with bar:
             for rows in np.array_split(order, -(-len(order) // self.config["eval_batch_size"]) or 1):
                 if not len(rows):
                     continue
-                found = self._rank_rows(eval_data, rows, self._pairs(seen, rows), ties, shared)
+                found = self._rank_rows(eval_data, rows, self._pairs(seen, rows), ties, ranker, shared)
                 for column, values in found.items():
                     ranks[column][rows] = values.cpu().numpy()
                 bar.update(len(rows))
-        return Ranks(dataset.inter_feat[dataset.uid_field].numpy(), **ranks)
+        return Ranks(dataset.inter_feat[dataset.uid_field].numpy(), **ranks, cold=cold)
+
+    def _ranker_for(self, dataset: Any) -> Any:
+        """The model, as a `Ranker` of all items of `dataset`: where there are new ones, with its weights of now."""
+        if dataset.catalogue.n_trained is None:
+            return self.ranker
+        if self._grown is None:
+            self._grown = type(self.model)(self.config, dataset).to(self.device)
+        self._grown.load_state_dict(self.model.state_dict())
+        return self._grown.eval()
 
     def _rank_rows(
-        self, eval_data: Any, rows: np.ndarray, seen: Pairs, ties: torch.Tensor, shared: Any
+        self, eval_data: Any, rows: np.ndarray, seen: Pairs, ties: torch.Tensor, ranker: Any, shared: Any
     ) -> dict[str, torch.Tensor]:
         interaction, _, _, targets = eval_data.collate_fn(rows)
         targets = targets.to(self.device)
@@ -242,12 +258,12 @@ class ProtocolTrainer(SecondStageFit):
             scores = self._full_sort_batch_eval((interaction, None, None, None))[1]
             return rank_targets(scores, targets, seen, ties)
         histories = interaction[self.model.ITEM_SEQ].to(self.device)
-        if not self.ranker.is_beam_search:
-            return rank_targets(self.ranker.score(histories, shared=shared), targets, seen, ties)
+        if not ranker.is_beam_search:
+            return rank_targets(ranker.score(histories, shared=shared), targets, seen, ties)
         # What a user has seen is masked before the beam is cut: two searches, one for each column.
         ranks = {}
         for column, excluded in (("masked", seen), ("unmasked", None)):
-            scores = self.ranker.score(histories, excluded=excluded, shared=shared)
+            scores = ranker.score(histories, excluded=excluded, shared=shared)
             ranks[column] = rank_targets(scores, targets, seen, ties, is_beam_search=True)[column]
         return ranks
 

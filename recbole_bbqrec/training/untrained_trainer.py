@@ -11,8 +11,9 @@ import torch
 from tqdm import tqdm
 
 from .. import storage
+from ..data.cold_items import is_cold
 from ..evaluation.ranking import Ranks, per_row, rank_targets, tie_order
-from ..model.untrained import Pop
+from ..model.untrained import Untrained
 from ..tokenizer import memory
 from .trainer import ProtocolTrainer
 
@@ -32,7 +33,7 @@ class UntrainedTrainer(ProtocolTrainer):
     What was chosen stands in `state.chosen`, and in the run's folder in `chosen.json`.
     """
 
-    ranker: Pop
+    ranker: Untrained
     _ranked: tuple[Any, list[Any], Any, Ranks] | None = None
     _fit_seconds = 0.0
 
@@ -98,10 +99,15 @@ class UntrainedTrainer(ProtocolTrainer):
 
     @torch.no_grad()
     def _best_point(self, valid_data: Any, show_progress: bool) -> Point:
-        """Settings chosen by up to `USERS` users, drawn with the run's seed from users in the order of tokens."""
+        """Settings chosen by up to `USERS` users, drawn with the run's seed from users in the order of tokens.
+
+        Targets that were held out of training choose nothing.
+        """
         dataset, size, seed = valid_data._dataset, self.config["eval_batch_size"], self.config["seed"]
         users = dataset.inter_feat[dataset.uid_field].numpy()
         rows = np.argsort(dataset.field2id_token[dataset.uid_field].astype(str)[users], kind="stable")
+        cold, ranker = is_cold(dataset), self._ranker_for(dataset)
+        rows = rows if cold is None else rows[~cold[rows]]
         rows = np.random.default_rng(seed).permutation(rows)[:USERS]
         seen, ties = self._seen_before(dataset, (self._train_dataset,)), tie_order(dataset.item_num, seed)
         bar = tqdm(desc="Choose", ncols=100, disable=not show_progress, leave=False)
@@ -112,13 +118,13 @@ class UntrainedTrainer(ProtocolTrainer):
             for part in np.array_split(rows, -(-len(rows) // size)):
                 interaction, _, _, targets = valid_data.collate_fn(part)
                 histories, targets = interaction[self.model.ITEM_SEQ].to(self.device), targets.to(self.device)
-                for found, scores in zip(values, self.ranker.scores_at(histories, points), strict=True):
+                for found, scores in zip(values, ranker.scores_at(histories, points), strict=True):
                     ranks = rank_targets(scores, targets, self._pairs(seen, part), ties)["masked"]
                     found.append(per_row(ranks.cpu().numpy(), METRIC, CUT_OFF))
             return [float(np.concatenate(found).mean()) for found in values]
 
         with bar:
-            return coordinate_search(self.ranker.grid, judge)
+            return coordinate_search(ranker.grid, judge)
 
 
 def coordinate_search(grid: Mapping[str, list[float]], judge: Callable[[list[Point]], list[float]]) -> Point:

@@ -363,6 +363,14 @@ def test_records_of_other_data_are_left_out_and_named(keep, tmp_path):
     assert "other settings of A with records" in page and "other data (seeds 1)" in page
 
 
+def test_models_that_do_not_know_all_items_are_no_rows(keep, tmp_path):
+    keep("BBQRec", 3)
+    keep("BBQRec", 1, settings={"cold_items": 0.1}, finished="2026-02-02T00:00:00+00:00")
+    keep("SASRec", 1, settings={"cold_items": 0.1}, name="full")
+    (row,) = content(tmp_path)["rows"]
+    assert (row["model"], row["masked"]["recall@5"]["mean"], row["masked"]["ndcg@5"]["mean"]) == ("BBQRec", 1.0, 0.5)
+
+
 def test_rows_of_an_ablation_are_no_models_but_its_full_row_is_one(keep, tmp_path):
     keep("BBQRec", 3, name="full")
     keep("BBQRec", 1, name="no-codes", settings={"codes": "none"})

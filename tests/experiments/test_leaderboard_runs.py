@@ -182,6 +182,7 @@ def test_an_ablation_takes_the_run_of_the_leaderboard_for_its_full_row(two, tmp_
             ["--model=SASRec", "--dataset=tiny", "--single=BBQRec", "--seeds=2"],
             "--single: found 'BBQRec', expected some of",
         ),
+        (["--model=BBQRec", "--dataset=tiny", "--seeds=2", "--cold_items=0.1"], "--cold_items: leaderboards show"),
         (["--model=SASRec", "--seeds=2"], "--dataset: found no name"),
         (["--model=SASRec", "--dataset=tiny", "--seeds=2", "--result_file=x.json"], "--result_file: found it beside"),
         (["--model=SASRec,Pop", "--dataset=tiny", "--n_negatives=5"], "unknown key 'n_negatives' for model SASRec"),

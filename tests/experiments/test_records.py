@@ -56,6 +56,15 @@ def test_kept_ranks_give_the_same_metrics(seed, n):
     )
 
 
+def test_which_targets_are_cold_is_kept_with_the_ranks():
+    cold = np.arange(30) % 7 == 0
+    ranks = Ranks(np.arange(30)[::-1], np.arange(1, 31), np.arange(1, 31), cold)
+    back = records.unpack_ranks(records.pack_ranks({"valid": ranks}))["valid"]
+    np.testing.assert_array_equal(back.cold, cold[::-1])
+    np.testing.assert_array_equal(back.groups()["cold"].masked, ranks.masked[cold][::-1])
+    assert records.unpack_ranks(records.pack_ranks(RANKS))["valid"].cold is None
+
+
 def test_ranks_of_a_large_data_set_take_little_room():
     generator, n = np.random.default_rng(0), 36_000
     # As on real data: a rank of k or better for a share of about k to the power of .35.

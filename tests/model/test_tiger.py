@@ -201,6 +201,11 @@ def test_too_many_items_of_equal_codes_are_refused():
         counted(codes, ["[PAD]", "c", "a", "b"], 2)
 
 
+def test_new_items_are_counted_behind_those_that_training_knew():
+    codes = torch.tensor([[-1, -1]] + [[1, place] for place in range(4)])
+    assert counted(codes, ["[PAD]", "c", "d", "a", "b"], 4, n_trained=3)[1:, 1].tolist() == [0, 1, 2, 3]
+
+
 def test_counted_codes_are_those_of_the_trie_and_of_the_encoder(data):
     plain, _, _ = make(data)
     model, _, _ = make(data, count_collisions=True)

@@ -7,9 +7,10 @@ import torch
 from conftest import settings, tiny_interactions
 
 import recbole_bbqrec
-from recbole_bbqrec import quick_start
+from recbole_bbqrec import quick_start, registry
+from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.model.catalogue import Catalogue, ItemFeatures
-from recbole_bbqrec.model.untrained import Pop, TransitionGraph
+from recbole_bbqrec.model.untrained import ContentNeighbors, Pop, TransitionGraph
 from recbole_bbqrec.training.untrained_trainer import CHOSEN, coordinate_search
 
 FIXED = {
@@ -48,6 +49,23 @@ def test_popularity_ranks_by_training_counts():
     scores = made(Pop).score(torch.tensor([[3, 0], [1, 2]]))
     assert scores.shape == (2, 9) and torch.equal(scores[0], scores[1])
     assert scores[0].tolist() == [0, 2, 3, 1, 1, 1, 1, 2, 0]
+
+
+def test_content_neighbours_add_up_cosines_with_the_last_items():
+    rows = torch.tensor([[0, 0], [4, 1], [-4, 1], [4, 3], [1, 1], [0, 0], [2, 2], [2, 2], [2, 2.0]])
+    present = {"text": torch.tensor([False, *[True] * 4, False, *[True] * 3])}
+    features = ItemFeatures([f"i{i}" for i in range(9)], {"text": rows}, present)
+    fixed = {"content_last_items": [2], "content_position_decay": [0.25]}
+    model = made(ContentNeighbors, features, **fixed)
+    unit = model.catalogue.content["text"].rows * present["text"].unsqueeze(1)
+    cosine = unit @ unit.T
+    scores = model.score(torch.tensor([[6, 1, 3, 0], [2, 0, 0, 0], [5, 2, 0, 0]]))
+    torch.testing.assert_close(scores[0], cosine[3] + 0.25 * cosine[1])
+    torch.testing.assert_close(scores[1], cosine[2])
+    torch.testing.assert_close(scores[2], cosine[2])
+    assert not scores[:, 5].any(), "of an item without a text nothing is known"
+    with pytest.raises(InputError, match="ContentNeighbors: found no item features, expected text or image"):
+        made(ContentNeighbors, **fixed)
 
 
 @pytest.mark.parametrize("hops", [2, 3])
@@ -135,12 +153,12 @@ def given(tiny, tmp_path, model="TransitionGraph", **changes):
     return settings(tiny, model, **place, final=True, **changes)
 
 
-@pytest.mark.parametrize("model", ["Pop", "TransitionGraph"])
+@pytest.mark.parametrize("model", ["Pop", "TransitionGraph", "ContentNeighbors"])
 def test_a_run_counts_chooses_and_recommends_again(tiny, tmp_path, model):
     record = quick_start.run(config_dict=given(tiny, tmp_path, model))
     assert record["epochs"] == {"best": 0, "done": 0, "hit_cap": False} and record["parameters"] == 0
     chosen = record["chosen"]
-    assert set(chosen) == (set(FIXED) if model == "TransitionGraph" else set())
+    assert tuple(chosen) == registry.get_model(model).KEYS
     path = tmp_path / "saved" / record["run_dir"].rpartition("/")[2] / CHOSEN
     before = path.stat().st_mtime_ns
     again = quick_start.run(config_dict=given(tiny, tmp_path, model))

@@ -5,6 +5,7 @@ import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -53,6 +54,23 @@ def test_tfidf_with_fewer_terms_than_dimensions_is_exact() -> None:
     assert matrix.shape == (3, 3) and known.all()  # the pairs of words occur once each
     torch.testing.assert_close(matrix.norm(dim=1), torch.ones(3))
     assert tfidf(["lonely words"], dim=256, seed=0)[0].shape == (1, 3)  # no term is shared: all count
+
+
+@pytest.mark.parametrize("dim", [2, 256])
+@pytest.mark.parametrize(
+    ("encode", "rows"),
+    [
+        (tfidf, ["red lamp", "red lamp big", "odd red", "blue tent", "blue tent big", "odd"]),
+        (codes, ["a b", "a c", "a z", "d c", "d b", "z"]),
+    ],
+)
+def test_nothing_is_learned_from_rows_that_are_not_fitted(encode, rows, dim) -> None:
+    fitted = np.array([True, True, False, True, True, False])
+    matrix, known, _ = encode(rows, dim, 0, fitted)
+    alone, _, _ = encode([row for row, has in zip(rows, fitted, strict=True) if has], dim, 0)
+    assert torch.equal(matrix[fitted], alone), "as if the others were not there"
+    assert known.tolist() == [True, True, True, True, True, False] and not matrix[5].any()
+    assert torch.cosine_similarity(matrix[2], matrix[0], 0) > torch.cosine_similarity(matrix[2], matrix[3], 0)
 
 
 @pytest.mark.parametrize("texts", [["", ""], ["!", "?"]])

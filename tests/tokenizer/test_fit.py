@@ -162,6 +162,19 @@ def test_encode_of_an_item_without_any_modality(world, fitted):
     assert (encoded.codes[:, :4] == -1).all() and (encoded.codes[:, 4:] >= 0).all()
 
 
+def test_new_items_get_free_ids_where_they_are_to_be_unique(world, fitted):
+    twice = [{name: torch.cat([rows, rows]) for name, rows in part.items()} for part in (world.features, world.present)]
+    plain = fitted.encode(*twice)
+    unique = fitted.encode(*twice, unique=True)
+    taken = torch.cat([fitted.codes_, unique.codes])
+    assert len(torch.unique(torch.cat([fitted.codes_, plain.codes]), dim=0)) < len(taken), "there is something to do"
+    assert len(torch.unique(taken, dim=0)) == len(taken)
+    assert torch.equal(unique.present, plain.present)
+    torch.testing.assert_close(vectors_of(fitted, unique.codes), unique.vectors.sum(0))
+    moved = (unique.codes != plain.codes).any(1)
+    assert torch.equal(unique.codes[:, :-2], plain.codes[:, :-2]) and not moved.all()
+
+
 def test_encode_does_not_depend_on_the_company(world, fitted):
     whole = fitted.encode(world.features, world.present).codes
     for row in (0, 7, 59):
