@@ -16,8 +16,10 @@ from .residual_quantizer import ResidualQuantizer
 
 ID_SIGNAL, FUSED_SIGNAL = "id", "fused"
 MODES = ("chained", "concat", "fused")
-HIDDEN = 256
-"""Width of the hidden layers of the encoders and decoders."""
+HIDDEN, HIDDEN_SPECIFIC = 256, 512
+"""Width of the hidden layers of the behaviour encoders, and of what makes and reads the specific part: with 256 there
+the error of the rebuilt features was half as large again (Beauty, .184 against .122).
+"""
 HEADS = 2
 MAX_LENGTH = 20
 """Longest history the sequence encoder reads: it has to learn which items follow each other, not to rank them."""
@@ -47,8 +49,18 @@ class Bound(NamedTuple):
     loss: torch.Tensor
 
 
+class Split(NamedTuple):
+    """What the features of a modality come apart into: the specific part [B, D]; the features [B, D_m] as the behaviour
+    part alone explains them; and as both parts rebuild them.
+    """
+
+    specific: torch.Tensor
+    explained: torch.Tensor
+    decoded: torch.Tensor
+
+
 class BehaviorBind(nn.Module):
-    """Encoders, item table, shared quantiser, decoders and sequence encoder.
+    """Encoders, item table, shared quantiser, decoders of both parts and of the behaviour part alone, sequence encoder.
 
     Parameters
     ----------
@@ -67,9 +79,10 @@ class BehaviorBind(nn.Module):
         signals = [*feature_dims, *([ID_SIGNAL] if n_items else [])]
         self.chains = [FUSED_SIGNAL] if mode == "fused" else signals
         # Modalities are numbered here: torch allows no dots in the names of submodules.
-        self.specific = nn.ModuleList(mlp(width, HIDDEN, dim) for width in feature_dims.values())
+        self.specific = nn.ModuleList(mlp(width, HIDDEN_SPECIFIC, dim) for width in feature_dims.values())
         self.behavior = nn.ModuleList(mlp(width, HIDDEN, dim) for width in feature_dims.values())
-        self.decoders = nn.ModuleList(mlp(2 * dim, HIDDEN, width) for width in feature_dims.values())
+        self.explained = nn.ModuleList(mlp(dim, HIDDEN_SPECIFIC, width) for width in feature_dims.values())
+        self.decoders = nn.ModuleList(mlp(2 * dim, HIDDEN_SPECIFIC, width) for width in feature_dims.values())
         self.item_table = nn.Parameter(torch.randn(n_items, dim) * 0.02) if n_items else None
         self.sequence = SequenceEncoder(dim)
 
@@ -142,10 +155,18 @@ class BehaviorBind(nn.Module):
             return signals
         return signals.sum(0, keepdim=True) / self.signals_known(known).sum(0).clamp(min=1).unsqueeze(-1)
 
-    def decode(self, modality: int, specific: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-        """Features [B, D_m] of a modality, from its specific part [B, D] and the quantised signals [G, B, D]."""
-        behavior = vectors[0 if self.mode == "fused" else modality]
-        return self.decoders[modality](torch.cat([specific, behavior], dim=-1))
+    def split(self, modality: int, x: torch.Tensor, behavior: torch.Tensor) -> Split:
+        """Take features [B, D_m] of a modality apart, given its behaviour part [B, D] before quantisation.
+
+        The specific part encodes what the behaviour part does not explain. That rest has mean zero whatever the
+        behaviour part is, so no linear map of it tells of behaviour; what else does, the CLUB bound removes.
+        """
+        explained = self.explained[modality](behavior)
+        # A constant for the rest, which would be small if the explanation learned what the specific part rebuilds.
+        constant = explained.detach()
+        specific = self.specific[modality](x - constant)
+        rest = self.decoders[modality](torch.cat([specific, behavior], dim=-1))
+        return Split(specific, explained, constant + rest)
 
 
 class SequenceEncoder(nn.Module):

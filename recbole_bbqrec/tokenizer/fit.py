@@ -17,7 +17,7 @@ __all__ = ["BehaviorBindTokenizer", "Encoded"]
 RIDGE = 1.0
 """Penalty of the ID signal's regression; its inputs have unit length and there are as many rows as items."""
 RECONSTRUCTION_WEIGHT, COMMITMENT_WEIGHT = 0.1, 1.0
-"""Own choice: enough to rebuild the features (error about .1 on Sports), while behaviour leads."""
+"""Own choice: enough to rebuild the features (docs/semantic-ids.md), while behaviour leads."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -49,7 +49,7 @@ class BehaviorBindTokenizer(ItemTokenizer):
     epochs: int = 6
     min_steps: int = 300
     learning_rate: float = 3e-3
-    club_weight: float = 3e-6
+    club_weight: float = 2e-4
     sequence_contrast_weight: float = 1.0
     cross_contrast_weight: float = 0.1
 

@@ -53,13 +53,19 @@ class Club(nn.Module):
 
     `q(y | x) = N(mean(x), variance(x))` is fitted by its own optimiser on detached inputs (`fit_loss`); the bound is
     then minimised over the encoders of x and y with q held fixed (`bound`).
+
+    Parameters
+    ----------
+    dim, hidden : D, and width of the hidden layer of q.
+    unit_variance : q has variance 1, for standardised y. The bound is then the covariance of y and its prediction, and
+        the encoders cannot lower it by spoiling the estimate of the variance.
     """
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, unit_variance: bool = False) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Linear(dim, hidden), nn.GELU())
         self.mean = nn.Linear(hidden, dim)
-        self.log_variance = nn.Linear(hidden, dim)
+        self.log_variance = None if unit_variance else nn.Linear(hidden, dim)
 
     def fit_loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Negative mean log-likelihood of `y` given `x` [B, D], up to a constant; inputs receive no gradient."""
@@ -80,5 +86,8 @@ class Club(nn.Module):
 
     def _predict(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         hidden = self.body(x)
+        mean = self.mean(hidden)
+        if self.log_variance is None:
+            return mean, torch.zeros_like(mean)
         # tanh keeps the variance between e^-4 and e^4 while q has not seen enough.
-        return self.mean(hidden), 4 * torch.tanh(self.log_variance(hidden) / 4)
+        return mean, 4 * torch.tanh(self.log_variance(hidden) / 4)

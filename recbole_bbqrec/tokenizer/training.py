@@ -28,11 +28,13 @@ RESTART_EVERY = 20
 RESTART_UNTIL = 0.9
 """Share of training after which no code is moved any more, so that the last ones settle."""
 GRADIENT_NORM = 1.0
+CLUB_HIDDEN = 256
+"""Width of the CLUB estimators: twice that of the card's probes, which judge what these let pass."""
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Windows of items [R, T + 1], which of their T targets are real [R, T], and random items [Q]."""
 Pairs = dict[int, tuple[torch.Tensor, torch.Tensor]]
-"""Modality -> specific and behaviour parts of the items that have it, without gradients."""
+"""Modality -> specific and behaviour parts of the items that have it, standardised, without gradients."""
 
 
 class Windows:
@@ -90,7 +92,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.n_warmup = int(WARMUP * self.n_steps)
         self.device, dim = self.catalogue.known.device, self.network.quantizer.codebooks.shape[-1]
-        self.clubs = [Club(dim, dim).to(self.device) for _ in self.catalogue.features]
+        self.clubs = [Club(dim, CLUB_HIDDEN, unit_variance=True).to(self.device) for _ in self.catalogue.features]
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.learning_rate, fused=True)
         self.schedule = learning_rate_schedule(self.optimizer, self.n_steps)
         self.club_optimizers = [torch.optim.AdamW(club.parameters(), lr=self.learning_rate) for club in self.clubs]
@@ -164,7 +166,7 @@ class Trainer:
             "cross_contrast": cross_signal_contrast(vectors[:, split:], has[:, split:], labels[:, split:]),
         }
         item_losses, pairs = self._item_losses(
-            [matrix[split:] for matrix in features], known[:, split:], signals[:, split:], vectors[:, split:]
+            [matrix[split:] for matrix in features], known[:, split:], signals[:, split:]
         )
         return losses | item_losses, bound, pairs
 
@@ -193,18 +195,21 @@ class Trainer:
         return torch.stack(terms).mean()
 
     def _item_losses(
-        self, features: list[torch.Tensor], known: torch.Tensor, signals: torch.Tensor, vectors: torch.Tensor
+        self, features: list[torch.Tensor], known: torch.Tensor, signals: torch.Tensor
     ) -> tuple[dict[str, torch.Tensor], Pairs]:
-        """Reconstruction and CLUB, means over the modalities."""
+        """Reconstruction, by both parts and by the behaviour part alone, and CLUB; means over the modalities."""
         rebuilt, bounds, pairs = [signals.new_zeros(())], [signals.new_zeros(())], {}
         for modality, (x, has) in enumerate(zip(features, known, strict=True)):
-            specific = self.network.specific[modality](x)
-            rebuilt.append(reconstruction(self.network.decode(modality, specific, vectors), x, has))
+            specific, explained, decoded = self.network.split(modality, x, signals[modality])
+            rebuilt.append(reconstruction(decoded, x, has) + reconstruction(explained, x, has))
             if has.sum() > 1:
-                # Signals have unit length; CLUB expects dimensions of about unit variance.
-                behavior = signals[modality][has] * signals.shape[-1] ** 0.5
-                bounds.append(self.clubs[modality].bound(specific[has], behavior))
-                pairs[modality] = specific[has].detach(), behavior.detach()
+                # In units of their deviation, or the encoders would escape into parts too small for the estimator.
+                parts = [
+                    functional.batch_norm(part[has], None, None, training=True)
+                    for part in (specific, signals[modality])
+                ]
+                bounds.append(self.clubs[modality].bound(*parts))
+                pairs[modality] = parts[0].detach(), parts[1].detach()
         n_modalities = max(len(features), 1)
         club = torch.stack(bounds).sum() / n_modalities
         return {"reconstruction": torch.stack(rebuilt).sum() / n_modalities, "club": club}, pairs
