@@ -79,7 +79,11 @@ class BehaviorBind(nn.Module):
         signals = [*feature_dims, *([ID_SIGNAL] if n_items else [])]
         self.chains = [FUSED_SIGNAL] if mode == "fused" else signals
         # Modalities are numbered here: torch allows no dots in the names of submodules.
-        self.specific = nn.ModuleList(mlp(width, HIDDEN_SPECIFIC, dim) for width in feature_dims.values())
+        self.specific = nn.ModuleList(
+            # Unit variance for the decoder as for the probe: no scale that one reads and the other does not.
+            nn.Sequential(mlp(width, HIDDEN_SPECIFIC, dim), nn.BatchNorm1d(dim, affine=False))
+            for width in feature_dims.values()
+        )
         self.behavior = nn.ModuleList(mlp(width, HIDDEN, dim) for width in feature_dims.values())
         self.explained = nn.ModuleList(mlp(dim, HIDDEN_SPECIFIC, width) for width in feature_dims.values())
         self.decoders = nn.ModuleList(mlp(2 * dim, HIDDEN_SPECIFIC, width) for width in feature_dims.values())
@@ -159,10 +163,10 @@ class BehaviorBind(nn.Module):
         """Take features [B, D_m] of a modality apart, given its behaviour part [B, D] before quantisation.
 
         The specific part encodes what the behaviour part does not explain. That rest has mean zero whatever the
-        behaviour part is, so no linear map of it tells of behaviour; what else does, the CLUB bound removes.
+        behaviour part is, so no linear map of it tells of behaviour; what else does, a probe finds (`losses.Probe`).
         """
         explained = self.explained[modality](behavior)
-        # A constant for the rest, which would be small if the explanation learned what the specific part rebuilds.
+        # Held constant: learning from its own error alone, it stays the mean of the features given the behaviour part.
         constant = explained.detach()
         specific = self.specific[modality](x - constant)
         rest = self.decoders[modality](torch.cat([specific, behavior], dim=-1))

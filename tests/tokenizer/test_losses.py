@@ -101,17 +101,6 @@ def test_club_bound_equals_its_definition_over_all_pairs():
     torch.testing.assert_close(club.bound(x, y), expected.clamp(min=0))
 
 
-def test_club_of_unit_variance_is_the_covariance_of_prediction_and_truth():
-    torch.manual_seed(0)
-    club, x, y = Club(4, 8, unit_variance=True), randn(50, 4), randn(50, 4, seed=1)
-    mean = club.mean(club.body(x))
-    covariance = ((mean - mean.mean(0)) * (y - y.mean(0))).sum(-1).mean()
-    torch.testing.assert_close(club.bound(x, y), covariance.clamp(min=0))
-    torch.testing.assert_close(club.bound(x, -y), (-covariance).clamp(min=0))
-    assert abs(covariance) > 1e-3
-    torch.testing.assert_close(club.fit_loss(x, y), 0.5 * (y - mean).square().sum(-1).mean())
-
-
 def test_minimising_the_club_bound_removes_information_and_never_goes_below_zero():
     x, y = correlated(0.9)
     club = fit_club(x, y).requires_grad_(False)
