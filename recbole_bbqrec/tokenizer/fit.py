@@ -50,7 +50,7 @@ class BehaviorBindTokenizer(ItemTokenizer):
     epochs: int = 6
     min_steps: int = 300
     learning_rate: float = 3e-3
-    independence_weight: float = 0.02
+    independence_weight: float = 0.01
     sequence_contrast_weight: float = 1.0
     cross_contrast_weight: float = 0.1
 

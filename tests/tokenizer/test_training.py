@@ -11,7 +11,7 @@ from torch import nn
 
 from recbole_bbqrec.tokenizer import training
 from recbole_bbqrec.tokenizer.base import flat_sequences
-from recbole_bbqrec.tokenizer.behavior_bind import BehaviorBind, Catalogue
+from recbole_bbqrec.tokenizer.behavior_bind import BehaviorBind, Catalogue, Whitening
 from recbole_bbqrec.tokenizer.losses import Probe
 from recbole_bbqrec.tokenizer.measures import independence
 from recbole_bbqrec.tokenizer.residual_quantizer import ResidualQuantizer
@@ -168,6 +168,19 @@ def test_the_specific_part_sees_only_what_behaviour_leaves_unexplained(world):
     torch.testing.assert_close(after.specific, before.specific)
     torch.testing.assert_close(after.decoded, before.decoded + shift)
     assert not torch.allclose(network.split(0, x, behavior).specific, before.specific)
+
+
+def test_whitened_parts_have_unit_covariance_and_keep_to_it_after_training():
+    generator = torch.Generator().manual_seed(0)
+    line = torch.randn(4000, 1, generator=generator) * torch.ones(1, 4)  # nearly all along one direction
+    rows = 5 + 10 * line + torch.randn(4000, 4, generator=generator)
+    whitening = Whitening(4)
+    for batch in rows.split(100):
+        torch.testing.assert_close(torch.cov(whitening(batch).T, correction=0), torch.eye(4), atol=5e-3, rtol=0)
+    once, again = whitening.eval()(rows), whitening(rows)
+    assert torch.equal(once, again)
+    torch.testing.assert_close(torch.cov(once.T), torch.eye(4), atol=0.2, rtol=0)
+    assert Whitening(4)(rows[:2]).isfinite().all()  # fewer items than dimensions
 
 
 @pytest.mark.parametrize("knows_explained", [True, False])
