@@ -213,7 +213,7 @@ def _cost(given: argparse.Namespace) -> int | None:
 
 
 @_command(
-    "the item tokenizer's report cards over seeds, with and without CLUB",
+    "the item tokenizer's report cards over seeds, with and without the probe",
     *STUDY,
     _option("--seeds", type=int, default=5, help="fits of each tokenizer (default 5)"),
     settings=True,

@@ -70,8 +70,8 @@ def test_cost_of_tables(called, capsys):
 
 
 def test_a_mistyped_option_is_not_taken_for_another(called):
-    cli.main(["ablate", "--dataset=Beauty", "--row=club", "--seed=5"])
-    assert called[0][2:5] == ([], 3, ["--row=club", "--seed=5"]), "settings, for Config to check"
+    cli.main(["ablate", "--dataset=Beauty", "--row=independence", "--seed=5"])
+    assert called[0][2:5] == ([], 3, ["--row=independence", "--seed=5"]), "settings, for Config to check"
 
 
 def test_exit_codes(monkeypatch, capsys):

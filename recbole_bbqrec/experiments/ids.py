@@ -21,7 +21,7 @@ from ..tokenizer.registry import load
 from . import records, tables
 from .runner import QUIET, check_judged, given_and_files
 
-AS_SET, NO_CLUB = "as set", "without CLUB"
+AS_SET, NO_PROBE = "as set", "without the probe"
 
 CODES = {"lowest utilisation": ".3f", "lowest perplexity": ".1f", "sharing": ",.0f", "moved": ",.0f"}
 CODES |= {"fit s": ".0f", "encode s": ".2f"}
@@ -34,7 +34,7 @@ def study(
 ) -> dict[str, Any]:
     """Fit the item tokenizer with several seeds, write and print the table, and return what was measured.
 
-    Where the tokenizer has a CLUB term, it is fitted without it as well.
+    Where the tokenizer trains against a probe, it is fitted without it as well.
 
     Parameters
     ----------
@@ -50,8 +50,8 @@ def study(
     if config["codes"] == "none":
         raise InputError("codes: found none, which fits no tokenizer; drop the setting")
     rows: dict[str, dict[str, Any]] = {AS_SET: {}}
-    if config["tokenizer"] == "behavior_bind" and config["sid_club_weight"]:
-        rows[NO_CLUB] = {"sid_club_weight": 0.0}
+    if config["tokenizer"] == "behavior_bind" and config["sid_independence_weight"]:
+        rows[NO_PROBE] = {"sid_independence_weight": 0.0}
     found: dict[str, list[dict[str, Any]]] = {row: [] for row in rows}
     plan = [(row, config["seed"] + index) for row in rows for index in range(seeds)]
     for row, seed in tqdm(plan, "Tokenizers", ncols=100):

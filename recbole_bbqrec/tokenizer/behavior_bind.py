@@ -16,8 +16,13 @@ from .residual_quantizer import ResidualQuantizer
 
 ID_SIGNAL, FUSED_SIGNAL = "id", "fused"
 MODES = ("chained", "concat", "fused")
-HIDDEN = 256
-"""Width of the hidden layers of the encoders and decoders."""
+HIDDEN, HIDDEN_SPECIFIC = 256, 512
+"""Width of the hidden layers of the behaviour encoders, and of what makes and reads the specific part: with 256 there
+the error of the rebuilt features was half as large again (Beauty, .184 against .122).
+"""
+WHITENING_RATE, WHITENING_FLOOR = 0.1, 1e-3
+"""Share of the newest batch in the moving averages, as of batch normalisation; and the least variance that is scaled
+up, so that batches of fewer items than dimensions have a covariance to divide by."""
 HEADS = 2
 MAX_LENGTH = 20
 """Longest history the sequence encoder reads: it has to learn which items follow each other, not to rank them."""
@@ -47,8 +52,18 @@ class Bound(NamedTuple):
     loss: torch.Tensor
 
 
+class Split(NamedTuple):
+    """What the features of a modality come apart into: the specific part [B, D]; the features [B, D_m] as the behaviour
+    part alone explains them; and as both parts rebuild them.
+    """
+
+    specific: torch.Tensor
+    explained: torch.Tensor
+    decoded: torch.Tensor
+
+
 class BehaviorBind(nn.Module):
-    """Encoders, item table, shared quantiser, decoders and sequence encoder.
+    """Encoders, item table, shared quantiser, decoders of both parts and of the behaviour part alone, sequence encoder.
 
     Parameters
     ----------
@@ -67,9 +82,12 @@ class BehaviorBind(nn.Module):
         signals = [*feature_dims, *([ID_SIGNAL] if n_items else [])]
         self.chains = [FUSED_SIGNAL] if mode == "fused" else signals
         # Modalities are numbered here: torch allows no dots in the names of submodules.
-        self.specific = nn.ModuleList(mlp(width, HIDDEN, dim) for width in feature_dims.values())
+        self.specific = nn.ModuleList(
+            nn.Sequential(mlp(width, HIDDEN_SPECIFIC, dim), Whitening(dim)) for width in feature_dims.values()
+        )
         self.behavior = nn.ModuleList(mlp(width, HIDDEN, dim) for width in feature_dims.values())
-        self.decoders = nn.ModuleList(mlp(2 * dim, HIDDEN, width) for width in feature_dims.values())
+        self.explained = nn.ModuleList(mlp(dim, HIDDEN_SPECIFIC, width) for width in feature_dims.values())
+        self.decoders = nn.ModuleList(mlp(2 * dim, HIDDEN_SPECIFIC, width) for width in feature_dims.values())
         self.item_table = nn.Parameter(torch.randn(n_items, dim) * 0.02) if n_items else None
         self.sequence = SequenceEncoder(dim)
 
@@ -142,10 +160,46 @@ class BehaviorBind(nn.Module):
             return signals
         return signals.sum(0, keepdim=True) / self.signals_known(known).sum(0).clamp(min=1).unsqueeze(-1)
 
-    def decode(self, modality: int, specific: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-        """Features [B, D_m] of a modality, from its specific part [B, D] and the quantised signals [G, B, D]."""
-        behavior = vectors[0 if self.mode == "fused" else modality]
-        return self.decoders[modality](torch.cat([specific, behavior], dim=-1))
+    def split(self, modality: int, x: torch.Tensor, behavior: torch.Tensor) -> Split:
+        """Take features [B, D_m] of a modality apart, given its behaviour part [B, D] before quantisation.
+
+        The specific part encodes what the behaviour part does not explain. That rest has mean zero whatever the
+        behaviour part is, so no linear map of it tells of behaviour; what else does, a probe finds (`losses.Probe`).
+        """
+        explained = self.explained[modality](behavior)
+        # Held constant: learning from its own error alone, it stays the mean of the features given the behaviour part.
+        constant = explained.detach()
+        specific = self.specific[modality](x - constant)
+        rest = self.decoders[modality](torch.cat([specific, behavior], dim=-1))
+        return Split(specific, explained, constant + rest)
+
+
+class Whitening(nn.Module):
+    """Rows [B, D] of unit variance and without correlation: over the batch in training, by moving averages after it.
+
+    With unit variance alone, all dimensions came to vary along one direction, from which a probe learns nothing and
+    under which a decoder still finds what it needs.
+    """
+
+    mean: torch.Tensor
+    covariance: torch.Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("covariance", torch.eye(dim))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Centre the rows, and multiply them by the inverse of the covariance's Cholesky factor."""
+        mean, covariance = self.mean, self.covariance
+        if self.training:
+            mean = rows.mean(0)
+            covariance = (rows - mean).T @ (rows - mean) / len(rows)
+            self.mean.lerp_(mean.detach(), WHITENING_RATE)
+            self.covariance.lerp_(covariance.detach(), WHITENING_RATE)
+        floor = WHITENING_FLOOR * torch.eye(len(mean), device=rows.device)
+        factor = torch.linalg.cholesky(covariance + floor)
+        return torch.linalg.solve_triangular(factor, (rows - mean).T, upper=False).T
 
 
 class SequenceEncoder(nn.Module):

@@ -17,7 +17,7 @@ __all__ = ["BehaviorBindTokenizer", "Encoded"]
 RIDGE = 1.0
 """Penalty of the ID signal's regression; its inputs have unit length and there are as many rows as items."""
 RECONSTRUCTION_WEIGHT, COMMITMENT_WEIGHT = 0.1, 1.0
-"""Own choice: enough to rebuild the features (error about .1 on Sports), while behaviour leads."""
+"""Own choice: enough to rebuild the features (docs/semantic-ids.md), while behaviour leads."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -36,7 +36,8 @@ class BehaviorBindTokenizer(ItemTokenizer):
     shared_codebook : one set of L codebooks for all signals, or one for each.
     epochs : passes over the training sequences, but at least `min_steps` batches; more over-fit the item table.
     learning_rate : of AdamW; larger ones (Adagrad 0.4) collapse the codes.
-    club_weight, sequence_contrast_weight, cross_contrast_weight : weights of objectives, see `losses`; 0 switches off.
+    independence_weight : weight of what a probe predicts of the behaviour part from the specific part; 0: no probe.
+    sequence_contrast_weight, cross_contrast_weight : weights of these objectives, see `losses`; 0 switches off.
     """
 
     name: ClassVar[str] = "behavior_bind"
@@ -49,7 +50,7 @@ class BehaviorBindTokenizer(ItemTokenizer):
     epochs: int = 6
     min_steps: int = 300
     learning_rate: float = 3e-3
-    club_weight: float = 3e-6
+    independence_weight: float = 0.01
     sequence_contrast_weight: float = 1.0
     cross_contrast_weight: float = 0.1
 
@@ -77,7 +78,7 @@ class BehaviorBindTokenizer(ItemTokenizer):
         weights = {
             "reconstruction": RECONSTRUCTION_WEIGHT,
             "commitment": COMMITMENT_WEIGHT,
-            "club": self.club_weight,
+            "independence": self.independence_weight,
             "sequence_contrast": self.sequence_contrast_weight,
             "cross_contrast": self.cross_contrast_weight,
         }

@@ -48,11 +48,35 @@ def cross_signal_contrast(signals: torch.Tensor, known: torch.Tensor, labels: to
     return torch.stack(terms).sum() / max(len(terms) - 1, 1)
 
 
+class Probe(nn.Module):
+    """A small network that predicts one vector from another, and by which encoders learn to give nothing away.
+
+    It is fitted by its own optimiser on detached inputs (`fit_loss`); the share it explains is then lowered by the
+    encoders with the probe held fixed (`explained`): adversarial training as in arXiv 1505.07818.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+    def fit_loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Mean squared error of `y` as predicted from `x` [B, D]; inputs receive no gradient."""
+        return functional.mse_loss(self.layers(x.detach()), y.detach())
+
+    def explained(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Share of the variance of `y` [B, D] that the probe predicts from `x` [B, D], not below zero.
+
+        Whoever fools a probe that is no better than the mean has removed nothing.
+        """
+        variance = (y - y.mean(0)).square().mean()
+        return (1 - functional.mse_loss(self.layers(x), y) / variance.clamp(min=1e-6)).clamp(min=0.0)
+
+
 class Club(nn.Module):
     """Upper bound on the mutual information of two vectors (CLUB, Cheng et al. 2020, arXiv 2006.12013).
 
-    `q(y | x) = N(mean(x), variance(x))` is fitted by its own optimiser on detached inputs (`fit_loss`); the bound is
-    then minimised over the encoders of x and y with q held fixed (`bound`).
+    `q(y | x) = N(mean(x), variance(x))` is fitted on detached inputs (`fit_loss`); `bound` then takes q as it is. The
+    report card measures by it; as an objective it fails (docs/semantic-ids.md).
     """
 
     def __init__(self, dim: int, hidden: int) -> None:
@@ -69,7 +93,7 @@ class Club(nn.Module):
     def bound(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Mean `log q(y_i | x_i)` less mean `log q(y_j | x_i)` over all pairs, not below zero.
 
-        Mutual information is never negative; without the clamp the encoders would drive the estimate to minus infinity.
+        Mutual information is never negative, its estimate may be.
         """
         mean, log_variance = self._predict(x)
         precision = (-log_variance).exp()

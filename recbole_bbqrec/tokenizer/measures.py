@@ -119,7 +119,7 @@ def overlap(reference: torch.Tensor, found: torch.Tensor) -> float | None:
 def independence(specific: torch.Tensor, behavior: torch.Tensor, seed: int) -> dict[str, float]:
     """Measure how independent two parts [n, D] of the same items are, by models fitted for that alone.
 
-    The CLUB estimators of training chase the encoders that run from them; these are drawn afresh, fitted on some of the
+    The probes of training chase the encoders that run from them; these are drawn afresh, fitted on some of the
     items and asked about the rest. Both parts are standardised first, so that neither scale nor shift decides.
 
     `club` is the bound in nats; `r2_ridge` and `r2_mlp` are the shares of the variance of the behaviour part that a

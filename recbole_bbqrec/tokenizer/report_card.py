@@ -207,13 +207,13 @@ def _disentanglement(fitted: ItemTokenizer, features: ByModality, present: ByMod
     measured: dict[str, Any] = {modality: {} for modality in features}
     for stage, network in (("before", fitted.initial_network()), ("after", fitted.network_)):
         signals = network.all_signals(catalogue)
-        vectors = network.bind_all(signals, catalogue.known).vectors
         for index, (modality, x) in enumerate(zip(fitted.statistics_, catalogue.features, strict=True)):
-            has, specific = catalogue.known[index], network.specific[index](x)
+            has = catalogue.known[index]
+            specific, _, decoded = network.split(index, x, signals[index])
             measured[modality][stage] = {
                 **measures.independence(specific[has], signals[index][has], SEED),
                 **measures.spread(specific[has]),
-                "reconstruction": float(reconstruction(network.decode(index, specific, vectors), x, has)),
+                "reconstruction": float(reconstruction(decoded, x, has)),
             }
     return measured
 

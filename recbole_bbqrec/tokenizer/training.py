@@ -15,7 +15,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from .behavior_bind import BehaviorBind, Bound, Catalogue
-from .losses import Club, cross_signal_contrast, info_nce, reconstruction
+from .losses import Probe, cross_signal_contrast, info_nce
 
 BATCH_SIZE = 512
 """Targets of a batch, and random items beside them."""
@@ -28,11 +28,13 @@ RESTART_EVERY = 20
 RESTART_UNTIL = 0.9
 """Share of training after which no code is moved any more, so that the last ones settle."""
 GRADIENT_NORM = 1.0
+PROBE_HIDDEN = 256
+"""Width of the probes: twice that of the card's probes, which judge what these let pass."""
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Windows of items [R, T + 1], which of their T targets are real [R, T], and random items [Q]."""
 Pairs = dict[int, tuple[torch.Tensor, torch.Tensor]]
-"""Modality -> specific and behaviour parts of the items that have it, without gradients."""
+"""Modality -> specific and behaviour parts of the items that have it, standardised, without gradients."""
 
 
 class Windows:
@@ -90,10 +92,10 @@ class Trainer:
     def __post_init__(self) -> None:
         self.n_warmup = int(WARMUP * self.n_steps)
         self.device, dim = self.catalogue.known.device, self.network.quantizer.codebooks.shape[-1]
-        self.clubs = [Club(dim, dim).to(self.device) for _ in self.catalogue.features]
+        self.probes = [Probe(dim, PROBE_HIDDEN).to(self.device) for _ in self.catalogue.features]
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.learning_rate, fused=True)
         self.schedule = learning_rate_schedule(self.optimizer, self.n_steps)
-        self.club_optimizers = [torch.optim.AdamW(club.parameters(), lr=self.learning_rate) for club in self.clubs]
+        self.probe_optimizers = [torch.optim.AdamW(one.parameters(), lr=self.learning_rate) for one in self.probes]
 
     def run(self, progress: bool) -> dict[str, list[float]]:
         """Train for all steps; returns what `run_steps` does."""
@@ -115,7 +117,7 @@ class Trainer:
                 yield windows, valid, drawn
 
     def step(self, batch: Batch, index: int) -> dict[str, torch.Tensor]:
-        """One step of the network, one of the CLUB estimators, and the upkeep of the codebooks; returns the losses."""
+        """One step of the network, one of the probes, and the upkeep of the codebooks; returns the losses."""
         self.network.train()
         losses, bound, pairs = self.losses(*batch, quantised=index >= self.n_warmup)
         self.optimizer.zero_grad(set_to_none=True)
@@ -124,9 +126,9 @@ class Trainer:
         self.optimizer.step()
         self.schedule.step()
         for modality, (specific, behavior) in pairs.items():
-            self.club_optimizers[modality].zero_grad(set_to_none=True)  # also what `bound` has left there
-            self.clubs[modality].fit_loss(specific, behavior).backward()
-            self.club_optimizers[modality].step()
+            self.probe_optimizers[modality].zero_grad(set_to_none=True)  # also what `explained` has left there
+            self.probes[modality].fit_loss(specific, behavior).backward()
+            self.probe_optimizers[modality].step()
         if index >= self.n_warmup:
             self.network.quantizer.observe(bound.codes)
             if restart_due(index, self.n_steps):
@@ -144,7 +146,7 @@ class Trainer:
     def losses(
         self, windows: torch.Tensor, valid: torch.Tensor, drawn: torch.Tensor, quantised: bool = True
     ) -> tuple[dict[str, torch.Tensor], Bound, Pairs]:
-        """Every objective on one batch, not weighed; all quantised items; what to fit the CLUB estimators on.
+        """Every objective on one batch, not weighed; all quantised items; what to fit the probes on.
 
         Each different item of the windows is encoded once, together with the random items.
         """
@@ -164,7 +166,7 @@ class Trainer:
             "cross_contrast": cross_signal_contrast(vectors[:, split:], has[:, split:], labels[:, split:]),
         }
         item_losses, pairs = self._item_losses(
-            [matrix[split:] for matrix in features], known[:, split:], signals[:, split:], vectors[:, split:]
+            [matrix[split:] for matrix in features], known[:, split:], signals[:, split:]
         )
         return losses | item_losses, bound, pairs
 
@@ -193,21 +195,24 @@ class Trainer:
         return torch.stack(terms).mean()
 
     def _item_losses(
-        self, features: list[torch.Tensor], known: torch.Tensor, signals: torch.Tensor, vectors: torch.Tensor
+        self, features: list[torch.Tensor], known: torch.Tensor, signals: torch.Tensor
     ) -> tuple[dict[str, torch.Tensor], Pairs]:
-        """Reconstruction and CLUB, means over the modalities."""
-        rebuilt, bounds, pairs = [signals.new_zeros(())], [signals.new_zeros(())], {}
-        for modality, (x, has) in enumerate(zip(features, known, strict=True)):
-            specific = self.network.specific[modality](x)
-            rebuilt.append(reconstruction(self.network.decode(modality, specific, vectors), x, has))
-            if has.sum() > 1:
-                # Signals have unit length; CLUB expects dimensions of about unit variance.
-                behavior = signals[modality][has] * signals.shape[-1] ** 0.5
-                bounds.append(self.clubs[modality].bound(specific[has], behavior))
-                pairs[modality] = specific[has].detach(), behavior.detach()
-        n_modalities = max(len(features), 1)
-        club = torch.stack(bounds).sum() / n_modalities
-        return {"reconstruction": torch.stack(rebuilt).sum() / n_modalities, "club": club}, pairs
+        """Reconstruction, by both parts and by the behaviour part alone, and independence; means over the modalities.
+
+        Reconstruction leaves the behaviour parts alone: they would hold more of the features, and more items collide.
+        """
+        rebuilt, shares, pairs = [signals.new_zeros(())], [signals.new_zeros(())], {}
+        for modality, (rows, has) in enumerate(zip(features, known, strict=True)):
+            if has.sum() < 2:  # nothing to standardise over
+                continue
+            x, behavior = rows[has], signals[modality][has]
+            specific, explained, decoded = self.network.split(modality, x, behavior.detach())
+            rebuilt.append(functional.mse_loss(decoded, x) + functional.mse_loss(explained, x))
+            behavior = functional.batch_norm(behavior, None, None, training=True)
+            shares.append(self.probes[modality].explained(specific, behavior))
+            pairs[modality] = specific.detach(), behavior.detach()
+        sums = {"reconstruction": torch.stack(rebuilt).sum(), "independence": torch.stack(shares).sum()}
+        return {name: value / max(len(features), 1) for name, value in sums.items()}, pairs
 
 
 def labels_of(items: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:

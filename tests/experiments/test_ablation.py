@@ -51,7 +51,7 @@ def test_rows_that_apply(tiny):
     found, left_out = applicable(ROWS, full(tiny, **BOTH))
     assert list(found) == [name for name in ROWS if name not in OFF] and list(left_out) == OFF
     _, left_out = applicable(ROWS, full(tiny, text_encoder=None))
-    assert "needs 1 modalities, found 0" in left_out["no-codes"] and "club" in left_out
+    assert "needs 1 modalities, found 0" in left_out["no-codes"] and "independence" in left_out
 
 
 def test_every_row_is_a_valid_configuration_of_its_own_with_the_key_that_the_table_looks_for(tiny):
@@ -112,10 +112,10 @@ def test_a_row_that_changes_nothing_is_left_out(tiny):
 
 def test_chosen_rows():
     assert chosen_rows([]) == ROWS
-    assert chosen_rows(["no-codes", "club"]) == ["full", "club", "no-codes"]
+    assert chosen_rows(["no-codes", "independence"]) == ["full", "independence", "no-codes"]
     with pytest.raises(InputError, match=r"--rows: found 'no-code', .* did you mean no-codes\?"):
         chosen_rows(["no-code"])
-    with pytest.raises(InputError, match=r"choose some of full, club"):
+    with pytest.raises(InputError, match=r"choose some of full, independence"):
         chosen_rows(["zzz"])
 
 
@@ -129,13 +129,15 @@ def test_the_order_of_runs_and_their_settings(tiny, tmp_path):
 
 def test_a_row_wins_over_settings_and_files(tiny, tmp_path):
     file = tmp_path / "more.yaml"
-    file.write_text("n_layers: 2\nsid_club_weight: 0.5\n")
-    given = [*arguments(tiny), "--sid_club_weight=0.7", f"--config_files={file}"]
+    file.write_text("n_layers: 2\nsid_independence_weight: 0.5\n")
+    given = [*arguments(tiny), "--sid_independence_weight=0.7", f"--config_files={file}"]
     execute = FakeExecute()
     with in_place_of_runs(execute):
-        ablate("tiny", ["club"], 1, [one for one in given if "n_layers" not in one], False, tmp_path / "results")
-    assert [call["sid_club_weight"] for call in execute.calls] == [0.7, 0.0]
-    (path,) = (tmp_path / "results/runs/tiny").glob("club-*.json")
+        ablate(
+            "tiny", ["independence"], 1, [one for one in given if "n_layers" not in one], False, tmp_path / "results"
+        )
+    assert [call["sid_independence_weight"] for call in execute.calls] == [0.7, 0.0]
+    (path,) = (tmp_path / "results/runs/tiny").glob("independence-*.json")
     assert records.read(path)["settings"]["n_layers"] == 2
 
 
@@ -352,7 +354,7 @@ def test_rows_left_out_are_said(tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("rows", "seeds", "extra", "message"),
     [
-        (["club"], 0, [], "--seeds: found 0"),
+        (["independence"], 0, [], "--seeds: found 0"),
         ([], 1, ["--model=SASRec"], "--model: an ablation sets it"),
         ([], 1, ["--result_file=x.json"], "--result_file: an ablation sets it"),
         ([], 1, ["--hidden_sise=8"], "unknown key 'hidden_sise'"),

@@ -5,20 +5,20 @@ from conftest import arguments
 
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.experiments import ids
-from recbole_bbqrec.experiments.ids import AS_SET, NO_CLUB
+from recbole_bbqrec.experiments.ids import AS_SET, NO_PROBE
 from recbole_bbqrec.tokenizer.fit import BehaviorBindTokenizer
 
 
 def test_the_whole_study_goes_on_from_what_is_fitted(tiny, tmp_path, monkeypatch, capsys):
     given = arguments(tiny, checkpoint_dir=str(tmp_path / "saved"))
     measured = ids.study("tiny", 2, given, tmp_path / "results")
-    assert list(measured["rows"]) == [AS_SET, NO_CLUB]
+    assert list(measured["rows"]) == [AS_SET, NO_PROBE]
     for cards in measured["rows"].values():
         assert [card["seed"] for card in cards] == [2020, 2021]
         assert all(card["items"] == 40 and card["collisions"]["after"]["sharing"] == 0 for card in cards)
         assert all(card["encode_seconds"] > 0 and card["rqvae"]["collisions"]["moved"] >= 0 for card in cards)
-    with_club, without = (measured["rows"][row][0]["disentanglement"] for row in (AS_SET, NO_CLUB))
-    assert with_club["text"]["before"] == without["text"]["before"] and with_club["text"] != without["text"]
+    with_probe, without = (measured["rows"][row][0]["disentanglement"] for row in (AS_SET, NO_PROBE))
+    assert with_probe["text"]["before"] == without["text"]["before"] and with_probe["text"] != without["text"]
     page = (tmp_path / "results/semantic-ids-tiny.md").read_text()
     assert page in capsys.readouterr().out and "seeds 2020, 2021" in page and str(tmp_path) not in page
     assert json.loads((tmp_path / "results/semantic-ids-tiny.json").read_text()) == json.loads(json.dumps(measured))
@@ -32,7 +32,7 @@ def test_the_whole_study_goes_on_from_what_is_fitted(tiny, tmp_path, monkeypatch
         assert again["rows"][row] == cards[:1]
 
 
-def test_a_tokenizer_without_club_stands_alone(tiny, tmp_path):
+def test_a_tokenizer_without_parts_stands_alone(tiny, tmp_path):
     given = arguments(tiny, checkpoint_dir=str(tmp_path / "saved"), tokenizer="kmeans")
     measured = ids.study("tiny", 1, given, tmp_path)
     assert list(measured["rows"]) == [AS_SET]

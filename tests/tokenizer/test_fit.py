@@ -24,7 +24,13 @@ def test_shapes_and_promises(world, fitted):
     assert len(torch.unique(fitted.codes_, dim=0)) == 60
     assert len(fitted.utilisation_) == len(fitted.perplexity_) == 6
     assert fitted.collisions_before_["distinct"] == 60 - fitted.n_moved_
-    assert set(fitted.losses_) == {"commitment", "sequence_contrast", "cross_contrast", "reconstruction", "club"}
+    assert set(fitted.losses_) == {
+        "commitment",
+        "sequence_contrast",
+        "cross_contrast",
+        "reconstruction",
+        "independence",
+    }
 
 
 def test_training_lowers_the_losses(fitted):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from recbole_bbqrec.tokenizer.losses import Club, cross_signal_contrast, info_nce, reconstruction
+from recbole_bbqrec.tokenizer.losses import Club, Probe, cross_signal_contrast, info_nce, reconstruction
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -121,3 +121,45 @@ def test_fitting_club_leaves_its_inputs_alone():
     club.fit_loss(x, y).backward()
     assert x.grad is None and y.grad is None
     assert all(parameter.grad is not None for parameter in club.parameters())
+
+
+def fit_probe(x: torch.Tensor, y: torch.Tensor) -> Probe:
+    torch.manual_seed(0)
+    probe = Probe(4, 32)
+    optimizer = torch.optim.Adam(probe.parameters(), lr=1e-2)
+    for _ in range(200):
+        optimizer.zero_grad()
+        probe.fit_loss(x, y).backward()
+        optimizer.step()
+    return probe
+
+
+def test_a_probe_explains_what_two_parts_share_and_nothing_of_independent_ones():
+    x, y = correlated(0.9, n=4096)
+    assert fit_probe(x[:2048], y[:2048]).explained(x[2048:], y[2048:]).item() == pytest.approx(0.81, abs=0.05)
+    probe = fit_probe(x[:2048], x[:2048].square())  # no linear map of x tells of its square
+    assert probe.explained(x[2048:], x[2048:].square()) > 0.7
+    x, y = correlated(0.0, n=4096)
+    assert fit_probe(x[:2048], y[:2048]).explained(x[2048:], y[2048:]) < 0.01
+
+
+def test_encoders_learn_to_give_a_probe_nothing_and_stop_there():
+    x, y = correlated(0.9)
+    probe = fit_probe(x, y).requires_grad_(False)
+    moved = x.clone().requires_grad_()
+    optimizer = torch.optim.Adam([moved], lr=0.05)
+    for _ in range(100):
+        optimizer.zero_grad()
+        probe.explained(moved, y).backward()
+        optimizer.step()
+    assert probe.explained(moved, y) == 0 and probe.explained(x, y) > 0.7
+    optimizer.zero_grad()
+    probe.explained(moved, y).backward()
+    assert not moved.grad.any(), "a probe that is worse than the mean moves nobody"
+
+
+def test_fitting_a_probe_leaves_its_inputs_alone():
+    probe, x, y = Probe(4, 8), randn(6, 4).requires_grad_(), randn(6, 4, seed=1).requires_grad_()
+    probe.fit_loss(x, y).backward()
+    assert x.grad is None and y.grad is None
+    assert all(parameter.grad is not None for parameter in probe.parameters())

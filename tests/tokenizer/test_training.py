@@ -11,20 +11,21 @@ from torch import nn
 
 from recbole_bbqrec.tokenizer import training
 from recbole_bbqrec.tokenizer.base import flat_sequences
-from recbole_bbqrec.tokenizer.behavior_bind import BehaviorBind, Catalogue
-from recbole_bbqrec.tokenizer.losses import Club
+from recbole_bbqrec.tokenizer.behavior_bind import BehaviorBind, Catalogue, Whitening
+from recbole_bbqrec.tokenizer.losses import Probe
+from recbole_bbqrec.tokenizer.measures import independence
 from recbole_bbqrec.tokenizer.residual_quantizer import ResidualQuantizer
 from recbole_bbqrec.tokenizer.training import Trainer, Windows
 
-OBJECTIVES = ("commitment", "sequence_contrast", "cross_contrast", "reconstruction", "club")
+OBJECTIVES = ("commitment", "sequence_contrast", "cross_contrast", "reconstruction", "independence")
 
 # Parts of the network each objective must move; it may move no other.
 MOVES = {
     "commitment": {"quantizer", "behavior", "item_table"},
     "sequence_contrast": {"quantizer", "behavior", "item_table", "sequence"},
     "cross_contrast": {"quantizer", "behavior", "item_table"},
-    "reconstruction": {"quantizer", "behavior", "specific", "decoders"},
-    "club": {"behavior", "specific"},
+    "reconstruction": {"specific", "explained", "decoders"},
+    "independence": {"behavior", "specific"},
 }
 
 
@@ -40,8 +41,6 @@ def make_trainer(world, mode="concat", use_id=True, shared=True, **weights) -> T
     trainer = Trainer(network, catalogue, windows, weights, 10, 1e-3, torch.Generator().manual_seed(0))
     trainer.n_warmup = 0
     trainer.start_codebooks()
-    for club in trainer.clubs:  # an estimator that has learned nothing may sit at the clamp
-        nn.init.normal_(club.mean.weight, std=0.5)
     return trainer
 
 
@@ -66,22 +65,21 @@ def parts_moved(network: nn.Module) -> set[str]:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_each_objective_moves_its_parts_and_only_them(world, objective, mode, variant):
     trainer = make_trainer(world, mode, **VARIANTS[variant])
-    if objective == "club":  # it has something to say only where the two embeddings tell of each other
+    if objective == "independence":  # it has something to say only where the two embeddings tell of each other
         for modality, parts in trainer.losses(*next(trainer.batches()))[2].items():
-            fit_exactly(trainer.clubs[modality], *parts)
+            fit_exactly(trainer.probes[modality], *parts)
     trainer.losses(*next(trainer.batches()))[0][objective].backward()
-    # Fused signals are one; there is nothing to contrast it with. And the item table is part of what is rebuilt from.
+    # Fused signals are one; there is nothing to contrast it with.
     expected = set() if (objective, mode) == ("cross_contrast", "fused") else MOVES[objective]
-    fused = {"item_table"} if (objective, mode) == ("reconstruction", "fused") else set()
-    assert parts_moved(trainer.network) == (expected | fused) & parts_of(trainer)
+    assert parts_moved(trainer.network) == expected & parts_of(trainer)
 
 
-def fit_exactly(club: Club, x: torch.Tensor, y: torch.Tensor) -> None:
+def fit_exactly(probe: Probe, x: torch.Tensor, y: torch.Tensor) -> None:
     with torch.enable_grad():
-        optimizer = torch.optim.Adam(club.parameters(), lr=1e-2)
+        optimizer = torch.optim.Adam(probe.parameters(), lr=1e-2)
         for _ in range(40):
             optimizer.zero_grad()
-            club.fit_loss(x, y).backward()
+            probe.fit_loss(x, y).backward()
             optimizer.step()
 
 
@@ -111,8 +109,9 @@ def test_a_weight_counts_where_its_objective_does_and_nowhere_else(world, object
     batch, gradients = next(make_trainer(world).batches()), []
     for weight in (0.0, 1.0, 2.0):
         trainer = make_trainer(world, **{objective: weight})
+        trainer.network.train()  # as in a step: the specific part is standardised over the batch
         for modality, parts in trainer.losses(*batch)[2].items():
-            fit_exactly(trainer.clubs[modality], *parts)
+            fit_exactly(trainer.probes[modality], *parts)
         torch.manual_seed(1)  # the same dropout
         trainer.step(batch, 1)
         gradients.append({name: value.grad for name, value in trainer.network.named_parameters()})
@@ -156,6 +155,58 @@ def test_signals_have_unit_length_and_missing_ones_are_zero(world):
     known = torch.stack(list(world.present.values()))
     lengths = network.signals(list(world.features.values()), known, network.item_table).norm(dim=-1)
     torch.testing.assert_close(lengths, network.signals_known(known).float())
+
+
+def test_the_specific_part_sees_only_what_behaviour_leaves_unexplained(world):
+    """What is added to the features and explained at once is rebuilt, and says nothing to the specific part."""
+    network = make_trainer(world).network.eval()
+    x, behavior, shift = world.features["text"], torch.randn(world.n_items, 8), torch.randn(12)
+    before = network.split(0, x, behavior)
+    with torch.no_grad():
+        network.explained[0][-1].bias += shift
+    after = network.split(0, x + shift, behavior)
+    torch.testing.assert_close(after.specific, before.specific)
+    torch.testing.assert_close(after.decoded, before.decoded + shift)
+    assert not torch.allclose(network.split(0, x, behavior).specific, before.specific)
+
+
+def test_whitened_parts_have_unit_covariance_and_keep_to_it_after_training():
+    generator = torch.Generator().manual_seed(0)
+    line = torch.randn(4000, 1, generator=generator) * torch.ones(1, 4)  # nearly all along one direction
+    rows = 5 + 10 * line + torch.randn(4000, 4, generator=generator)
+    whitening = Whitening(4)
+    for batch in rows.split(100):
+        torch.testing.assert_close(torch.cov(whitening(batch).T, correction=0), torch.eye(4), atol=5e-3, rtol=0)
+    once, again = whitening.eval()(rows), whitening(rows)
+    assert torch.equal(once, again)
+    torch.testing.assert_close(torch.cov(once.T), torch.eye(4), atol=0.2, rtol=0)
+    assert Whitening(4)(rows[:2]).isfinite().all()  # fewer items than dimensions
+
+
+@pytest.mark.parametrize("knows_explained", [True, False])
+def test_features_of_two_sources_come_apart(world, knows_explained):
+    """Features mix behaviour and something else; trained to rebuild them, the specific part holds the something else.
+
+    With an explanation that stays at zero it holds both.
+    """
+    torch.manual_seed(0)
+    behavior = nn.functional.normalize(torch.randn(600, 8), dim=-1) * 8**0.5
+    other = torch.randn(600, 4)
+    x = torch.cat([behavior, other], dim=1) @ torch.linalg.qr(torch.randn(12, 12))[0]
+    network = make_trainer(world).network
+    if not knows_explained:
+        nn.init.zeros_(network.explained[0][-1].weight).requires_grad_(False)
+        nn.init.zeros_(network.explained[0][-1].bias).requires_grad_(False)
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        parts = network.split(0, x, behavior)
+        ((parts.decoded - x).square().mean() + (parts.explained - x).square().mean()).backward()
+        optimizer.step()
+    specific = network.split(0, x, behavior).specific.detach()
+    of_behavior, of_other = (independence(specific, part, seed=0)["r2"] for part in (behavior, other.repeat(1, 2)))
+    assert of_other > 0.7
+    assert of_behavior < 0.1 if knows_explained else of_behavior > 0.2
 
 
 def test_fused_signals_are_the_mean_of_those_an_item_has(world):
