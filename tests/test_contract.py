@@ -99,6 +99,8 @@ def test_saved_and_loaded_it_gives_equal_scores(made, name, tmp_path):
     case = made(name)
     checkpoint.save_weights(tmp_path / "weights.safetensors", case.model, {})
     other = fresh(case, seed=1)
+    if name == "ContentNeighbors":  # it counts nothing: what a file brings are the values that validation has chosen
+        other.choose({key: values[-1] for key, values in other.grid.items()})
     assert not torch.equal(score(other, case.histories), case.scores)
     checkpoint.load_weights(tmp_path / "weights.safetensors", other)
     assert torch.equal(score(other, case.histories), case.scores)

@@ -70,7 +70,7 @@ def test_every_row_is_a_valid_configuration_of_its_own_with_the_key_that_the_tab
 
 def test_rows_where_an_item_is_nothing_but_its_codes(tiny):
     found, left_out = applicable(ROWS, full(tiny, "BBQRecCodes"))
-    applying = ["full", "club", "shared-codebook", "id-signal", "sequence-contrast", "cross-contrast"]
+    applying = ["full", "independence", "shared-codebook", "id-signal", "sequence-contrast", "cross-contrast"]
     applying += ["rqvae", "aligned", "kmeans", "with-similarity-attention", "discretisation"]
     assert list(found) == [*applying, "random-codes", "shuffled-codes"]
     assert found["aligned"]["sid_levels"] == found["rqvae"]["sid_levels"] == 16, "text and ID have 8 codes each"
@@ -78,7 +78,8 @@ def test_rows_where_an_item_is_nothing_but_its_codes(tiny):
     assert left_out["code-embeddings"].startswith("items have no ID of their own")
     assert left_out["no-codes"] == "scoring codes needs codes" and "no second stage" in left_out["candidate-text"]
     assert list(applicable(ROWS, full(tiny, "BBQRecCodesDense"))[0]) == [*applying, "no-codes", *list(found)[-2:]]
-    assert "code-embeddings" in applicable(ROWS, full(tiny, "BBQRecGenerate"))[0]
+    assert list(applicable(ROWS, full(tiny, "BBQRecGenerate"))[0]) == list(found)
+    assert "code-embeddings" in applicable(ROWS, full(tiny))[0]
 
 
 @pytest.mark.parametrize(
