@@ -87,14 +87,15 @@ class MultiModalSequentialDataset(LoadedDataset):
         whole = with_cold_items(self.config, catalogue, cold, self.tokenizer_file) if cold else catalogue
         for split, known in zip((self, *splits), (catalogue, catalogue, whole, whole), strict=True):
             split.train_sequences, split.catalogue = sequences, known
+            if cold:
+                split.num = split._num_of_known
             if known.semantic_ids is not None:
                 split._attach_codes(known.semantic_ids)
         return splits
 
-    def num(self, field: str) -> int:
-        """As RecBole's; there are as many items as the catalogue has."""
-        catalogue = getattr(self, "catalogue", None)
-        return len(catalogue.tokens) if catalogue is not None and field == self.iid_field else super().num(field)
+    def _num_of_known(self, field: str) -> int:
+        """Stands in for RecBole's `num` where items are held out: there are as many items as the catalogue has."""
+        return len(self.catalogue.tokens) if field == self.iid_field else type(self).num(self, field)
 
     def _get_remap_list(self, field_list: np.ndarray) -> list[Any]:
         """Have RecBole number cold items behind all others."""

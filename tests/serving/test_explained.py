@@ -194,9 +194,11 @@ def test_new_items_are_ranked_by_what_they_are(features):
     found = grown.recommend([known, [*known, "new"], ["newer"]], k=1000, exclude_seen=False, explain=True)
     assert {"new", "newer"} < set(found[0].items) and np.isfinite(found[0].scores).all()
     assert all(len(each.reasons) == len(grown.item_tokens) - 1 and not each.unknown for each in found)
-    assert "new" in {reason.item for reason in found[1].reasons}, "a new item speaks for others"
-    stage = grown.model.second_stage
-    batch = stage.batch(torch.zeros(1, len(grown.item_tokens)), torch.tensor([[7, 8]]))
+    stage, scores = grown.model.second_stage, torch.zeros(1, len(grown.item_tokens))
+    scores[0, 7] = 1.0
+    batch = stage.batch(scores, torch.tensor([[grown._ids["new"]]]))
+    said = stage.signals["cosine_text"](batch)[0, int(batch.slots[0, 7]), 0]
+    assert said == pytest.approx(1), "a new item speaks for others, most for one of the same text"
     assert stage.signals["cosine_text"].documents[-2:].norm(dim=1).tolist() == pytest.approx([1, 0])
     assert batch.items.max() < len(grown.item_tokens)
 

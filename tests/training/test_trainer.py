@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import settings, write_dataset
@@ -46,7 +48,8 @@ def test_training_stops_by_the_masked_score_and_keeps_the_best_weights(tiny, tmp
     def rank(*_):
         weights.append({name: value.clone() for name, value in net.state_dict().items()})
         masked = {"ndcg@10": next(scores)}
-        return type("Ranks", (), {"metrics": lambda *_: {"masked": masked, "unmasked": {"ndcg@10": 0.5}}})
+        ranks = SimpleNamespace(metrics=lambda *_: {"masked": masked, "unmasked": {"ndcg@10": 0.5}})
+        return SimpleNamespace(groups=lambda: {"all": ranks})
 
     monkeypatch.setattr(trainer, "rank", rank)
     best, result = trainer.fit(train, valid)
