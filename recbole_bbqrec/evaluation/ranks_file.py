@@ -23,8 +23,8 @@ def write_ranks(path: str, ranks: Mapping[str, Ranks], datasets: Mapping[str, An
     """Write split, user, target item and its two ranks, a row for each judged row, to a CSV or Parquet file.
 
     Users and items are tokens; a target that a beam search has not found has no rank. Where items were held out of
-    training, `cold` says whether the target is one of them. `datasets` has the data set of
-    each split, whose rows are those of its ranks.
+    training, `cold` says whether the target is one of them. `datasets` has the data set of each split, whose rows are
+    those of its ranks.
     """
     frames = []
     for split, found in ranks.items():

@@ -20,7 +20,7 @@ from ..evaluation import report
 from ..evaluation.statistics import PairedValues
 from ..settings import PROPERTIES, property_files, settings_to_load
 from . import records, tables
-from .runner import QUIET, Job, exit_code, given_and_files, run_jobs, say
+from .runner import QUIET, Job, check_seeds, exit_code, given_and_files, run_jobs, say
 from .tables import FULL, SPLITS, TESTED, short
 
 
@@ -137,8 +137,7 @@ def ablate(
     Exit code: 0, or 1 where a run failed.
     """
     names = chosen_rows(names)
-    if n_seeds < 1:
-        raise InputError(f"--seeds: found {n_seeds}, expected at least 1")
+    check_seeds(n_seeds)
     given, files = given_and_files(arguments, "an ablation")
     given = {**QUIET, **given, "model": model_of(form), "dataset": dataset, "final": final}
     config = Config(arguments=files, config_dict=given)

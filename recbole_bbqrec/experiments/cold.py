@@ -13,7 +13,7 @@ from ..evaluation import report
 from ..evaluation.statistics import PairedValues, holm
 from ..settings import NOT_LEARNED_FROM
 from . import records, tables
-from .runner import QUIET, Job, exit_code, given_and_files, run_jobs
+from .runner import QUIET, Job, check_seeds, exit_code, given_and_files, run_jobs
 from .tables import SPLITS, TESTED, short
 
 MODELS = ("BBQRec", "SASRecPlusFT", "UniSRec", "TIGER", "ContentNeighbors")
@@ -46,8 +46,7 @@ def study(
     -------
     Exit code: 0, or 1 where a run failed.
     """
-    if n_seeds < 1:
-        raise InputError(f"--seeds: found {n_seeds}, expected at least 1")
+    check_seeds(n_seeds)
     models = list(dict.fromkeys(models or MODELS))
     given, files = given_and_files(arguments, "the study of cold items")
     given = {**QUIET, "cold_items": SHARE, "second_stage": "off", **given, "dataset": dataset, "final": final}

@@ -19,7 +19,7 @@ from ..evaluation import report
 from ..settings import MAY_BE_UNUSED
 from ..tokenizer.registry import load
 from . import records, tables
-from .runner import QUIET, check_judged, given_and_files
+from .runner import QUIET, check_judged, check_seeds, given_and_files
 
 AS_SET, NO_PROBE = "as set", "without the probe"
 
@@ -41,8 +41,7 @@ def study(
     seeds : number of seeds, from the configured one upwards.
     arguments : `--key=value` settings of all fits.
     """
-    if seeds < 1:
-        raise InputError(f"--seeds: found {seeds}, expected at least 1")
+    check_seeds(seeds)
     given, files = given_and_files(arguments, "the study")
     given = {**QUIET, **given, "model": "BBQRec", "dataset": dataset, "report_card": True}
     config = Config(arguments=files, config_dict=given)

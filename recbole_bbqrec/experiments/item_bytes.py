@@ -20,7 +20,7 @@ from ..model.catalogue import Catalogue, SemanticIds
 from ..model.item_table import ItemTable
 from ..settings import ADDED_LATER, MAY_BE_UNUSED, property_files, settings_to_load
 from . import records, tables
-from .runner import QUIET, Job, exit_code, given_and_files, run_jobs, say
+from .runner import QUIET, Job, check_seeds, exit_code, given_and_files, run_jobs, say
 from .tables import TESTED, short
 
 ID_MODEL, CODES_MODEL = "SASRecPlus", "BBQRecCodesDense"
@@ -127,8 +127,7 @@ def study(dataset: str, n_seeds: int = 1, arguments: Sequence[str] = (), results
     -------
     Exit code: 0, or 1 where a run failed.
     """
-    if n_seeds < 1:
-        raise InputError(f"--seeds: found {n_seeds}, expected at least 1")
+    check_seeds(n_seeds)
     given, files = given_and_files(arguments, "the study")
     for key in SET:
         if key in given:

@@ -35,6 +35,12 @@ def given_and_files(arguments: Sequence[str], owner: str = "") -> tuple[dict[str
     return given, files
 
 
+def check_seeds(n_seeds: int) -> None:
+    """Raise an `InputError` where a study is asked for no run at all."""
+    if n_seeds < 1:
+        raise InputError(f"--seeds: found {n_seeds}, expected at least 1")
+
+
 def check_judged(config: Config) -> None:
     """Raise an `InputError` where a run would have no validation to compare it by."""
     if "valid" not in judged_parts(config):

@@ -31,7 +31,7 @@ from ..second_stage.features import HELD, MODEL, Feature
 from ..settings import MAY_BE_UNUSED, second_stage_settings
 from ..tokenizer.memory import PeakMemory
 from . import records, second_stage_page
-from .runner import QUIET, check_judged, given_and_files, say
+from .runner import QUIET, check_judged, check_seeds, given_and_files, say
 from .second_stage_page import GBDT, LINEAR, OFF, POPULARITY_ALONE, SCORES_ALONE, WITH_POPULARITY, WITHOUT
 
 PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -69,8 +69,7 @@ def study(
     arguments : `--key=value` settings of all of them.
     results : folder of pages and records.
     """
-    if n_seeds < 1:
-        raise InputError(f"--seeds: found {n_seeds}, expected at least 1")
+    check_seeds(n_seeds)
     given, files = given_and_files(arguments, "the study")
     given = {**_checked(layered(read_files(files), given)), "model": model, "dataset": dataset}
     config = Config(config_dict=given)

@@ -71,24 +71,25 @@ def correlated(strength: float, n: int = 512) -> tuple[torch.Tensor, torch.Tenso
     return x, strength * x + (1 - strength**2) ** 0.5 * noise
 
 
-def fit_club(x: torch.Tensor, y: torch.Tensor) -> Club:
+def fitted(kind: type, x: torch.Tensor, y: torch.Tensor):
+    """A `Club` or a `Probe`, fitted to tell y from x."""
     torch.manual_seed(0)
-    club = Club(4, 32)
-    optimizer = torch.optim.Adam(club.parameters(), lr=1e-2)
+    estimator = kind(4, 32)
+    optimizer = torch.optim.Adam(estimator.parameters(), lr=1e-2)
     for _ in range(200):
         optimizer.zero_grad()
-        club.fit_loss(x, y).backward()
+        estimator.fit_loss(x, y).backward()
         optimizer.step()
-    return club
+    return estimator
 
 
 def test_club_bounds_the_mutual_information_of_gaussians():
     for strength in (0.9, 0.5):
         x, y = correlated(strength)
         truth = -0.5 * 4 * math.log(1 - strength**2)
-        assert truth < fit_club(x, y).bound(x, y).item()
+        assert truth < fitted(Club, x, y).bound(x, y).item()
     x, y = correlated(0.0, n=8192)
-    assert fit_club(x[:4096], y[:4096]).bound(x[4096:], y[4096:]).item() < 0.1
+    assert fitted(Club, x[:4096], y[:4096]).bound(x[4096:], y[4096:]).item() < 0.1
 
 
 def test_club_bound_equals_its_definition_over_all_pairs():
@@ -103,7 +104,7 @@ def test_club_bound_equals_its_definition_over_all_pairs():
 
 def test_minimising_the_club_bound_removes_information_and_never_goes_below_zero():
     x, y = correlated(0.9)
-    club = fit_club(x, y).requires_grad_(False)
+    club = fitted(Club, x, y).requires_grad_(False)
     moved = y.clone().requires_grad_()
     optimizer = torch.optim.Adam([moved], lr=0.05)
     start = club.bound(x, moved).item()
@@ -123,29 +124,18 @@ def test_fitting_club_leaves_its_inputs_alone():
     assert all(parameter.grad is not None for parameter in club.parameters())
 
 
-def fit_probe(x: torch.Tensor, y: torch.Tensor) -> Probe:
-    torch.manual_seed(0)
-    probe = Probe(4, 32)
-    optimizer = torch.optim.Adam(probe.parameters(), lr=1e-2)
-    for _ in range(200):
-        optimizer.zero_grad()
-        probe.fit_loss(x, y).backward()
-        optimizer.step()
-    return probe
-
-
 def test_a_probe_explains_what_two_parts_share_and_nothing_of_independent_ones():
     x, y = correlated(0.9, n=4096)
-    assert fit_probe(x[:2048], y[:2048]).explained(x[2048:], y[2048:]).item() == pytest.approx(0.81, abs=0.05)
-    probe = fit_probe(x[:2048], x[:2048].square())  # no linear map of x tells of its square
+    assert fitted(Probe, x[:2048], y[:2048]).explained(x[2048:], y[2048:]).item() == pytest.approx(0.81, abs=0.05)
+    probe = fitted(Probe, x[:2048], x[:2048].square())  # no linear map of x tells of its square
     assert probe.explained(x[2048:], x[2048:].square()) > 0.7
     x, y = correlated(0.0, n=4096)
-    assert fit_probe(x[:2048], y[:2048]).explained(x[2048:], y[2048:]) < 0.01
+    assert fitted(Probe, x[:2048], y[:2048]).explained(x[2048:], y[2048:]) < 0.01
 
 
 def test_encoders_learn_to_give_a_probe_nothing_and_stop_there():
     x, y = correlated(0.9)
-    probe = fit_probe(x, y).requires_grad_(False)
+    probe = fitted(Probe, x, y).requires_grad_(False)
     moved = x.clone().requires_grad_()
     optimizer = torch.optim.Adam([moved], lr=0.05)
     for _ in range(100):
