@@ -49,13 +49,14 @@ export class Problem extends Error {
 }
 
 const KEY = "api-key";
+const keyHeader = () => (sessionStorage.getItem(KEY) ? { "X-API-Key": sessionStorage.getItem(KEY) } : {});
 
 /** Ask the service; the answer as plain data, or a `Problem`. */
 export async function call(path, { body = null, signal = null } = {}) {
-  const headers = body ? { "Content-Type": "application/json" } : {};
-  if (sessionStorage.getItem(KEY)) headers["X-API-Key"] = sessionStorage.getItem(KEY);
+  const type = body ? { "Content-Type": "application/json" } : {};
   let response;
   try {
+    const headers = { ...type, ...keyHeader() };
     response = await fetch(path, { method: body ? "POST" : "GET", headers, signal, body: body && JSON.stringify(body) });
   } catch (error) {
     throw signal?.aborted ? error : new Problem("The service cannot be reached.", 0);
@@ -120,12 +121,20 @@ export function picture(item) {
   const shown = element("span", { class: "picture", "aria-hidden": "true" }, initials.join(""));
   const paint = (codes) => shown.classList.add(`colour-${codes.find(({ code }) => code === item.code)?.colour ?? "none"}`);
   codesOfCatalogue().then(paint, () => {});
-  if (item.image) {
-    const image = element("img", { src: item.image, alt: "", loading: "lazy" });
-    image.onerror = () => image.remove(); // the initials are under it
-    shown.append(image);
-  }
+  if (item.image) shown.append(imageOf(item.image));
   return shown;
+}
+
+/** An image over the initials; without one they stay. */
+function imageOf(path) {
+  const image = element("img", { alt: "", loading: "lazy" });
+  image.onerror = () => image.remove();
+  if (!sessionStorage.getItem(KEY)) image.src = path;
+  else // an image asks for its file without the key
+    fetch(path, { headers: keyHeader() })
+      .then((response) => response.blob())
+      .then((file) => (image.src = URL.createObjectURL(file)), image.onerror);
+  return image;
 }
 
 /** What every page begins with: the model's name, links that keep the history, a skip link that leaves it alone. */

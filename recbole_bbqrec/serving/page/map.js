@@ -109,8 +109,8 @@ function point(at) {
   canvas.classList.toggle("points", at !== null);
   $("tip").hidden = at === null;
   if (at) {
-    const says = at.code === null ? "no code" : `first code ${at.code}`;
-    $("tip").replaceChildren(element("strong", {}, nameOf(at)), element("span", {}, says));
+    const says = at.code === null ? "no code" : `first code ${at.code}, with ${marks.get(at.code).n} items`;
+    $("tip").replaceChildren(element("p", {}, element("strong", {}, nameOf(at)), element("small", {}, says)));
     const left = at.across > canvas.clientWidth / 2 ? "-100%" : "0px"; // of the point, where there is more room
     const above = at.down > canvas.clientHeight / 2 ? "-100%" : "0px";
     $("tip").style.transform = `translate(${at.across}px, ${at.down}px) translate(${left}, ${above})`;
