@@ -20,11 +20,18 @@ const SENTENCES = {
   "similar codes": ["codes similar to ", ""],
   "codes that follow": ["its codes follow those of ", ""],
 };
-const OF_NO_ITEM = { popular: "popular with everyone", "the model's own score": "the model's own score, by the whole history" };
+const OF_NO_ITEM = {
+  "popular": "popular with everyone",
+  "popularity of the last item": "as popular as what goes with the last item",
+  "codes that the model expects": "its codes are what the model expects next",
+  "the model's own score": "the model's own score, by the whole history",
+  "length of the history": "fits a history of this length",
+  "already in the history": "already in your history",
+};
 
 /** The sentence under a recommendation: text nodes and the title of the item that spoke for it. */
 function sentence({ signal, by }) {
-  if (!by) return [OF_NO_ITEM[signal] ?? signal];
+  if (!by || OF_NO_ITEM[signal]) return [OF_NO_ITEM[signal] ?? signal];
   const similar = signal.match(/^similar (.+)$/);
   const [before, after] = SENTENCES[signal] ?? (similar ? [`${similar[1]} similar to `, ""] : [`${signal}: `, ""]);
   return [before, element("cite", {}, nameOf(by)), after];

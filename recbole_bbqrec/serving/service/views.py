@@ -1,80 +1,39 @@
-"""The pages of the service, and what they show of the whole catalogue: a map, and what the first codes hold.
+"""What the pages show of a catalogue as a whole: a map of its items, and what the first codes hold.
 
-The files lie in `serving/page`. Texts of items never enter them here: the pages fetch them as data.
-
-Shapes: N items, D width of an item's vector, n items on the map, P positions of an ID.
+Shapes: N items, D width of an item's vector.
 """
 
 import threading
-from collections.abc import Callable
-from importlib import resources
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response
 
 from ..bundle import Bundle
 
-KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Cache-Control": "no-cache",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
 ON_THE_MAP = 5000
 OF_A_CODE = 5
 N_COLOURS, N_SHAPES = 8, 4  # those that the pages have
 
 
-def router(current_bundle: Callable[[], Bundle]) -> APIRouter:
-    """Return the routes of the pages; `current_bundle` gives the bundle that answers now."""
-    routes, files = APIRouter(), _files()
-    views = _Views(current_bundle)
+class Views:
+    """Keeps what was made of the bundle that was asked for last."""
 
-    def page(name: str) -> Response:
-        if name not in files:
-            return JSONResponse({"error": f"no file {name[:80]!r}"}, 404)
-        kind = KINDS[name.rpartition(".")[2]]
-        return Response(files[name], media_type=f"{kind}; charset=utf-8", headers=HEADERS)
+    def __init__(self) -> None:
+        self._lock, self._of, self._made = threading.Lock(), None, ({}, {})
 
-    routes.add_api_route("/", lambda: page("index.html"), include_in_schema=False)
-    routes.add_api_route("/map", lambda: page("map.html"), include_in_schema=False)
-    routes.add_api_route("/static/{name}", page, include_in_schema=False)
-    routes.add_api_route("/catalogue/map", views.map, summary="Items by two principal components of their vectors")
-    routes.add_api_route("/catalogue/codes", views.codes, summary="What each first code holds")
-    return routes
-
-
-def _files() -> dict[str, bytes]:
-    """The files of the pages by name: nothing else can be asked for."""
-    folder = resources.files("recbole_bbqrec.serving") / "page"
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name.rpartition(".")[2] in KINDS}
-
-
-class _Views:
-    """What the pages show of the whole catalogue, computed once for each bundle."""
-
-    def __init__(self, current_bundle: Callable[[], Bundle]) -> None:
-        self._current_bundle, self._lock = current_bundle, threading.Lock()
-        self._bundle: Bundle | None = None
-        self._views: tuple[dict[str, Any], dict[str, Any]] = {}, {}
-
-    def map(self) -> dict[str, Any]:
+    def map(self, bundle: Bundle) -> dict[str, Any]:
         """Return the map, see `map_and_codes`."""
-        return self._current()[0]
+        return self._of_bundle(bundle)[0]
 
-    def codes(self) -> dict[str, Any]:
+    def codes(self, bundle: Bundle) -> dict[str, Any]:
         """Return what the first codes hold, see `map_and_codes`."""
-        return self._current()[1]
+        return self._of_bundle(bundle)[1]
 
-    def _current(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _of_bundle(self, bundle: Bundle) -> tuple[dict[str, Any], dict[str, Any]]:
         with self._lock:
-            bundle = self._current_bundle()
-            if bundle is not self._bundle:
-                self._views, self._bundle = map_and_codes(bundle), bundle
-            return self._views
+            if self._of is not bundle:
+                self._made, self._of = map_and_codes(bundle), bundle
+            return self._made
 
 
 def map_and_codes(bundle: Bundle) -> tuple[dict[str, Any], dict[str, Any]]:
