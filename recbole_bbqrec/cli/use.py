@@ -1,6 +1,7 @@
 """Commands for using a finished run."""
 
 import argparse
+import os
 from pathlib import Path
 
 from ..errors import InputError
@@ -66,3 +67,26 @@ def _recommend(given: argparse.Namespace) -> None:
         for row, reason in zip(rows, getattr(result, "reasons", ()), strict=False):
             row += [f"{reason.signal} ({reason.share:.0%})", reason.item or ""]
         print(markdown_table(header, rows) if rows else "nothing: no known item in it, or none left")
+
+
+@command(
+    "answer requests for recommendations over HTTP, with a page to try them on",
+    option("folder", help="folder of a finished run, such as saved/BBQRec-ml-100k-2020-..."),
+    option("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine alone)"),
+    option("--port", type=int, default=8000, help="port to listen on (default 8000)"),
+    option("--workers", type=int, default=1, help="processes that answer, one core each (default 1)"),
+    option(
+        "--store",
+        metavar="FILE|URL",
+        help="users' histories: an SQLite file (default: <folder's name>.events.sqlite) or postgresql://user@host/name",
+    ),
+    option("--api-key", help="what requests send as X-API-Key (default: $BBQREC_API_KEY, else none)"),
+    option("--rate", type=float, default=200, help="requests a second of one client (default 200; 0 = any number)"),
+)
+def _serve(given: argparse.Namespace) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: workers are the parallel part
+    from ..serving.service.server import Options, serve
+
+    store = given.store or f"{Path(given.folder).name}.events.sqlite"
+    key = given.api_key or os.environ.get("BBQREC_API_KEY")
+    serve(given.folder, Options(given.host, given.port, given.workers, store, key, given.rate))

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-Call, Result = TypeVar("Call"), TypeVar("Result")
+Call = TypeVar("Call")
+Result = TypeVar("Result")
 
 
 class OverloadedError(Exception):

@@ -11,8 +11,8 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .metrics import Metrics
 
@@ -27,9 +27,6 @@ HEADERS = [
 ]
 MAX_CLIENTS = 10_000
 
-Message = MutableMapping[str, Any]
-Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
 logger = logging.getLogger(__name__)
 
 
@@ -65,11 +62,11 @@ class Rate:
 class Guard:
     """The layer around the application."""
 
-    def __init__(self, app: App, metrics: Metrics, api_key: str | None, rate: float) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, api_key: str | None, rate: float) -> None:
         self._app, self._metrics = app, metrics
         self._key, self._rate = api_key.encode() if api_key else None, Rate(rate)
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -100,7 +97,7 @@ class Guard:
         self._metrics.requests.labels(route, scope["method"] if route != "other" else "any", status).inc()
         self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
 
-    def _admit(self, scope: Message) -> None:
+    def _admit(self, scope: Scope) -> None:
         client = scope.get("client") or ("", 0)
         self._rate.take(client[0], time.monotonic())
         path = scope["path"]
@@ -115,7 +112,7 @@ class _GoneError(Exception):
     """The client has left before its request was whole."""
 
 
-async def _body(scope: Message, receive: Receive) -> bytes:
+async def _body(scope: Scope, receive: Receive) -> bytes:
     """The whole body; refused as soon as it is clear that it is too large or too slow."""
     sizes = [value for name, value in scope["headers"] if name == b"content-length"]
     if not sizes and all(name != b"transfer-encoding" for name, _ in scope["headers"]):

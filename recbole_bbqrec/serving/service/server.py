@@ -10,6 +10,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -24,6 +25,7 @@ from ..bundle import Bundle, load_bundle
 GRACE_SECONDS = 5
 """Time for the requests in flight when the service ends."""
 BACKLOG = 2048
+EXTRA = ("fastapi", "prometheus_client", "sqlalchemy", "uvicorn")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -52,8 +54,11 @@ def serve(folder: str | Path, options: Options) -> None:
 
     Raises
     ------
-    InputError : folder, store or address cannot be used, or the address is open to others and no key is set.
+    InputError : folder, store or address cannot be used; the address is open to others and no key is set; packages of
+        the extra `serve` are not there.
     """
+    if missing := [name for name in EXTRA if find_spec(name) is None]:
+        raise InputError(f"serve: {', '.join(missing)} not installed; pip install 'recbole-bbqrec[serve]'")
     if options.host not in LOOPBACK and not options.api_key:
         why = "which others reach, without a key; set BBQREC_API_KEY, or leave --host out"
         raise InputError(f"--host: found {options.host}, {why}")
