@@ -17,8 +17,6 @@ from pathlib import Path
 import pytest
 import uvicorn
 from conftest import write_dataset
-from recbole_bbqrec.serving.service.app import make_app
-from recbole_bbqrec.serving.service.store import Store
 from selenium import webdriver
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.chrome.service import Service
@@ -27,6 +25,8 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 import recbole_bbqrec
 from recbole_bbqrec.second_stage import reasons
+from recbole_bbqrec.serving.service.app import make_app
+from recbole_bbqrec.serving.service.store import Store
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="Debian's chromium and chromium-driver")

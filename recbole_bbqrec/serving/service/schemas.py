@@ -1,0 +1,183 @@
+"""What requests may hold and answers do hold, with the limits of each. What is not named here is refused."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+MAX_HISTORY = 1000
+MAX_CHOICE = 10_000
+MAX_K = 500
+MAX_EVENTS = 1000
+MAX_NEW_ITEMS = 1000
+LATEST_TIME = 1e11
+"""In the year 5138: a time beyond it was given in milliseconds."""
+
+# No control characters: they are no part of a name, and PostgreSQL keeps no NUL.
+Token = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Text = Annotated[str, StringConstraints(max_length=20_000, pattern=r"^[^\x00]*$")]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class RecommendRequest(_Strict):
+    """A history in time order, and what is wanted after it."""
+
+    history: Annotated[list[Token], Field(max_length=MAX_HISTORY)]
+    k: Annotated[int, Field(ge=1, le=MAX_K)] = 10
+    exclude_seen: Annotated[bool, Field(description="leave out the items of the history")] = True
+    allow: Annotated[list[Token], Field(max_length=MAX_CHOICE, description="choose from these alone")] | None = None
+    deny: Annotated[list[Token], Field(max_length=MAX_CHOICE, description="choose none of these")] | None = None
+    explain: Annotated[bool, Field(description="say of each item what spoke for it")] = False
+
+
+class EventModel(_Strict):
+    """A user met an item. Sent again with the same `time` it is kept once."""
+
+    user: Token
+    item: Token
+    time: Annotated[
+        float | None, Field(ge=0, le=LATEST_TIME, allow_inf_nan=False, description="seconds since 1970; none is now")
+    ] = None
+
+
+class EventsRequest(_Strict):
+    events: Annotated[list[EventModel], Field(min_length=1, max_length=MAX_EVENTS)]
+
+
+class NewItem(BaseModel):
+    """An item that the model was not trained with; further fields are its text columns, as in the data set."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    __pydantic_extra__: dict[str, Text] = Field(init=False)
+
+    item_id: Token
+    vectors: Annotated[
+        dict[Token, Annotated[list[Number], Field(min_length=1, max_length=8192)]] | None,
+        Field(max_length=16, description="ready vectors by modality"),
+    ] = None
+
+
+class NewItemsRequest(_Strict):
+    items: Annotated[list[NewItem], Field(min_length=1, max_length=MAX_NEW_ITEMS)]
+
+
+class Shown(BaseModel):
+    """An item as a page shows it; `image` is a path of this service, `code` its first code."""
+
+    item: str
+    title: str
+    image: str | None
+    code: int | None
+
+
+class Named(BaseModel):
+    item: str
+    title: str
+
+
+class Why(BaseModel):
+    """What spoke for an item most: `signal` in words, its `share` of all that spoke for it, and which item said so.
+
+    `shared_codes` are the positions at which both items have the same code.
+    """
+
+    signal: str
+    share: float
+    by: Named | None
+    shared_codes: list[int]
+
+
+class Recommended(Shown):
+    score: float
+    why: Why | None = None
+
+
+class Recommendations(BaseModel):
+    items: list[Recommended]
+    unknown: list[str]
+    generation: int
+
+
+class UserRecommendations(Recommendations):
+    history: list[Shown]
+
+
+class Stored(BaseModel):
+    stored: int
+    unknown: list[str]
+
+
+class Added(BaseModel):
+    added: int
+    generation: int
+
+
+class Found(BaseModel):
+    items: list[Shown]
+
+
+class Similar(Shown):
+    score: float
+
+
+class SimilarItems(BaseModel):
+    items: list[Similar]
+
+
+class Item(Shown):
+    codes: Annotated[list[int], Field(description="-1 where the item lacks the signal")]
+
+
+class Point(BaseModel):
+    item: str
+    title: str
+    x: float
+    y: float
+    code: int | None
+
+
+class Map(BaseModel):
+    points: list[Point]
+    level: int
+
+
+class Code(BaseModel):
+    """A first code: the number of its items, those nearest their mean, and how the pages mark it."""
+
+    code: int
+    n: int
+    items: list[Named]
+    colour: int
+    shape: int
+
+
+class Codes(BaseModel):
+    codes: list[Code]
+
+
+class Health(BaseModel):
+    status: str
+    model: str
+    dataset: str
+    items: int
+    generation: int
+
+
+class Error(BaseModel):
+    error: str
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"model": Error, "description": text}
+    for code, text in {
+        401: "wrong or missing X-API-Key",
+        408: "the request took too long to arrive",
+        413: "the body is too large",
+        422: "something in the request is wrong",
+        429: "too many requests; see Retry-After",
+        503: "overloaded or shutting down; see Retry-After",
+    }.items()
+}

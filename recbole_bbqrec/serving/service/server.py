@@ -1,0 +1,194 @@
+"""Workers that share one socket, and the process that starts them, replaces one that dies, and ends them all."""
+
+import contextlib
+import gc
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+import torch
+
+from ...errors import InputError
+from ..bundle import Bundle, load_bundle
+
+GRACE_SECONDS = 5
+"""Time for the requests in flight when the service ends."""
+BACKLOG = 2048
+EXTRA = ("fastapi", "prometheus_client", "sqlalchemy", "uvicorn")
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+logger = logging.getLogger(__name__)
+
+
+class Options(NamedTuple):
+    """How a bundle is served; see `app.make_app` for what is not told here.
+
+    Attributes
+    ----------
+    port : 0 = any that is free.
+    workers : processes that answer; each scores in one thread.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 1
+    store: str = "events.sqlite"
+    api_key: str | None = None
+    rate: float = 0
+
+
+def serve(folder: str | Path, options: Options) -> None:
+    """Serve a bundle until SIGTERM or Ctrl+C, which let the requests in flight end.
+
+    Raises
+    ------
+    InputError : folder, store or address cannot be used; the address is open to others and no key is set; packages of
+        the extra `serve` are not there.
+    """
+    if missing := [name for name in EXTRA if find_spec(name) is None]:
+        raise InputError(f"serve: {', '.join(missing)} not installed; pip install 'recbole-bbqrec[serve]'")
+    if options.host not in LOOPBACK and not options.api_key:
+        why = "which others reach, without a key; set BBQREC_API_KEY, or leave --host out"
+        raise InputError(f"--host: found {options.host}, {why}")
+    if options.workers < 1 or options.rate < 0:
+        raise InputError(f"--workers, --rate: found {options.workers} and {options.rate:g}, expected >= 1 and >= 0")
+    logging.basicConfig(level=logging.ERROR, format="%(asctime)s %(process)d %(message)s", force=True)
+    logging.getLogger(__package__).setLevel(logging.INFO)
+    torch.set_num_threads(1)  # before anything is computed: a process with a pool of threads must not be forked
+    with tempfile.TemporaryDirectory(prefix="bbqrec-metrics-") as metrics, _listen(options) as listening:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics  # read when prometheus_client is imported
+        from .store import Store
+
+        Store(options.store).close()
+        bundle = load_bundle(folder)
+        bundle.recommend([bundle.item_tokens[1:2]], 1)
+        gc.collect()
+        gc.freeze()  # what the workers share of memory stays shared
+        host, port = listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        logger.info("%s at http://%s:%d, %d items", bundle.settings["model"], shown, port, len(bundle.item_tokens) - 1)
+        _Supervisor(bundle, listening, options).run()
+
+
+def _listen(options: Options) -> socket.socket:
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, proto)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(BACKLOG)
+    except (OSError, OverflowError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"--host, --port: {options.host}:{options.port}: {why}; name another port") from error
+    return listening
+
+
+class _Supervisor:
+    """Keeps `workers` processes alive. They are forked after the bundle is read, whose memory they share."""
+
+    def __init__(self, bundle: Bundle, listening: socket.socket, options: Options) -> None:
+        self._bundle, self._listening, self._options = bundle, listening, options
+        self._workers: list[ForkProcess] = []
+        self._ending = False
+
+    def run(self) -> None:
+        with _handled(self._end):
+            while not self._ending:
+                while len(self._workers) < self._options.workers:
+                    self._start()
+                dead = wait([worker.sentinel for worker in self._workers], timeout=0.5)
+                for worker in [worker for worker in self._workers if worker.sentinel in dead]:
+                    self._replace(worker)
+            self._listening.close()
+            self._stop()
+
+    def _start(self) -> None:
+        worker = multiprocessing.get_context("fork").Process(
+            target=_work, args=(self._bundle, self._listening, self._options, os.getpid()), daemon=True
+        )
+        # A signal that came before the worker has its own handlers would be handled as if it were this process.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        worker.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        self._workers.append(worker)
+
+    def _replace(self, worker: ForkProcess) -> None:
+        from prometheus_client import multiprocess
+
+        worker.join()
+        self._workers.remove(worker)
+        multiprocess.mark_process_dead(worker.pid)
+        if not self._ending:
+            logger.warning("worker %s ended (%s); another one takes its place", worker.pid, worker.exitcode)
+            if worker.exitcode and worker.exitcode > 0:
+                time.sleep(1)  # it failed by itself, and would again and again
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self._ending = True
+
+    def _stop(self) -> None:
+        """Let all end what they do; kill what takes too long."""
+        for worker in self._workers:
+            worker.terminate()
+        until = time.monotonic() + GRACE_SECONDS + 2
+        for worker in self._workers:
+            worker.join(max(until - time.monotonic(), 0))
+            if worker.is_alive():
+                worker.kill()
+                worker.join()
+        logger.info("ended")
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def _work(bundle: Bundle, listening: socket.socket, options: Options, supervisor: int) -> None:
+    """Answer requests in this process until SIGTERM, or until the supervisor is gone."""
+    import uvicorn
+
+    from .app import make_app
+    from .protocol import PatientProtocol
+    from .store import Store
+
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)  # until uvicorn has its own
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    config = uvicorn.Config(
+        make_app(bundle, Store(options.store), options.api_key, options.rate),
+        http=PatientProtocol,
+        ws="none",
+        loop="asyncio",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    server = uvicorn.Server(config)
+
+    async def end_with_supervisor() -> None:
+        server.should_exit |= os.getppid() != supervisor
+
+    config.callback_notify, config.timeout_notify = end_with_supervisor, 1
+    server.run(sockets=[listening])
