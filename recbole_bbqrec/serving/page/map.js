@@ -146,6 +146,8 @@ function row({ code: of, n, items }) {
   const titles = items.map((item) => {
     const title = element("button", { type: "button", class: "link", title: "Add to the history" }, nameOf(item));
     title.onclick = () => take(item);
+    title.onfocus = title.onpointerenter = () => point(points.find((at) => at.item === item.item) ?? null);
+    title.onblur = title.onpointerleave = () => point(null);
     return element("li", {}, title);
   });
   const made = element("tr", { "data-code": of }, element("th", { scope: "row" }, button));

@@ -379,6 +379,7 @@ def test_the_map_tells_titles_and_adds_items(page, bundle):
     page.run("document.querySelector('.of-code').focus()")
     assert page.run("return document.querySelector('tr.stands-out').dataset.code") == str(counts.index[0])
     page.press(Keys.TAB)
+    assert page.texts("#tip strong") == [page.focused()]  # the map tells where the item lies
     page.press(Keys.ENTER)
     assert len(page.tokens()) == 3
     page.click("#status a")
