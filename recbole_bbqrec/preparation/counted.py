@@ -32,6 +32,9 @@ class Counted:
     components : [D, V] maps terms to dimensions; none where terms are the dimensions.
     """
 
+    PARTS = ("terms", "idf", "components")
+    """Names of the tensors of its state, of which it may lack some."""
+
     def __init__(self, method: str, vectorizer: Any, components: np.ndarray | None) -> None:
         self.method, self.vectorizer, self.components = method, vectorizer, components
 
