@@ -1,10 +1,14 @@
-"""uvicorn's HTTP, with an end to its patience: it waits for the head of a request without end, and here it does not."""
+"""uvicorn's HTTP with an end to its patience, and with connections that the supervisor holds too, see `held`."""
 
 import asyncio
+import contextlib
 import json
+import socket
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .held import ANSWERING, ASKED, IDLE, Held
 
 HEAD_SECONDS = 10.0
 """Time for the head of a request, and for the rest of a body whose request has its answer already."""
@@ -15,28 +19,48 @@ MAX_CONNECTIONS = 1000
 class PatientProtocol(H11Protocol):
     """One connection; what is no HTTP, too slow or too much is answered in JSON, and the connection ends."""
 
-    _timer: asyncio.TimerHandle | None = None
+    def __init__(self, held: Held, **given: Any) -> None:
+        super().__init__(**given)
+        self._held, self._place = held, None
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        self._place = self._held.open(transport.get_extra_info("socket"))
+        marking: Any = _Marking(transport, self._held, self._place)
+        super().connection_made(marking)
         if len(self.connections) > MAX_CONNECTIONS:
             self._end(503, "too many connections")
         self._watch()
 
     def data_received(self, data: bytes) -> None:
+        if not self._asked:
+            self._held.mark(self._place, ASKED)
         super().data_received(data)
         self._watch()
+
+    def on_response_complete(self) -> None:
+        self._held.mark(self._place, IDLE)
+        super().on_response_complete()
+        if self._asked:  # by a request that came along with the one before
+            self._held.mark(self._place, ASKED)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._stop()
+        with contextlib.suppress(OSError):  # the supervisor holds it too: to close it would end nothing
+            self.transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        self._held.close(self._place)
 
     def send_400_response(self, msg: str) -> None:
         self._end(400, "this is no HTTP request")
 
+    @property
+    def _asked(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
     def _watch(self) -> None:
         """Count the time in which the client has to send something; not that in which the application works."""
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._asked:
             self._stop()
         elif self._timer is None and self.timeout_keep_alive_task is None:
             self._timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
@@ -60,3 +84,17 @@ class PatientProtocol(H11Protocol):
         head = f"HTTP/1.1 {status} \r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n{retry}"
         self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
         self.transport.close()
+
+
+class _Marking:
+    """A transport that notes when an answer begins: what is begun cannot be replaced by another one."""
+
+    def __init__(self, transport: Any, held: Held, place: int | None) -> None:
+        self._transport, self._held, self._place = transport, held, place
+
+    def write(self, data: bytes) -> None:
+        self._held.mark(self._place, ANSWERING)
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)

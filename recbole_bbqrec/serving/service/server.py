@@ -10,6 +10,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkProcess
@@ -21,6 +22,7 @@ import torch
 
 from ...errors import InputError
 from ..bundle import Bundle, load_bundle
+from .held import Held
 
 GRACE_SECONDS = 5
 """Time for the requests in flight when the service ends."""
@@ -82,15 +84,25 @@ def serve(folder: str | Path, options: Options) -> None:
         _Supervisor(bundle, listening, options).run()
 
 
+class _Shared(socket.socket):
+    """A listening socket of several workers.
+
+    asyncio accepts as many connections at one go as it lets wait: by its `backlog` one worker would take them all.
+    """
+
+    def listen(self, backlog: int = 1) -> None:
+        super().listen(BACKLOG)
+
+
 def _listen(options: Options) -> socket.socket:
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listening = socket.socket(family, kind, proto)
+        listening = _Shared(family, kind, proto)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-        listening.listen(BACKLOG)
+        listening.listen()
     except (OSError, OverflowError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(f"--host, --port: {options.host}:{options.port}: {why}; name another port") from error
@@ -102,7 +114,7 @@ class _Supervisor:
 
     def __init__(self, bundle: Bundle, listening: socket.socket, options: Options) -> None:
         self._bundle, self._listening, self._options = bundle, listening, options
-        self._workers: list[ForkProcess] = []
+        self._workers: dict[ForkProcess, Held] = {}
         self._ending = False
 
     def run(self) -> None:
@@ -110,30 +122,47 @@ class _Supervisor:
             while not self._ending:
                 while len(self._workers) < self._options.workers:
                     self._start()
-                dead = wait([worker.sentinel for worker in self._workers], timeout=0.5)
-                for worker in [worker for worker in self._workers if worker.sentinel in dead]:
-                    self._replace(worker)
+                self._look(timeout=0.5)
             self._listening.close()
             self._stop()
 
     def _start(self) -> None:
-        worker = multiprocessing.get_context("fork").Process(
-            target=_work, args=(self._bundle, self._listening, self._options, os.getpid()), daemon=True
-        )
+        held = Held()
+        worker = multiprocessing.get_context("fork").Process(target=self._work, args=(held, os.getpid()), daemon=True)
         # A signal that came before the worker has its own handlers would be handled as if it were this process.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         worker.start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        self._workers.append(worker)
+        self._workers[worker] = held
 
-    def _replace(self, worker: ForkProcess) -> None:
+    def _work(self, held: Held, supervisor: int) -> None:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)  # until uvicorn has its own
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        for other in self._workers.values():
+            other.drop()
+        _answer(self._bundle, self._listening, self._options, held, supervisor)
+
+    def _look(self, timeout: float) -> None:
+        """Wait until something has happened to a worker or its connections, and see to it."""
+        sources = [each for worker, held in self._workers.items() for each in (worker.sentinel, held.incoming)]
+        ready = wait(sources, timeout)
+        for worker, held in list(self._workers.items()):
+            if worker.sentinel in ready:
+                self._bury(worker, held)
+            else:
+                held.receive()
+
+    def _bury(self, worker: ForkProcess, held: Held) -> None:
         from prometheus_client import multiprocess
 
+        del self._workers[worker]
         worker.join()
-        self._workers.remove(worker)
+        answered = held.give_up()
         multiprocess.mark_process_dead(worker.pid)
         if not self._ending:
-            logger.warning("worker %s ended (%s); another one takes its place", worker.pid, worker.exitcode)
+            told = f"{answered} of its clients were told to try again"
+            logger.warning("worker %s ended (%s); %s; another takes its place", worker.pid, worker.exitcode, told)
             if worker.exitcode and worker.exitcode > 0:
                 time.sleep(1)  # it failed by itself, and would again and again
 
@@ -141,15 +170,15 @@ class _Supervisor:
         self._ending = True
 
     def _stop(self) -> None:
-        """Let all end what they do; kill what takes too long."""
+        """Let all workers end what they do; kill those that take too long."""
         for worker in self._workers:
             worker.terminate()
         until = time.monotonic() + GRACE_SECONDS + 2
-        for worker in self._workers:
-            worker.join(max(until - time.monotonic(), 0))
-            if worker.is_alive():
-                worker.kill()
-                worker.join()
+        while self._workers:
+            if time.monotonic() > until:
+                for worker in self._workers:
+                    worker.kill()
+            self._look(timeout=0.5)
         logger.info("ended")
 
 
@@ -163,7 +192,7 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
             signal.signal(number, earlier)
 
 
-def _work(bundle: Bundle, listening: socket.socket, options: Options, supervisor: int) -> None:
+def _answer(bundle: Bundle, listening: socket.socket, options: Options, held: Held, supervisor: int) -> None:
     """Answer requests in this process until SIGTERM, or until the supervisor is gone."""
     import uvicorn
 
@@ -171,18 +200,15 @@ def _work(bundle: Bundle, listening: socket.socket, options: Options, supervisor
     from .protocol import PatientProtocol
     from .store import Store
 
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)  # until uvicorn has its own
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     config = uvicorn.Config(
         make_app(bundle, Store(options.store), options.api_key, options.rate),
-        http=PatientProtocol,
+        http=partial(PatientProtocol, held),  # type: ignore[arg-type]
         ws="none",
         loop="asyncio",
         log_config=None,
         access_log=False,
         server_header=False,
-        backlog=BACKLOG,
+        backlog=1,  # see _Shared
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
     server = uvicorn.Server(config)

@@ -1,0 +1,100 @@
+"""Connections that the supervisor holds too, so that a worker that is killed does not take its clients' answers along.
+
+The kernel ends a connection when nobody holds it any more. Each worker hands a second descriptor of every connection to
+the supervisor, and notes in memory that both share how far the request on it has come. Where the worker dies, the
+supervisor tells those who wait to try again.
+"""
+
+import contextlib
+import mmap
+import socket
+
+FREE, IDLE, ASKED, ANSWERING = range(4)
+"""What a place is: of no connection; of one that waits for a request, for its answer, or has a part of its answer."""
+PLACES = 1024
+ANSWER = b'{"error": "the worker that had this request has died; send it again"}'
+TRY_AGAIN = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\n"
+    b"content-length: %d\r\n\r\n%s" % (len(ANSWER), ANSWER)
+)
+_BYTES = 2  # of the number of a place, as it is sent
+
+
+class Held:
+    """The connections of one worker; made before it is forked, and used on both sides."""
+
+    def __init__(self) -> None:
+        self.incoming, self._outgoing = socket.socketpair()  # of the supervisor, of the worker
+        self._outgoing.setblocking(False)
+        self.incoming.setblocking(False)
+        self._states = mmap.mmap(-1, PLACES)
+        self._free = list(range(PLACES))
+        self._kept: dict[int, socket.socket] = {}
+
+    # The worker's side.
+
+    def open(self, connection: socket.socket) -> int | None:
+        """Take a place for a connection; none where there is no more room, and it is held by the worker alone."""
+        if not self._free:
+            return None
+        place = self._free.pop()
+        self._states[place] = IDLE
+        with contextlib.suppress(OSError):  # the supervisor is busy, or gone
+            socket.send_fds(self._outgoing, [place.to_bytes(_BYTES, "big")], [connection.fileno()])
+        return place
+
+    def mark(self, place: int | None, state: int) -> None:
+        if place is not None:
+            self._states[place] = state
+
+    def close(self, place: int | None) -> None:
+        if place is not None:
+            self._states[place] = FREE
+            self._free.append(place)
+
+    # The supervisor's side.
+
+    def receive(self) -> None:
+        """Take the connections that the worker has handed over, and let go of those that it has closed."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                name, descriptors, _, _ = socket.recv_fds(self.incoming, _BYTES, 1)
+                if not name:
+                    break
+                self._forget(place := int.from_bytes(name, "big"))
+                for descriptor in descriptors:
+                    self._kept[place] = socket.socket(fileno=descriptor)
+        for place in [place for place in self._kept if self._states[place] == FREE]:
+            self._forget(place)
+
+    def give_up(self) -> int:
+        """The worker is dead: answer those who wait, end all connections; returns the number of answers."""
+        self.receive()
+        waiting = [each for place, each in self._kept.items() if _waits(each, self._states[place])]
+        for connection in waiting:
+            with contextlib.suppress(OSError):
+                connection.send(TRY_AGAIN, socket.MSG_DONTWAIT)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(1 << 16, socket.MSG_DONTWAIT):  # what is left unread would cancel the answer
+                    pass
+        self.drop()
+        return len(waiting)
+
+    def drop(self) -> None:
+        """Let go of everything, in a process that has no business with it."""
+        for place in list(self._kept):
+            self._forget(place)
+        self.incoming.close()
+        self._outgoing.close()
+
+    def _forget(self, place: int) -> None:
+        if place in self._kept:
+            self._kept.pop(place).close()
+
+
+def _waits(connection: socket.socket, state: int) -> bool:
+    """Whether somebody waits for an answer, which may be to a request that the worker has not read yet."""
+    if state == IDLE:
+        with contextlib.suppress(OSError):
+            return bool(connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    return state == ASKED
