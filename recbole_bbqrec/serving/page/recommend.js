@@ -19,22 +19,23 @@ const SENTENCES = {
   "what follows by content": ["its content follows ", ""],
   "similar codes": ["codes similar to ", ""],
   "codes that follow": ["its codes follow those of ", ""],
+  "the model's own score": ["goes with ", " by the model's own score"],
 };
 const OF_NO_ITEM = {
   "popular": "popular with everyone",
   "popularity of the last item": "as popular as what goes with the last item",
   "codes that the model expects": "its codes are what the model expects next",
-  "the model's own score": "the model's own score, by the whole history",
+  "the model's own score": "by the model's own score, whatever the history",
   "length of the history": "fits a history of this length",
   "already in the history": "already in your history",
 };
 
 /** The sentence under a recommendation: text nodes and the title of the item that spoke for it. */
 function sentence({ signal, by }) {
-  if (!by || OF_NO_ITEM[signal]) return [OF_NO_ITEM[signal] ?? signal];
-  const similar = signal.match(/^similar (.+)$/);
-  const [before, after] = SENTENCES[signal] ?? (similar ? [`${similar[1]} similar to `, ""] : [`${signal}: `, ""]);
-  return [before, element("cite", {}, nameOf(by)), after];
+  const [, modality] = signal.match(/^similar (.+)$/) ?? [];
+  const around = SENTENCES[signal] ?? (modality && [`${modality} similar to `, ""]);
+  if (!by || !around) return [OF_NO_ITEM[signal] ?? signal];
+  return [around[0], element("cite", {}, nameOf(by)), around[1]];
 }
 
 // ---- What is known of items: title, image and codes, asked for once

@@ -104,16 +104,17 @@ class Live:
 
 def shown(bundle: Bundle, token: str) -> dict[str, Any]:
     """An item as pages show it, with its first code; of one that is unknown the token alone."""
-    title = title_of(bundle, token)
+    if token not in bundle._ids:
+        return {"item": token, "title": "", "image": None, "code": None}
+    title, first = title_of(bundle, token), codes_of(bundle, token)[:1]
     image = f"/items/{quote(token, safe='')}/image" if bundle.image_file(token) else None
-    first = codes_of(bundle, token)[:1]
     return {"item": token, "title": title, "image": image, "code": first[0] if first and first[0] >= 0 else None}
 
 
 def codes_of(bundle: Bundle, token: str) -> list[int]:
-    """Codes of an item, -1 where it lacks the signal; none where it has no semantic ID, or is unknown."""
+    """Codes of an item, -1 where it lacks the signal; none where items have no semantic IDs."""
     ids = bundle.catalogue.semantic_ids
-    return [] if ids is None or token not in bundle._ids else ids.codes[bundle._ids[token]].tolist()
+    return [] if ids is None else ids.codes[bundle._ids[token]].tolist()
 
 
 def title_of(bundle: Bundle, token: str) -> str:

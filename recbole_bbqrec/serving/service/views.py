@@ -45,14 +45,17 @@ def map_and_codes(bundle: Bundle) -> tuple[dict[str, Any], dict[str, Any]]:
         `y` and their first `code`, None where an item has none.
     codes : the first codes by number of items, each with those items that lie nearest the mean of all of its items, and
         the numbers of a `colour` and a `shape`: going around the map, neighbours share a colour and differ in shape.
+
+    Raises
+    ------
+    InputError : the model knows its items by no vectors.
     """
-    vectors, ids = bundle.item_vectors(), bundle.semantic_ids()
-    tokens, titles = vectors.index.to_numpy(), vectors["title"].to_numpy()
-    rows = vectors.drop(columns="title").to_numpy(np.float32)  # [N, D]
-    first = ids.iloc[:, 1].to_numpy() if ids.shape[1] > 1 else np.full(len(tokens), -1)  # [N]
-    named = [{"item": str(token), "title": str(title)} for token, title in zip(tokens, titles, strict=True)]
+    rows, ids = bundle.vectors[1:].numpy(), bundle.catalogue.semantic_ids  # [N, D]
+    first = np.full(len(rows), -1) if ids is None else ids.codes[1:, 0].numpy()  # [N]
+    pairs = zip(bundle.item_tokens[1:], bundle.titles[1:], strict=True)
+    named = [{"item": token, "title": title} for token, title in pairs]
     generator = np.random.default_rng(bundle.settings["seed"])
-    drawn = np.sort(generator.permutation(len(tokens))[:ON_THE_MAP])
+    drawn = np.sort(generator.permutation(len(rows))[:ON_THE_MAP])
     places = principal_components(rows)
     points = [
         {**named[item], "x": x, "y": y, "code": int(first[item]) if first[item] >= 0 else None}
