@@ -52,26 +52,27 @@ def map_and_codes(bundle: Bundle) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     rows, ids = bundle.vectors[1:].numpy(), bundle.catalogue.semantic_ids  # [N, D]
     first = np.full(len(rows), -1) if ids is None else ids.codes[1:, 0].numpy()  # [N]
-    pairs = zip(bundle.item_tokens[1:], bundle.titles[1:], strict=True)
-    named = [{"item": token, "title": title} for token, title in pairs]
     generator = np.random.default_rng(bundle.settings["seed"])
     drawn = np.sort(generator.permutation(len(rows))[:ON_THE_MAP])
     places = principal_components(rows)
     points = [
-        {**named[item], "x": x, "y": y, "code": int(first[item]) if first[item] >= 0 else None}
+        {**_named(bundle, item), "x": x, "y": y, "code": int(first[item]) if first[item] >= 0 else None}
         for item, (x, y) in zip(drawn, places[drawn].round(4).tolist(), strict=True)
     ]
     codes = _items_of_codes(first)
     around = sorted(codes, key=lambda code: np.arctan2(*places[codes[code]].mean(0)))
-    mark = {code: (at * N_COLOURS // len(around), at % N_SHAPES) for at, code in enumerate(around)}
-    held = [
-        {
-            **{"code": code, "n": len(items), "items": [named[item] for item in _nearest_their_mean(rows, items)]},
-            **dict(zip(("colour", "shape"), mark[code], strict=True)),
-        }
-        for code, items in sorted(codes.items(), key=lambda each: -len(each[1]))
-    ]
+    held = []
+    for at, code in enumerate(around):
+        nearest = [_named(bundle, item) for item in _nearest_their_mean(rows, codes[code])]
+        mark = {"colour": at * N_COLOURS // len(around), "shape": at % N_SHAPES}
+        held.append({"code": code, "n": len(codes[code]), "items": nearest, **mark})
+    held.sort(key=lambda each: (-each["n"], each["code"]))
     return {"points": points, "level": 0}, {"codes": held}
+
+
+def _named(bundle: Bundle, row: int) -> dict[str, str]:
+    """Token and title of the item in a row of its vectors, which have none of the padding."""
+    return {"item": bundle.item_tokens[row + 1], "title": bundle.titles[row + 1]}
 
 
 def principal_components(rows: np.ndarray) -> np.ndarray:
