@@ -18,7 +18,7 @@ from ..bundle import Bundle
 from . import schemas
 from .batching import Batcher, OverloadedError
 from .limits import Guard
-from .live import Ask, Live, UnknownItemError, codes_of, require, shown
+from .live import Ask, Live, UnknownItemError, codes_of, knows, require, shown
 from .metrics import Metrics
 from .pages import docs_page, page_files
 from .schemas import MAX_HISTORY, MAX_K
@@ -97,7 +97,7 @@ class Service:
     async def recommend(self, ask: Ask) -> dict[str, Any]:
         answer = await self.live.recommend(ask)
         self.metrics.unknown_items.inc(len(answer["unknown"]))
-        if not any(token in self.bundle._ids for token in ask.history):
+        if len(answer["unknown"]) >= len(ask.history) and not any(knows(self.bundle, token) for token in ask.history):
             self.metrics.empty_histories.inc()
         return answer
 
@@ -120,7 +120,7 @@ def _add_recommending(app: FastAPI, service: Service) -> None:
             for place, each in enumerate(asked.events)
         ]
         await service.keep(kept)
-        unknown = [event.item for event in kept if event.item not in service.bundle._ids]
+        unknown = [event.item for event in kept if not knows(service.bundle, event.item)]
         service.metrics.unknown_items.inc(len(unknown))
         return JSONResponse({"stored": len(kept), "unknown": unknown}, 201)
 
@@ -141,6 +141,7 @@ def _add_catalogue(app: FastAPI, service: Service) -> None:
     async def add_items(asked: schemas.NewItemsRequest) -> Response:
         """Add items that the model was not trained with; they are recommended at once."""
         frame = pd.DataFrame([item.model_dump(exclude_none=True) for item in asked.items])
+        frame = frame.rename(columns={"item_id": service.bundle.settings["ITEM_ID_FIELD"]})
         generation = await asyncio.to_thread(service.live.add_items, frame)
         return JSONResponse({"added": len(frame), "generation": generation}, 201)
 

@@ -3,12 +3,10 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pandas as pd
-from filelock import FileLock
 
 from ...errors import InputError
 from .. import generations
@@ -19,7 +17,8 @@ from .metrics import Metrics
 POLL_SECONDS = 1.0
 BATCH, WAITING = 64, 1024
 """Histories scored at once, beyond which there is little to gain; and requests that may wait, about a second's work."""
-LOCK = ".adding"
+EXPLAINED, EXPLAINED_WAITING = 4, 128
+"""The same where reasons are asked for: without trees each is as much work as a history for each of its items."""
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +49,14 @@ class Live:
     def __init__(self, bundle: Bundle, metrics: Metrics) -> None:
         self.bundle, self._metrics = bundle, metrics
         metrics.generation.set(bundle.generation)
-        self.recommend: Batcher[Ask, dict[str, Any]] = Batcher(self._answers, BATCH, WAITING, "scoring")
+        self._plain: Batcher[Ask, dict[str, Any]] = Batcher(self._answers, BATCH, WAITING, "scoring")
+        self._explained: Batcher[Ask, dict[str, Any]] = Batcher(
+            self._answers, EXPLAINED, EXPLAINED_WAITING, "explaining"
+        )
+
+    async def recommend(self, ask: Ask) -> dict[str, Any]:
+        """What `POST /recommend` says to this."""
+        return await (self._explained if ask.explain else self._plain)(ask)
 
     async def follow(self) -> None:
         """Look for a newer generation, without end; one that cannot be loaded leaves the present one in use."""
@@ -68,10 +74,9 @@ class Live:
 
     def add_items(self, frame: pd.DataFrame) -> int:
         """Add items, as `Bundle.add_items`; returns the generation that has them, which is in use."""
-        with FileLock(Path(self.bundle.folder) / LOCK):  # one at a time, of all workers
-            self.renew()
-            self._take(self.bundle.add_items(frame))
-            return self.bundle.generation
+        grown = self.bundle.add_items(frame)  # to the newest generation, whichever is in use here
+        self._take(grown)
+        return grown.generation
 
     def _take(self, bundle: Bundle) -> None:
         bundle.recommend([bundle.item_tokens[1:2]], 1)  # what is computed once, before anybody waits for it
@@ -83,7 +88,8 @@ class Live:
     def _answers(self, asked: list[Ask]) -> list[dict[str, Any] | Exception]:
         """What `POST /recommend` says to each, all by the same generation."""
         bundle, answers = self.bundle, dict[int, dict[str, Any] | Exception]()
-        self._metrics.together.observe(len(asked))
+        if not asked[0].explain:
+            self._metrics.together.observe(len(asked))
         groups: dict[tuple[Any, ...], list[int]] = {}
         for place, ask in enumerate(asked):
             groups.setdefault(ask[2:], []).append(place)
@@ -99,26 +105,32 @@ class Live:
         return [answers[place] for place in range(len(asked))]
 
     def close(self) -> None:
-        self.recommend.close()
+        self._plain.close()
+        self._explained.close()
+
+
+def knows(bundle: Bundle, token: str) -> bool:
+    """Whether there is such an item."""
+    try:
+        bundle.item_id(token)
+    except InputError:
+        return False
+    return True
 
 
 def shown(bundle: Bundle, token: str) -> dict[str, Any]:
     """An item as pages show it, with its first code; of one that is unknown the token alone."""
-    if token not in bundle._ids:
+    if not knows(bundle, token):
         return {"item": token, "title": "", "image": None, "code": None}
-    title, first = title_of(bundle, token), codes_of(bundle, token)[:1]
     image = f"/items/{quote(token, safe='')}/image" if bundle.image_file(token) else None
-    return {"item": token, "title": title, "image": image, "code": first[0] if first and first[0] >= 0 else None}
+    first = next((code for code in codes_of(bundle, token)[:1] if code >= 0), None)
+    return {"item": token, "title": bundle.title(token), "image": image, "code": first}
 
 
 def codes_of(bundle: Bundle, token: str) -> list[int]:
-    """Codes of an item, -1 where it lacks the signal; none where items have no semantic IDs."""
+    """Codes of an item (-1 where a signal is missing); none where there are no semantic IDs."""
     ids = bundle.catalogue.semantic_ids
-    return [] if ids is None else ids.codes[bundle._ids[token]].tolist()
-
-
-def title_of(bundle: Bundle, token: str) -> str:
-    return bundle.titles[bundle._ids[token]] if token in bundle._ids else ""
+    return [] if ids is None else ids.codes[bundle.item_id(token)].tolist()
 
 
 def _said(bundle: Bundle, k: int, result: Recommendation) -> dict[str, Any]:
@@ -130,7 +142,7 @@ def _said(bundle: Bundle, k: int, result: Recommendation) -> dict[str, Any]:
         entry["why"] = {
             "signal": reason.signal,
             "share": reason.share,
-            "by": None if by is None else {"item": by, "title": title_of(bundle, by)},
+            "by": None if by is None else {"item": by, "title": bundle.title(by)},
             "shared_codes": [] if by is None else bundle.shared_codes(entry["item"], by),
         }
     return {"items": answer, "unknown": unknown, "generation": bundle.generation}
@@ -138,7 +150,7 @@ def _said(bundle: Bundle, k: int, result: Recommendation) -> dict[str, Any]:
 
 def require(bundle: Bundle, token: str) -> str:
     """The token of an item; an `UnknownItemError` where there is none."""
-    if token not in bundle._ids:
+    if not knows(bundle, token):
         raise UnknownItemError(f"item: found {token!r}, which this catalogue does not hold; see GET /items?q=")
     return token
 

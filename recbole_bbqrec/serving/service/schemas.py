@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 MAX_HISTORY = 1000
 MAX_CHOICE = 10_000
@@ -48,7 +48,10 @@ class EventsRequest(_Strict):
 
 
 class NewItem(BaseModel):
-    """An item that the model was not trained with; further fields are its text columns, as in the data set."""
+    """An item that the model was not trained with; further fields are its text columns, as in the data set.
+
+    Images are added on the command line: a path in a request would be one of the server's files.
+    """
 
     model_config = ConfigDict(strict=True, extra="allow")
     __pydantic_extra__: dict[str, Text] = Field(init=False)
@@ -58,6 +61,12 @@ class NewItem(BaseModel):
         dict[Token, Annotated[list[Number], Field(min_length=1, max_length=8192)]] | None,
         Field(max_length=16, description="ready vectors by modality"),
     ] = None
+
+    @model_validator(mode="after")
+    def _without_image(self) -> "NewItem":
+        if "image" in (self.__pydantic_extra__ or {}):
+            raise ValueError("image: not by HTTP; bbqrec items add takes image files")
+        return self
 
 
 class NewItemsRequest(_Strict):
