@@ -81,7 +81,7 @@ class Guard:
 
         try:
             self._admit(scope)
-            await self._app(scope, _once(await _body(scope, receive)), answer)
+            await self._app(scope, _once(await _body(scope, receive), receive), answer)
         except RefusedError as refused:
             await refuse(answer, refused)
         except asyncio.CancelledError:  # the service ends, and this took too long
@@ -144,14 +144,14 @@ def _too_large() -> RefusedError:
     return RefusedError(413, f"the body is too large; expected at most {MAX_BODY} bytes")
 
 
-def _once(body: bytes) -> Receive:
-    """What the application receives: the body, then nothing more."""
+def _once(body: bytes, receive: Receive) -> Receive:
+    """What the application receives: the body, then what comes after it, which is that the client leaves."""
     messages = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def receive() -> Message:
-        return messages.pop() if messages else {"type": "http.disconnect"}
+    async def receive_on() -> Message:
+        return messages.pop() if messages else await receive()
 
-    return receive
+    return receive_on
 
 
 async def refuse(send: Send, refused: RefusedError) -> None:

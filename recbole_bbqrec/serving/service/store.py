@@ -112,7 +112,7 @@ def _url(place: str) -> sa.URL:
         raise InputError(f"--store: found {kind}://, expected the path of a file or postgresql://user@host/name")
     try:
         return sa.make_url(place).set(drivername="postgresql+psycopg")
-    except exc.ArgumentError as error:
+    except (exc.ArgumentError, ValueError) as error:
         raise InputError("--store: no address of a database; expected postgresql://user@host/name") from error
 
 

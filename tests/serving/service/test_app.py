@@ -1,0 +1,197 @@
+"""What the requests answer: the lists of the bundle, histories that are kept, new items, views of the catalogue."""
+
+import re
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import recbole_bbqrec
+from recbole_bbqrec.model.catalogue import ItemFeatures
+from recbole_bbqrec.serving.service import live
+from recbole_bbqrec.tokenizer.registry import load as load_tokenizer
+
+
+@pytest.fixture
+def service(client):
+    return client()
+
+
+@pytest.fixture(scope="module")
+def bundle(cold):
+    return recbole_bbqrec.load_bundle(cold.folder)
+
+
+def value_of(text, name):
+    """Value of a metric in Prometheus' text."""
+    return float(re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)[1])
+
+
+def test_recommendations_are_those_of_the_bundle(service, bundle):
+    one, two, three = bundle.item_tokens[1:4]
+    asked = [
+        {"history": [one, two]},
+        {"history": [two, one], "k": 3},
+        {"history": [one], "exclude_seen": False, "k": 50},
+        {"history": [one, "new"], "allow": [one, two, three, "what"], "deny": [three]},
+        {"history": []},
+        {"history": ["nope"]},
+    ]
+    for answer, given in zip(service.together(*(("/recommend", each) for each in asked)), asked, strict=True):
+        assert answer.status == 200 and answer.json["generation"] == 0
+        history, k = given.pop("history"), given.pop("k", 10)
+        (expected,) = bundle.recommend([history], k, **given)
+        assert [item["item"] for item in answer.json["items"]] == expected.items
+        assert [item["score"] for item in answer.json["items"]] == pytest.approx(expected.scores, abs=1e-4)
+        assert answer.json["unknown"] == expected.unknown
+        titles = [bundle.title(item) for item in expected.items]
+        assert [item["title"] for item in answer.json["items"]] == titles
+    text = service.get("/metrics").body.decode()
+    assert value_of(text, "bbqrec_empty_histories_total") == 2
+    assert value_of(text, "bbqrec_unknown_items_total") == 3
+    assert value_of(text, 'bbqrec_requests_total{method="POST",route="/recommend",status="200"}') == len(asked)
+
+
+def test_requests_that_wait_are_scored_together(service, bundle, monkeypatch):
+    sizes, recommend = [], type(bundle).recommend
+
+    def counted(self, histories, *given):
+        sizes.append(len(histories))
+        time.sleep(0.02)
+        return recommend(self, histories, *given)
+
+    monkeypatch.setattr(type(bundle), "recommend", counted)
+    answers = service.together(*[("/recommend", {"history": [token]}) for token in bundle.item_tokens[1:31]])
+    assert {answer.status for answer in answers} == {200}
+    assert sum(sizes) == 30 and len(sizes) <= 3, sizes
+
+
+def test_reasons(service, bundle):
+    history = bundle.item_tokens[1:4]
+    (expected,) = bundle.recommend([history], 3, explain=True)
+    answer = service.post("/recommend", {"history": history, "k": 3, "explain": True}).json
+    for item, reason in zip(answer["items"], expected.reasons, strict=True):
+        why = item["why"]
+        assert (why["signal"], why["by"] and why["by"]["item"]) == (reason.signal, reason.item)
+        assert why["share"] == pytest.approx(reason.share, abs=1e-3)
+        if reason.item:
+            assert why["by"]["title"] == bundle.title(reason.item)
+            assert why["shared_codes"] == bundle.shared_codes(item["item"], reason.item)
+    assert any(item["why"]["by"] for item in answer["items"])
+
+
+def test_histories_are_kept(service, bundle):
+    one, two = bundle.item_tokens[1:3]
+    assert service.get("/users/u%20/recommendations").status == 404
+    sent = service.post("/events", {"events": [{"user": "u/1", "item": one}, {"user": "u/1", "item": "later"}]})
+    assert (sent.status, sent.json) == (201, {"stored": 2, "unknown": ["later"]})
+    service.post("/events", {"events": [{"user": "u/1", "item": two, "time": 5.0}]})
+    answer = service.get("/users/u/1/recommendations?k=4&explain=true").json
+    assert [item["item"] for item in answer["history"]] == [two, one, "later"]
+    assert answer["history"][0] == {"item": two, "title": bundle.title(two), "image": None}
+    (expected,) = bundle.recommend([[two, one]], 4)
+    assert [item["item"] for item in answer["items"]] == expected.items and answer["unknown"] == ["later"]
+    assert answer["items"][0]["why"]
+    seen = service.get("/users/u/1/recommendations?k=50&exclude_seen=false").json
+    assert {one, two} <= {item["item"] for item in seen["items"]}
+
+
+def test_new_items_are_ranked_as_by_the_cold_protocol(client, cold, folder):
+    """The lists are those of `Catalogue.grown` with the features and codes that the run judges cold items by."""
+    bundle, whole = recbole_bbqrec.load_bundle(cold.folder), cold.whole
+    new = [row["item_id"] for row in cold.rows]
+    known = whole.features.reindex(new)
+    codes = load_tokenizer(cold.folder / "tokenizer.safetensors").encode(known.matrices, known.present)
+    grown = bundle.grown(ItemFeatures(new, known.matrices, known.present), codes)
+
+    service = client(folder)
+    added = service.post("/items", {"items": cold.rows})
+    assert (added.status, added.json) == (201, {"added": len(new), "generation": 1}), added.body
+    histories = [bundle.item_tokens[1:5], [*new[:2], bundle.item_tokens[7]], new]
+    for history, expected in zip(histories, grown.recommend(histories, k=100), strict=True):
+        answer = service.post("/recommend", {"history": history, "k": 100}).json
+        assert [item["item"] for item in answer["items"]] == expected.items
+        assert [item["score"] for item in answer["items"]] == pytest.approx(expected.scores, abs=1e-4)
+        assert answer["generation"] == 1 and answer["unknown"] == []
+    assert service.get("/health").json["items"] == len(bundle.item_tokens) - 1 + len(new)
+    again = service.post("/items", {"items": cold.rows})
+    assert again.status == 422 and "in the catalogue already" in again.json["error"]
+    assert value_of(service.get("/metrics").body.decode(), "bbqrec_generation") == 1
+
+
+def test_a_generation_that_another_made_is_taken(client, cold, folder, monkeypatch):
+    monkeypatch.setattr(live, "POLL_SECONDS", 0.02)
+    one, two = client(folder), client(folder)
+    one.post("/items", {"items": cold.rows[:1]})
+    two.post("/items", {"items": cold.rows[1:2]})  # where the first is perhaps not known yet
+    until = time.monotonic() + 10
+    while one.get("/health").json["generation"] < 2 and time.monotonic() < until:
+        one.loop.run_until_complete(live.asyncio.sleep(0.02))
+    tokens = [row["item_id"] for row in cold.rows[:2]]
+    answer = one.post("/recommend", {"history": tokens, "exclude_seen": False}).json
+    assert answer["generation"] == 2 and answer["unknown"] == []
+
+
+def test_a_generation_that_is_broken_leaves_the_old_one_in_use(client, folder, monkeypatch, caplog):
+    monkeypatch.setattr(live, "POLL_SECONDS", 0.02)
+    service = client(folder)
+    (folder / "generations.json").write_text("{")
+    until = time.monotonic() + 10
+    while "cannot be loaded" not in caplog.text and time.monotonic() < until:
+        service.loop.run_until_complete(live.asyncio.sleep(0.02))
+    assert "cannot be loaded" in caplog.text and service.get("/health").json["generation"] == 0
+
+
+def test_items(service, bundle):
+    token = next(token for token in bundle.item_tokens[1:] if bundle.title(token))
+    shown = {"item": token, "title": bundle.title(token), "image": None}
+    assert service.get("/items?q=" + bundle.title(token).replace(" ", "%20")).json["items"][0] == shown
+    assert service.get("/items?q=zzz").json == {"items": []}
+    about = service.get(f"/items/{token}").json
+    assert about == {**shown, "codes": bundle.semantic_ids().loc[token].iloc[1:].tolist()}
+    near = service.get(f"/items/{token}/similar?k=3").json["items"]
+    assert [(item["item"], item["score"]) for item in near] == bundle.similar_items(token, 3)
+    for path in ("/items/nope", "/items/nope/similar", "/items/nope/image", f"/items/{token}/image"):
+        assert service.get(path).status == 404
+
+
+def test_an_image_is_the_file_and_nothing_beside_it(client, cold, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"an image")
+    (tmp_path / "secret.png").write_bytes(b"a secret")
+    bundle = recbole_bbqrec.load_bundle(cold.folder)
+    one, two, three = bundle.item_tokens[1:4]
+    names = {one: "a.png", two: "../secret.png", three: str(tmp_path / "secret.png")}
+    bundle._items = replace(bundle._items, images=names, folders=(tmp_path / "images",))
+    service = client(bundle)
+    found = service.get(f"/items/{one}/image")
+    assert (found.status, found.body, found.headers["content-type"]) == (200, b"an image", "image/png")
+    assert service.get(f"/items/{one}").json["image"] == f"/items/{one}/image"
+    for other in (two, three):
+        assert service.get(f"/items/{other}/image").status == 404
+        assert service.get(f"/items/{other}").json["image"] is None
+
+
+def test_the_map_and_the_codes(service, bundle):
+    drawn, codes = service.get("/catalogue/map").json, bundle.semantic_ids()["c0"]
+    assert [point["item"] for point in drawn["points"]] == bundle.item_tokens[1:] and drawn["level"] == 0
+    assert [point["code"] for point in drawn["points"]] == codes.tolist()
+    places = np.array([[point["x"], point["y"]] for point in drawn["points"]])
+    vectors = bundle.vectors[1:].numpy()
+    parts = np.linalg.eigvalsh(np.cov(vectors.T))[::-1]
+    assert np.cov(places.T) == pytest.approx(np.diag(parts[:2]), rel=1e-3, abs=1e-4)
+    table = service.get("/catalogue/codes").json["codes"]
+    assert {row["code"]: row["n"] for row in table} == codes[codes >= 0].value_counts().to_dict()
+    titles = set(bundle.titles) | set(bundle.item_tokens)
+    assert all(0 < len(row["titles"]) <= 5 and set(row["titles"]) <= titles for row in table)
+
+
+def test_the_list_of_requests(service):
+    page = service.get("/docs")
+    described = service.get("/openapi.json").json
+    assert {"/recommend", "/events", "/users/{user}/recommendations", "/items", "/health"} <= set(described["paths"])
+    for path in described["paths"]:
+        assert path in page.body.decode()
+    assert "http" not in re.sub("HTTP", "", page.body.decode()), "nothing from elsewhere"
+    assert page.headers["content-security-policy"].startswith("default-src 'self'")
