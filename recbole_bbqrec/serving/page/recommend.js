@@ -19,7 +19,7 @@ const SENTENCES = {
   "what follows by content": ["its content follows ", ""],
   "similar codes": ["codes similar to ", ""],
   "codes that follow": ["its codes follow those of ", ""],
-  "the model's own score": ["goes with ", " by the model's own score"],
+  "the model's own score": ["the model's own score, because of ", ""],
 };
 const OF_NO_ITEM = {
   "popular": "popular with everyone",

@@ -5,6 +5,7 @@ After every test: no request has left the service, and nothing was wrong in the 
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 from conftest import write_dataset
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.chrome.service import Service
@@ -34,13 +36,13 @@ pytestmark = pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="Debian'
 SCRIPT = "<script>document.title='taken'</script> lamp"
 IMAGE = '"><img src=x onerror="document.title=\'taken\'"> lamp'
 LONG = "w" * 120
-WIDE = 1280, 900
+WIDE = 1280, 810
 PHONE = 360, 780
 MARGIN = 16  # of the map in its canvas
 WATCH = """
     globalThis.told = [];
-    const tell = () => told.push([...document.querySelectorAll("#problem p, .cards .title")].slice(0, 2).map((e) => e.innerText));
-    new MutationObserver(tell).observe(document.querySelector("#problem"), { childList: true });
+    const seen = () => [...document.querySelectorAll("#problem p, .cards .title")].slice(0, 2).map((e) => e.innerText);
+    new MutationObserver(() => told.push(seen())).observe(document.querySelector("#problem"), { childList: true });
 """
 REAL = os.environ.get("BBQREC_SCREENSHOTS_OF")
 """Folder of a bundle with titles, whose pages are then pictured in docs/images."""
@@ -419,5 +421,6 @@ def test_pictures_for_the_documentation(page, tmp_path):
             real.open(path)
             real.until(lambda: real.texts("#recommended .why, #codes li"))
             time.sleep(0.5)  # pictures and fonts
-            real.browser.save_screenshot(str(PICTURES / f"{name}.png"))
+            picture = Image.open(io.BytesIO(real.browser.get_screenshot_as_png()))
+            picture.quantize(256).save(PICTURES / f"{name}.png", optimize=True)
         assert {address for address in real.asked() if not address.startswith((origin, "about:"))} == set()
