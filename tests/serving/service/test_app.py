@@ -89,7 +89,12 @@ def test_histories_are_kept(service, bundle):
     service.post("/events", {"events": [{"user": "u/1", "item": two, "time": 5.0}]})
     answer = service.get("/users/u/1/recommendations?k=4&explain=true").json
     assert [item["item"] for item in answer["history"]] == [two, one, "later"]
-    assert answer["history"][0] == {"item": two, "title": bundle.title(two), "image": None}
+    assert answer["history"][0] == {
+        "item": two,
+        "title": bundle.title(two),
+        "image": None,
+        "code": first_code(bundle, two),
+    }
     (expected,) = bundle.recommend([[two, one]], 4)
     assert [item["item"] for item in answer["items"]] == expected.items and answer["unknown"] == ["later"]
     assert answer["items"][0]["why"]
@@ -145,7 +150,7 @@ def test_a_generation_that_is_broken_leaves_the_old_one_in_use(client, folder, m
 
 def test_items(service, bundle):
     token = next(token for token in bundle.item_tokens[1:] if bundle.title(token))
-    shown = {"item": token, "title": bundle.title(token), "image": None}
+    shown = {"item": token, "title": bundle.title(token), "image": None, "code": first_code(bundle, token)}
     assert service.get("/items?q=" + bundle.title(token).replace(" ", "%20")).json["items"][0] == shown
     assert service.get("/items?q=zzz").json == {"items": []}
     about = service.get(f"/items/{token}").json
@@ -173,18 +178,24 @@ def test_an_image_is_the_file_and_nothing_beside_it(client, cold, tmp_path):
         assert service.get(f"/items/{other}").json["image"] is None
 
 
+def first_code(bundle, token):
+    return bundle.semantic_ids()["c0"][token]
+
+
 def test_the_map_and_the_codes(service, bundle):
     drawn, codes = service.get("/catalogue/map").json, bundle.semantic_ids()["c0"]
     assert [point["item"] for point in drawn["points"]] == bundle.item_tokens[1:] and drawn["level"] == 0
-    assert [point["code"] for point in drawn["points"]] == codes.tolist()
+    assert [point["code"] for point in drawn["points"]] == [code if code >= 0 else None for code in codes]
     places = np.array([[point["x"], point["y"]] for point in drawn["points"]])
     vectors = bundle.vectors[1:].numpy()
     parts = np.linalg.eigvalsh(np.cov(vectors.T))[::-1]
     assert np.cov(places.T) == pytest.approx(np.diag(parts[:2]), rel=1e-3, abs=1e-4)
     table = service.get("/catalogue/codes").json["codes"]
     assert {row["code"]: row["n"] for row in table} == codes[codes >= 0].value_counts().to_dict()
-    titles = set(bundle.titles) | set(bundle.item_tokens)
-    assert all(0 < len(row["titles"]) <= 5 and set(row["titles"]) <= titles for row in table)
+    for row in table:
+        assert len(row["items"]) == min(row["n"], 5)
+        assert all(codes[item["item"]] == row["code"] for item in row["items"])
+        assert all(item["title"] == bundle.title(item["item"]) for item in row["items"])
 
 
 def test_the_list_of_requests(service):
