@@ -25,7 +25,7 @@ const OF_NO_ITEM = {
   "popular": "popular with everyone",
   "popularity of the last item": "as popular as what goes with the last item",
   "codes that the model expects": "its codes are what the model expects next",
-  "the model's own score": "by the model's own score, whatever the history",
+  "the model's own score": "the model's own score, by the whole history",
   "length of the history": "fits a history of this length",
   "already in the history": "already in your history",
 };

@@ -57,7 +57,7 @@ def map_and_codes(bundle: Bundle) -> tuple[dict[str, Any], dict[str, Any]]:
     places = principal_components(rows)
     points = [
         {**_named(bundle, item), "x": x, "y": y, "code": int(first[item]) if first[item] >= 0 else None}
-        for item, (x, y) in zip(drawn, places[drawn].round(4).tolist(), strict=True)
+        for item, (x, y) in zip(drawn, places[drawn].astype(float).round(4).tolist(), strict=True)
     ]
     codes = _items_of_codes(first)
     around = sorted(codes, key=lambda code: np.arctan2(*places[codes[code]].mean(0)))
