@@ -1,7 +1,8 @@
 """Why a bundle recommends an item: by the trees of its second stage, else by leaving items of the history out.
 
-Trees tell what each signal adds (`second_stage.reasons`). Any other model is asked again without one item of the
-history at a time: what an item's score loses is what the left-out one said for it.
+Trees tell what each signal adds (`second_stage.reasons`). Any other model, and the one below the trees where its own
+score spoke most, is asked again without one item of the history at a time: what an item's score loses is what the
+left-out one said for it.
 
 Shapes: B histories, T items of the longest, k items of each, m different items of one history, N items (row 0 =
 padding).

@@ -15,7 +15,7 @@ from ..model.decoding import Pairs
 from ..model.protocol import ranker_of
 from ..second_stage.linear import CandidateSimilarity
 from ..second_stage.ranker import BoostedRanker
-from ..second_stage.reasons import Reason, reasons_for
+from ..second_stage.reasons import OWN_SCORE, Reason, reasons_for
 from . import explain
 from .best import best
 
@@ -99,8 +99,25 @@ class Scorer:
             given = self._padded(histories)
             longest = max(map(len, items))
             offered = torch.tensor([some + [0] * (longest - len(some)) for some in items], device=self.device).long()
-            return reasons_for(stage, self.ranker.first_stage(given, shared=self.shared), given, offered, tokens)
+            found = reasons_for(stage, self.ranker.first_stage(given, shared=self.shared), given, offered, tokens)
+            return [self._of_model(*each, tokens) for each in zip(histories, items, found, strict=True)]
         return [self._of_one(stage, *pair, tokens) for pair in zip(histories, items, strict=True)]
+
+    def _of_model(self, history: list[int], items: list[int], reasons: list[Reason], tokens: list[str]) -> list[Reason]:
+        """The reasons by trees; where it is the model's own score, with the item of the history that it needs most."""
+        own = [at for at, reason in enumerate(reasons) if reason.signal == OWN_SCORE and reason.share]
+        if own:
+            history = history[-self.settings["MAX_ITEM_LIST_LENGTH"] :]
+            named = [items[at] for at in own]
+            sayers, losses = explain.left_out(history, named, self._first, self.n_items, self.settings["seed"])
+            for at, loss in zip(own, losses, strict=True):
+                reasons[at] = reasons[at]._replace(item=explain.reason(sayers, loss, tokens).item)
+        return reasons
+
+    def _first(self, histories: Ids, candidates: Tensor) -> Tensor:
+        """Scores [B, m] of the first stage."""
+        found = self.ranker.first_stage(self._padded(histories), shared=self.shared)
+        return found.scores[:, candidates.to(self.device)]
 
     def _of_one(self, stage: Any, history: list[int], items: list[int], tokens: list[str]) -> list[Reason]:
         """Reasons after one history, by leaving out its items."""

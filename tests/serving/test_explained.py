@@ -150,13 +150,34 @@ def test_reasons_name_what_is_in_the_history(bundle):
         assert len(found.reasons) == len(found.items)
         assert all(reason.item is None or reason.item in history for reason in found.reasons)
         assert all(0 <= reason.share <= 1 for reason in found.reasons)
-        assert all(
-            (reason.item is None) == (reason.signal in (OWN_SCORE, "length of the history")) for reason in found.reasons
-        )
+        no_item = {reason.signal for reason in found.reasons if reason.item is None}
+        assert no_item <= {OWN_SCORE, "length of the history"}
+        assert all(reason.signal != "length of the history" or reason.item is None for reason in found.reasons)
         signals |= {reason.signal for reason in found.reasons}
     last = explained[2]
-    assert last.reasons[-1] == (None, OWN_SCORE, 1.0), "the last one is no candidate"
+    assert last.reasons[-1][1:] == (OWN_SCORE, 1.0), "the last one is no candidate"
     assert len(signals) > 1
+
+
+def test_the_models_own_score_is_by_the_item_that_it_needs_most(bundle):
+    """Where trees say that it spoke most: leaving that item out of the history takes most from the first stage."""
+    tokens, ids = bundle.item_tokens, {token: at for at, token in enumerate(bundle.item_tokens)}
+
+    def first(history):
+        with torch.no_grad():
+            return bundle.ranker.first_stage(torch.tensor([[ids[token] for token in history]])).scores[0]
+
+    named = 0
+    for history in ([tokens[3], tokens[9], tokens[4]], [tokens[7], tokens[2]]):
+        (found,) = bundle.recommend([history], 1000, explain=True)
+        without = {one: first([other for other in history if other != one]) for one in history}
+        for item, reason in zip(found.items, found.reasons, strict=True):
+            if reason.signal == OWN_SCORE and reason.share:
+                losses = {one: float(first(history)[ids[item]] - scores[ids[item]]) for one, scores in without.items()}
+                most = max(losses, key=lambda one: losses[one])
+                assert reason.item == (most if losses[most] > 0 else None)
+                named += reason.item is not None
+    assert named
 
 
 def test_a_reason_is_what_pushes_most_among_what_is_said(features):
