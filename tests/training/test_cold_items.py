@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 import torch
@@ -56,6 +57,18 @@ def test_the_ranks_are_those_of_the_bundle_with_the_new_items(tiny, tmp_path, mo
         assert (found.index(item) + 1 if item in found else None) == rank, (user, item)
         judged += cold
     assert judged, "some cold targets"
+
+    # The rows of the same items, handed to the finished run as a table.
+    table = pd.read_csv(tiny / "tiny" / "tiny.item", sep="\t", dtype=str, keep_default_na=False)
+    table = table.rename(columns=lambda name: name.partition(":")[0]).set_index("item_id")
+    told = [token for token in new if table.loc[token, "title"]]  # of one item nothing is known
+    added, known = bundle.add_items(table.loc[told].reset_index()), known.reindex(told)
+    torch.testing.assert_close(added.catalogue.features.matrices["text"][-len(told) :], known.matrices["text"])
+    if encoded is not None:
+        encoded = fitted.encode(known.matrices, known.present, unique=model == "TIGER")
+    asked = [[whole.tokens[at] for at in items] for items in histories.values()]
+    lists = [[found.items for found in one.recommend(asked, k=10)] for one in (added, bundle.grown(known, encoded))]
+    assert lists[0] == lists[1] and any(set(told) & set(items) for items in lists[0])
     assert config["cold_items"] == 0.2
 
 
