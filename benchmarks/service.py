@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import signal
 import subprocess
@@ -19,14 +20,20 @@ START_SECONDS = 120
 class Service:
     """`bbqrec serve` on a free port of this machine; leaves `with` by SIGTERM.
 
+    Parameters
+    ----------
+    before : statements that the process runs first.
+    key : what requests have to send as X-API-Key.
+
     Attributes
     ----------
     log : lines of its standard error so far.
     """
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        command = [sys.executable, "-c", COMMAND, "serve", str(folder), "--port=0", *options]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    def __init__(self, folder: Path, *options: str, before: str = "", key: str = "") -> None:
+        command = [sys.executable, "-c", f"{before}\n{COMMAND}", "serve", str(folder), "--port=0", *options]
+        surroundings = {**os.environ, "BBQREC_API_KEY": key}
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=surroundings)
         self.log: list[str] = []
         self._ready, self.port = threading.Event(), 0
         threading.Thread(target=self._read, daemon=True).start()
@@ -85,10 +92,11 @@ class Connection:
     def __init__(self, port: int) -> None:
         self.port, self._streams = port, None
 
-    async def ask(self, method: str, path: str, body: Any = None) -> Answer:
+    async def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Answer:
         """Send one request, with a body as JSON, or as it is where it is bytes."""
         content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-        head = f"{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+        given = {"host": "127.0.0.1", "content-type": "application/json", **(headers or {})}
+        head = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in given.items())
         return await self.send(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
 
     async def send(self, request: bytes) -> Answer:

@@ -6,17 +6,14 @@ supervisor tells those who wait to try again.
 """
 
 import contextlib
+import json
 import mmap
 import socket
+from http import HTTPStatus
 
 FREE, IDLE, ASKED, ANSWERING = range(4)
 """What a place is: of no connection; of one that waits for a request, for its answer, or has a part of its answer."""
 PLACES = 1024
-ANSWER = b'{"error": "the worker that had this request has died; send it again"}'
-TRY_AGAIN = (
-    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\n"
-    b"content-length: %d\r\n\r\n%s" % (len(ANSWER), ANSWER)
-)
 _BYTES = 2  # of the number of a place, as it is sent
 
 
@@ -72,11 +69,7 @@ class Held:
         self.receive()
         waiting = [each for place, each in self._kept.items() if _waits(each, self._states[place])]
         for connection in waiting:
-            with contextlib.suppress(OSError):
-                connection.send(TRY_AGAIN, socket.MSG_DONTWAIT)
-                connection.shutdown(socket.SHUT_WR)
-                while connection.recv(1 << 16, socket.MSG_DONTWAIT):  # what is left unread would cancel the answer
-                    pass
+            refuse(connection, "the worker that had this request has died; send it again")
         self.drop()
         return len(waiting)
 
@@ -98,3 +91,20 @@ def _waits(connection: socket.socket, state: int) -> bool:
         with contextlib.suppress(OSError):
             return bool(connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
     return state == ASKED
+
+
+def refuse(connection: socket.socket, line: str) -> None:
+    """Answer 503 on a connection, whatever was asked on it, as far as that goes without waiting."""
+    with contextlib.suppress(OSError):
+        connection.send(plain_answer(503, line), socket.MSG_DONTWAIT)
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(1 << 16, socket.MSG_DONTWAIT):  # what is left unread would cancel the answer
+            pass
+
+
+def plain_answer(status: int, line: str) -> bytes:
+    """The last answer on a connection, as it is sent."""
+    body = json.dumps({"error": line})
+    retry = "retry-after: 1\r\n" if status == 503 else ""
+    head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n{retry}"
+    return f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n{body}".encode()

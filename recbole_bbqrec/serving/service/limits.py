@@ -115,8 +115,11 @@ class _GoneError(Exception):
 async def _body(scope: Scope, receive: Receive) -> bytes:
     """The whole body; refused as soon as it is clear that it is too large or too slow."""
     sizes = [value for name, value in scope["headers"] if name == b"content-length"]
-    if not sizes and all(name != b"transfer-encoding" for name, _ in scope["headers"]):
+    in_chunks = any(name == b"transfer-encoding" for name, _ in scope["headers"])
+    if not sizes and not in_chunks:
         return b""
+    if sizes and in_chunks:  # what a proxy in between may understand in another way
+        raise RefusedError(400, "found two lengths of the body, Content-Length and Transfer-Encoding; send one")
     if any(not size.isdigit() or len(size) > 18 or int(size) > MAX_BODY for size in sizes):
         raise _too_large()
     parts, size = list[bytes](), 0

@@ -2,16 +2,17 @@
 
 import asyncio
 import contextlib
-import json
 import socket
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from .held import ANSWERING, ASKED, IDLE, Held
+from .held import ANSWERING, ASKED, IDLE, Held, plain_answer
 
 HEAD_SECONDS = 10.0
 """Time for the head of a request, and for the rest of a body whose request has its answer already."""
+LAST_SECONDS = 0.5
+"""Time for requests that are on their way when the service ends."""
 MAX_CONNECTIONS = 1000
 """Of one worker."""
 
@@ -23,6 +24,7 @@ class PatientProtocol(H11Protocol):
         super().__init__(**given)
         self._held, self._place = held, None
         self._timer: asyncio.TimerHandle | None = None
+        self._ended = self._last = False
 
     def connection_made(self, transport: Any) -> None:
         self._place = self._held.open(transport.get_extra_info("socket"))
@@ -33,10 +35,29 @@ class PatientProtocol(H11Protocol):
         self._watch()
 
     def data_received(self, data: bytes) -> None:
+        if self._ended:
+            return
         if not self._asked:
             self._held.mark(self._place, ASKED)
         super().data_received(data)
+        self._see_to_last()
         self._watch()
+
+    def shutdown(self) -> None:
+        """The service ends: the request at work is the last of its client, or one that is on its way perhaps."""
+        self._last = True
+        self._see_to_last()
+        if not self._asked:
+            self.loop.call_later(LAST_SECONDS, self._close_unless_asked)
+
+    def _close_unless_asked(self) -> None:
+        if not self._asked:
+            self.transport.close()
+
+    def _see_to_last(self) -> None:
+        if self._last and self._asked and not self.cycle.response_started and self.cycle.keep_alive:
+            self.cycle.keep_alive = False
+            self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"close")]
 
     def on_response_complete(self) -> None:
         self._held.mark(self._place, IDLE)
@@ -60,6 +81,8 @@ class PatientProtocol(H11Protocol):
 
     def _watch(self) -> None:
         """Count the time in which the client has to send something; not that in which the application works."""
+        if self._ended:
+            return
         if self._asked:
             self._stop()
         elif self._timer is None and self.timeout_keep_alive_task is None:
@@ -77,13 +100,14 @@ class PatientProtocol(H11Protocol):
             self.transport.close()
 
     def _end(self, status: int, line: str) -> None:
-        if self.transport.is_closing():
+        """Answer, and read on for a while: to close on a client that is still sending would cancel the answer."""
+        if self.transport.is_closing() or self._ended:
             return
-        body = json.dumps({"error": line}).encode()
-        retry = "retry-after: 1\r\n" if status == 503 else ""
-        head = f"HTTP/1.1 {status} \r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n{retry}"
-        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
-        self.transport.close()
+        self._stop()
+        self._ended = True
+        self.transport.write(plain_answer(status, line))
+        self.transport.write_eof()
+        self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
 
 class _Marking:

@@ -22,7 +22,7 @@ import torch
 
 from ...errors import InputError
 from ..bundle import Bundle, load_bundle
-from .held import Held
+from .held import Held, refuse
 
 GRACE_SECONDS = 5
 """Time for the requests in flight when the service ends."""
@@ -78,9 +78,6 @@ def serve(folder: str | Path, options: Options) -> None:
         bundle.recommend([bundle.item_tokens[1:2]], 1)
         gc.collect()
         gc.freeze()  # what the workers share of memory stays shared
-        host, port = listening.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        logger.info("%s at http://%s:%d, %d items", bundle.settings["model"], shown, port, len(bundle.item_tokens) - 1)
         _Supervisor(bundle, listening, options).run()
 
 
@@ -119,12 +116,18 @@ class _Supervisor:
 
     def run(self) -> None:
         with _handled(self._end):
+            self._fill()
+            host, port = self._listening.getsockname()[:2]
+            place, items = f"[{host}]" if ":" in host else host, len(self._bundle.item_tokens) - 1
+            logger.info("%s at http://%s:%d, %d items", self._bundle.settings["model"], place, port, items)
             while not self._ending:
-                while len(self._workers) < self._options.workers:
-                    self._start()
                 self._look(timeout=0.5)
-            self._listening.close()
+                self._fill()
             self._stop()
+
+    def _fill(self) -> None:
+        while len(self._workers) < self._options.workers and not self._ending:
+            self._start()
 
     def _start(self) -> None:
         held = Held()
@@ -171,6 +174,7 @@ class _Supervisor:
 
     def _stop(self) -> None:
         """Let all workers end what they do; kill those that take too long."""
+        self._listening.setblocking(False)
         for worker in self._workers:
             worker.terminate()
         until = time.monotonic() + GRACE_SECONDS + 2
@@ -178,8 +182,18 @@ class _Supervisor:
             if time.monotonic() > until:
                 for worker in self._workers:
                     worker.kill()
-            self._look(timeout=0.5)
+            self._look(timeout=0.1)
+            self._turn_away()
+        self._listening.close()
         logger.info("ended")
+
+    def _turn_away(self) -> None:
+        """Answer those who have come when no worker took connections any more."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                connection, _ = self._listening.accept()
+                with connection:
+                    refuse(connection, "the service is shutting down")
 
 
 @contextlib.contextmanager

@@ -97,7 +97,9 @@ class Client:
 
     async def ask(self, method: str, path: str, parts: list[bytes], headers: dict[str, str]) -> Answer:
         """One request, whose body comes in parts of unknown length."""
-        given = {"content-type": "application/json", **({"transfer-encoding": "chunked"} if parts else {}), **headers}
+        given = {"content-type": "application/json", **headers}
+        if parts and "content-length" not in headers:
+            given["transfer-encoding"] = "chunked"
         place, _, query = path.partition("?")
         scope = {
             "type": "http",
@@ -154,7 +156,9 @@ def postgres():
     run = {"user": user, "cwd": place, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     initdb = [programs / "initdb", "-D", place / "data", "-U", "bbqrec", "--auth=trust", "--no-sync", "--no-locale"]
     subprocess.run([*initdb, "-E", "UTF8"], check=True, **run)
-    server = subprocess.Popen([programs / "postgres", "-D", "data", "-k", place, "-c", "listen_addresses="], **run)
+    server = subprocess.Popen(
+        [programs / "postgres", "-D", "data", "-k", place, "-c", "listen_addresses=", "-F"], **run
+    )
     try:
         address = f"postgresql://bbqrec@/postgres?host={place}"
         until = time.monotonic() + 30
@@ -168,7 +172,7 @@ def postgres():
                 time.sleep(0.1)
         yield address
     finally:
-        server.send_signal(signal.SIGINT)  # does not wait for its clients
+        server.send_signal(signal.SIGQUIT)  # at once: nothing of it is needed any more
         server.wait(10)
         shutil.rmtree(place, ignore_errors=True)
 
@@ -182,5 +186,5 @@ def address(request, tmp_path) -> str:
 
     base, name = request.getfixturevalue("postgres"), f"t{time.monotonic_ns()}"
     with psycopg.connect(base, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}".encode())
-    return base.replace("/postgres?", f"/{name}?")
+        connection.execute(f"CREATE SCHEMA {name}".encode())
+    return f"{base}&options=-csearch_path%3D{name}"
