@@ -262,3 +262,4 @@ function show() {
 }
 
 begin(show);
+search(); // for what was typed before this script was there

@@ -249,6 +249,7 @@ def test_the_address_holds_the_history(page):
 
 def test_the_keyboard_is_enough(page):
     page.open("/")
+    page.until(lambda: page.run("return document.activeElement.id") == "words")
     page.press("rope")
     page.until(lambda: page.texts("#found li"))
     page.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
@@ -284,6 +285,7 @@ def test_the_keyboard_is_enough(page):
 def test_the_skip_link_leaves_the_history_alone(page):
     page.open("/#history=i01")
     page.cards_after(1)
+    page.until(lambda: page.run("return document.activeElement.id") == "words")
     page.press(*[Keys.SHIFT + Keys.TAB] * 5)
     assert page.focused() == "Skip to the recommendations"
     page.press(Keys.ENTER)
