@@ -24,6 +24,8 @@ from ..settings import plain_settings
 from ..tokenizer.fit import Encoded
 from ..training import checkpoint
 from .calls import allowed_of, histories_of, number_of, tokens_of
+from .dot_product import dot_product
+from .index import FaissIndex
 from .stand_in import StandIn, save_stand_in
 
 BUNDLE, WEIGHTS, FEATURES = "bundle.json", checkpoint.WEIGHTS_FILE, "features.safetensors"
@@ -71,12 +73,18 @@ class Bundle:
         self.ranker = ranker_of(self.model.eval(), settings)
         self.item_tokens = catalogue.tokens
         self._ids = {token: index for index, token in enumerate(self.item_tokens) if index}
+        self._index: FaissIndex | None = None
 
     @functools.cached_property
     def _shared(self) -> Any:
         """What all histories share: a loaded model does not change. Threads that ask first may each compute it."""
         with torch.no_grad():
             return self.ranker.shared()
+
+    @functools.cached_property
+    def _ties(self) -> torch.Tensor:
+        """The order [N] in which items of equal scores come."""
+        return tie_order(len(self.item_tokens), self.settings["seed"])
 
     def grown(self, new: ItemFeatures, encoded: Encoded | None = None) -> "Bundle":
         """Return a bundle that also scores and reads items that the model was not trained with.
@@ -94,6 +102,23 @@ class Bundle:
         if encoded is None and getattr(self.model, "decoder", None) is not None:
             raise InputError("new items: found no codes, expected some; their IDs are what this model decodes")
         return Bundle(self.folder, self.settings, self.catalogue.grown(new, encoded))
+
+    def use_index(self, kind: str = "faiss") -> "Bundle":
+        """Find items by a nearest-neighbour index from now on, see `index`; return the bundle itself.
+
+        The exact search stays for `allow`, `scores`, and lists that the index cannot fill.
+
+        Raises
+        ------
+        InputError : the scores are no dot products, the bundle has a second stage, or faiss is not installed.
+        """
+        if kind != "faiss":
+            raise InputError(f"index: found {kind!r}, expected 'faiss'; without an index the search is exact")
+        if self.model.second_stage is not None:
+            why = f"{self.folder} has a second stage, which reads the scores of all items"
+            raise InputError(f"index: {why}; run with --second_stage=off, which does not train again")
+        self._index = FaissIndex(dot_product(self.ranker, "index"), self.settings["seed"])
+        return self
 
     def recommend(
         self,
@@ -214,9 +239,13 @@ class Bundle:
     def _top(
         self, histories: list[list[int]], k: int, exclude_seen: bool, permitted: list[list[int]] | None
     ) -> list[tuple[list[str], list[float]]]:
-        n_items, ties = len(self.item_tokens), tie_order(len(self.item_tokens), self.settings["seed"])
+        n_items = len(self.item_tokens)
         pairs = [(row, item) for row, history in enumerate(histories) for item in history if exclude_seen]
         rows, items = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
+        if permitted is None and self._index is not None:
+            found = self._index.top(self._padded(histories), k, (rows, items))
+            if found is not None:
+                return self._lists(*found, len(histories), k)
         if permitted is None:
             # A beam search leaves out what has been seen before it cuts its beam, also what the model does not read.
             scores = self._score(histories, excluded=(rows, items)).clone()
@@ -232,9 +261,14 @@ class Bundle:
         # Sorting what reaches the last place, ties included, is a small part of sorting everything.
         least = scores.topk(min(k, n_items)).values[:, -1:].clamp(min=torch.finfo(scores.dtype).min)
         rows, items = torch.nonzero(scores >= least, as_tuple=True)
-        values = scores[rows, items]
-        order = np.lexsort((ties[items].numpy(), -values.numpy(), rows.numpy()))
-        ends = np.cumsum(np.bincount(rows.numpy(), minlength=len(histories)))
+        return self._lists(rows, items, scores[rows, items], len(histories), k)
+
+    def _lists(
+        self, rows: torch.Tensor, items: torch.Tensor, values: torch.Tensor, n_rows: int, k: int
+    ) -> list[tuple[list[str], list[float]]]:
+        """The `k` best items of each row, best first, from rows, items and scores [n] in any order."""
+        order = np.lexsort((self._ties[items].numpy(), -values.numpy(), rows.numpy()))
+        ends = np.cumsum(np.bincount(rows.numpy(), minlength=n_rows))
         lists = [part[:k] for part in np.split(order, ends[:-1])]
         return [([self.item_tokens[item] for item in items[part]], values[part].tolist()) for part in lists]
 
