@@ -1,7 +1,7 @@
-"""Exact search against a faiss index: milliseconds a history, seconds to build it, the share of exact lists it finds.
+"""Exact search against a faiss index: CPU time a history and to build it, the share of exact lists it finds.
 
-Synthetic catalogues: random models with item vectors in groups of 50 that lie close together. What an index finds depends on
-how vectors lie; --bundle measures it on one of yours.
+Synthetic catalogues: random models with item vectors in groups of 50 that lie close together. What an index finds
+depends on how vectors lie; --bundle measures it on one of yours.
 
     python benchmarks/index.py                                  # 10 thousand, 100 thousand and 1 million items
     python benchmarks/index.py --items=10000 --model=SASRecPlus
@@ -76,9 +76,9 @@ def measure(bundle: Bundle, given: argparse.Namespace) -> list[str]:
     ]
     alone, together = histories[: given.calls], histories[given.calls :]
     exact = timed(bundle, alone, together)
-    started = time.perf_counter()
+    started = time.process_time()
     bundle.use_index()
-    build = time.perf_counter() - started
+    build = time.process_time() - started
     found = timed(bundle, alone, together)
     share = np.mean([len({*a} & {*b}) / len(a) for a, b in zip(exact[2], found[2], strict=True)])
     times = [f"{1000 * times[place]:.2f}" for place in (0, 1) for times in (exact, found)]
@@ -90,12 +90,12 @@ def timed(bundle: Bundle, alone: list[list[str]], together: list[list[str]]) -> 
     bundle.recommend(alone[:1])
     lists, seconds = [], []
     for history in alone:
-        started = time.perf_counter()
+        started = time.process_time()
         lists += bundle.recommend([history])
-        seconds.append(time.perf_counter() - started)
-    started = time.perf_counter()
+        seconds.append(time.process_time() - started)
+    started = time.process_time()
     lists += bundle.recommend(together)
-    each = (time.perf_counter() - started) / len(together)
+    each = (time.process_time() - started) / len(together)
     return float(np.median(seconds)), each, [found.items for found in lists]
 
 

@@ -61,7 +61,7 @@ class FaissIndex:
 
     @torch.no_grad()
     def _cells_needed(self, items: Tensor) -> int:
-        """Choose how many cells to look into, by doubling, and have them looked into from now on."""
+        """Choose how many cells to look into, fewest first, and have them looked into from now on."""
         queries = self.scores.encoder(items.unsqueeze(1))  # [n, W]
         size = min(AT, len(self.scores.items) - 1)
         exact = (queries @ self.scores.items[1:].T).topk(size).indices
@@ -71,7 +71,7 @@ class FaissIndex:
             found = torch.from_numpy(self._index.search(queries.numpy(), size)[1])
             if (found.unsqueeze(2) == exact.unsqueeze(1)).any(1).float().mean() >= RECALL or n_cells == self.n_cells:
                 return n_cells
-            n_cells = min(2 * n_cells, self.n_cells)
+            n_cells = min(1 + int(1.3 * n_cells), self.n_cells)
 
     @torch.no_grad()
     def top(self, histories: Tensor, k: int, excluded: Pairs) -> tuple[Tensor, Tensor, Tensor] | None:
