@@ -180,7 +180,7 @@ class BBQRec(RankingModel):
     def _last(self, histories: Tensor, rows: Tensor) -> Tensor:
         """Hidden states [B, H] at the last items of histories [B, T], with representations `rows` [N, H] of items."""
         hidden = self.forward(histories, functional.embedding(histories, rows))
-        return hidden[torch.arange(len(histories), device=histories.device), (histories != 0).sum(1) - 1]
+        return hidden[torch.arange(histories.shape[0], device=histories.device), (histories != 0).sum(1) - 1]
 
     def _all_items(self) -> Tensor:
         return torch.arange(self.n_items, device=self.position_embedding.weight.device)

@@ -153,7 +153,7 @@ class SimilarityAttention(nn.Module):
         cosines, missing = [cosine * (both & ~same) for cosine, both in pairs], [~both for _, both in pairs]
         inputs = torch.stack([*cosines, *missing, same], dim=1)  # [B, 2 M + 1, T, T]
         # One product per history: the gradient of a single long one adds up in an order that threads decide.
-        weights = self.weight.T.expand(len(items), -1, -1)
+        weights = self.weight.T.expand(items.shape[0], -1, -1)
         return torch.bmm(weights, inputs.flatten(2)).transpose(0, 1).unflatten(2, items.shape[1:] * 2)
 
 
