@@ -24,7 +24,7 @@ ORDER = (
 # Apart from what stands above them, these do not know each other.
 APART = {("model", "preparation"), ("tokenizer", "preparation"), ("serving", "experiments")}
 WITHOUT_RECBOLE = {"errors", "storage", "schema", "recbole_keys", "settings", "preparation", "tokenizer", "evaluation"}
-ROOT = {"__init__", "cli", "quick_start", "registration", "config", "registry", "compat", "errors", "storage"}
+ROOT = {"__init__", "quick_start", "registration", "config", "registry", "compat", "errors", "storage"}
 ROOT |= {"schema", "recbole_keys", "settings"}
 FORBIDDEN_IMPORTS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "ray"}
 RECBOLES_CHECKPOINTS = Path("training/recbole_checkpoint.py")  # plain data in torch's own form, which RecBole reads

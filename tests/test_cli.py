@@ -1,12 +1,14 @@
 import csv
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import settings
 
 import recbole_bbqrec
 from recbole_bbqrec import cli, quick_start
+from recbole_bbqrec.cli.parser import COMMANDS
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.experiments import ablation, cost, item_bytes
 from recbole_bbqrec.serving.lists import known_histories
@@ -36,21 +38,21 @@ def test_ablate(called):
     ]
     assert cli.main(["ablate", "--dataset=Beauty", *given]) == 0
     assert called == [
-        ("ablate", "Beauty", [], 3, [], False, cli.Path("results"), "full"),
-        ("ablate", "Beauty", ["full", "no-codes"], 1, ["--epochs=3", "--data_path=/d"], True, cli.Path("out"), "codes"),
+        ("ablate", "Beauty", [], 3, [], False, Path("results"), "full"),
+        ("ablate", "Beauty", ["full", "no-codes"], 1, ["--epochs=3", "--data_path=/d"], True, Path("out"), "codes"),
     ]
 
 
 def test_table_only(called, capsys):
     assert cli.main(["ablate", "--dataset=Beauty", "--table-only", "--final"]) == 0
-    assert called == [("remake", "Beauty", True, cli.Path("results"), "full")]
+    assert called == [("remake", "Beauty", True, Path("results"), "full")]
     assert cli.main(["ablate", "--dataset=Beauty", "--table-only", "--epochs=3"]) == 2
     assert capsys.readouterr().err.startswith("error: --table-only reads records alone")
 
 
 def test_cost(called):
     assert cli.main(["cost", "--dataset=Sports", "--users=7", "--rounds=2", "--n_layers=1"]) == 0
-    assert called == [("cost", "Sports", 7, 2, ["--n_layers=1"], cli.Path("results"))]
+    assert called == [("cost", "Sports", 7, 2, ["--n_layers=1"], Path("results"))]
 
 
 def test_cost_of_tables(called, capsys):
@@ -58,9 +60,9 @@ def test_cost_of_tables(called, capsys):
     assert cli.main(["cost", "--dataset=Sports", "--table", "--n_layers=1"]) == 1, "the exit code of its runs"
     assert cli.main(["cost", "--dataset=Sports", "--table", "--seeds=3", "--results=out"]) == 1
     assert called == [
-        ("cost", "Sports", 1000, 5, [], cli.Path("results")),
-        ("bytes", "Sports", 1, ["--n_layers=1"], cli.Path("results")),
-        ("bytes", "Sports", 3, [], cli.Path("out")),
+        ("cost", "Sports", 1000, 5, [], Path("results")),
+        ("bytes", "Sports", 1, ["--n_layers=1"], Path("results")),
+        ("bytes", "Sports", 3, [], Path("out")),
     ]
     assert cli.main(["cost", "--dataset=Sports", "--seeds=3"]) == 2
     assert cli.main(["cost", "--dataset=Sports", "--table", "--users=0"]) == 2
@@ -107,18 +109,18 @@ def test_mistakes_in_settings_are_one_line(tmp_path, capsys):
     assert error.startswith("error: --dataset=nowhere: no file") and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS.choices)
+@pytest.mark.parametrize("command", COMMANDS.choices)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as error:
         cli.main([command, "--help"])
     shown = capsys.readouterr().out
-    assert error.value.code == 0 and cli.COMMANDS.choices[command].description in " ".join(shown.split())
+    assert error.value.code == 0 and COMMANDS.choices[command].description in " ".join(shown.split())
 
 
 def test_help_loads_nothing_heavy():
     code = "import sys; from recbole_bbqrec import cli; cli.PARSER.format_help(); "
     code += "print(set(sys.modules) & {'torch', 'recbole'})"
-    place = cli.Path(cli.__file__).parent.parent
+    place = Path(recbole_bbqrec.__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=place)
     assert done.stdout.strip() == "set()"
 

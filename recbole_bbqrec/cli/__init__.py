@@ -1,0 +1,70 @@
+"""The command lines: `run_recbole_bbqrec.py` for runs, `bbqrec` for everything on top of them."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from ..errors import InputError
+from ..training.allocation import keep_freed_memory
+
+# The order of these imports is that of the commands in the help: data, studies, use.
+from . import data, studies, use  # noqa: F401  # isort: skip
+from .parser import PARSER  # isort: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code: 0, 1 where a run failed, 2 where the user has something to mend."""
+    given, settings = PARSER.parse_known_args(arguments)
+    given.settings = settings
+
+    def work() -> int | None:
+        if settings and not given.takes_settings:
+            why = f"{given.command} takes no settings; bbqrec {given.command} --help lists its options"
+            if not settings[0].startswith("-"):
+                why = "found a word too many; a value that holds blanks needs quotes"
+            raise InputError(f"argument {settings[0]!r}: {why}")
+        return given.work(given)
+
+    return _answer(work, given.debug)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line of `run_recbole_bbqrec.py`; return the exit code as `main` does.
+
+    Several models or data sets, or `--seeds`, ask for many runs, see `experiments.many`. `--debug` is read here: with
+    it, the traceback stands before the error's one line.
+    """
+    from .. import quick_start
+    from ..experiments import many
+
+    debug = any(argument in ("--debug", "--debug=True") for argument in arguments)
+    arguments = [argument for argument in arguments if argument.partition("=")[0] != "--debug"]
+
+    def work() -> int | None:
+        if many.asked_for(arguments):
+            return many.run_many(arguments)
+        quick_start.run(arguments)
+        return None
+
+    return _answer(work, debug)
+
+
+def _answer(work: Callable[[], int | None], debug: bool) -> int:
+    """Exit code of `work`, errors told in one line."""
+    keep_freed_memory()
+    try:
+        code = work()
+        sys.stdout.flush()
+        return code or 0
+    except InputError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # what read the output, such as head, has had enough; nothing is left to flush into
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141

@@ -1,0 +1,60 @@
+"""The parser of `bbqrec`, how a command comes into it, and the options that several share.
+
+The parts behind a command are imported when it is called: `bbqrec --help` needs neither torch nor RecBole.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from operator import methodcaller
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+SETTINGS = "Further --key=value arguments are settings, as for run_recbole_bbqrec.py; docs/settings.md has them all."
+Work = Callable[[argparse.Namespace], int | None]
+
+# No abbreviations: --row would be taken for --rows, and a mistyped setting for an option.
+ABOUT = "Data sets, experiments on top of single runs, and recommendations from a finished run."
+PARSER = argparse.ArgumentParser("bbqrec", description=ABOUT, allow_abbrev=False)
+PARSER.add_argument("--debug", action="store_true", help="show the traceback of an error")
+COMMANDS = PARSER.add_subparsers(dest="command", required=True, metavar="command")
+"""All sub-commands, in the order in which people work: data, studies, use."""
+
+
+def command(help: str, *options: Any, settings: bool = False, note: str = "") -> Callable[[Work], Work]:
+    """Make a sub-command of the function of its name; settings that follow its options stand in `given.settings`."""
+
+    def enter(work: Work) -> Work:
+        about: dict[str, Any] = {"help": help, "description": help, "epilog": note or SETTINGS * settings}
+        parser = COMMANDS.add_parser(work.__name__.removeprefix("_").replace("_", "-"), **about, allow_abbrev=False)
+        parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        for option in options:
+            option(parser)
+        parser.set_defaults(work=work, takes_settings=settings)
+        return work
+
+    return enter
+
+
+def names(text: str) -> list[str]:
+    """Return what stands between commas."""
+    return [name for name in map(str.strip, text.split(",")) if name]
+
+
+def lines(path: Path) -> list[str]:
+    """Return the lines of a text file that hold something."""
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise InputError(f"{path}: {why}; expected a text file with one item token a line") from error
+
+
+option = partial(methodcaller, "add_argument")
+NAME = option("name", help="name of the data set")
+DATASET = option("--dataset", required=True, help="name of the data set")
+RESULTS = option("--results", type=Path, default=Path("results"), help="folder of pages and records")
+DATA_PATH = option("--data_path", type=Path, default=Path("dataset"), help="folder of data sets (default dataset)")
+STUDY = DATASET, RESULTS

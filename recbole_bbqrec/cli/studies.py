@@ -1,0 +1,130 @@
+"""Commands for studies: many runs, and the pages made of them."""
+
+import argparse
+from pathlib import Path
+
+from ..errors import InputError
+from .parser import STUDY, command, names, option
+
+
+@command(
+    "models side by side, from their records",
+    *STUDY,
+    option("--final", action="store_true", help="show the test split instead of validation"),
+    option("--models", type=names, default=[], help="rows, separated by commas (default: all that have a record)"),
+    option("--keys", type=names, default=[], help="run keys to show instead of the latest of their models"),
+    option("--against", metavar="MODEL", help="compare with this row (default: BBQRec, else the first of --models)"),
+    note="Records are made by run_recbole_bbqrec.py --model=A,B --dataset=X,Y --seeds=5, see there.",
+)
+def _leaderboard(given: argparse.Namespace) -> None:
+    from ..experiments import leaderboard_page
+
+    rows = given.models, given.keys, given.against
+    print(leaderboard_page.write(given.dataset, given.results, given.final, *rows))
+
+
+@command(
+    "BBQRec with one part changed at a time, over seeds",
+    *STUDY,
+    option("--form", default="full", help="full, or with items known by codes alone: codes, codes-dense; generate"),
+    option("--seeds", type=int, default=3, help="runs of each row (default 3; 1 screens)"),
+    option("--rows", type=names, default=[], help="names of rows, separated by commas (default: all that apply)"),
+    option("--final", action="store_true", help="also evaluate the test split"),
+    option("--table-only", action="store_true", help="make page and figure again from the records"),
+    settings=True,
+)
+def _ablate(given: argparse.Namespace) -> int | None:
+    from ..experiments import ablation
+
+    if not given.table_only:
+        study = given.dataset, given.rows, given.seeds, given.settings, given.final, given.results
+        return ablation.ablate(*study, given.form)
+    if given.settings or given.rows:
+        raise InputError("--table-only reads records alone: give --dataset, --form, --results and --final, no more")
+    return ablation.remake(given.dataset, given.final, given.results, given.form)
+
+
+@command(
+    "how items are ranked that training did not know, and what that costs the others",
+    *STUDY,
+    option("--models", type=names, default=[], help="names, separated by commas (default: all that can)"),
+    option("--seeds", type=int, default=3, help="runs of each model (default 3; 1 screens)"),
+    option("--final", action="store_true", help="also evaluate the test split"),
+    settings=True,
+)
+def _cold(given: argparse.Namespace) -> int:
+    from ..experiments import cold
+
+    return cold.study(given.dataset, given.models, given.seeds, given.settings, given.final, given.results)
+
+
+@command(
+    "choose a model's settings on validation, within a budget of CPU time",
+    option("--model", required=True, help="name of the model"),
+    *STUDY,
+    option("--minutes", type=float, default=60.0, help="CPU time of all trials together (default 60)"),
+    option("--space", type=Path, metavar="FILE", help="keys and their values (default: the model's own)"),
+    option("--storage", metavar="URL", help="database of the trials, for many processes (default: a file)"),
+    settings=True,
+)
+def _tune(given: argparse.Namespace) -> int:
+    from ..experiments.tune import tune
+
+    return tune(given.model, given.dataset, given.minutes, given.settings, given.space, given.results, given.storage)
+
+
+@command(
+    "time and memory of scoring, with and without the codes; or accuracy against bytes of item parameters",
+    *STUDY,
+    option("--users", type=int, help="histories that are scored (default 1000)"),
+    option("--rounds", type=int, help="times each way of scoring is timed (default 5)"),
+    option("--table", action="store_true", help="train ID tables of several widths and of codes instead"),
+    option("--seeds", type=int, help="with --table: trainings of each table (default 1)"),
+    settings=True,
+)
+def _cost(given: argparse.Namespace) -> int | None:
+    for name in ("users", "rounds") if given.table else ("seeds",):
+        if getattr(given, name) is not None:
+            raise InputError(f"--{name}: goes {'without' if given.table else 'with'} --table; drop one of the two")
+    said = {key: value for key, value in vars(given).items() if value is not None}
+    if given.table:
+        from ..experiments.item_bytes import study
+
+        return study(given.dataset, said.get("seeds", 1), given.settings, given.results)
+    from ..experiments.cost import cost
+
+    cost(given.dataset, said.get("users", 1000), said.get("rounds", 5), given.settings, given.results)
+    return None
+
+
+@command(
+    "the item tokenizer's report cards over seeds, with and without the probe",
+    *STUDY,
+    option("--seeds", type=int, default=5, help="fits of each tokenizer (default 5)"),
+    settings=True,
+)
+def _ids(given: argparse.Namespace) -> None:
+    from ..experiments.ids import study
+
+    study(given.dataset, given.seeds, given.settings, given.results)
+
+
+@command(
+    "what the second stage of a model is made of: fitted anew without each group of features",
+    option("--model", help="name of the model; the page has all models with records"),
+    *STUDY,
+    option("--seeds", type=int, default=1, help="trainings of the model (default 1)"),
+    option("--table-only", action="store_true", help="make page and figure again from the records"),
+    settings=True,
+)
+def _second_stage(given: argparse.Namespace) -> None:
+    from ..experiments import second_stage, second_stage_page
+
+    if given.table_only:
+        if given.settings or given.model:
+            raise InputError("--table-only reads records alone: give --dataset and --results, nothing else")
+        print(second_stage_page.write(given.dataset, given.results))
+    elif not given.model:
+        raise InputError("--model: found no name, expected that of a model, such as --model=BBQRec")
+    else:
+        print(second_stage.study(given.model, given.dataset, given.seeds, given.settings, given.results))
