@@ -66,3 +66,17 @@ def _recommend(given: argparse.Namespace) -> None:
         for row, reason in zip(rows, getattr(result, "reasons", ()), strict=False):
             row += [f"{reason.signal} ({reason.share:.0%})", reason.item or ""]
         print(markdown_table(header, rows) if rows else "nothing: no known item in it, or none left")
+
+
+@command(
+    "a run's model for other runtimes: an ONNX encoder of histories, item vectors, and what to do with them",
+    option("folder", help="folder of a finished run"),
+    option("--format", choices=("onnx",), default="onnx", help="form of the encoder (default onnx)"),
+    option("--out", type=Path, required=True, metavar="FOLDER", help="new folder to write"),
+)
+def _export(given: argparse.Namespace) -> None:
+    from ..serving.bundle import load_bundle
+    from ..serving.export import export
+
+    export(load_bundle(given.folder), given.out)
+    print(f"{given.out}: {', '.join(sorted(path.name for path in given.out.iterdir()))}")
