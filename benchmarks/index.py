@@ -22,7 +22,9 @@ from tabulate import tabulate
 from recbole_bbqrec import load_bundle, registry
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.model.catalogue import Catalogue
-from recbole_bbqrec.serving.bundle import WEIGHTS, Bundle, write_bundle
+from recbole_bbqrec.serving.bundle import WEIGHTS, Bundle
+from recbole_bbqrec.serving.dot_product import dot_product
+from recbole_bbqrec.serving.saving import write_bundle
 from recbole_bbqrec.serving.stand_in import StandIn
 from recbole_bbqrec.training import checkpoint
 
@@ -64,7 +66,7 @@ def synthetic(folder: Path, n_items: int, model: str, seed: int) -> Path:
         centres = torch.randn(n_items // GROUP + 1, table.shape[1])
         table[1:] = centres[torch.randperm(n_items) // GROUP] + SPREAD * torch.randn(n_items, table.shape[1])
     checkpoint.save_weights(folder / WEIGHTS, net, {})
-    write_bundle(folder, config, SimpleNamespace(catalogue=catalogue))
+    write_bundle(folder, config, SimpleNamespace(catalogue=catalogue, feature_files={}))
     return folder
 
 
@@ -82,7 +84,13 @@ def measure(bundle: Bundle, given: argparse.Namespace) -> list[str]:
     found = timed(bundle, alone, together)
     share = np.mean([len({*a} & {*b}) / len(a) for a, b in zip(exact[2], found[2], strict=True)])
     times = [f"{1000 * times[place]:.2f}" for place in (0, 1) for times in (exact, found)]
-    return [f"{len(tokens) - 1:,}", str(bundle._index.scores.items.shape[1]), *times, f"{build:.1f}", f"{share:.3f}"]
+    return [
+        f"{len(tokens) - 1:,}",
+        str(bundle._scorer.index.scores.items.shape[1]),
+        *times,
+        f"{build:.1f}",
+        f"{share:.3f}",
+    ]
 
 
 def timed(bundle: Bundle, alone: list[list[str]], together: list[list[str]]) -> tuple[float, float, list[list[str]]]:

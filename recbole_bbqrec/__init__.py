@@ -23,11 +23,11 @@ def register() -> None:
     register_in_recbole()
 
 
-def load_bundle(path: str | Path) -> Any:
+def load_bundle(path: str | Path, device: Any = "cpu") -> Any:
     """Load the folder that a finished run left; see `recbole_bbqrec.serving.load_bundle`."""
     from .serving.bundle import load_bundle as load
 
-    return load(path)
+    return load(path, device)
 
 
 def load_data_and_model(model_file: str | Path, config_dict: dict[str, Any] | None = None) -> Any:

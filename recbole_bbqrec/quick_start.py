@@ -29,7 +29,8 @@ from .preparation import obtain
 from .preparation.image_download import addresses_of, fetch_images
 from .preparation.public import describe
 from .second_stage import socket
-from .serving.bundle import BUNDLE, keep_bundle, runs_of
+from .serving.bundle import BUNDLE, runs_of
+from .serving.saving import keep_bundle
 from .settings import plain_settings, public_source, settings_to_load
 from .tokenizer.memory import PeakMemory
 from .training import checkpoint

@@ -34,6 +34,7 @@ class MultiModalSequentialDataset(LoadedDataset):
         built where `attach_semantic_ids` is. The codes are also the item feature `semantic_id` (`token_seq`), so that
         RecBole's feature-aware models can take them.
     train_sequences : training part of every user's sequence, once built.
+    feature_files : where the features of each modality are kept, with what their encoder has learned.
     tokenizer_file : where the tokenizer that gave the codes is kept.
     n_cold : number of items that training does not know (`cold_items`), the last ones by id. Once built, the training
         part has the catalogue without them; RecBole's rows stay whole, as they say what users had seen.
@@ -50,6 +51,7 @@ class MultiModalSequentialDataset(LoadedDataset):
             if config[key]:
                 raise InputError(f"{key}: this data set is not pickled, it is cached by fingerprint; drop the key")
         self.seconds: dict[str, float | None] = {"features": 0.0, "tokenizer": 0.0}
+        self.feature_files: dict[str, Path] = {}
         super().__init__(config)
         tokens = [str(token) for token in self.field2id_token[self.iid_field]]
         self.catalogue = Catalogue(tokens)
@@ -58,8 +60,9 @@ class MultiModalSequentialDataset(LoadedDataset):
         compares = bool(config["attach_semantic_ids"]) or config["similarity_attention"] != "off"
         self._needs_codes = compares and config["codes"] != "none"
         if config["attach_item_features"] or compares:
-            features, self.seconds["features"] = build_item_features(config, tokens[1:], self.cache_dir, unfitted)
-            self.catalogue = Catalogue(tokens, features.reindex(tokens))
+            built = build_item_features(config, tokens[1:], self.cache_dir, unfitted)
+            self.seconds["features"], self.feature_files = built.seconds, built.files
+            self.catalogue = Catalogue(tokens, built.features.reindex(tokens))
 
     @property
     def cache_dir(self) -> Path:

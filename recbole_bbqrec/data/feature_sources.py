@@ -21,10 +21,10 @@ from torch import Tensor
 
 from .. import storage
 from ..errors import InputError
-from ..preparation import atomic, encoders, images, vectors
+from ..preparation import atomic, counted, encoders, images, vectors
 
 # Encoders without a model; all others read vectors or are transformers models.
-COUNTED = {"tfidf": encoders.tfidf, "codes": encoders.codes}
+COUNTED = {"tfidf": counted.tfidf, "codes": counted.codes}
 
 
 def modalities(config: Any) -> dict[str, str]:
@@ -109,7 +109,7 @@ def read_texts(config: Any, tokens: list[str], names: Iterable[str]) -> dict[str
     made = {name: template_of(config, name) for name in names if _kind(config, name) == "columns"}
     if not made:
         return {}
-    file, item, separator = item_file(config), config["ITEM_ID_FIELD"], config["seq_separator"]
+    file, item = item_file(config), config["ITEM_ID_FIELD"]
     for name, template in made.items():
         if not template.columns:
             source = f"{name}_fields" + (" or image_folder" if name == "image" else "")
@@ -118,19 +118,33 @@ def read_texts(config: Any, tokens: list[str], names: Iterable[str]) -> dict[str
             asked = f"{name}_fields asks for its columns {' '.join(template.columns)}"
             raise InputError(f"{file}: no such file, but {asked}; add the file, or set {name}_encoder to ~")
     columns = dict.fromkeys(column for template in made.values() for column in template.columns)
-    how = (config["field_separator"], config["encoding"] or "utf-8", separator)
+    how = (config["field_separator"], config["encoding"] or "utf-8", config["seq_separator"])
     table, _ = atomic.read_atomic(file, [item, *columns], *how)
-    table = table.map(lambda cell: cell if isinstance(cell, str) else "" if pd.isna(cell) else f"{cell:.15g}")
-    first = table.drop_duplicates(item).set_index(item, drop=False)
+    first = as_texts(table).drop_duplicates(item).set_index(item, drop=False)
     if repeated := len(table) - len(first):
         logging.getLogger().warning(f"{file}: {repeated} rows repeat an item and are left out")
     if unlisted := len(set(tokens) - set(first.index)):
         logging.getLogger().warning(f"{file}: {unlisted} items have no row")
-    cells = first.reindex(tokens, fill_value="").map(lambda cell: cell.replace(separator, " ").strip())
-    # In category tokens `_` stands for a blank; in codes it is part of the name.
-    words = cells.map(lambda cell: cell.replace("_", " ").strip())
+    return fill(config, first.reindex(tokens, fill_value=""), made)
+
+
+def as_texts(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells of a table as texts; "" where there is none."""
+    return table.map(lambda cell: cell if isinstance(cell, str) else "" if pd.isna(cell) else f"{cell:.15g}")
+
+
+def fill(config: Any, table: pd.DataFrame, made: Mapping[str, Template]) -> dict[str, list[str]]:
+    """Return by modality the texts that templates make of the rows of a table of texts."""
+    separator = config["seq_separator"]
+    cells = table.map(lambda cell: cell.replace(separator, " ").strip())
+    words = cells.map(without_underscores)
     rows = {name: cells if modalities(config)[name] == "codes" else words for name in made}
     return {name: [template.fill(row) for row in rows[name].to_dict("records")] for name, template in made.items()}
+
+
+def without_underscores(cell: str) -> str:
+    """Return a cell as it is read: in category tokens `_` stands for a blank; in codes it is part of the name."""
+    return cell.replace("_", " ").strip()
 
 
 @dataclass(frozen=True)
@@ -217,15 +231,14 @@ def _encoder(
     if kind == "vectors":
         return {"method": "vectors"}, lambda _: encoders.given(rows)
     if encoder in COUNTED:
-        counted, dim, seed = COUNTED[encoder], config["feature_dim"], config["seed"]
+        learn, dim, seed = COUNTED[encoder], config["feature_dim"], config["seed"]
         method = {"method": encoder, "feature_dim": dim, "seed": seed}
         if not fitted.all():
             method["fitted"] = storage.fingerprint(fitted)
         method["versions"] = _versions("scikit-learn", "scipy", "numpy")
-        return method, lambda _: counted(rows, dim, seed, fitted)
+        return method, lambda _: learn(rows, dim, seed, fitted)
     model, size, device = encoders.model_folder(encoder, download), config["encode_batch_size"], config["device"]
-    files = {path.name: path for pattern in encoders.MODEL_FILES for path in model.glob(pattern)} if model else {}
-    method = {"method": "transformers", "model": storage.fingerprint(files) if model else None}
+    method = {"method": "transformers", "model": encoders.model_fingerprint(model) if model else None}
     # Batch size and device decide how sums are rounded, the half precision of a GPU does so visibly.
     method |= {"encode_batch_size": size, "device": torch.device(device).type}
     method["versions"] = _versions("transformers", "tokenizers", "torch", "torchvision", "pillow", "numpy")

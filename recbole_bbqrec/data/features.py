@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -17,28 +17,41 @@ from .. import storage
 from ..errors import InputError
 from ..model.catalogue import PADDING, ItemFeatures
 from ..preparation import encoders
+from ..preparation.counted import FITTED
 from ..tokenizer import memory
 from .feature_sources import Source, gather, modalities, read_texts
 
 NOT_MEASURED = {"seconds": None, "memory_growth_mib": None}
+_ENCODER = "encoder."  # begins the names of the tensors that an encoder has learned
+
+
+class Built(NamedTuple):
+    """Features of all modalities, rows in sorted order of the tokens, and of each modality the file that has them.
+
+    `seconds` are what encoding took; none where nobody has measured that.
+    """
+
+    features: ItemFeatures
+    seconds: float | None
+    files: dict[str, Path]
 
 
 def build_item_features(
     config: Any, item_tokens: Sequence[str], cache_dir: Path, unfitted: Collection[str] = ()
-) -> tuple[ItemFeatures, float | None]:
-    """Return the features of the items, rows in sorted order of their tokens, and the seconds that encoding them took.
+) -> Built:
+    """Return the features of the items.
 
     Where encoders learn words and dimensions, they learn none from the items `unfitted`.
 
-    What `cache_dir` holds is read, with what it cost when it was made: none where nobody has measured that. A file,
-    column or model that is missing or broken is an `InputError`, and so is a modality that no item has.
+    What `cache_dir` holds is read, with what it cost when it was made. A file, column or model that is missing or
+    broken is an `InputError`, and so is a modality that no item has.
     """
     tokens = sorted({str(token) for token in item_tokens} - {PADDING})
-    result, seconds = ItemFeatures(tokens), []
+    result, seconds, files = ItemFeatures(tokens), [], {}
     texts = read_texts(config, tokens, modalities(config))
     for name in modalities(config):
         source = gather(name, config, texts, tokens, unfitted=unfitted)
-        file = cache_file(cache_dir, source)
+        file = files[name] = cache_file(cache_dir, source)
         if cached := read_file(file, source.inputs):
             found, cost = cached[0], cached[1].get("cost", NOT_MEASURED)
             memory.count_growth(cost["memory_growth_mib"])
@@ -52,7 +65,7 @@ def build_item_features(
         logging.getLogger().info(f"{name} features: {len(tokens)} items x {width}, {share}")
         result.matrices |= found.matrices
         result.present |= found.present
-    return result, None if None in seconds else sum(seconds)
+    return Built(result, None if None in seconds else sum(seconds), files)
 
 
 def cache_file(cache_dir: Path, source: Source) -> Path:
@@ -69,7 +82,8 @@ def read_file(file: Path, inputs: str | None = None) -> tuple[ItemFeatures, dict
         tensors, header = storage.load(file, "features")
         features = ItemFeatures._from_file(file, tensors, header)
         hashes = tensors[f"hash.{header['modality']}"]
-        content = storage.fingerprint(features.tokens, features.matrices, features.present, hashes)
+        learned = {name: value for name, value in tensors.items() if name.startswith(_ENCODER)}
+        content = storage.fingerprint(features.tokens, features.matrices, features.present, hashes, learned)
         if header["content"] == content and inputs in (None, header["inputs"]):
             return features, header, hashes
     except (InputError, KeyError):
@@ -77,6 +91,12 @@ def read_file(file: Path, inputs: str | None = None) -> tuple[ItemFeatures, dict
     if inputs and file.is_file():
         logging.getLogger().warning(f"{file}: a damaged file of item features; they are computed again")
     return None
+
+
+def read_encoder(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the header of a file of features, which says how they were encoded, and what the encoder has learned."""
+    tensors, header = storage.load(file, "features")
+    return header, {name.removeprefix(_ENCODER): value for name, value in tensors.items() if name.startswith(_ENCODER)}
 
 
 def _encode(source: Source, file: Path) -> tuple[ItemFeatures, dict[str, float | None]]:
@@ -91,13 +111,15 @@ def _encode(source: Source, file: Path) -> tuple[ItemFeatures, dict[str, float |
     if not known.any():
         raise InputError(nothing)
     features = ItemFeatures(source.tokens, {name: matrix}, {name: known})
+    learned = notes.pop(FITTED).state() if FITTED in notes else {}
+    more = {_ENCODER + part: value for part, value in learned.items()}
     counts = {"items": len(known), "present": int(known.sum())}
     # So that damage inside the file is seen as well.
-    content = storage.fingerprint(source.tokens, features.matrices, features.present, source.hashes)
+    content = storage.fingerprint(source.tokens, features.matrices, features.present, source.hashes, more)
     header = {**source.about, **source.method, **notes, **counts, "inputs": source.inputs, "content": content}
     cost = {
         "seconds": None if earlier is None else earlier + time.perf_counter() - started,
         "memory_growth_mib": peak.growth_mib,
     }
-    features.save(file, {**header, "cost": cost}, {name: source.hashes})
+    features.save(file, {**header, "cost": cost}, {f"hash.{name}": source.hashes, **more})
     return features, cost

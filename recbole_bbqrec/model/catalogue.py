@@ -60,15 +60,14 @@ class ItemFeatures:
         return ItemFeatures([str(token) for token in tokens], matrices, present)
 
     def save(
-        self, path: str | os.PathLike, header: Mapping[str, Any], hashes: Mapping[str, Tensor] | None = None
+        self, path: str | os.PathLike, header: Mapping[str, Any], more: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Write everything to one file, with a header and hashes, int64 [N] by modality, of what items were made of."""
+        """Write everything to one file, with a header and `more` tensors of what the features were made of and by."""
         # Tokens are a tensor because a safetensors header is limited in size and a catalogue is not.
         tensors = {"tokens": torch.tensor(list(json.dumps(self.tokens).encode()), dtype=torch.uint8)}
         for name in self.modalities:
             tensors |= {f"matrix.{name}": self.matrices[name], f"present.{name}": self.present[name]}
-        tensors |= {f"hash.{name}": numbers for name, numbers in (hashes or {}).items()}
-        storage.save(path, "features", tensors, {**header, "modalities": self.modalities})
+        storage.save(path, "features", {**tensors, **(more or {})}, {**header, "modalities": self.modalities})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "ItemFeatures":

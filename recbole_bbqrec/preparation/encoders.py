@@ -6,7 +6,6 @@ result depends on the rows, their order and the arguments alone. Transformers mo
 `model_folder`; `batching` is `batch_size` and `parts`, see `encode_in_batches`.
 """
 
-import itertools
 import logging
 import os
 import time
@@ -33,64 +32,6 @@ Device = str | torch.device
 Encoded = tuple[Tensor, Tensor, dict[str, Any]]
 # What some batches gave: n rows, their features [n, D] (`zeros(0)` without any), and row -> why it has none.
 Piece = tuple[list[int], Tensor, dict[int, str]]
-
-
-def tfidf(texts: Sequence[str], dim: int, seed: int, fitted: np.ndarray | None = None) -> Encoded:
-    """Weigh words and word pairs by TF-IDF and reduce them to at most `dim` dimensions by truncated SVD.
-
-    Terms of one text only say nothing about other items and are left out, unless there are no others. A text without
-    any term counts as unknown. With fewer terms than `dim` the matrix is as wide as there are terms. Terms, weights and
-    dimensions are learned from the texts `fitted`, bool [N], by default all.
-    """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    # Titles are short: one-letter words ("5 x 7") are telling, and a repeated word is hardly twice as important.
-    how: dict[str, Any] = {"token_pattern": r"(?u)\b\w+\b", "ngram_range": (1, 2), "sublinear_tf": True}
-    vectorizers = [TfidfVectorizer(strip_accents="unicode", min_df=least, **how) for least in (2, 1)]
-    return _counted(texts, vectorizers, dim, seed, fitted)
-
-
-def codes(rows: Sequence[str], dim: int, seed: int, fitted: np.ndarray | None = None) -> Encoded:
-    """One-hot vectors of code columns such as `A_154 B_106 C_221`, one dimension per (position, code).
-
-    They are exact where that takes at most `dim` dimensions and reduced to `dim` by truncated SVD otherwise. Codes that
-    none of the rows `fitted`, bool [N], has are left out; by default these are all.
-    """
-    from sklearn.feature_extraction.text import CountVectorizer
-
-    pairs = [list(enumerate(row.split())) for row in rows]
-    vocabulary = sorted({pair for at, row in enumerate(pairs) if fitted is None or fitted[at] for pair in row})
-    vectorizer = CountVectorizer(analyzer=list, vocabulary=vocabulary, lowercase=False, dtype=np.float64)
-    return _counted(pairs, [vectorizer], dim, seed, fitted)
-
-
-def _counted(
-    rows: Sequence[Any], vectorizers: Sequence[Any], dim: int, seed: int, fitted: np.ndarray | None
-) -> Encoded:
-    """Return what the first of the vectorizers that finds a term makes of the rows, in at most `dim` columns."""
-    from sklearn.decomposition import TruncatedSVD
-
-    fitted = np.ones(len(rows), bool) if fitted is None else fitted
-    known = np.zeros(len(rows), bool)
-    for vectorizer in vectorizers:
-        try:
-            matrix = vectorizer.fit_transform(list(itertools.compress(rows, fitted)))  # sparse [n, terms]
-        except ValueError:  # how scikit-learn says that no term is left
-            continue
-        known[fitted], svd = np.diff(matrix.indptr) > 0, None
-        if matrix.shape[1] > dim:
-            # No more dimensions than rows that say something: beyond the rank there is nothing but rounding errors.
-            svd = TruncatedSVD(max(1, min(dim, int(known.sum()))), random_state=seed)
-        with np.errstate(divide="ignore", invalid="ignore"):  # its share of variance, where there is no variance
-            dense = svd.fit_transform(matrix) if svd else matrix.toarray()
-        result = np.zeros((len(rows), dense.shape[1]), np.float32)
-        result[fitted] = dense
-        if not fitted.all():
-            matrix = vectorizer.transform(list(itertools.compress(rows, ~fitted)))
-            known[~fitted] = np.diff(matrix.indptr) > 0
-            result[~fitted] = svd.transform(matrix) if svd else matrix.toarray()
-        return torch.from_numpy(result), torch.from_numpy(known), {}
-    return torch.zeros(len(rows), 0), torch.from_numpy(known), {}
 
 
 def given(rows: Sequence[np.ndarray | None]) -> Encoded:
@@ -200,6 +141,11 @@ def model_folder(model: str, download: bool = True) -> Path | None:
         remedy = "check name, connection and HF_HUB_OFFLINE, or download it elsewhere and name its folder"
         fault = f"neither a local folder nor to be had from the hub ({error!r:.200})"
         raise InputError(f"{model}: {fault}; {remedy}") from error
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Fingerprint of the files of a model that are read."""
+    return storage.fingerprint({path.name: path for pattern in MODEL_FILES for path in folder.glob(pattern)})
 
 
 def _load(folder: Path, part: str, **options: Any) -> Any:

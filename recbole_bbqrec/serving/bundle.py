@@ -4,34 +4,36 @@ import functools
 import itertools
 import json
 import logging
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
-from .. import __version__, registry, storage
+from .. import registry, storage
 from ..errors import InputError
-from ..evaluation.ranking import tie_order
 from ..model.catalogue import Catalogue, ItemFeatures, SemanticIds
-from ..model.decoding import Pairs
-from ..model.protocol import NeedsDataError, ranker_of
-from ..second_stage.ranker import BoostedRanker
-from ..second_stage.reasons import Reason, reasons_for
-from ..settings import plain_settings
+from ..model.protocol import NeedsDataError
+from ..second_stage.reasons import Reason
 from ..tokenizer.fit import Encoded
 from ..training import checkpoint
-from .calls import allowed_of, histories_of, number_of, tokens_of
+from . import frames, generations, new_items
+from .calls import histories_of, lists_of, number_of, tokens_of
 from .dot_product import dot_product
 from .index import FaissIndex
-from .stand_in import StandIn, save_stand_in
+from .items import IMAGES, Items
+from .lookup import ItemLookup
+from .scoring import Scorer, batches
+from .stand_in import StandIn
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BUNDLE, WEIGHTS, FEATURES = "bundle.json", checkpoint.WEIGHTS_FILE, "features.safetensors"
-SEMANTIC_IDS, TOKENIZER = "semantic_ids.safetensors", "tokenizer.safetensors"
+SEMANTIC_IDS, TOKENIZER, ITEMS = "semantic_ids.safetensors", "tokenizer.safetensors", "items.safetensors"
 STAND_IN_FILE = "stand_in.safetensors"
-BATCH = 512
 
 
 class Recommendation(NamedTuple):
@@ -55,53 +57,34 @@ class _Settings(dict[str, Any]):
         return None
 
 
-class Bundle:
-    """A trained model with its catalogue.
+class Bundle(ItemLookup):
+    """A trained model with its catalogue; what is asked of items alone is in `ItemLookup`.
 
     Attributes
     ----------
     model : the trained model, in evaluation mode.
-    catalogue : its items, with their features and semantic IDs.
-    item_tokens : tokens by item id, `[PAD]` first.
-    settings : the run's settings.
+    settings : the run's settings; `device` is where the bundle computes.
+    generation : 0 as trained, and one more each time that items were added.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], catalogue: Catalogue) -> None:
-        self.folder, self.settings, self.catalogue = folder, settings, catalogue
+    def __init__(
+        self,
+        folder: Path,
+        settings: dict[str, Any],
+        catalogue: Catalogue,
+        items: Items | None = None,
+        added: Items | None = None,
+        generation: int = 0,
+    ) -> None:
+        self.folder, self.settings, self.generation = folder, settings, generation
+        self.device = torch.device(settings["device"])
         self.model = registry.build_model(settings, StandIn(settings, catalogue, folder / STAND_IN_FILE))
         checkpoint.load_weights(folder / WEIGHTS, self.model)
-        self.ranker = ranker_of(self.model.eval(), settings)
-        self.item_tokens = catalogue.tokens
-        self._ids = {token: index for index, token in enumerate(self.item_tokens) if index}
-        self._index: FaissIndex | None = None
-
-    @functools.cached_property
-    def _shared(self) -> Any:
-        """What all histories share: a loaded model does not change. Threads that ask first may each compute it."""
-        with torch.no_grad():
-            return self.ranker.shared()
-
-    @functools.cached_property
-    def _ties(self) -> torch.Tensor:
-        """The order [N] in which items of equal scores come."""
-        return tie_order(len(self.item_tokens), self.settings["seed"])
-
-    def grown(self, new: ItemFeatures, encoded: Encoded | None = None) -> "Bundle":
-        """Return a bundle that also scores and reads items that the model was not trained with.
-
-        Parameters are those of `Catalogue.grown`.
-
-        Raises
-        ------
-        InputError : too little is known of the items; the model decodes IDs, and one is taken; the model is RecBole's.
-        """
-        if self.settings["model"] not in registry.MODELS:
-            raise InputError(
-                f"new items: {self.settings['model']} scores the items that it was trained with, no others"
-            )
-        if encoded is None and getattr(self.model, "decoder", None) is not None:
-            raise InputError("new items: found no codes, expected some; their IDs are what this model decodes")
-        return Bundle(self.folder, self.settings, self.catalogue.grown(new, encoded))
+        self.model.to(self.device)
+        self._scorer = Scorer(self.model.eval(), settings, len(catalogue.tokens))
+        self.ranker = self._scorer.ranker
+        trained = catalogue.tokens[: catalogue.n_trained]
+        super().__init__(catalogue, items or Items(trained), added or Items(catalogue.tokens[len(trained) :]))
 
     def use_index(self, kind: str = "faiss") -> "Bundle":
         """Find items by a nearest-neighbour index from now on, see `index`; return the bundle itself.
@@ -117,7 +100,7 @@ class Bundle:
         if self.model.second_stage is not None:
             why = f"{self.folder} has a second stage, which reads the scores of all items"
             raise InputError(f"index: {why}; run with --second_stage=off, which does not train again")
-        self._index = FaissIndex(dot_product(self.ranker, "index"), self.settings["seed"])
+        self._scorer.index = FaissIndex(dot_product(self.ranker, "index", self._scorer.shared), self.settings["seed"])
         return self
 
     def recommend(
@@ -126,6 +109,7 @@ class Bundle:
         k: int | None = 10,
         exclude_seen: bool = True,
         allow: Iterable[Any] | None = None,
+        deny: Iterable[Any] | None = None,
         explain: bool = False,
     ) -> list[Recommendation]:
         """Recommend `k` items after each history.
@@ -142,7 +126,8 @@ class Bundle:
         exclude_seen : leave out every item of the history, also those before the part the model reads.
         allow : item tokens to choose from: a list for all histories, or a list of lists, one for each history. All of
             them are scored, also what a beam search would not have found.
-        explain : also say of each item what spoke for it most, see `second_stage.reasons`: the results are `Explained`.
+        deny : item tokens to leave out, given like those of `allow`, and stronger than it.
+        explain : also say of each item what spoke for it most, see `explain`: the results are `Explained`.
 
         Returns
         -------
@@ -150,47 +135,49 @@ class Bundle:
 
         Raises
         ------
-        InputError : what was given is something else; `explain` without a second stage by trees.
+        InputError : what was given is something else.
         """
-        if explain and not isinstance(self.model.second_stage, BoostedRanker):
-            why = "run with --second_stage=gbdt; where the run did, its log says that trees did not help"
-            raise InputError(f"explain: found no second stage by trees in {self.folder}; {why}")
         given = histories_of(histories, self._ids)
         if k is None and allow is None:
             raise InputError("k: found None, expected a whole number; None is for all items of `allow`")
         count = len(self.item_tokens) if k is None else number_of(k)
-        allowed = None if allow is None else allowed_of(allow, self._ids, len(given))
-        results = self.ranked(given, count, exclude_seen, allowed)
+        allowed = None if allow is None else lists_of(allow, self._ids, len(given), "allow")
+        denied = None if deny is None else lists_of(deny, self._ids, len(given), "deny")
+        results = self.ranked(given, count, exclude_seen, allowed, denied)
         warn_of_unknown(token for result in results for token in result.unknown)
         return self._explained(given, results) if explain else results
 
     def ranked(
-        self, histories: list[list[str]], k: int, exclude_seen: bool, allowed: list[list[str]] | None
+        self,
+        histories: list[list[str]],
+        k: int,
+        exclude_seen: bool,
+        allowed: list[list[str]] | None,
+        denied: list[list[str]] | None = None,
     ) -> list[Recommendation]:
-        """As `recommend`, from lists of item tokens; `allowed` is one list for all histories or one for each."""
+        """As `recommend`, from lists of item tokens; `allowed` and `denied` are one list for all histories or one for
+        each."""
         known, unknown = self._known(histories)
         permitted, others = (None, [[]]) if allowed is None else self._known(allowed)
+        barred = None if denied is None else self._known(denied)[0]
         results = [Recommendation([], [], own + also) for own, also in zip(unknown, itertools.cycle(others))]
-        for rows in _batches(known):
-            of_rows = permitted if permitted is None or len(permitted) == 1 else [permitted[row] for row in rows]
-            found = self._top([known[row] for row in rows], k, exclude_seen, of_rows)
+        tokens = self.item_tokens
+        for rows in batches(known):
+            lists = [each and (each if len(each) == 1 else [each[row] for row in rows]) for each in (permitted, barred)]
+            found = self._scorer.top([known[row] for row in rows], k, exclude_seen, *lists)
             for row, (items, scores) in zip(rows, found, strict=True):
-                results[row] = results[row]._replace(items=items, scores=scores)
+                results[row] = results[row]._replace(items=[tokens[item] for item in items], scores=scores)
         return results
 
-    @torch.no_grad()
     def _explained(self, histories: list[list[str]], results: list[Recommendation]) -> list[Recommendation]:
         """The results for histories, with a reason for each item."""
         explained = [Explained(*result) for result in results]
         for result in explained:
             result.reasons = []
         known, items = self._known(histories)[0], self._known([result.items for result in results])[0]
-        for rows in _batches(known):
-            given = self._padded([known[row] for row in rows])
-            offered = torch.nn.utils.rnn.pad_sequence([torch.tensor(items[row]).long() for row in rows], True)
-            first = self.ranker.first_stage(given, shared=self._shared)
-            found = reasons_for(self.model.second_stage, first, given, offered, self.item_tokens)
-            for row, reasons in zip(rows, found, strict=True):
+        for rows in batches(known):
+            asked = [known[row] for row in rows], [items[row] for row in rows]
+            for row, reasons in zip(rows, self._scorer.reasons(*asked, self.item_tokens), strict=True):
                 explained[row].reasons = reasons
         return [*explained]
 
@@ -214,69 +201,80 @@ class Bundle:
         candidates = None if items is None else torch.tensor([self._ids[tokens[column]] for column in columns]).long()
         warn_of_unknown(token for each in (tokens, *unknown) for token in each if token not in self._ids)
         scores = np.full((len(known), len(tokens)), -np.inf, np.float32)
-        for rows in _batches(known):
-            found = self._score([known[row] for row in rows], candidates)
+        for rows in batches(known):
+            found = self._scorer.score([known[row] for row in rows], candidates).cpu().numpy()
             scores[np.ix_(rows, columns)] = found[:, 1:] if items is None else found
         return scores
+
+    def recommend_frame(self, frame: "pd.DataFrame", k: int = 10, **how: Any) -> "pd.DataFrame":
+        """Recommend to the users of a table.
+
+        Parameters
+        ----------
+        frame : a row for each thing that a user did, with columns of users, items and, where there are any, times,
+            called as in the run (`user_id`, `item_id`, `timestamp`) or user, item, time. Without times, rows are in
+            order.
+        k, how : as in `recommend`.
+
+        Returns
+        -------
+        A row for each item recommended: user, rank (from 1), item, title, score.
+        """
+        return frames.recommend_frame(self, frame, k, **how)
+
+    def grown(self, new: ItemFeatures, encoded: Encoded | None = None, **more: Any) -> "Bundle":
+        """Return a bundle that also scores and reads items that the model was not trained with.
+
+        Parameters are those of `Catalogue.grown`; `more` are those of a `Bundle`.
+
+        Raises
+        ------
+        InputError : too little is known of the items; the model decodes IDs, and one is taken; the model is RecBole's.
+        """
+        if self.settings["model"] not in registry.MODELS:
+            raise InputError(
+                f"new items: {self.settings['model']} scores the items that it was trained with, no others"
+            )
+        if encoded is None and getattr(self.model, "decoder", None) is not None:
+            raise InputError("new items: found no codes, expected some; their IDs are what this model decodes")
+        return Bundle(self.folder, self.settings, self.catalogue.grown(new, encoded), self._items, **more)
+
+    def add_items(self, given: Any) -> "Bundle":
+        """Add new items, without training: the next generation, which the folder has from now on.
+
+        Parameters
+        ----------
+        given : a frame or the path of a CSV file, see `new_items.read`.
+
+        Returns
+        -------
+        The bundle that knows them. This one stays as it is.
+
+        Raises
+        ------
+        InputError : what `new_items.read` or `grown` refuse, or the folder cannot be written; nothing has changed then.
+        """
+        with generations.writing(self.folder):
+            newest = generations.newest(self.folder)
+            base = self if newest == self.generation else load_bundle(self.folder, self.device)
+            return base._next_generation(given)
+
+    def _next_generation(self, given: Any) -> "Bundle":
+        new = new_items.read(given, self.settings, self.catalogue, self.folder, self._items.title)
+        number, added = self.generation + 1, self._added.joined(new.items)
+        place = generations.folder_of(self.folder, number)
+        shown = replace(added, folders=(place / IMAGES,))
+        grown = self.grown(new.features, new.encoded, added=shown, generation=number)
+        files = {**{name: path for name in self._added.images if (path := self._added.image_file(name))}, **new.images}
+        training = json.loads((self.folder / BUNDLE).read_text(encoding="utf-8")).get("training", "")
+        write = functools.partial(new_items.write, known=grown.catalogue, items=added, files=files)
+        generations.publish(self.folder, number, training, write)
+        return grown
 
     def _known(self, lists: list[list[str]]) -> tuple[list[list[int]], list[list[str]]]:
         """Of each list of tokens the ids of the known ones, and the others."""
         known = [[self._ids[token] for token in tokens if token in self._ids] for tokens in lists]
         return known, [[token for token in tokens if token not in self._ids] for tokens in lists]
-
-    @torch.no_grad()
-    def _score(
-        self, histories: list[list[int]], candidates: torch.Tensor | None = None, excluded: Pairs | None = None
-    ) -> torch.Tensor:
-        return self.ranker.score(self._padded(histories), candidates, excluded, self._shared)
-
-    def _padded(self, histories: list[list[int]]) -> torch.Tensor:
-        """Histories [B, T] as the model reads them."""
-        length = self.settings["MAX_ITEM_LIST_LENGTH"]
-        recent = [torch.tensor(history[-length:]) for history in histories]
-        return torch.nn.utils.rnn.pad_sequence(recent, batch_first=True)
-
-    def _top(
-        self, histories: list[list[int]], k: int, exclude_seen: bool, permitted: list[list[int]] | None
-    ) -> list[tuple[list[str], list[float]]]:
-        n_items = len(self.item_tokens)
-        pairs = [(row, item) for row, history in enumerate(histories) for item in history if exclude_seen]
-        rows, items = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
-        if permitted is None and self._index is not None:
-            found = self._index.top(self._padded(histories), k, (rows, items))
-            if found is not None:
-                return self._lists(*found, len(histories), k)
-        if permitted is None:
-            # A beam search leaves out what has been seen before it cuts its beam, also what the model does not read.
-            scores = self._score(histories, excluded=(rows, items)).clone()
-        else:
-            barred = torch.ones(len(permitted), n_items, dtype=torch.bool)
-            for row, of_row in zip(barred, permitted, strict=True):
-                row[of_row] = False
-            candidates = torch.nonzero(~barred.all(0)).flatten()
-            scores = torch.full((len(histories), n_items), -torch.inf)
-            scores[:, candidates] = self._score(histories, candidates)
-            scores.masked_fill_(barred, -torch.inf)
-        scores[:, 0] = scores[rows, items] = -torch.inf
-        # Sorting what reaches the last place, ties included, is a small part of sorting everything.
-        least = scores.topk(min(k, n_items)).values[:, -1:].clamp(min=torch.finfo(scores.dtype).min)
-        rows, items = torch.nonzero(scores >= least, as_tuple=True)
-        return self._lists(rows, items, scores[rows, items], len(histories), k)
-
-    def _lists(
-        self, rows: torch.Tensor, items: torch.Tensor, values: torch.Tensor, n_rows: int, k: int
-    ) -> list[tuple[list[str], list[float]]]:
-        """The `k` best items of each row, best first, from rows, items and scores [n] in any order."""
-        order = np.lexsort((self._ties[items].numpy(), -values.numpy(), rows.numpy()))
-        ends = np.cumsum(np.bincount(rows.numpy(), minlength=n_rows))
-        lists = [part[:k] for part in np.split(order, ends[:-1])]
-        return [([self.item_tokens[item] for item in items[part]], values[part].tolist()) for part in lists]
-
-
-def _batches(histories: list[list[int]]) -> Iterator[list[int]]:
-    """Rows of the histories that hold an item, batch by batch."""
-    rows = [row for row, history in enumerate(histories) if history]
-    return (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
 
 
 def warn_of_unknown(tokens: Iterable[str]) -> None:
@@ -285,59 +283,43 @@ def warn_of_unknown(tokens: Iterable[str]) -> None:
         logging.getLogger().warning(f"{len(some)} unknown item tokens are ignored, such as {', '.join(some[:3])}")
 
 
-def write_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
-    """Make the folder of a finished run, which holds its weights already, work without the data set.
-
-    `bundle.json` is written last: a folder without it is not a bundle.
-    """
-    (run_dir / BUNDLE).unlink(missing_ok=True)
-    if config["model"] not in registry.MODELS:
-        save_stand_in(run_dir / STAND_IN_FILE, dataset)
-    catalogue: Catalogue = dataset.catalogue
-    if catalogue.features is not None:
-        catalogue.features.save(run_dir / FEATURES, {})
-    if catalogue.semantic_ids is not None:
-        catalogue.semantic_ids.save(run_dir / SEMANTIC_IDS)
-        shutil.copyfile(dataset.tokenizer_file, run_dir / TOKENIZER)
-    storage.write_json(run_dir / BUNDLE, {**_head(config), "item_tokens": catalogue.tokens})
-
-
-def _head(config: Any) -> dict[str, Any]:
-    return {"format": storage.FORMAT, "version": __version__, "settings": plain_settings(config)}
-
-
-def keep_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
-    """As `write_bundle`; where one of RecBole's models needs its data set, `bundle.json` says so in place of items."""
-    write_bundle(run_dir, config, dataset)
-    logger = logging.getLogger()
-    try:
-        bundle = load_bundle(run_dir)
-        bundle.recommend([[bundle.item_tokens[1]]], k=1)
-        logger.info(f"bundle: recbole_bbqrec.load_bundle({str(run_dir)!r}).recommend([[item tokens]], k=10)")
-    except Exception as error:
-        (run_dir / BUNDLE).unlink()
-        if isinstance(error, NeedsDataError) and config["model"] not in registry.MODELS:
-            needs = f"{config['model']} needs its data set ({error}); use load_data_and_model"
-            storage.write_json(run_dir / BUNDLE, {**_head(config), "needs": needs})
-            logger.warning(f"no bundle: {run_dir}: {needs}")
-        else:  # whatever it is, the run is finished and worth its record
-            logger.exception(f"no bundle: {config['model']} fails to recommend without its data set")
-
-
 def runs_of(folder: Path) -> list[str]:
     """Names of the finished runs that share the training in `folder`, where it is not a run itself."""
     runs = sorted(folder.parent.glob(f"{folder.name}-*/{BUNDLE}"))
     return [] if (folder / BUNDLE).is_file() else [found.parent.name for found in runs]
 
 
-def load_bundle(path: str | Path) -> Bundle:
-    """Load the folder that a finished run left (the run's log and record name it).
+def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
+    """Load the folder that a finished run left (the run's log and record name it), its newest generation of items.
+
+    Parameters
+    ----------
+    device : where to compute, such as `cuda`.
 
     Raises
     ------
     InputError : the folder is no bundle, is damaged, or its model cannot work without the data set.
     """
     folder = Path(path)
+    content = _content(folder)
+    settings = _Settings(content["settings"], device=torch.device(device))
+    features = ItemFeatures.load(folder / FEATURES) if (folder / FEATURES).is_file() else None
+    semantic_ids = SemanticIds.load(folder / SEMANTIC_IDS) if (folder / SEMANTIC_IDS).is_file() else None
+    tokens = content["item_tokens"]
+    known, items = Catalogue(tokens, features, semantic_ids), Items.load(folder / ITEMS, tokens)
+    while generation := generations.newest(folder):
+        try:
+            known, added = new_items.load(generations.folder_of(folder, generation), known)
+        except InputError:
+            if generations.newest(folder) == generation:
+                raise
+            continue  # two generations came meanwhile, and this one went
+        return Bundle(folder, settings, known, items, added, generation)
+    return Bundle(folder, settings, known, items)
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    """What `bundle.json` says; an `InputError` where there is none that can be used."""
     try:
         content = json.loads((folder / BUNDLE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -353,7 +335,4 @@ def load_bundle(path: str | Path) -> Bundle:
         raise InputError(f"{folder / BUNDLE}: format {content.get('format')}, expected {storage.FORMAT}; train again")
     if "needs" in content:
         raise NeedsDataError(f"{folder}: {content['needs']}")
-    settings = _Settings(content["settings"], device=torch.device("cpu"))
-    features = ItemFeatures.load(folder / FEATURES) if (folder / FEATURES).is_file() else None
-    semantic_ids = SemanticIds.load(folder / SEMANTIC_IDS) if (folder / SEMANTIC_IDS).is_file() else None
-    return Bundle(folder, settings, Catalogue(content["item_tokens"], features, semantic_ids))
+    return content

@@ -16,20 +16,21 @@ def histories_of(given: Any, known: Collection[str]) -> list[list[str]]:
     return [tokens_of(history, known, f"history {at}", HISTORIES) for at, history in enumerate(histories)]
 
 
-def allowed_of(given: Any, known: Collection[str], n_histories: int) -> list[list[str]]:
-    """Return the tokens of one list for all histories, or of a list for each of them: what holds lists is lists."""
-    values = _values(given, "allow", "a list of item tokens, or one for each history", ordered=False)
+def lists_of(given: Any, known: Collection[str], n_histories: int, name: str) -> list[list[str]]:
+    """Return the tokens of one list for all histories, or of a list for each of them: what holds lists is lists.
+
+    `name` is that of the argument.
+    """
+    values = _values(given, name, "a list of item tokens, or one for each history", ordered=False)
     of_each = [_is_collection(value) for value in values]
     if not any(of_each):
-        return [tokens_of(values, known, "allow")]
+        return [tokens_of(values, known, name)]
     if not all(of_each):
-        _refuse(
-            "allow", values[of_each.index(False)], "item tokens alone, or lists of them alone, one for each history"
-        )
+        _refuse(name, values[of_each.index(False)], "item tokens alone, or lists of them alone, one for each history")
     if len(values) != n_histories:
-        why = "give one list of item tokens to allow the same to all"
-        raise InputError(f"allow: found {len(values)} lists, expected one for each of {n_histories} histories; {why}")
-    return [tokens_of(value, known, f"allow, history {at}", ordered=False) for at, value in enumerate(values)]
+        why = f"give one list of item tokens to {name} the same to all"
+        raise InputError(f"{name}: found {len(values)} lists, expected one for each of {n_histories} histories; {why}")
+    return [tokens_of(value, known, f"{name}, history {at}", ordered=False) for at, value in enumerate(values)]
 
 
 def tokens_of(

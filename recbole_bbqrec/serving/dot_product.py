@@ -27,8 +27,8 @@ class DotProduct(NamedTuple):
     items: Tensor  # [N, W]
 
 
-def dot_product(ranker: Any, what: str) -> DotProduct:
-    """Return the scores of a ranker, without its second stage, as dot products.
+def dot_product(ranker: Any, what: str, shared: Any = None) -> DotProduct:
+    """Return the scores of a ranker, without its second stage, as dot products; `shared` as in `Ranker.score`.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def dot_product(ranker: Any, what: str) -> DotProduct:
         if isinstance(ranker, RecBoleRanker):
             found = _of_recbole(ranker)
         elif isinstance(ranker, BBQRec) and ranker.decoder is None:
-            rows, keys = ranker.shared()
+            rows, keys = ranker.shared() if shared is None else shared
             found = None if keys is None else DotProduct(_Ours(ranker, rows), keys)
         else:
             found = None
@@ -81,7 +81,7 @@ def _of_recbole(ranker: RecBoleRanker) -> DotProduct | None:
     generator = torch.Generator().manual_seed(0)
     histories = torch.randint(1, model.n_items, (PROBES, ranker.length), generator=generator)
     lengths = torch.randint(1, ranker.length + 1, (PROBES, 1), generator=generator)
-    histories[torch.arange(ranker.length) >= lengths] = 0
+    histories = histories.masked_fill(torch.arange(ranker.length) >= lengths, 0).to(items.device)
     try:
         expected, found = ranker.first_stage(histories).scores, encoder(histories)
     except (NeedsDataError, TypeError):  # its forward asks for more than the items of a history and their number

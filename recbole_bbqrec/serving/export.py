@@ -25,7 +25,7 @@ from ..second_stage.trees import DIGEST, Trees
 from .bundle import Bundle
 from .dot_product import dot_product
 
-ENCODER, ITEMS, STAGE, ABOUT = "encoder.onnx", "items.safetensors", "second_stage.safetensors", "export.json"
+ENCODER, ITEMS, STAGE, ABOUT = "encoder.onnx", "item_vectors.safetensors", "second_stage.safetensors", "export.json"
 HOW = [
     "histories: int64 [B, T], places of items in item_tokens in time order, padded with 0 on the right; at least one "
     "item each, of more than max_length the last ones",
@@ -38,9 +38,9 @@ HOW = [
 def export(bundle: Bundle, folder: str | Path) -> None:
     """Write a bundle's model for other runtimes into a new folder, whole or not at all.
 
-    `encoder.onnx` turns `histories` (int64 [B, T], any B and T) into `vectors` [B, W]; `items.safetensors` has the
-    `vectors` [N, W] of the items and their `tie_order` [N]; `export.json` the tokens and what to do. The numbers of a
-    second stage come as they are: `second_stage.safetensors`, and LightGBM's text of its trees.
+    `encoder.onnx` turns `histories` (int64 [B, T], any B and T) into `vectors` [B, W]. `item_vectors.safetensors` has
+    the `vectors` [N, W] of the items and their `tie_order` [N]; `export.json` the tokens and what to do. The numbers of
+    a second stage come as they are: `second_stage.safetensors`, and LightGBM's text of its trees.
 
     Raises
     ------

@@ -4,18 +4,20 @@ The items lie in cells around centres (an inverted file). A search looks into th
 scores the items it finds there exactly; what lies elsewhere it misses. It looks into as many cells as it takes to find
 `RECALL` of the items that the exact search finds, measured when the index is built.
 
-Shapes: B histories, T items of the longest, N items (row 0 = padding), W width of the vectors, n items found.
+Shapes: B histories, T items of the longest, N items (row 0 = padding), W width of the vectors.
 """
 
 import logging
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import InputError
 from ..model.decoding import Pairs
+from .best import order_of
 from .dot_product import DotProduct
 
 RECALL, AT = 0.99, 20
@@ -42,7 +44,7 @@ class FaissIndex:
 
     def __init__(self, scores: DotProduct, seed: int) -> None:
         faiss, started = _faiss(), time.perf_counter()
-        self.scores, vectors = scores, scores.items[1:].float().contiguous()
+        self.scores, self.seed, vectors = scores, seed, scores.items[1:].float().cpu().contiguous()
         n_items, width = vectors.shape
         self.n_cells = max(1, min(int(CELLS * n_items**0.5), n_items // LEAST_PER_CELL))
         # Cells by inner product, as items are scored: their order does not depend on the length of a history's vector.
@@ -62,37 +64,38 @@ class FaissIndex:
     @torch.no_grad()
     def _cells_needed(self, items: Tensor) -> int:
         """Choose how many cells to look into, fewest first, and have them looked into from now on."""
-        queries = self.scores.encoder(items.unsqueeze(1))  # [n, W]
+        queries = self.scores.encoder(items.unsqueeze(1).to(self.scores.items.device))  # [n, W]
         size = min(AT, len(self.scores.items) - 1)
-        exact = (queries @ self.scores.items[1:].T).topk(size).indices
+        exact = (queries @ self.scores.items[1:].T).topk(size).indices.cpu()
         n_cells = 1
         while True:
             self._index.nprobe = n_cells
-            found = torch.from_numpy(self._index.search(queries.numpy(), size)[1])
+            found = torch.from_numpy(self._index.search(queries.cpu().numpy(), size)[1])
             if (found.unsqueeze(2) == exact.unsqueeze(1)).any(1).float().mean() >= RECALL or n_cells == self.n_cells:
                 return n_cells
             n_cells = min(1 + int(1.3 * n_cells), self.n_cells)
 
     @torch.no_grad()
-    def top(self, histories: Tensor, k: int, excluded: Pairs) -> tuple[Tensor, Tensor, Tensor] | None:
-        """The `k` best items after each of the histories [B, T] but those in (history, item) pairs of `excluded`.
+    def top(self, histories: Tensor, k: int, excluded: Pairs) -> list[tuple[list[int], list[float]]] | None:
+        """Items and scores of the `k` best after each of the histories [B, T], but (history, item) pairs of `excluded`.
 
-        Returns
-        -------
-        Row, item and score of what has been found, all [n], at least `k` a row, in any order. None where the exact
-        search has to be asked: for long lists, and where too little lies in the cells.
+        None where the exact search has to be asked: for long lists, and where too little lies in the cells.
         """
         n_items, rows = len(self.scores.items), torch.arange(len(histories)).unsqueeze(1)
+        barred = (excluded[0] * n_items + excluded[1]).cpu()
         size = k + int(torch.bincount(excluded[0], minlength=1).max())
         if size > MOST:
             return None
         queries = self.scores.encoder(histories)
-        items = 1 + torch.from_numpy(self._index.search(queries.numpy(), size)[1])  # [B, size], -1 is nothing
-        scores = (self.scores.items[items] @ queries.unsqueeze(2)).squeeze(2)
-        free = (items > 0) & ~torch.isin(rows * n_items + items, excluded[0] * n_items + excluded[1])
+        items = 1 + torch.from_numpy(self._index.search(queries.cpu().numpy(), size)[1])  # [B, size], -1 is nothing
+        scores = (self.scores.items[items.to(queries.device)] @ queries.unsqueeze(2)).squeeze(2).cpu()
+        free = (items > 0) & ~torch.isin(rows * n_items + items, barred)
         if bool((free.sum(1) < k).any()):
             return None
-        return rows.expand_as(items)[free], items[free], scores[free]
+        # Exact scores, in the order that the exact search gives them.
+        ties, values = order_of(n_items, self.seed)[items], scores.masked_fill(~free, -torch.inf)
+        places = torch.from_numpy(np.lexsort((ties.numpy(), -values.numpy()))[:, :k].copy())
+        return [*zip(items.gather(1, places).tolist(), values.gather(1, places).tolist(), strict=True)]
 
 
 def _faiss() -> Any:

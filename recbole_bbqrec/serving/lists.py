@@ -18,8 +18,9 @@ from ..data.dataset import MultiModalSequentialDataset
 from ..data.presplit import read_columns
 from ..errors import InputError
 from ..settings import settings_to_load
-from .bundle import BATCH, Bundle, Recommendation, warn_of_unknown
+from .bundle import Bundle, Recommendation, warn_of_unknown
 from .calls import number_of, tokens_of
+from .scoring import BATCH
 
 Columns = dict[str, list[Any]]
 

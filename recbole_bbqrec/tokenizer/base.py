@@ -130,13 +130,20 @@ class ItemTokenizer(abc.ABC):
         self.peak_memory_mib_ = memory.growth_mib
         return self
 
-    def encode(self, features: ByModality, present: ByModality, unique: bool = False) -> Encoded:
+    def encode(
+        self,
+        features: ByModality,
+        present: ByModality,
+        unique: bool = False,
+        taken: torch.Tensor | None = None,
+    ) -> Encoded:
         """Give IDs to items that were not there at `fit`, from their features alone.
 
         They have no row in the item table. Their ID signal, where there is one, is predicted from their behaviour
         embeddings by a ridge regression over the known items: about the mean ID signal where an item has no modality at
         all. Two new items, or a new and a known one, may share an ID. Where they are to be `unique`, new items take the
-        nearest free IDs, as in `fit`; known items keep theirs.
+        nearest free IDs, as in `fit`; known items keep theirs, and so do earlier new ones, whose codes [n, P] are
+        `taken`.
         """
         self._require_fit()
         if not self.statistics_:
@@ -148,9 +155,9 @@ class ItemTokenizer(abc.ABC):
         codes, vectors = torch.cat(list(bound.codes), dim=1).cpu(), bound.vectors.cpu()
         if unique:
             # A known item stands exactly where its ID is, so that it is the nearest of those that share it.
-            inputs = torch.cat([self._lookup(self.codes_), bound.inputs.cpu()], dim=1)
-            codes, _ = resolve_chains(torch.cat([self.codes_, codes]), inputs, self.codebooks_)
-            codes = codes[len(self.codes_) :]
+            known = self.codes_ if taken is None else torch.cat([self.codes_, taken])
+            inputs = torch.cat([self._lookup(known), bound.inputs.cpu()], dim=1)
+            codes = resolve_chains(torch.cat([known, codes]), inputs, self.codebooks_)[0][len(known) :]
             vectors = self._lookup(codes).masked_fill(~has.unsqueeze(-1), 0.0)
         return Encoded(codes, vectors, has)
 

@@ -81,8 +81,8 @@ def build(file: Path, tokens: list[str] = TOKENS, cache: str = "cache", **config
     genuine, encoded = features._encode, []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "_encode", lambda *given: (encoded.append(given), genuine(*given))[1])
-        found, _ = build_item_features({**SETTINGS, "data_path": file.parent, **config}, tokens, file.parent / cache)
-    return found, len(encoded)
+        found = build_item_features({**SETTINGS, "data_path": file.parent, **config}, tokens, file.parent / cache)
+    return found.features, len(encoded)
 
 
 def texts(file: Path, tokens: list[str], **config: Any) -> list[str]:
@@ -113,7 +113,9 @@ def test_rows_follow_sorted_tokens_whatever_the_order_asked(items: Path) -> None
 
 def test_what_is_read_tells_what_it_cost_when_it_was_made(items: Path) -> None:
     def cost() -> float | None:
-        return build_item_features({**SETTINGS, "data_path": items.parent, **TEXT}, TOKENS, items.parent / "cache")[1]
+        return build_item_features(
+            {**SETTINGS, "data_path": items.parent, **TEXT}, TOKENS, items.parent / "cache"
+        ).seconds
 
     first = cost()
     assert first is not None and first > 0 and cost() == first

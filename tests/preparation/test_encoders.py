@@ -5,7 +5,6 @@ import logging
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +14,7 @@ from preparation import tiny_models
 
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.preparation import encoders
-from recbole_bbqrec.preparation.encoders import codes, model_folder, tfidf, transformers_image, transformers_text
+from recbole_bbqrec.preparation.encoders import model_folder, transformers_image, transformers_text
 
 
 @pytest.fixture(scope="module")
@@ -36,66 +35,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for name in colours:
         Image.new("RGB", (40, 48), name).save(folder / f"{name}.png")
     return [folder / f"{name}.png" for name in colours]
-
-
-def test_tfidf_reduces_and_leaves_blank_texts_zero() -> None:
-    texts = ["red lamp", "red lamp big", "blue tent", "", "blue tent big", "!!"]
-    matrix, known, _ = tfidf(texts, dim=3, seed=0)
-    assert matrix.shape == (6, 3) and matrix.dtype == torch.float32
-    assert known.tolist() == [True, True, True, False, True, False]
-    assert not matrix[[3, 5]].any()
-    near, far = torch.cosine_similarity(matrix[0], matrix[1], 0), torch.cosine_similarity(matrix[0], matrix[2], 0)
-    assert near > 0.8 > far
-    assert torch.equal(matrix, tfidf(texts, dim=3, seed=0)[0])
-
-
-def test_tfidf_with_fewer_terms_than_dimensions_is_exact() -> None:
-    matrix, known, _ = tfidf(["a b", "a c", "b c"], dim=256, seed=0)
-    assert matrix.shape == (3, 3) and known.all()  # the pairs of words occur once each
-    torch.testing.assert_close(matrix.norm(dim=1), torch.ones(3))
-    assert tfidf(["lonely words"], dim=256, seed=0)[0].shape == (1, 3)  # no term is shared: all count
-
-
-@pytest.mark.parametrize("dim", [2, 256])
-@pytest.mark.parametrize(
-    ("encode", "rows"),
-    [
-        (tfidf, ["red lamp", "red lamp big", "odd red", "blue tent", "blue tent big", "odd"]),
-        (codes, ["a b", "a c", "a z", "d c", "d b", "z"]),
-    ],
-)
-def test_nothing_is_learned_from_rows_that_are_not_fitted(encode, rows, dim) -> None:
-    fitted = np.array([True, True, False, True, True, False])
-    matrix, known, _ = encode(rows, dim, 0, fitted)
-    alone, _, _ = encode([row for row, has in zip(rows, fitted, strict=True) if has], dim, 0)
-    assert torch.equal(matrix[fitted], alone), "as if the others were not there"
-    assert known.tolist() == [True, True, True, True, True, False] and not matrix[5].any()
-    assert torch.cosine_similarity(matrix[2], matrix[0], 0) > torch.cosine_similarity(matrix[2], matrix[3], 0)
-
-
-@pytest.mark.parametrize("texts", [["", ""], ["!", "?"]])
-def test_tfidf_without_any_word(texts: list[str]) -> None:
-    matrix, known, _ = tfidf(texts, dim=4, seed=0)
-    assert matrix.shape == (2, 0) and not known.any()
-
-
-def test_codes_are_one_hot_per_position() -> None:
-    matrix, known, _ = codes(["A_1 B_1", "A_2 B_1", "", "A_1", "B_1 A_1"], dim=8, seed=0)
-    # In sorted order: (0, A_1) (0, A_2) (0, B_1) (1, A_1) (1, B_1); the last item has its codes in other positions.
-    expected = [[1, 0, 0, 0, 1], [0, 1, 0, 0, 1], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 1, 1, 0]]
-    assert matrix.tolist() == expected and known.tolist() == [True, True, False, True, True]
-    assert not codes(["", ""], dim=8, seed=0)[1].any()
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 9), min_size=2, max_size=2), min_size=1, max_size=30), st.integers(1, 5))
-def test_reduced_codes_keep_equal_items_equal(rows: list[list[int]], dim: int) -> None:
-    texts = [f"a_{first} b_{second}" for first, second in rows]
-    matrix, known, _ = codes(texts, dim, seed=1)
-    assert known.all() and matrix.shape[1] <= dim and torch.isfinite(matrix).all()
-    for left in range(len(texts)):
-        same = texts.index(texts[left])
-        torch.testing.assert_close(matrix[left], matrix[same])
 
 
 def test_text_mean_is_over_real_tokens_only(models: Path) -> None:

@@ -8,7 +8,7 @@ import recbole_bbqrec
 from recbole_bbqrec import registry
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.dataloader import split_loaders
-from recbole_bbqrec.serving.bundle import write_bundle
+from recbole_bbqrec.serving.saving import write_bundle
 from recbole_bbqrec.settings import plain_settings
 from recbole_bbqrec.training import checkpoint
 

@@ -16,7 +16,7 @@ from recbole_bbqrec.data.dataloader import split_loaders
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.model import protocol
 from recbole_bbqrec.model.catalogue import ItemFeatures
-from recbole_bbqrec.serving.bundle import keep_bundle
+from recbole_bbqrec.serving.saving import keep_bundle
 from recbole_bbqrec.tokenizer.fit import Encoded
 from recbole_bbqrec.training import checkpoint
 
@@ -90,7 +90,7 @@ def test_a_bundle_is_complete_and_holds_no_pickle(runs, tmp_path):
     folder = tmp_path / "b"
     shutil.copytree(runs["BBQRec"]["run_dir"], folder)
     names = {path.name for path in folder.iterdir()}
-    files = {"weights", "features", "semantic_ids", "tokenizer"}
+    files = {"weights", "features", "semantic_ids", "tokenizer", "encoders", "items"}
     assert names == {f"{name}.safetensors" for name in files} | {"bundle.json"}
     content = json.loads((folder / "bundle.json").read_text())
     assert {"version", "format", "settings", "item_tokens"} <= set(content)

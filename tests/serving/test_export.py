@@ -32,7 +32,7 @@ class Exported:
 
     def __init__(self, folder):
         self.about = json.loads((folder / "export.json").read_text(encoding="utf-8"))
-        items = load_file(folder / "items.safetensors")
+        items = load_file(folder / "item_vectors.safetensors")
         self.vectors, self.ties, self.tokens = items["vectors"], items["tie_order"], self.about["item_tokens"]
         self.encoder = onnxruntime.InferenceSession(folder / ENCODER, providers=["CPUExecutionProvider"])
 
@@ -84,7 +84,7 @@ def test_the_numbers_of_a_second_stage_come_as_they_are(tiny, untrained, tmp_pat
 def test_the_command_writes_a_new_folder_and_no_other(tiny, untrained, tmp_path, no_encoder, capsys):
     folder, out = untrained(tiny, "SASRec").folder, tmp_path / "out"
     assert cli.main(["export", str(folder), "--format=onnx", f"--out={out}"]) == 0
-    assert capsys.readouterr().out == f"{out}: export.json, items.safetensors\n"
+    assert capsys.readouterr().out == f"{out}: export.json, item_vectors.safetensors\n"
     assert cli.main(["export", str(folder), f"--out={out}"]) == 2
     assert f"{out}: exists already" in capsys.readouterr().err
 

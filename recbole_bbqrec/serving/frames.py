@@ -1,0 +1,49 @@
+"""Tables in, tables out: lists of recommendations for the users of a frame."""
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from ..errors import InputError
+from ..preparation.atomic import nearest
+
+if TYPE_CHECKING:
+    from .bundle import Bundle
+
+NAMES = {"USER_ID_FIELD": "user", "ITEM_ID_FIELD": "item", "TIME_FIELD": "time"}
+"""What columns may be called beside the names that the run's settings give them."""
+
+
+def histories_of(frame: pd.DataFrame, settings: Any) -> "pd.Series[Any]":
+    """Return a list of items for each user of a frame, in the order of time, or of the rows where it has no times.
+
+    Raises
+    ------
+    InputError : no frame, or none with users and items.
+    """
+    if not isinstance(frame, pd.DataFrame):
+        raise InputError(f"frame: found {type(frame).__name__}, expected a pandas frame of users and items")
+    found = {}
+    for key, name in NAMES.items():
+        wanted = [settings[key], name]
+        found[name] = next((column for column in wanted if column in frame), None)
+        if found[name] is None and name != "time":
+            there = nearest(wanted[0], map(str, frame.columns))
+            raise InputError(f"frame: found no column {wanted[0]} or {name}; rename the one with the {name}s, {there}")
+    if frame[[found["user"], found["item"]]].isna().any(axis=None):
+        raise InputError("frame: found a row without a user or an item, expected both in all; drop such rows")
+    if found["time"] is not None:
+        frame = frame.sort_values(found["time"], kind="stable")
+    return frame.groupby(found["user"])[found["item"]].apply(list)
+
+
+def recommend_frame(bundle: "Bundle", frame: pd.DataFrame, k: int, **how: Any) -> pd.DataFrame:
+    """As `Bundle.recommend_frame`."""
+    histories = histories_of(frame, bundle.settings)
+    found = bundle.recommend(histories, k, **how)
+    rows = [
+        (user, rank, item, bundle.titles[bundle.item_id(item)], score)
+        for user, result in zip(histories.index, found, strict=True)
+        for rank, (item, score) in enumerate(zip(result.items, result.scores, strict=True), 1)
+    ]
+    return pd.DataFrame(rows, columns=["user", "rank", "item", "title", "score"])

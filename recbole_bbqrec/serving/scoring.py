@@ -1,0 +1,129 @@
+"""Scores, best items and reasons after histories of item ids: what is between a model and the answers of a bundle.
+
+Shapes: B histories, T items of the longest that the model reads, N items (row 0 = padding), m candidates.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model.decoding import Pairs
+from ..model.protocol import ranker_of
+from ..second_stage.linear import CandidateSimilarity
+from ..second_stage.ranker import BoostedRanker
+from ..second_stage.reasons import Reason, reasons_for
+from . import explain
+from .best import best
+from .index import FaissIndex
+
+BATCH = 512
+"""Histories that are scored together."""
+
+Ids = Sequence[list[int]]
+"""Item ids, a list for each history."""
+
+
+class Scorer:
+    """Asks a trained model for all items after histories, on the model's device.
+
+    Parameters
+    ----------
+    model : in evaluation mode.
+    settings : of the run, with the `device` the model is on.
+    n_items : number N of items.
+    """
+
+    def __init__(self, model: Any, settings: Any, n_items: int) -> None:
+        self.model, self.settings, self.n_items = model, settings, n_items
+        self.ranker, self.device = ranker_of(model, settings), settings["device"]
+        self.index: FaissIndex | None = None
+
+    @functools.cached_property
+    def shared(self) -> Any:
+        """What all histories share: a loaded model does not change. Threads that ask first may each compute it."""
+        with torch.inference_mode():
+            return self.ranker.shared()
+
+    @torch.inference_mode()
+    def score(self, histories: Ids, candidates: Tensor | None = None, excluded: Pairs | None = None) -> Tensor:
+        """Scores [B, N], or [B, m] of candidates, as `Ranker.score` gives them."""
+        candidates = None if candidates is None else candidates.to(self.device)
+        return self.ranker.score(self._padded(histories), candidates, excluded, self.shared)
+
+    def _padded(self, histories: Ids) -> Tensor:
+        """Histories [B, T] as the model reads them."""
+        length = self.settings["MAX_ITEM_LIST_LENGTH"]
+        recent = [history[-length:] for history in histories]
+        longest = max(map(len, recent))
+        return torch.tensor([history + [0] * (longest - len(history)) for history in recent], device=self.device)
+
+    @torch.inference_mode()
+    def top(
+        self, histories: Ids, k: int, exclude_seen: bool, permitted: Ids | None = None, denied: Ids | None = None
+    ) -> list[tuple[list[int], list[float]]]:
+        """Return the `k` best items of each history and their scores; fewer where no more have a score.
+
+        `permitted` and `denied` are lists of items, one for all histories or one for each.
+        """
+        barred = histories if exclude_seen else [[] for _ in histories]
+        of_all = denied[0] if denied and len(denied) == 1 else []
+        if denied and (len(denied) > 1 or self.ranker.is_beam_search or self.index):
+            barred = [seen + also for seen, also in zip(barred, itertools.cycle(denied))]
+        pairs = self._pairs(barred)
+        if self.index and permitted is None and (found := self.index.top(self._padded(histories), k, pairs)):
+            return found
+        if permitted is None:
+            # A beam search leaves out what has been seen before it cuts its beam, also what the model does not read.
+            scores = self.score(histories, excluded=pairs).clone()
+        else:
+            other = torch.ones(len(permitted), self.n_items, dtype=torch.bool)
+            other[[part.cpu() for part in self._pairs(permitted)]] = False
+            candidates = torch.nonzero(~other.all(0)).flatten()
+            scores = torch.full((len(histories), self.n_items), -torch.inf, device=self.device)
+            scores[:, candidates.to(self.device)] = self.score(histories, candidates).to(scores.dtype)
+            scores.masked_fill_(other.to(self.device), -torch.inf)
+        scores[:, [0, *of_all]] = scores[pairs] = -torch.inf
+        return best(scores, k, self.settings["seed"])
+
+    def _pairs(self, lists: Ids) -> Pairs:
+        """(row, item) pairs of items by row."""
+        counts = torch.tensor([len(items) for items in lists])
+        rows = torch.arange(len(lists)).repeat_interleave(counts).to(self.device)
+        return rows, torch.tensor([*itertools.chain.from_iterable(lists)], dtype=torch.long, device=self.device)
+
+    @torch.inference_mode()
+    def reasons(self, histories: Ids, items: Ids, tokens: list[str]) -> list[list[Reason]]:
+        """A reason for each of the items of each history, see `explain`."""
+        stage = getattr(self.model, "second_stage", None)
+        if isinstance(stage, BoostedRanker):
+            given = self._padded(histories)
+            longest = max(map(len, items))
+            offered = torch.tensor([some + [0] * (longest - len(some)) for some in items], device=self.device).long()
+            return reasons_for(stage, self.ranker.first_stage(given, shared=self.shared), given, offered, tokens)
+        return [self._of_one(stage, *pair, tokens) for pair in zip(histories, items, strict=True)]
+
+    def _of_one(self, stage: Any, history: list[int], items: list[int], tokens: list[str]) -> list[Reason]:
+        """Reasons after one history, by leaving out its items."""
+        if not items:
+            return []
+        history = history[-self.settings["MAX_ITEM_LIST_LENGTH"] :]
+        sayers, losses = explain.left_out(history, items, self.score, self.n_items, self.settings["seed"])
+        found = [explain.reason(sayers, loss, tokens) for loss in losses]
+        if isinstance(stage, CandidateSimilarity):
+            given, ids = self._padded([history]), {tokens[sayer]: sayer for sayer in sayers}
+            for at, (item, reason, loss) in enumerate(zip(items, found, losses, strict=True)):
+                said = explain.linear_signal(stage, given, item, ids[reason.item]) if reason.item else None
+                # The signal where at least half of what the item loses is its weight.
+                if said and said[1] >= max(loss) / 2:
+                    found[at] = reason._replace(signal=said[0])
+        return found
+
+
+def batches(histories: Ids) -> Iterator[list[int]]:
+    """Rows of the histories that hold an item, batch by batch, those of like length together."""
+    rows = sorted((row for row, history in enumerate(histories) if history), key=lambda row: len(histories[row]))
+    return (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
