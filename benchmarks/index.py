@@ -86,7 +86,7 @@ def measure(bundle: Bundle, given: argparse.Namespace) -> list[str]:
     times = [f"{1000 * times[place]:.2f}" for place in (0, 1) for times in (exact, found)]
     return [
         f"{len(tokens) - 1:,}",
-        str(bundle._scorer.index.scores.items.shape[1]),
+        str(width),
         *times,
         f"{build:.1f}",
         f"{share:.3f}",

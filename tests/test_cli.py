@@ -140,7 +140,9 @@ def test_recommend(tiny, tmp_path, capsys):
     assert first.startswith("after i01,i05,nope (unknown, ignored: nope)\n") and "no known item" in second
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in first.splitlines() if line.startswith("|")][2:]
     (expected,) = recbole_bbqrec.load_bundle(folder).recommend([["i01", "i05"]], 3)
-    assert rows == [[str(at + 1), expected.items[at], f"{expected.scores[at]:.4f}"] for at in range(3)]
+    bundle = recbole_bbqrec.load_bundle(folder)
+    shown = [(item, bundle.title(item), f"{score:.4f}") for item, score in zip(*expected[:2], strict=True)]
+    assert rows == [[str(at), *cells] for at, cells in enumerate(shown, 1)] and all(row[2] for row in rows)
     assert cli.main(["recommend", folder, "--history=i01", "--epochs=3"]) == 2
     assert cli.main(["recommend", str(tmp_path), "--history=i01"]) == 2
     assert "give the folder of a finished run" in capsys.readouterr().err
@@ -184,9 +186,9 @@ def test_recommend_to_users(tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "give either --history=TOKEN,TOKEN or --users=all"),
-        (["--users="], "give either --history=TOKEN,TOKEN or --users=all"),
-        (["--history=i01", "--users=all"], "give either --history=TOKEN,TOKEN or --users=all"),
+        ([], "give either --history=ITEM,ITEM or --users=all"),
+        (["--users="], "give either --history=ITEM,ITEM or --users=all"),
+        (["--history=i01", "--users=all"], "give either --history=ITEM,ITEM or --users=all"),
         (["--history=i01", "--out=l.csv"], "--out: goes with --users"),
         (["--history=i01", "--data_path=data"], "--data_path: goes with --users"),
         (["--history=i01", "-k", "0"], "k: found 0, expected a whole number"),

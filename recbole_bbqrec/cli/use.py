@@ -2,10 +2,12 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
-from .parser import command, lines, names, option
+from .parser import RESULTS, command, lines, names, option
 
+LISTED = 10  # items that words may mean
 SHOWN = 20  # lists of so many users are read on the screen; more of them are for a file
 
 
@@ -15,14 +17,15 @@ SHOWN = 20  # lists of so many users are read on the screen; more of them are fo
     option(
         "--history",
         action="append",
-        metavar="TOKEN,TOKEN",
-        help="item tokens in time order, separated by commas; may be given several times",
+        metavar="ITEM,ITEM",
+        help="tokens or words of titles in time order, separated by commas; may be given several times",
     ),
     option("--users", metavar="USER,USER", help="users of the run's data set, or all; all that they did is read"),
     option("-k", type=int, default=10, help="number of items (default 10)"),
     option("--allow", type=Path, metavar="FILE", help="items to choose from, one token a line"),
+    option("--deny", type=Path, metavar="FILE", help="items to leave out, one token a line"),
     option("--keep-seen", action="store_true", help="leave in what is in the history already"),
-    option("--explain", action="store_true", help="also show what spoke for each item (needs --second_stage=gbdt)"),
+    option("--explain", action="store_true", help="also show what spoke for each item"),
     option("--out", type=Path, metavar="FILE", help="with --users: table to write, .csv or .parquet"),
     option("--data_path", type=Path, metavar="FOLDER", help="with --users: folder of data sets (default: the run's)"),
 )
@@ -33,16 +36,17 @@ def _recommend(given: argparse.Namespace) -> None:
 
     users = names(given.users or "")
     if bool(given.history) == bool(users):
-        raise InputError("recommend: give either --history=TOKEN,TOKEN or --users=all (or USER,USER)")
+        raise InputError("recommend: give either --history=ITEM,ITEM or --users=all (or USER,USER)")
     if not users and (given.out or given.data_path):
         raise InputError(f"--{'out' if given.out else 'data_path'}: goes with --users, not with --history")
     if given.out:
         if given.explain:
             raise InputError("--explain: goes with lists on the screen, not with --out; drop one of the two")
         check_table(given.out)
-    bundle, allow = load_bundle(given.folder), None if given.allow is None else lines(given.allow)
+    bundle = load_bundle(given.folder)
+    allow, deny = (None if file is None else lines(file) for file in (given.allow, given.deny))
     if not users:
-        histories = {text: names(text) for text in given.history}
+        histories = {text: [_item(bundle, name) for name in names(text)] for text in given.history}
     else:
         histories = known_histories(bundle, given.data_path)
         wanted = list(histories) if users == ["all"] else users
@@ -51,21 +55,62 @@ def _recommend(given: argparse.Namespace) -> None:
             raise InputError(f"--users: {', '.join(strange[:3])} not among {there}, such as {next(iter(histories))}")
         histories = {user: histories[user] for user in wanted}
     if given.out:
-        rows = write_lists(given.out, bundle, histories, given.k, not given.keep_seen, allow, progress=True)
+        how = {"exclude_seen": not given.keep_seen, "allow": allow, "deny": deny}
+        rows = write_lists(given.out, bundle, histories, given.k, **how, progress=True)
         print(f"{given.out}: {rows} rows for {len(histories)} users")
         return
     if len(histories) > SHOWN:
         raise InputError(f"--users: {len(histories)} users, at most {SHOWN} are shown; --out=lists.csv writes a table")
-    found = bundle.recommend(histories.values(), given.k, not given.keep_seen, allow, given.explain)
-    header = ["rank", "item", "score", *(("for it spoke", "by") if given.explain else ())]
+    found = bundle.recommend(histories.values(), given.k, not given.keep_seen, allow, deny, given.explain)
+    titled = any(bundle.titles)
+    header = ["rank", "item", *["title"] * titled, "score", *(("for it spoke", "by") if given.explain else ())]
     for name, result in zip(histories, found, strict=True):
         items, scores, unknown = result
         ignored = f" (unknown, ignored: {', '.join(unknown)})" if unknown else ""
         print(f"{'user' if users else 'after'} {name}{ignored}")
-        rows = [[str(at), item, f"{score:.4f}"] for at, (item, score) in enumerate(zip(items, scores, strict=True), 1)]
+        rows = [
+            [str(at), item, *[bundle.title(item)] * titled, f"{score:.4f}"]
+            for at, (item, score) in enumerate(zip(items, scores, strict=True), 1)
+        ]
         for row, reason in zip(rows, getattr(result, "reasons", ()), strict=False):
-            row += [f"{reason.signal} ({reason.share:.0%})", reason.item or ""]
-        print(markdown_table(header, rows) if rows else "nothing: no known item in it, or none left")
+            by = f"{reason.item}  {bundle.title(reason.item)}".strip() if reason.item else ""
+            row += [f"{reason.signal} ({reason.share:.0%})", by]
+        print(markdown_table(header, rows, left=2 + titled) if rows else "nothing: no known item in it, or none left")
+
+
+def _item(bundle: Any, name: str) -> str:
+    """Token of an item that is called by its token or by words of its title; what nothing is called stays as it is."""
+    found = bundle.find(name, LISTED + 1)
+    if name in found or not found:
+        return name
+    if len(found) > 1:
+        listed = ", ".join(f"{token}  {bundle.title(token)}" for token in found[:LISTED])
+        more = "; and more" if len(found) > LISTED else ""
+        raise InputError(f"--history: {name!r} is in several titles, say which: {listed}{more}")
+    return found[0]
+
+
+@command(
+    "add new items to a finished run without training, or find items by words of their titles",
+    option("action", choices=("add", "find"), help="add the rows of a CSV file, or find items"),
+    option("folder", help="folder of a finished run"),
+    option("what", nargs="+", metavar="FILE|WORD", help="add: the CSV file, see docs/serving.md; find: words"),
+)
+def _items(given: argparse.Namespace) -> None:
+    from ..evaluation.report import markdown_table
+    from ..serving.bundle import load_bundle
+
+    if given.action == "add" and len(given.what) > 1:
+        raise InputError(f"items add: found {len(given.what)} files, expected one")
+    bundle = load_bundle(given.folder)
+    if given.action == "add":
+        grown = bundle.add_items(given.what[0])
+        n_new = len(grown.item_tokens) - len(bundle.item_tokens)
+        print(f"{given.folder}: {n_new} items added, generation {grown.generation}")
+        return
+    found = bundle.find(" ".join(given.what))
+    rows = [[token, bundle.title(token)] for token in found]
+    print(markdown_table(["item", "title"], rows, left=2) if rows else "nothing: no title has all these words")
 
 
 @command(
@@ -80,3 +125,18 @@ def _export(given: argparse.Namespace) -> None:
 
     export(load_bundle(given.folder), given.out)
     print(f"{given.out}: {', '.join(sorted(path.name for path in given.out.iterdir()))}")
+
+
+@command(
+    "put a finished run on the Hugging Face hub, with a model card, for load_bundle('hf://org/name')",
+    option("folder", type=Path, help="folder of a finished run"),
+    option("repo", metavar="ORG/NAME", help="repository; it is made where there is none"),
+    option("--private", action="store_true", help="make the repository private"),
+    option("--endpoint", metavar="URL", help="another hub than huggingface.co"),
+    RESULTS,
+)
+def _push(given: argparse.Namespace) -> None:
+    from ..experiments.records import results_of
+    from ..serving.hub import push
+
+    print(push(given.folder, given.repo, given.private, given.endpoint, results_of(given.folder, given.results)))

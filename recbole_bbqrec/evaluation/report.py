@@ -73,9 +73,9 @@ def _shown(value: float | None, form: str) -> str:
     return "unknown" if value is None else format(value, form)
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table of ready texts; the first column is aligned left, the others right."""
-    align = ("left", *["right"] * (len(header) - 1))
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Return a Markdown table of ready texts; the first columns, `left` of them, are aligned left, the others right."""
+    align = ["left"] * left + ["right"] * (len(header) - left)
     return tabulate(rows, header, tablefmt="pipe", disable_numparse=True, colalign=align if rows else None)
 
 

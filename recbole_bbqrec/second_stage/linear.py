@@ -21,10 +21,12 @@ import torch
 from scipy.sparse import csr_array
 from torch import nn
 
+from ..model.catalogue import Catalogue
 from ..model.counts import pairs_apart
 from ..model.protocol import FirstStage
 from ..tokenizer.behavior_bind import FUSED_SIGNAL, ID_SIGNAL
 from .hashing import Folds, hashes_of
+from .linear_new import Lists, new_lists
 from .neighbours import ROUNDING, by_item_id, cooccurrence, nearest, token_order, transitions, walk
 
 BOUND = (ID_SIGNAL, FUSED_SIGNAL)  # signals of an item tokenizer that compare items by behaviour
@@ -34,27 +36,38 @@ HALVES = 2  # parts of the histories that judge each other's weights
 
 
 class Signal(nn.Module):
-    """One signal: item `i` lists `items[offsets[i] : offsets[i + 1]]` (int32), each in its bucket (int16)."""
+    """One signal: the `Lists` of items that training knows, and those that join new items with them."""
 
-    offsets: torch.Tensor
-    items: torch.Tensor
     buckets: torch.Tensor
 
     def __init__(self, offsets: torch.Tensor, items: torch.Tensor, buckets: torch.Tensor) -> None:
         super().__init__()
-        for name, value in (("offsets", offsets), ("items", items), ("buckets", buckets)):
+        for name, value in zip(Lists._fields, (offsets, items, buckets), strict=True):
             self.register_buffer(name, value)
+            self.register_buffer(f"new_{name}", value[:0], persistent=False)  # they come with the catalogue
+
+    def take_in(self, lists: Lists) -> None:
+        """Take in lists that join new items with all others."""
+        for name, value in zip(Lists._fields, lists, strict=True):
+            self.register_buffer(f"new_{name}", value, persistent=False)
+
+    @property
+    def parts(self) -> list[Lists]:
+        """The lists there are."""
+        found = [Lists(*(self.get_buffer(begin + name) for name in Lists._fields)) for begin in ("", "new_")]
+        return [part for part in found if len(part.items)]
 
     @property
     def n_buckets(self) -> int:
         """Number of buckets up to the last one that is met."""
         return int(self.buckets.max()) + 1 if len(self.buckets) else 0
 
-    def listed(self, item: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where the list of each item [n] begins and how long it is; items beyond those known have none."""
-        last = len(self.offsets) - 1
-        begin = self.offsets[item.clamp(max=last)]
-        return begin, self.offsets[(item + 1).clamp(max=last)] - begin
+
+def _listed(offsets: torch.Tensor, item: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the list of each item [n] begins and how long it is; items beyond those known have none."""
+    last = len(offsets) - 1
+    begin = offsets[item.clamp(max=last)]
+    return begin, offsets[(item + 1).clamp(max=last)] - begin
 
 
 class CandidateSimilarity(nn.Module):
@@ -133,13 +146,14 @@ class CandidateSimilarity(nn.Module):
         for signal, starts in zip(self._signals(), self.starts, strict=True):
             for back, start in enumerate(starts):
                 row = torch.nonzero(lengths > back).flatten()
-                begin, count = signal.listed(histories[row, lengths[row] - 1 - back])
-                index = torch.repeat_interleave(torch.arange(len(row), device=row.device), count)
-                within = torch.arange(len(index), device=row.device) - (count.cumsum(0) - count)[index]
-                place = begin[index] + within
-                rows.append(row[index])
-                items.append(signal.items[place])
-                numbers.append(start + signal.buckets[place].long())
+                for part in signal.parts:
+                    begin, count = _listed(part.offsets, histories[row, lengths[row] - 1 - back])
+                    index = torch.repeat_interleave(torch.arange(len(row), device=row.device), count)
+                    within = torch.arange(len(index), device=row.device) - (count.cumsum(0) - count)[index]
+                    place = begin[index] + within
+                    rows.append(row[index])
+                    items.append(part.items[place])
+                    numbers.append(start + part.buckets[place].long())
         return torch.cat(rows), torch.cat(items), torch.cat(numbers)
 
     def forward(self, first: FirstStage, histories: torch.Tensor) -> torch.Tensor:
@@ -149,6 +163,16 @@ class CandidateSimilarity(nn.Module):
         scores = (first.scores * weights[half, :1]).contiguous()
         added = weights[half[rows], 1 + numbers]
         return scores.view(-1).index_add_(0, rows * scores.shape[1] + items, added).view_as(scores)
+
+
+def restore_linear(state: Mapping[str, torch.Tensor], catalogue: Catalogue) -> CandidateSimilarity:
+    """Return the one of a `state_dict`, ready to load it, with lists for the new items of a grown catalogue."""
+    made = CandidateSimilarity.from_state(state)
+    if catalogue.n_trained is not None:
+        for name, signal in made.signals.items():
+            if isinstance(signal, Signal) and signal.parts and (lists := new_lists(signal.parts[0], name, catalogue)):
+                signal.take_in(lists)
+    return made
 
 
 def build_linear(config: Any, dataset: Any) -> CandidateSimilarity | None:

@@ -20,7 +20,7 @@ from ..model.protocol import FirstStage, NeedsDataError, RankingModel, ranker_of
 from ..settings import second_stage_settings
 from .boosted import build_boosted, restore_boosted
 from .boosted_fit import fit_boosted
-from .linear import CandidateSimilarity, build_linear
+from .linear import CandidateSimilarity, build_linear, restore_linear
 from .linear_fit import fit_and_tell
 from .ranker import BoostedRanker
 from .trees import lightgbm
@@ -54,9 +54,7 @@ class Form(NamedTuple):
 
 FORMS: dict[str, Form] = {
     "gbdt": Form(BoostedRanker, build_boosted, restore_boosted, fit_boosted),
-    "linear": Form(
-        CandidateSimilarity, build_linear, lambda state, _: CandidateSimilarity.from_state(state), fit_and_tell
-    ),
+    "linear": Form(CandidateSimilarity, build_linear, restore_linear, fit_and_tell),
 }
 """The forms by the values of the key `second_stage`."""
 

@@ -42,7 +42,7 @@ def recommend_frame(bundle: "Bundle", frame: pd.DataFrame, k: int, **how: Any) -
     histories = histories_of(frame, bundle.settings)
     found = bundle.recommend(histories, k, **how)
     rows = [
-        (user, rank, item, bundle.titles[bundle.item_id(item)], score)
+        (user, rank, item, bundle.title(item), score)
         for user, result in zip(histories.index, found, strict=True)
         for rank, (item, score) in enumerate(zip(result.items, result.scores, strict=True), 1)
     ]

@@ -92,6 +92,7 @@ def write_lists(
     k: int = 10,
     exclude_seen: bool = True,
     allow: Iterable[Any] | None = None,
+    deny: Iterable[Any] | None = None,
     progress: bool = False,
 ) -> int:
     """Write the `k` best items after the history of each user as a table: user, rank (from 1), item, score.
@@ -104,7 +105,7 @@ def write_lists(
     path : the table, CSV or Parquet by its ending; Parquet needs pyarrow.
     histories : item tokens by user, such as `known_histories(bundle)`; else as in `Bundle.recommend`.
     k, exclude_seen : as in `Bundle.recommend`.
-    allow : item tokens that all users' lists choose from; none = the whole catalogue.
+    allow, deny : item tokens that all users' lists choose from, none = the whole catalogue; and those left out.
     progress : show a progress bar.
 
     Returns
@@ -116,7 +117,10 @@ def write_lists(
     InputError : the ending is another, the file cannot be written, or arguments are wrong.
     """
     known, count = frozenset(bundle.item_tokens[1:]), number_of(k)
-    allowed = None if allow is None else [tokens_of(allow, known, "allow", ordered=False)]
+    allowed, denied = (
+        None if given is None else [tokens_of(given, known, name, ordered=False)]
+        for name, given in (("allow", allow), ("deny", deny))
+    )
     entries, n_rows, n_empty, unknown = iter(histories.items()), 0, 0, set[str]()
     with (
         _table(path) as write,
@@ -124,7 +128,7 @@ def write_lists(
     ):
         while block := list(islice(entries, BATCH)):
             given = [tokens_of(history, known, f"history of user {user}") for user, history in block]
-            found = bundle.ranked(given, count, exclude_seen, allowed)
+            found = bundle.ranked(given, count, exclude_seen, allowed, denied)
             write(_columns([str(user) for user, _ in block], found))
             n_rows, n_empty = (
                 n_rows + sum(len(each.items) for each in found),

@@ -48,6 +48,10 @@ class ItemLookup:
             raise InputError(f"item: found {name!r}, expected a known token; find(words) looks items up")
         return self._ids[name]
 
+    def title(self, token: Any) -> str:
+        """Title of an item, "" where it has none."""
+        return self.titles[self.item_id(token)]
+
     def find(self, words: str, limit: int = 20) -> list[str]:
         """Return tokens of items whose titles hold all the words, each whole or as the beginning of one.
 

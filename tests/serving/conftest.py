@@ -1,8 +1,10 @@
 """Bundles of models with random weights, in place of a training."""
 
+import shutil
+
 import pytest
 import torch
-from conftest import settings
+from conftest import QUICK, settings
 
 import recbole_bbqrec
 from recbole_bbqrec import registry
@@ -37,3 +39,28 @@ def untrained(tmp_path_factory):
         return recbole_bbqrec.load_bundle(place)
 
     return make
+
+
+SMALL = {"hidden_size": 16, "inner_size": 32, "n_layers": 1, "feature_dim": 16, "second_stage": "off"}
+
+
+@pytest.fixture(scope="session")
+def _small(tiny, untrained):
+    return untrained(tiny, "SASRecPlusFT", **SMALL).folder
+
+
+@pytest.fixture
+def small(_small, tmp_path):
+    """A bundle with texts that a test may change: a copy of its own."""
+    return recbole_bbqrec.load_bundle(shutil.copytree(_small, tmp_path / "small"))
+
+
+@pytest.fixture(scope="session")
+def _coded(tiny, untrained):
+    return untrained(tiny, "BBQRec", **{**QUICK, "second_stage": "off"}).folder
+
+
+@pytest.fixture
+def coded(_coded, tmp_path):
+    """As `small`, of a model whose items have codes too."""
+    return recbole_bbqrec.load_bundle(shutil.copytree(_coded, tmp_path / "coded"))

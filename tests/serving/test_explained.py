@@ -163,7 +163,7 @@ def test_a_reason_is_what_pushes_most_among_what_is_said(features):
     """Found once more, item by item and feature by feature."""
     bundle, history = features, features.item_tokens[3:9]
     stage, found = bundle.model.second_stage, bundle.recommend([history], k=5, explain=True)[0]
-    given = bundle._padded([[bundle._ids[item] for item in history]])
+    given = bundle._scorer._padded([[bundle._ids[item] for item in history]])
     with torch.no_grad():
         first = bundle.ranker.first_stage(given)
         batch = stage.batch(first.scores, given)
@@ -263,11 +263,6 @@ def test_without_lightgbm_one_line_says_what_to_install(folders, monkeypatch):
     bundle = recbole_bbqrec.load_bundle(folders["SASRec"])
     with pytest.raises(InputError, match=r"LightGBM cannot be loaded .*; pip install lightgbm; .*libgomp1"):
         bundle.recommend([bundle.item_tokens[1:4]])
-
-
-def test_reasons_need_trees(tiny, untrained):
-    with pytest.raises(InputError, match=r"^explain: found no second stage by trees in .*--second_stage=gbdt"):
-        untrained(tiny, "SASRec").recommend([["i01"]], explain=True)
 
 
 def test_the_first_stage_of_a_recbole_model_is_its_own_score(folders):

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 import torch
@@ -56,6 +57,16 @@ def test_the_ranks_are_those_of_the_bundle_with_the_new_items(tiny, tmp_path, mo
         assert (found.index(item) + 1 if item in found else None) == rank, (user, item)
         judged += cold
     assert judged, "some cold targets"
+
+    # The rows of the same items, handed to the finished run as a table.
+    table = pd.read_csv(tiny / "tiny" / "tiny.item", sep="\t", dtype=str, keep_default_na=False)
+    table = table.rename(columns=lambda name: name.partition(":")[0]).set_index("item_id").loc[new].reset_index()
+    added, asked = bundle.add_items(table), [[whole.tokens[at] for at in list(items)] for items in histories.values()]
+    torch.testing.assert_close(
+        added.catalogue.features.matrices["text"], whole.features.matrices["text"], atol=1e-5, rtol=0
+    )
+    lists = [[found.items for found in one.recommend(asked, k=10)] for one in (added, grown)]
+    assert lists[0] == lists[1] and any(set(new) & set(items) for items in lists[0])
     assert config["cold_items"] == 0.2
 
 

@@ -1,0 +1,36 @@
+"""`bbqrec recommend` and `bbqrec items` with words, titles and new items."""
+
+import recbole_bbqrec
+from recbole_bbqrec import cli
+
+
+def test_items_by_words_and_new_items(small, tmp_path, capsys):
+    folder = small.folder
+
+    def shown(*given, code=0):
+        assert cli.main([given[0], *given[1:]]) == code
+        printed = capsys.readouterr()
+        return printed.err if code else printed.out
+
+    assert shown("items", "find", str(folder), "lamp", "number", "4").splitlines()[2:] == [
+        "| i04    | red lamp number 4 |"
+    ]
+    assert "nothing: no title has all these words" in shown("items", "find", str(folder), "purple")
+    by_words = shown("recommend", str(folder), "--history=lamp number 4, i07", "-k", "3")
+    by_tokens = shown("recommend", str(folder), "--history=i04,i07", "-k", "3")
+    assert by_words.splitlines()[1:] == by_tokens.splitlines()[1:] and "number" in by_tokens
+    error = shown("recommend", str(folder), "--history=green", code=2)
+    assert (
+        error.startswith("error: --history: 'green' is in several titles, say which: i") and error.count("number") == 10
+    )
+    assert "; and more" in error and error.count("\n") == 1
+    (tmp_path / "deny.txt").write_text("\n".join(recbole_bbqrec.load_bundle(folder).item_tokens[3:]), encoding="utf-8")
+    denied = shown("recommend", str(folder), "--history=i04", f"--deny={tmp_path / 'deny.txt'}", "--explain")
+    assert len(denied.splitlines()) <= 5 and "for it spoke" in denied
+    (tmp_path / "new.csv").write_text('item_id,title,brand\nnew,"red tent, number 99",Acme\n', encoding="utf-8")
+    added = shown("items", "add", str(folder), str(tmp_path / "new.csv"))
+    assert added == f"{folder}: 1 items added, generation 1\n"
+    assert "new" in shown("items", "find", str(folder), "99")
+    assert "red tent, number 99" in shown("recommend", str(folder), "--history=i04", "-k", "100")
+    assert "'new' is in the catalogue already" in shown("items", "add", str(folder), str(tmp_path / "new.csv"), code=2)
+    assert "found 2 files" in shown("items", "add", str(folder), "a.csv", "b.csv", code=2)

@@ -1,0 +1,122 @@
+"""New items from tables: the features, codes and scores that the cold protocol gives them, or one line why not."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import recbole_bbqrec
+from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.serving import generations
+
+NEW = pd.DataFrame({"item_id": ["n1", 7], "title": ["red lamp number 3", "blue_tent"], "brand": ["Acme", None]})
+
+
+def test_new_items_are_recommended_read_and_kept(coded):
+    grown = coded.add_items(NEW)
+    assert (coded.generation, grown.generation, generations.newest(coded.folder)) == (0, 1, 1)
+    assert grown.item_tokens == [*coded.item_tokens, "n1", "7"] and grown.titles[-2:] == [
+        "red lamp number 3",
+        "blue tent",
+    ]
+    again = recbole_bbqrec.load_bundle(coded.folder)
+    for bundle in (grown, again):
+        (found,) = bundle.recommend([["i01", "n1"]], k=100, exclude_seen=False)
+        assert {"n1", "7"} < set(found.items) and not found.unknown and len(found.items) == len(bundle.item_tokens) - 1
+        assert bundle.find("tent blue")[0] == "7" and bundle.item_texts().loc["n1", "brand"] == "Acme"
+    histories = [["i01", "n1"], [7], ["i05", "i02"]]
+    assert again.recommend(histories, k=9) == grown.recommend(histories, k=9)
+    third = again.add_items(pd.DataFrame({"item_id": ["n3"], "title": ["green ball"], "brand": [""]}))
+    assert third.generation == 2 and third.item_tokens[-3:] == ["n1", "7", "n3"]
+    assert third.recommend([["i05", "i02"]], 9, allow=grown.item_tokens[1:]) == grown.recommend([["i05", "i02"]], 9)
+    assert third.semantic_ids().loc["n1"].tolist() == grown.semantic_ids().loc["n1"].tolist()
+
+
+def test_an_older_bundle_adds_to_what_is_newest(small):
+    first = small.add_items(NEW)
+    second = small.add_items(NEW.assign(item_id=["m1", "m2"]))  # `small` itself still is as trained
+    assert second.generation == 2 and second.item_tokens == [*first.item_tokens, "m1", "m2"]
+
+
+def test_features_are_those_of_the_run(small):
+    """Items of the same texts get the very rows that the run made of them."""
+    twins = small.item_texts().iloc[:12].reset_index(drop=True)
+    kept = [row for row in range(12) if twins.loc[row, "title"]]
+    twins = twins.loc[kept].assign(item_id=[f"t{row}" for row in kept])
+    grown = small.add_items(twins)
+    rows = grown.catalogue.features.matrices["text"]
+    torch.testing.assert_close(rows[-len(kept) :], rows[[1 + row for row in kept]], atol=1e-5, rtol=0)
+    (found,) = grown.recommend([["i01"]], 100, False)
+    scores = dict(zip(found.items, found.scores, strict=True))
+    assert len({round(scores[f"t{row}"], 4) for row in kept}) > 3, "texts decide, not that they are new"
+
+
+def test_vectors_stand_in_for_an_encoder(small, tmp_path):
+    width = small.catalogue.features.matrices["text"].shape[1]
+    vector = np.arange(width) / width
+    grown = small.add_items(pd.DataFrame({"item_id": ["v"], "vectors": [{"text": vector}]}))
+    torch.testing.assert_close(grown.catalogue.features.matrices["text"][-1], torch.from_numpy(vector).float())
+    path = tmp_path / "new.csv"
+    pd.DataFrame({"item_id": ["w"], "vectors": [json.dumps({"text": vector.tolist()})]}).to_csv(path, index=False)
+    again = small.add_items(path)
+    assert torch.equal(*again.catalogue.features.matrices["text"][-2:]) and again.titles[-2:] == ["", ""]
+    assert again.similar_items("w", 1)[0] == ("v", pytest.approx(1.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"item_id": ["i01", "n"]}, "row 1, item_id 'i01' is in the catalogue already; leave it out"),
+        ({"item_id": ["n", "n"]}, "row 2, item_id 'n' stands in the table twice"),
+        ({"item_id": ["n", float("nan")]}, "item_id: found nan, expected item tokens"),
+        ({"item_id": ["n", " "]}, "row 2, item_id ' ' is no item token"),
+        ({"item_id": ["n", "a\nb"]}, "is no item token"),
+        ({"item_id": ["n", "[PAD]"]}, "is no item token"),
+        ({"title": ["", "zzzz qqqq"], "brand": ["", ""]}, "found of 'n1' nothing that says something"),
+        ({"title": ["red lamp", "zzzz"], "brand": ["", ""]}, "found of '7' nothing that says something"),
+        ({"title": [["red"], "lamp"]}, "row 1, title: found list, expected a text"),
+        ({"vectors": [{"text": [1.0]}, None]}, "vectors of 'n1': found text of shape [1], expected"),
+        ({"vectors": [{"image": [1.0]}, None]}, "vectors of 'n1': found image of shape [1], expected"),
+        ({"vectors": [{"text": [float("nan")] * 16}, None]}, "vectors of 'n1': found text of shape [16], expected"),
+        ({"vectors": ["{", None]}, "vectors of 'n1': found '{', expected a mapping"),
+        ({"image": ["nowhere.png", None]}, "image of 'n1': found 'nowhere.png', expected an image file"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_one_line(small, change, message):
+    with pytest.raises(InputError) as error:
+        small.add_items(NEW.assign(**change))
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert generations.newest(small.folder) == 0
+
+
+def test_tables_that_cannot_be_used_are_one_line(small, tmp_path):
+    bad = tmp_path / "bad.csv"
+    bad.write_bytes(b"item_id,title\n\xff\xfe,x\n")
+    for given, message in (
+        (
+            NEW.drop(columns="title"),
+            "found no column title, expected the columns of text_fields (title brand)",
+        ),
+        (NEW.rename(columns={"item_id": "id"}), "new items: found no column item_id"),
+        (NEW.iloc[:0], "new items: found no row"),
+        ([{"item_id": "n"}], "new items: found list, expected a frame or the path of a CSV file"),
+        (tmp_path / "none.csv", "no such file; expected a CSV file"),
+        (bad, "no table that can be read"),
+    ):
+        with pytest.raises(InputError) as error:
+            small.add_items(given)
+        assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_without_encoders_says_so(small):
+    (small.folder / "encoders.safetensors").unlink()
+    with pytest.raises(InputError, match=r"^new items: text: its encoder is not in this folder.*; give vectors"):
+        small.add_items(NEW)
+
+
+def test_models_without_features_take_none(tiny, untrained):
+    for model in ("SASRec", "SASRecPlus"):
+        with pytest.raises(InputError, match=f"^new items: {model} scores the items that it was trained with"):
+            untrained(tiny, model).add_items(NEW)
