@@ -84,13 +84,8 @@ def measure(bundle: Bundle, given: argparse.Namespace) -> list[str]:
     found = timed(bundle, alone, together)
     share = np.mean([len({*a} & {*b}) / len(a) for a, b in zip(exact[2], found[2], strict=True)])
     times = [f"{1000 * times[place]:.2f}" for place in (0, 1) for times in (exact, found)]
-    return [
-        f"{len(tokens) - 1:,}",
-        str(width),
-        *times,
-        f"{build:.1f}",
-        f"{share:.3f}",
-    ]
+    width = str(dot_product(bundle.ranker, "benchmark").items.shape[1])
+    return [f"{len(tokens) - 1:,}", width, *times, f"{build:.1f}", f"{share:.3f}"]
 
 
 def timed(bundle: Bundle, alone: list[list[str]], together: list[list[str]]) -> tuple[float, float, list[list[str]]]:

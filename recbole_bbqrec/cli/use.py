@@ -136,7 +136,7 @@ def _export(given: argparse.Namespace) -> None:
     RESULTS,
 )
 def _push(given: argparse.Namespace) -> None:
-    from ..experiments.records import results_of
+    from ..experiments.tables import results_of
     from ..serving.hub import push
 
     print(push(given.folder, given.repo, given.private, given.endpoint, results_of(given.folder, given.results)))

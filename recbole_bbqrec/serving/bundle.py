@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 BUNDLE, WEIGHTS, FEATURES = "bundle.json", checkpoint.WEIGHTS_FILE, "features.safetensors"
 SEMANTIC_IDS, TOKENIZER, ITEMS = "semantic_ids.safetensors", "tokenizer.safetensors", "items.safetensors"
-STAND_IN_FILE = "stand_in.safetensors"
+STAND_IN_FILE, REPORT_CARD = "stand_in.safetensors", "report_card.json"
+SCHEME = "hf://"
+"""Begins the address of a bundle on the Hugging Face hub."""
 
 
 class Recommendation(NamedTuple):
@@ -294,14 +296,20 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
 
     Parameters
     ----------
+    path : the folder, or `hf://org/name[@revision]`, a bundle on the Hugging Face hub.
     device : where to compute, such as `cuda`.
 
     Raises
     ------
     InputError : the folder is no bundle, is damaged, or its model cannot work without the data set.
     """
-    folder = Path(path)
-    content = _content(folder)
+    if str(path).startswith(SCHEME):
+        from .hub import fetch
+
+        folder = fetch(str(path))
+    else:
+        folder = Path(path)
+    content = content_of(folder)
     settings = _Settings(content["settings"], device=torch.device(device))
     features = ItemFeatures.load(folder / FEATURES) if (folder / FEATURES).is_file() else None
     semantic_ids = SemanticIds.load(folder / SEMANTIC_IDS) if (folder / SEMANTIC_IDS).is_file() else None
@@ -318,7 +326,7 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     return Bundle(folder, settings, known, items)
 
 
-def _content(folder: Path) -> dict[str, Any]:
+def content_of(folder: Path) -> dict[str, Any]:
     """What `bundle.json` says; an `InputError` where there is none that can be used."""
     try:
         content = json.loads((folder / BUNDLE).read_text(encoding="utf-8"))
