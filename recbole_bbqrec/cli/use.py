@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .parser import command, lines, names, option
+from .parser import RESULTS, command, lines, names, option
 
 LISTED = 10  # items that words may mean
 SHOWN = 20  # lists of so many users are read on the screen; more of them are for a file
@@ -127,6 +127,7 @@ def _items(given: argparse.Namespace) -> None:
     ),
     option("--api-key", help="what requests send as X-API-Key (default: $BBQREC_API_KEY, else none)"),
     option("--rate", type=float, default=200, help="requests a second of one client (default 200; 0 = any number)"),
+    option("--index", choices=("faiss",), help="find items by an index, for catalogues beyond a million"),
 )
 def _serve(given: argparse.Namespace) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: workers are the parallel part
@@ -134,4 +135,33 @@ def _serve(given: argparse.Namespace) -> None:
 
     store = given.store or f"{Path(given.folder).name}.events.sqlite"
     key = given.api_key or os.environ.get("BBQREC_API_KEY")
-    serve(given.folder, Options(given.host, given.port, given.workers, store, key, given.rate))
+    serve(given.folder, Options(given.host, given.port, given.workers, store, key, given.rate, given.index))
+
+
+@command(
+    "a run's model for other runtimes: an ONNX encoder of histories, item vectors, and what to do with them",
+    option("folder", help="folder of a finished run"),
+    option("--format", choices=("onnx",), default="onnx", help="form of the encoder (default onnx)"),
+    option("--out", type=Path, required=True, metavar="FOLDER", help="new folder to write"),
+)
+def _export(given: argparse.Namespace) -> None:
+    from ..serving.bundle import load_bundle
+    from ..serving.export import export
+
+    export(load_bundle(given.folder), given.out)
+    print(f"{given.out}: {', '.join(sorted(path.name for path in given.out.iterdir()))}")
+
+
+@command(
+    "put a finished run on the Hugging Face hub, with a model card, for load_bundle('hf://org/name')",
+    option("folder", type=Path, help="folder of a finished run"),
+    option("repo", metavar="ORG/NAME", help="repository; it is made where there is none"),
+    option("--private", action="store_true", help="make the repository private"),
+    option("--endpoint", metavar="URL", help="another hub than huggingface.co"),
+    RESULTS,
+)
+def _push(given: argparse.Namespace) -> None:
+    from ..experiments.tables import results_of
+    from ..serving.hub import push
+
+    print(push(given.folder, given.repo, given.private, given.endpoint, results_of(given.folder, given.results)))

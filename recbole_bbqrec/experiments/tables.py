@@ -40,6 +40,29 @@ def values_of(run: Run, split: str, column: str, metric: str) -> tuple[np.ndarra
     return ranks.users, per_row(getattr(ranks, column), name, int(k))
 
 
+def results_of(run_dir: Path, results: Path) -> str | None:
+    """What the run in a folder has reached by its record, as Markdown with intervals; none where there is no record."""
+    records = (path for path in results.glob("runs/*/*.json") if run_dir.resolve().name in path.read_text("utf-8"))
+    run = next((run for run in map(Run, records) if run.record["run_dir"] == run_dir.resolve().name), None)
+    if run is None or not run.splits:
+        return None
+    splits = [split for split in SPLITS if split in run.splits]
+    metrics = run.record["metrics"][splits[0]]["masked"]
+    rows = [
+        [
+            metric,
+            *(
+                _interval(PairedValues({"": {run.seed: values_of(run, split, "masked", metric)}}).estimate(""))
+                for split in splits
+            ),
+        ]
+        for metric in metrics
+    ]
+    users = ", ".join(f"{count} users of {split}" for split, count in run.record["users"].items())
+    note = f"Seen items left out, seed {run.seed}; means over {users}, with 95 % intervals over the users alone."
+    return f"{report.markdown_table(['', *(SPLITS[split] for split in splits)], rows)}\n\n{note}"
+
+
 def training_of(run: Run) -> str | None:
     """What a run has trained, none where nothing; runs that differ in what is fitted afterwards share it."""
     if run.record["epochs"]["done"] == 0:

@@ -157,12 +157,11 @@ class BBQRec(RankingModel):
     ) -> FirstStage:
         """As `RankingModel.first_stage`; where IDs are decoded, scores of `candidates` alone."""
         rows, keys = self.shared() if shared is None else shared
-        lengths = (histories != 0).sum(1)
-        trimmed = trim(histories, lengths)
-        hidden = self.forward(trimmed, functional.embedding(trimmed, rows))  # [B, T, H]
+        trimmed = trim(histories, (histories != 0).sum(1))
         if self.decoder is not None:
+            hidden = self.forward(trimmed, functional.embedding(trimmed, rows))  # [B, T, H]
             return FirstStage(self.decoder.score(hidden, trimmed != 0, self.beam_size, excluded, candidates))
-        last = hidden[torch.arange(len(histories), device=histories.device), lengths - 1]  # [B, H]
+        last = self._last(trimmed, rows)
         keys = cast(Tensor, keys)
         scores = self._query(last) @ keys.T
         if self.code_heads is None:
@@ -170,6 +169,18 @@ class BBQRec(RankingModel):
         states = self.code_heads.states(last)  # [B, H + 2]
         code_keys = keys[:, -states.shape[1] :]  # see `_key`
         return FirstStage(scores, lambda items: torch.einsum("bh,bch->bc", states, code_keys[items]))
+
+    def query(self, histories: Tensor, rows: Tensor) -> Tensor:
+        """Histories [B, T] as vectors [B, W]: their products with the keys are the scores. None where IDs are decoded.
+
+        `rows` and keys are those of `Shared`.
+        """
+        return self._query(self._last(histories, rows))
+
+    def _last(self, histories: Tensor, rows: Tensor) -> Tensor:
+        """Hidden states [B, H] at the last items of histories [B, T], with representations `rows` [N, H] of items."""
+        hidden = self.forward(histories, functional.embedding(histories, rows))
+        return hidden[torch.arange(histories.shape[0], device=histories.device), (histories != 0).sum(1) - 1]
 
     def _all_items(self) -> Tensor:
         return torch.arange(self.n_items, device=self.position_embedding.weight.device)

@@ -150,10 +150,10 @@ class SimilarityAttention(nn.Module):
         """Weighted sum of the cosines and flags of the pairs, [E * A, B, T, T]."""
         same = (items.unsqueeze(-1) == items.unsqueeze(-2)) & (items != 0).unsqueeze(-1)
         pairs = self._pairs(items)
-        cosines, missing = [cosine * (both & ~same) for cosine, both in pairs], [~both for _, both in pairs]
-        inputs = torch.stack([*cosines, *missing, same], dim=1)  # [B, 2 M + 1, T, T]
+        cosines, flags = [cosine * (both & ~same) for cosine, both in pairs], [*(~both for _, both in pairs), same]
+        inputs = torch.stack([*cosines, *(flag.to(cosines[0]) for flag in flags)], dim=1)  # [B, 2 M + 1, T, T]
         # One product per history: the gradient of a single long one adds up in an order that threads decide.
-        weights = self.weight.T.expand(len(items), -1, -1)
+        weights = self.weight.T.expand(items.shape[0], -1, -1)
         return torch.bmm(weights, inputs.flatten(2)).transpose(0, 1).unflatten(2, items.shape[1:] * 2)
 
 

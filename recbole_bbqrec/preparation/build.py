@@ -74,7 +74,7 @@ def build(
     expected = expected or {}
     check_options(name, user_core, item_core, shuffle_ties, expected)
     dirt: Counter[str] = Counter()
-    with _new_folder(Path(folder) / name) as temporary:
+    with new_folder(Path(folder) / name) as temporary:
         names = temporary / "names"
         names.mkdir()
         found = _hashed(reviews(dirt), names, progress)
@@ -258,7 +258,7 @@ def _write_items(path: Path, tokens: Sequence[str], items: Iterable[Item], dirt:
 
 
 @contextlib.contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `target` that is renamed to it once the block has ended well.
 
     What a killed process left behind is removed by the next one; folders of processes that still run are let be.
@@ -284,7 +284,7 @@ def _new_folder(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise InputError(
             f"{error.filename or target}: cannot be written ({error.strerror or error}); make room or correct its "
-            "permissions, or name another folder with --data_path="
+            "permissions, or name another folder"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -293,4 +293,4 @@ def _new_folder(target: Path) -> Iterator[Path]:
 def refuse_existing(target: Path) -> None:
     """Raise an `InputError` where `target` exists."""
     if target.exists():
-        raise InputError(f"{target}: exists already, expected none yet; use it, or move it away to prepare it again")
+        raise InputError(f"{target}: exists already, expected none yet; use it, or move it away")

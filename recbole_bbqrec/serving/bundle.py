@@ -21,6 +21,8 @@ from ..tokenizer.fit import Encoded
 from ..training import checkpoint
 from . import frames, generations, new_items
 from .calls import histories_of, lists_of, number_of, tokens_of
+from .dot_product import dot_product
+from .index import FaissIndex
 from .items import IMAGES, Items
 from .lookup import ItemLookup
 from .scoring import Scorer, batches
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
 
 BUNDLE, WEIGHTS, FEATURES = "bundle.json", checkpoint.WEIGHTS_FILE, "features.safetensors"
 SEMANTIC_IDS, TOKENIZER, ITEMS = "semantic_ids.safetensors", "tokenizer.safetensors", "items.safetensors"
-STAND_IN_FILE = "stand_in.safetensors"
+STAND_IN_FILE, REPORT_CARD = "stand_in.safetensors", "report_card.json"
+SCHEME = "hf://"
+"""Begins the address of a bundle on the Hugging Face hub."""
 
 
 class Recommendation(NamedTuple):
@@ -83,6 +87,23 @@ class Bundle(ItemLookup):
         self.ranker = self._scorer.ranker
         trained = catalogue.tokens[: catalogue.n_trained]
         super().__init__(catalogue, items or Items(trained), added or Items(catalogue.tokens[len(trained) :]))
+
+    def use_index(self, kind: str = "faiss") -> "Bundle":
+        """Find items by a nearest-neighbour index from now on, see `index`; return the bundle itself.
+
+        The exact search stays for `allow`, `scores`, and lists that the index cannot fill.
+
+        Raises
+        ------
+        InputError : the scores are no dot products, the bundle has a second stage, or faiss is not installed.
+        """
+        if kind != "faiss":
+            raise InputError(f"index: found {kind!r}, expected 'faiss'; without an index the search is exact")
+        if self.model.second_stage is not None:
+            why = f"{self.folder} has a second stage, which reads the scores of all items"
+            raise InputError(f"index: {why}; run with --second_stage=off, which does not train again")
+        self._scorer.index = FaissIndex(dot_product(self.ranker, "index", self._scorer.shared), self.settings["seed"])
+        return self
 
     def recommend(
         self,
@@ -275,14 +296,20 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
 
     Parameters
     ----------
+    path : the folder, or `hf://org/name[@revision]`, a bundle on the Hugging Face hub.
     device : where to compute, such as `cuda`.
 
     Raises
     ------
     InputError : the folder is no bundle, is damaged, or its model cannot work without the data set.
     """
-    folder = Path(path)
-    content = _content(folder)
+    if str(path).startswith(SCHEME):
+        from .hub import fetch
+
+        folder = fetch(str(path))
+    else:
+        folder = Path(path)
+    content = content_of(folder)
     settings = _Settings(content["settings"], device=torch.device(device))
     features = ItemFeatures.load(folder / FEATURES) if (folder / FEATURES).is_file() else None
     semantic_ids = SemanticIds.load(folder / SEMANTIC_IDS) if (folder / SEMANTIC_IDS).is_file() else None
@@ -299,7 +326,7 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     return Bundle(folder, settings, known, items)
 
 
-def _content(folder: Path) -> dict[str, Any]:
+def content_of(folder: Path) -> dict[str, Any]:
     """What `bundle.json` says; an `InputError` where there is none that can be used."""
     try:
         content = json.loads((folder / BUNDLE).read_text(encoding="utf-8"))

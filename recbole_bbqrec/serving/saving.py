@@ -11,7 +11,7 @@ from ..model.catalogue import Catalogue
 from ..model.protocol import NeedsDataError
 from ..settings import plain_settings
 from . import generations
-from .bundle import BUNDLE, FEATURES, ITEMS, SEMANTIC_IDS, STAND_IN_FILE, TOKENIZER, WEIGHTS, load_bundle
+from .bundle import BUNDLE, FEATURES, ITEMS, REPORT_CARD, SEMANTIC_IDS, STAND_IN_FILE, TOKENIZER, WEIGHTS, load_bundle
 from .items import items_of
 from .new_items import ENCODERS, save_encoders
 from .stand_in import save_stand_in
@@ -31,6 +31,8 @@ def write_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
     if catalogue.semantic_ids is not None:
         catalogue.semantic_ids.save(run_dir / SEMANTIC_IDS)
         shutil.copyfile(dataset.tokenizer_file, run_dir / TOKENIZER)
+        if (card := dataset.tokenizer_file.with_suffix(".json")).is_file():
+            shutil.copyfile(card, run_dir / REPORT_CARD)
     items_of(config, catalogue.tokens).save(run_dir / ITEMS)
     if dataset.feature_files:
         save_encoders(run_dir / ENCODERS, dataset.feature_files, item_file(config).parent)

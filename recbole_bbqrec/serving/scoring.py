@@ -18,6 +18,7 @@ from ..second_stage.ranker import BoostedRanker
 from ..second_stage.reasons import OWN_SCORE, Reason, reasons_for
 from . import explain
 from .best import best
+from .index import FaissIndex
 
 BATCH = 512
 """Histories that are scored together."""
@@ -39,6 +40,7 @@ class Scorer:
     def __init__(self, model: Any, settings: Any, n_items: int) -> None:
         self.model, self.settings, self.n_items = model, settings, n_items
         self.ranker, self.device = ranker_of(model, settings), settings["device"]
+        self.index: FaissIndex | None = None
 
     @functools.cached_property
     def shared(self) -> Any:
@@ -69,9 +71,11 @@ class Scorer:
         """
         barred = histories if exclude_seen else [[] for _ in histories]
         of_all = denied[0] if denied and len(denied) == 1 else []
-        if denied and (len(denied) > 1 or self.ranker.is_beam_search):
+        if denied and (len(denied) > 1 or self.ranker.is_beam_search or self.index):
             barred = [seen + also for seen, also in zip(barred, itertools.cycle(denied))]
         pairs = self._pairs(barred)
+        if self.index and permitted is None and (found := self.index.top(self._padded(histories), k, pairs)):
+            return found
         if permitted is None:
             # A beam search leaves out what has been seen before it cuts its beam, also what the model does not read.
             scores = self.score(histories, excluded=pairs).clone()

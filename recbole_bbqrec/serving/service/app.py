@@ -34,7 +34,9 @@ K = Annotated[int, Query(ge=1, le=MAX_K)]
 ItemPath = Annotated[str, Path(max_length=256)]
 
 
-def make_app(bundle: Bundle, store: Store, api_key: str | None = None, rate: float = 0) -> Guard:
+def make_app(
+    bundle: Bundle, store: Store, api_key: str | None = None, rate: float = 0, index: str | None = None
+) -> Guard:
     """Return the service of a bundle, for any ASGI server.
 
     Parameters
@@ -42,9 +44,10 @@ def make_app(bundle: Bundle, store: Store, api_key: str | None = None, rate: flo
     store : where histories are kept; it is closed when the service ends.
     api_key : what every request but pages and `/health` has to send as `X-API-Key`; none = nothing.
     rate : requests a second that one client may make; 0 = any.
+    index : what later generations are searched by, as `Bundle.use_index` has it; none = the exact search.
     """
     metrics = Metrics()
-    service = Service(bundle, store, metrics)
+    service = Service(bundle, store, metrics, index)
     about = "Recommendations of a trained bundle. An answer of class 4xx or 5xx holds one line, `error`."
     app = FastAPI(
         title="bbqrec",
@@ -66,9 +69,9 @@ def make_app(bundle: Bundle, store: Store, api_key: str | None = None, rate: flo
 class Service:
     """What requests share in one process."""
 
-    def __init__(self, bundle: Bundle, store: Store, metrics: Metrics) -> None:
+    def __init__(self, bundle: Bundle, store: Store, metrics: Metrics, index: str | None) -> None:
         self.metrics, self.store, self.views = metrics, store, Views()
-        self.live = Live(bundle, metrics)
+        self.live = Live(bundle, metrics, index)
         self.keep: Batcher[list[Event], None] = Batcher(self._keep, TOGETHER, WAITING, "store")
         self.history: Batcher[str, list[str]] = Batcher(self._histories, TOGETHER, WAITING, "histories")
 

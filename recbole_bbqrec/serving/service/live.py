@@ -40,14 +40,15 @@ class Live:
     Parameters
     ----------
     bundle : as it was when the service began; a newer one is taken as soon as `follow` sees it.
+    index : what newer ones are searched by, as `Bundle.use_index` has it; none = the exact search.
 
     Attributes
     ----------
     bundle : whoever reads it once works with one generation to the end, whatever comes meanwhile.
     """
 
-    def __init__(self, bundle: Bundle, metrics: Metrics) -> None:
-        self.bundle, self._metrics = bundle, metrics
+    def __init__(self, bundle: Bundle, metrics: Metrics, index: str | None = None) -> None:
+        self.bundle, self._metrics, self._index = bundle, metrics, index
         metrics.generation.set(bundle.generation)
         self._plain: Batcher[Ask, dict[str, Any]] = Batcher(self._answers, BATCH, WAITING, "scoring")
         self._explained: Batcher[Ask, dict[str, Any]] = Batcher(
@@ -79,6 +80,8 @@ class Live:
         return grown.generation
 
     def _take(self, bundle: Bundle) -> None:
+        if self._index:
+            bundle.use_index(self._index)
         bundle.recommend([bundle.item_tokens[1:2]], 1)  # what is computed once, before anybody waits for it
         if bundle.generation > self.bundle.generation:
             self.bundle = bundle

@@ -49,6 +49,7 @@ class Options(NamedTuple):
     store: str = "events.sqlite"
     api_key: str | None = None
     rate: float = 0
+    index: str | None = None
 
 
 def serve(folder: str | Path, options: Options) -> None:
@@ -75,6 +76,8 @@ def serve(folder: str | Path, options: Options) -> None:
 
         Store(options.store).close()
         bundle = load_bundle(folder)
+        if options.index:
+            bundle.use_index(options.index)
         bundle.recommend([bundle.item_tokens[1:2]], 1)
         gc.collect()
         gc.freeze()  # what the workers share of memory stays shared
@@ -215,7 +218,7 @@ def _answer(bundle: Bundle, listening: socket.socket, options: Options, held: He
     from .store import Store
 
     config = uvicorn.Config(
-        make_app(bundle, Store(options.store), options.api_key, options.rate),
+        make_app(bundle, Store(options.store), options.api_key, options.rate, options.index),
         http=partial(PatientProtocol, held),  # type: ignore[arg-type]
         ws="none",
         loop="asyncio",

@@ -1,0 +1,133 @@
+"""A bundle pushed to a hub on loopback and loaded from there, and what is refused in one line."""
+
+import hashlib
+
+import pytest
+from huggingface_hub import constants
+from serving.hub_server import TOKEN, Hub
+
+import recbole_bbqrec
+from recbole_bbqrec import cli, storage
+from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.serving import hub as hub_module
+from recbole_bbqrec.serving.hub import fetch, files_of, push
+
+REPO = "org/tiny"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub that we are logged in to, and an empty cache."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # large files by git LFS, as before Xet
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with Hub() as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        files = f"{running.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny, untrained):
+    """A bundle with a second generation, beside files that are none of its own."""
+    made = untrained(tiny, "BBQRec", second_stage="off")
+    storage.write_json(made.folder / "notes.json", {})
+    (made.folder / "last.safetensors").write_bytes(b"of a training")
+    import pandas as pd
+
+    return made.add_items(pd.DataFrame({"item_id": ["new"], "title": ["a red lamp"], "brand": ["Acme"]}))
+
+
+def test_what_is_pushed_is_loaded_and_recommends_the_same(hub, bundle):
+    url = push(bundle.folder, REPO)
+    assert url == f"{hub.url}/{REPO}"
+    names = {*hub.repos[REPO]}
+    assert names == {*files_of(bundle.folder), "README.md"}
+    assert {"bundle.json", "weights.safetensors", "generations.json", "generations/0001/features.safetensors"} <= names
+    assert not names & {"notes.json", "last.safetensors", "generations/lock"}
+    loaded = recbole_bbqrec.load_bundle(f"hf://{REPO}")
+    histories = [bundle.item_tokens[1:4], ["new"]]
+    assert loaded.item_tokens == bundle.item_tokens and loaded.generation == 1
+    assert loaded.recommend(histories) == bundle.recommend(histories)
+    assert recbole_bbqrec.load_bundle(f"hf://{REPO}@{hub.sha(REPO)}").titles == bundle.titles
+
+
+def test_the_card_says_what_it_is_and_has_the_hashes_of_all_files(hub, bundle):
+    push(bundle.folder, REPO, results="RESULTS")
+    card = hub.repos[REPO]["README.md"].decode()
+    assert card.startswith("---\nlibrary_name: recbole_bbqrec\n")
+    for said in (
+        "# BBQRec on tiny",
+        "| items",
+        " 40 |",
+        "RESULTS",
+        f'load_bundle("hf://{REPO}")',
+        "adds its terms here",
+    ):
+        assert said in card
+    for name in files_of(bundle.folder):
+        assert hashlib.sha256(hub.repos[REPO][name]).hexdigest() in card
+
+
+def test_only_files_of_a_bundle_are_fetched(hub, bundle):
+    push(bundle.folder, REPO)
+    hub.repos[REPO] |= {"modeling.py": b"raise SystemExit", "weights.bin": b"\x80\x04", "x/items.safetensors": b""}
+    folder = fetch(f"hf://{REPO}")
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
+        *files_of(bundle.folder)
+    }
+    assert not {"modeling.py", "weights.bin", "README.md"} & {*hub.requests}
+
+
+def test_without_the_hub_what_is_in_the_cache_is_taken(hub, bundle, monkeypatch):
+    push(bundle.folder, REPO)
+    first = fetch(f"hf://{REPO}")
+    hub.__exit__()
+    assert fetch(f"hf://{REPO}") == first
+    with pytest.raises(InputError, match=r"^hf://org/other: the hub cannot be reached"):
+        fetch("hf://org/other")
+    with pytest.raises(InputError, match=r"^hf://org/tiny: the hub cannot be reached"):
+        push(bundle.folder, REPO)
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("hf://org/none", "no such repository, or no right to it (404); check its name"),
+        ("hf://org/tiny@v9", "found no such revision"),
+        ("hf://org/tiny/more", "found no name of a repository"),
+        ("hf://../..", "found no name of a repository"),
+        ("hf://org/empty", "found no bundle.json"),
+        ("hf://org/secret", "no such repository, or no right to it (401)"),
+    ],
+)
+def test_what_cannot_be_fetched_is_one_line(hub, monkeypatch, url, why):
+    hub.repos |= {"org/tiny": {}, "org/empty": {"README.md": b""}, "org/secret": {}}
+    hub.private.add("org/secret")
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(InputError) as error:
+        recbole_bbqrec.load_bundle(url)
+    assert str(error.value).startswith(f"{url}: {why}") and "\n" not in str(error.value)
+
+
+def test_what_is_too_large_is_not_fetched(hub, monkeypatch):
+    hub.repos["org/tiny"] = {"bundle.json": b" " * 1000}
+    monkeypatch.setattr(hub_module, "MOST_BYTES", 999)
+    with pytest.raises(InputError, match="expected at most"):
+        fetch("hf://org/tiny")
+    assert not hub.requests
+
+
+def test_the_command_pushes_with_the_figures_of_the_record(hub, bundle, tmp_path, capsys, monkeypatch):
+    arguments = ["push", str(bundle.folder), REPO, "--private", f"--endpoint={hub.url}", f"--results={tmp_path}"]
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out == f"{hub.url}/{REPO}\n" and hub.private == {REPO}
+    assert "no record of this run" in hub.repos[REPO]["README.md"].decode()
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert cli.main(arguments) == 2
+    assert "error: hf://org/tiny: no such repository, or no right to it (401)" in capsys.readouterr().err
+    hub.broken = 400
+    assert cli.main(arguments) == 2
+    assert "error: hf://org/tiny: the hub refuses (400)" in capsys.readouterr().err
+    assert cli.main(["push", str(tmp_path), REPO]) == 2
