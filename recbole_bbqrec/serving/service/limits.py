@@ -98,6 +98,8 @@ class Guard:
         self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
 
     def _admit(self, scope: Scope) -> None:
+        if (version := scope.get("http_version", "1.1")) not in ("1.0", "1.1"):
+            raise RefusedError(400, f"found HTTP/{version}, expected HTTP/1.1")
         client = scope.get("client") or ("", 0)
         self._rate.take(client[0], time.monotonic())
         path = scope["path"]
