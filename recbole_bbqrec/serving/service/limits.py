@@ -20,8 +20,10 @@ MAX_BODY = 2 << 20
 BODY_SECONDS = 10.0
 OPEN = ("/health", "/docs", "/openapi.json", "/map")
 """Besides `/` and `/static/` what needs no key: nothing of a user, and no change."""
+POLICY = "default-src 'self'; img-src 'self' blob:; frame-ancestors 'none'; form-action 'self'; base-uri 'none'"
+"""What a page may load: from this service alone. Images that need a key are blobs, which the page has fetched."""
 HEADERS = [
-    (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'; form-action 'self'; base-uri 'none'"),
+    (b"content-security-policy", POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 ]

@@ -157,10 +157,13 @@ class Page:
     def errors(self):
         return [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]
 
-    def asked(self):
-        """Addresses of all requests since it was last asked."""
+    def asked_elsewhere(self):
+        """Addresses of requests to others than the service, since it was last asked."""
         events = [json.loads(entry["message"])["message"] for entry in self.browser.get_log("performance")]
-        return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+        sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+        assert sent
+        own = (self.origin, f"blob:{self.origin}", "about:")
+        return [asked["request"]["url"] for asked in sent if not asked["request"]["url"].startswith(own)]
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +211,7 @@ def page(browser, origin, moody):
     yield page
     moody.moods.clear()
     assert not page.errors()
-    assert {address for address in page.asked() if not address.startswith((origin, "about:"))} == set()
+    assert page.asked_elsewhere() == []
 
 
 def test_from_a_search_to_recommendations_that_say_why(page, bundle):
@@ -364,7 +367,26 @@ def test_a_service_that_is_gone_is_told(page):
     assert page.cards_after(2) != before
 
 
-def test_a_key_is_asked_for(page, bundle, tmp_path, browser):
+@pytest.fixture
+def with_images(bundle, tmp_path, monkeypatch):
+    """The bundle, every item of which has an image 3 pixels wide."""
+    Image.new("RGB", (3, 4)).save(tmp_path / "image.png")
+    monkeypatch.setattr(type(bundle), "image_file", lambda self, token: tmp_path / "image.png")
+    return bundle
+
+
+def image_widths(page):
+    return page.run("return [...document.querySelectorAll('#history img')].map((image) => image.naturalWidth)")
+
+
+def test_items_have_their_images(page, with_images):
+    page.open("/#history=i01,i02")
+    page.cards_after(2)
+    page.until(lambda: image_widths(page) == [3, 3])
+
+
+def test_a_key_is_asked_for(with_images, tmp_path, browser):
+    bundle = with_images
     with served(make_app(bundle, Store(str(tmp_path / "events.sqlite")), api_key="secret")) as origin:
         keyed = Page(browser, origin)
         keyed.open("/#history=i01")
@@ -372,8 +394,9 @@ def test_a_key_is_asked_for(page, bundle, tmp_path, browser):
         keyed.browser.find_element(By.ID, "api-key").send_keys("secret", Keys.ENTER)
         assert keyed.cards_after(1)
         assert keyed.texts("#history .title")[0].startswith("green lamp number 1")
+        keyed.until(lambda: image_widths(keyed) == [3])  # which an <img> alone would ask for without the key
         assert all("401" in error for error in keyed.errors())
-        assert all(address.startswith((origin, "about:")) for address in keyed.asked())
+        assert keyed.asked_elsewhere() == []
 
 
 def test_the_map_tells_titles_and_adds_items(page, bundle):
@@ -425,4 +448,4 @@ def test_pictures_for_the_documentation(page, tmp_path):
             time.sleep(0.5)  # pictures and fonts
             picture = Image.open(io.BytesIO(real.browser.get_screenshot_as_png()))
             picture.quantize(256).save(PICTURES / f"{name}.png", optimize=True)
-        assert {address for address in real.asked() if not address.startswith((origin, "about:"))} == set()
+        assert real.asked_elsewhere() == []
