@@ -40,7 +40,7 @@ function keepInLinks() {
 
 // ---- The service
 
-/** An answer that is no success; `status` is 0 where none came, `wait` the seconds to wait where the service says so. */
+/** No answer (`status` 0) or one that is no success; `wait` are the seconds to wait, where the service says so. */
 export class Problem extends Error {
   constructor(message, status, wait = null) {
     super(message);
@@ -56,8 +56,8 @@ export async function call(path, { body = null, signal = null } = {}) {
   const type = body ? { "Content-Type": "application/json" } : {};
   let response;
   try {
-    const headers = { ...type, ...keyHeader() };
-    response = await fetch(path, { method: body ? "POST" : "GET", headers, signal, body: body && JSON.stringify(body) });
+    const how = { method: body ? "POST" : "GET", headers: { ...type, ...keyHeader() }, signal };
+    response = await fetch(path, { ...how, body: body && JSON.stringify(body) });
   } catch (error) {
     throw signal?.aborted ? error : new Problem("The service cannot be reached.", 0);
   }
@@ -119,8 +119,8 @@ export function picture(item) {
   const telling = words.filter((word) => !/^\p{N}+$/u.test(word)); // a year is no initial
   const initials = (telling.length ? telling : words).slice(0, 2).map((word) => [...word][0].toUpperCase());
   const shown = element("span", { class: "picture", "aria-hidden": "true" }, initials.join(""));
-  const paint = (codes) => shown.classList.add(`colour-${codes.find(({ code }) => code === item.code)?.colour ?? "none"}`);
-  codesOfCatalogue().then(paint, () => {});
+  const paint = (held) => held && shown.classList.add(`colour-${held.colour}`);
+  codesOfCatalogue().then((codes) => paint(codes.find(({ code }) => code === item.code)), () => {});
   if (item.image) shown.append(imageOf(item.image));
   return shown;
 }

@@ -28,7 +28,8 @@ function polygon(path, corners) {
 const colours = () => {
   const style = getComputedStyle(document.documentElement);
   const named = (name) => style.getPropertyValue(name).trim();
-  return { codes: Array.from({ length: 8 }, (_, at) => named(`--code-${at}`)), ink: named("--ink"), none: named("--faint") };
+  const codes = Array.from({ length: 8 }, (_, at) => named(`--code-${at}`));
+  return { codes, ink: named("--ink"), none: named("--faint") };
 };
 
 /** Draw a code's mark. Codes that lie near each other have one colour, and the nearest ones different shapes. */
@@ -59,7 +60,7 @@ function place() {
   }
 }
 
-const extent = (values) => [values.reduce((a, b) => Math.min(a, b), Infinity), values.reduce((a, b) => Math.max(a, b), -Infinity)];
+const extent = (values) => [Math.min(...values), Math.max(...values)];
 
 function draw() {
   const context = sized(canvas, canvas.clientWidth, canvas.clientHeight);
@@ -80,9 +81,11 @@ function draw() {
     context.strokeStyle = palette.ink;
     context.stroke();
   };
-  const stands = (point) => code === null || point.code === code;
-  for (const point of points) if (!stands(point)) one(point, size, 0.12);
-  for (const point of points) if (stands(point)) one(point, code === null ? size : size + 1.5, code === null ? 0.75 : 1);
+  if (code === null) for (const point of points) one(point, size, 0.75);
+  else {
+    for (const point of points) if (point.code !== code) one(point, size, 0.12);
+    for (const point of points) if (point.code === code) one(point, size + 1.5, 1);
+  }
   for (const point of points) if (chosen.has(point.item)) ring(point, 7);
   if (pointed) ring(pointed, 5);
 }
@@ -140,7 +143,9 @@ function row({ code: of, n, items }) {
   const button = element("button", { type: "button", class: "of-code", "aria-pressed": "false" }, swatch, String(of));
   button.onclick = () => {
     kept = kept === of ? null : of;
-    for (const other of $("codes").querySelectorAll(".of-code")) other.setAttribute("aria-pressed", String(other === button && kept === of));
+    for (const other of $("codes").querySelectorAll(".of-code")) {
+      other.setAttribute("aria-pressed", String(other === button && kept === of));
+    }
     standOut(null);
   };
   const titles = items.map((item) => {
@@ -151,7 +156,8 @@ function row({ code: of, n, items }) {
     return element("li", {}, title);
   });
   const made = element("tr", { "data-code": of }, element("th", { scope: "row" }, button));
-  made.append(element("td", { class: "number" }, n.toLocaleString("en")), element("td", {}, element("ul", {}, ...titles)));
+  made.append(element("td", { class: "number" }, n.toLocaleString("en")));
+  made.append(element("td", {}, element("ul", {}, ...titles)));
   made.onpointerenter = () => standOut(of);
   made.onpointerleave = () => standOut(null);
   made.addEventListener("focusin", () => standOut(of));

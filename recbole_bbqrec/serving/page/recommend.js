@@ -1,6 +1,7 @@
 // The page at "/": items found by words, a history built of them, recommendations with what spoke for them.
 
-import { $, add, begin, call, codesOfCatalogue, element, hideProblem, history, nameOf, picture, setHistory, showProblem } from "./common.js";
+import { $, add, begin, call, codesOfCatalogue, element, nameOf, picture } from "./common.js";
+import { hideProblem, history, setHistory, showProblem } from "./common.js";
 
 const K = 12;
 const N_STARTERS = 8;
@@ -19,7 +20,7 @@ const SENTENCES = {
   "what follows by content": ["its content follows ", ""],
   "similar codes": ["codes similar to ", ""],
   "codes that follow": ["its codes follow those of ", ""],
-  "the model's own score": ["the model's own score, because of ", ""],
+  "the model's own score": ["the model's own score, because\u00a0of ", ""],
 };
 const OF_NO_ITEM = {
   "popular": "popular with everyone",
@@ -132,14 +133,18 @@ async function showHistory() {
   const tokens = history();
   $("clear").hidden = !tokens.length;
   $("history-hint").hidden = tokens.length > 0;
-  const focused = $("history").contains(document.activeElement) ? rows().indexOf(document.activeElement.parentNode) : -1;
-  const found = await Promise.all(tokens.map((token) => details(token).catch(({ status }) => ({ item: token, missing: status === 404 }))));
+  const focused = placeOfFocus($("history"));
+  const unknown = (token) => ({ status }) => ({ item: token, missing: status === 404 });
+  const found = await Promise.all(tokens.map((token) => details(token).catch(unknown(token))));
   if (tokens.join() !== history().join()) return; // a later history is on its way
   $("history").replaceChildren(...found.reverse().map(historyRow));
   if (focused >= 0) (rows()[Math.min(focused, tokens.length - 1)]?.lastChild ?? $("words")).focus();
 }
 
 const rows = () => [...$("history").children];
+
+/** Place of the row that has the focus among those of a list; -1 where none has. */
+const placeOfFocus = (list) => [...list.children].findIndex((row) => row.contains(document.activeElement));
 
 function historyRow(item) {
   const remove = element("button", { class: "remove", type: "button", "aria-label": `Remove ${nameOf(item)}` }, "×");
@@ -166,16 +171,16 @@ $("clear").addEventListener("click", () => {
 /** An item's codes as small chips, in the order of their places; of those not in `shared` only the place is shown. */
 function codeStrip(codes, shared = null) {
   const strip = element("span", { class: "codes" });
-  const shown = (code, place) => !shared || shared.includes(place);
-  const words = codes.map((code, place) => (shown(code, place) ? `${code < 0 ? "none" : code} at place ${place + 1}` : null));
-  strip.append(element("span", { class: "unseen" }, `${shared ? "same codes" : "codes"} ${words.filter(Boolean).join(", ")}`));
-  if (shared) strip.append(element("span", { class: "caption", "aria-hidden": "true" }, "same codes"));
-  codes.forEach((code, place) => {
+  const caption = shared ? "same codes" : "codes";
+  const words = [];
+  const chips = codes.map((code, place) => {
     const text = code < 0 ? "–" : String(code);
-    const chip = shown(code, place) ? element("span", { class: "code" }, text) : element("span", { class: "code other" }, "·");
-    chip.setAttribute("aria-hidden", "true");
-    strip.append(chip);
+    if (shared && !shared.includes(place)) return element("span", { class: "code other", "aria-hidden": "true" }, "·");
+    words.push(`${text} at place ${place + 1}`);
+    return element("span", { class: "code", "aria-hidden": "true" }, text);
   });
+  if (shared) chips.unshift(element("span", { class: "caption", "aria-hidden": "true" }, caption));
+  strip.append(element("span", { class: "unseen" }, `${caption} ${words.join(", ")}`), ...chips);
   return strip;
 }
 
@@ -194,7 +199,7 @@ async function recommend() {
   $("recommended").setAttribute("aria-busy", "true");
   try {
     const answer = await call("/recommend", { body: { history: tokens, k: K, explain: true }, signal });
-    const sayers = new Set(answer.items.flatMap(({ why }) => (why?.shared_codes?.length && why.by ? [why.by.item] : [])));
+    const sayers = new Set(answer.items.filter(({ why }) => why?.shared_codes.length).map(({ why }) => why.by.item));
     const codes = new Map(await Promise.all([...sayers].map(async (token) => [token, (await details(token)).codes])));
     if (signal.aborted) return;
     showCards(answer.items.map((item) => card(item, codes)));
@@ -208,7 +213,7 @@ async function recommend() {
 function showCards(made) {
   hideProblem();
   const list = $("recommended");
-  const focused = list.contains(document.activeElement) ? [...list.children].indexOf(document.activeElement.closest("li")) : -1;
+  const focused = placeOfFocus(list);
   list.replaceChildren(...made);
   cards = new Map(made.map((shown) => [shown.dataset.item, shown]));
   list.setAttribute("aria-busy", "false");
@@ -233,7 +238,8 @@ function why(reason, codes) {
   const percent = Math.round(reason.share * 100);
   const bar = element("span", { class: "bar" }, element("span"));
   bar.firstChild.style.width = `${percent}%`;
-  const share = element("div", { class: "share", title: "Its part of all that speaks for this item" }, bar, `${percent} %`);
+  const share = element("div", { class: "share", title: "Its part of all that speaks for this item" });
+  share.append(bar, `${percent} %`);
   const parts = [element("p", { class: "why" }, ...sentence(reason)), share];
   const shared = codes.get(reason.by?.item);
   if (shared && reason.shared_codes.length) parts.push(codeStrip(shared, reason.shared_codes));
@@ -244,8 +250,8 @@ function why(reason, codes) {
 
 async function showStarters() {
   const codes = await codesOfCatalogue();
-  const step = Math.max(codes.length / N_STARTERS, 1);
-  const items = codes.filter((_, at) => Math.floor(at / step) > Math.floor((at - 1) / step)).map(({ items }) => items[0]);
+  const step = Math.ceil(codes.length / N_STARTERS);
+  const items = codes.filter((_, at) => at % step === 0).map(({ items }) => items[0]);
   $("starters").replaceChildren(
     ...items.map((item) => {
       const button = element("button", { type: "button" }, nameOf(item));

@@ -44,6 +44,10 @@ WATCH = """
     const seen = () => [...document.querySelectorAll("#problem p, .cards .title")].slice(0, 2).map((e) => e.innerText);
     new MutationObserver(() => told.push(seen())).observe(document.querySelector("#problem"), { childList: true });
 """
+CHIPS = """
+    const codesOf = (card) => [...card.querySelectorAll(".code:not(.other)")].map((e) => Number(e.innerText));
+    return [...document.querySelectorAll("#recommended li")].map(codesOf);
+"""
 REAL = os.environ.get("BBQREC_SCREENSHOTS_OF")
 """Folder of a bundle with titles, whose pages are then pictured in docs/images."""
 PICTURES = Path(__file__).resolve().parents[3] / "docs" / "images"
@@ -232,6 +236,11 @@ def test_from_a_search_to_recommendations_that_say_why(page, bundle):
     for reason, text, share in zip(asked.reasons, reasons, page.texts("#recommended .share"), strict=True):
         assert share == f"{round(100 * reason.share)} %"
         assert titles_of(bundle, [reason.item])[0] in text if reason.item else text
+    codes, by = bundle.semantic_ids().drop(columns="title"), [reason.item for reason in asked.reasons]
+    shared = [bundle.shared_codes(item, one) if one else [] for item, one in zip(asked.items, by, strict=True)]
+    rows = zip(asked.items, shared, strict=True)
+    assert page.run(CHIPS) == [[int(codes.loc[item].iloc[place]) for place in places] for item, places in rows]
+    assert any(shared)
 
 
 def test_the_address_holds_the_history(page):
@@ -431,10 +440,10 @@ def test_every_signal_has_a_sentence():
 
 
 @pytest.mark.skipif(not REAL, reason="BBQREC_SCREENSHOTS_OF names no bundle")
-def test_pictures_for_the_documentation(page, tmp_path):
+def test_pictures_for_the_documentation(browser, tmp_path):
     bundle = recbole_bbqrec.load_bundle(REAL)
     with served(make_app(bundle, Store(str(tmp_path / "events.sqlite")))) as origin:
-        real = Page(page.browser, origin)
+        real = Page(browser, origin)
         history = ",".join(bundle.find(words, 1)[0] for words in ("toy story", "star wars", "empire strikes"))
         for name, path, size, dark in (
             ("serve-page", f"/#history={history}", WIDE, False),
