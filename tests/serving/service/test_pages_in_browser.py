@@ -326,11 +326,11 @@ def test_html_in_titles_stays_text(page, bundle):
     assert page.run("return document.querySelectorAll('img[src=x], main script').length") == 0
 
 
-@pytest.mark.parametrize("path", ["/", "/#history=i01,i09,i07", "/map"])
+@pytest.mark.parametrize("path", ["/", "/#history=i01,i09,i07", "/map", "/docs"])
 def test_a_phone_needs_no_scrolling_sideways(page, path):
     page.resize(PHONE)
     page.open(path)
-    page.until(lambda: page.texts("#starters li, #recommended li, #codes li"))
+    page.until(lambda: page.texts("#starters li, #recommended li, #codes li, .docs h2"))
     if path == "/":
         page.search("w")
     assert page.run("return [document.documentElement.scrollWidth, innerWidth]") == [PHONE[0], PHONE[0]]
