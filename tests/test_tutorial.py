@@ -1,0 +1,27 @@
+"""The tutorial notebook runs from its first cell to its last, and shows what its words promise."""
+
+from pathlib import Path
+
+import pytest
+
+nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+NOTEBOOK = Path(__file__).parents[1] / "examples/tutorial.ipynb"
+
+
+def shown(cell):
+    """What a cell shows as its value, as plain text."""
+    return next(output["data"] for output in cell.outputs if output.output_type == "execute_result")
+
+
+def test_the_tutorial_runs(tmp_path):
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "strip the outputs before they are committed"
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    train, history, listed, why, codes, near, with_new = (cell for cell in notebook.cells if cell.cell_type == "code")
+    assert any("masked" in output.get("text", "") for output in train.outputs)
+    assert "Star Wars" in shown(history)["text/plain"]
+    # Rows of the tables, with their headers.
+    assert [shown(cell)["text/html"].count("<tr") for cell in (history, listed, near)] == [4, 6, 6]
+    assert shown(why)["text/html"].count("<tr") == 7 and "Star Wars" in shown(why)["text/html"]
+    assert "Star Wars" in shown(codes)["text/html"] and ">c3<" in shown(codes)["text/html"]
+    assert shown(with_new)["text/plain"].count(",") >= 4
