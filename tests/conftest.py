@@ -1,5 +1,6 @@
 """One tiny multi-modal data set for all tests, and settings under which a run takes a second or two."""
 
+import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,13 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _one_thread(tmp_path_factory: pytest.TempPathFactory) -> None:
     torch.set_num_threads(1)
     os.chdir(tmp_path_factory.mktemp("session"))  # where fixtures that several tests share run
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_is_loaded_stays() -> None:
+    """A run collects garbage before it measures memory: half its time, were all imported packages looked at again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

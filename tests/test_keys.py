@@ -204,7 +204,11 @@ OURS = {
     "features of a control": ("SASRecPlus", {**TEXTS, "attach_item_features": True, "use_features": True}, None),
     "a part without features": ("SASRecPlus", {"use_features": True}, "True only with item features"),
     "codes for nobody": ("SASRec", {"attach_semantic_ids": True}, "something reads the IDs"),
-    "codes that come anyway": ("BBQRec", {"attach_semantic_ids": False}, "to go without codes set codes=none"),
+    "codes that come anyway": (
+        "BBQRec",
+        {"attach_semantic_ids": False, "similarity_attention": "additive"},
+        "to go without codes set codes=none",
+    ),
     "codes as a column": ("FDSA", {"attach_semantic_ids": True, "selected_features": ["semantic_id"]}, None),
     "attention of another model": ("TIGER", {"similarity_attention": "additive"}, "only in BBQRec, its controls"),
     "signals of no attention": ("SASRecPlus", {"similarity_signals": ["text"]}, "only with similarity_attention"),

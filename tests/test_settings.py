@@ -47,7 +47,7 @@ def test_extends_is_no_setting_and_its_keys_go_over_those_it_extends(tiny):
     small |= {"second_stage"}  # all of these for quick tests
     small |= {key for key in changed if key.startswith("sid_")}
     assert changed - small == {
-        *("model", "attach_semantic_ids", "codes", "use_code_embedding", "similarity_attention", "scoring"),
+        *("model", "attach_semantic_ids", "codes", "use_code_embedding", "scoring"),
     }
     with pytest.raises(InputError, match="unknown key 'extends'"):
         Config(config_dict=quick(tiny, "BBQRec", extends="SASRecPlus"))

@@ -1,6 +1,6 @@
 """Why a bundle recommends an item: by the trees of its second stage, else by leaving items of the history out.
 
-Trees tell what each signal adds (`second_stage.reasons`). Any other model is asked again without one item of the
+Trees tell what each signal adds (`second_stage.reasons`). A model's own score is asked for again without one item of the
 history at a time: what an item's score loses is what the left-out one said for it.
 
 Shapes: B histories, T items of the longest, k items of each, m different items of one history, N items (row 0 =
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..second_stage.boosted import COSINE, QUANTISED
 from ..second_stage.linear import BOUND, CandidateSimilarity
 from ..second_stage.ranker import recent_first
-from ..second_stage.reasons import OWN_SCORE, Reason, words_of
+from ..second_stage.reasons import words_of
 
 N_OTHERS = 32
 """Histories of one item that a history of one item is compared with: it has nothing left without that."""
@@ -41,13 +41,13 @@ def left_out(
     return sayers, (scores[0] - without).nan_to_num(0.0, 0.0, 0.0).T.tolist()
 
 
-def reason(sayers: list[int], losses: list[float], tokens: list[str]) -> Reason:
-    """The reason for an item that loses so much without each of the history's items."""
+def loudest(sayers: list[int], losses: list[float]) -> tuple[int | None, float]:
+    """Who says most for an item that loses so much without each of them, and his part of what all say; none: nobody."""
     spoke = sum(max(loss, 0.0) for loss in losses)
     if spoke <= 0:
-        return Reason(None, OWN_SCORE, 1.0)  # whatever the history is, as popularity has it
+        return None, 1.0  # whatever the history is, as popularity has it
     best = max(range(len(losses)), key=losses.__getitem__)
-    return Reason(tokens[sayers[best]], OWN_SCORE, losses[best] / spoke)
+    return sayers[best], losses[best] / spoke
 
 
 def linear_signal(stage: CandidateSimilarity, history: Tensor, item: int, sayer: int) -> tuple[str, float] | None:

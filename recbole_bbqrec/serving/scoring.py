@@ -15,7 +15,7 @@ from ..model.decoding import Pairs
 from ..model.protocol import ranker_of
 from ..second_stage.linear import CandidateSimilarity
 from ..second_stage.ranker import BoostedRanker
-from ..second_stage.reasons import Reason, reasons_for
+from ..second_stage.reasons import OWN_SCORE, Reason, reasons_for
 from . import explain
 from .best import best
 from .index import FaissIndex
@@ -103,24 +103,41 @@ class Scorer:
             given = self._padded(histories)
             longest = max(map(len, items))
             offered = torch.tensor([some + [0] * (longest - len(some)) for some in items], device=self.device).long()
-            return reasons_for(stage, self.ranker.first_stage(given, shared=self.shared), given, offered, tokens)
-        return [self._of_one(stage, *pair, tokens) for pair in zip(histories, items, strict=True)]
+            found = reasons_for(stage, self.ranker.first_stage(given, shared=self.shared), given, offered, tokens)
+        else:
+            found = [[Reason(None, OWN_SCORE, 1.0)] * len(some) for some in items]
+        return [self._spoken(stage, *row, tokens) for row in zip(histories, items, found, strict=True)]
 
-    def _of_one(self, stage: Any, history: list[int], items: list[int], tokens: list[str]) -> list[Reason]:
-        """Reasons after one history, by leaving out its items."""
-        if not items:
-            return []
+    def _spoken(
+        self, stage: Any, history: list[int], items: list[int], reasons: list[Reason], tokens: list[str]
+    ) -> list[Reason]:
+        """The reasons after one history; where one is the model's own score, who in the history made it."""
+        own = [at for at, reason in enumerate(reasons) if reason.signal == OWN_SCORE]
+        if not own:
+            return reasons
         history = history[-self.settings["MAX_ITEM_LIST_LENGTH"] :]
-        sayers, losses = explain.left_out(history, items, self.score, self.n_items, self.settings["seed"])
-        found = [explain.reason(sayers, loss, tokens) for loss in losses]
-        if isinstance(stage, CandidateSimilarity):
-            given, ids = self._padded([history]), {tokens[sayer]: sayer for sayer in sayers}
-            for at, (item, reason, loss) in enumerate(zip(items, found, losses, strict=True)):
-                said = explain.linear_signal(stage, given, item, ids[reason.item]) if reason.item else None
+        by_trees = isinstance(stage, BoostedRanker)
+        score = self._first_scores if by_trees else self.score
+        sayers, losses = explain.left_out(
+            history, [items[at] for at in own], score, self.n_items, self.settings["seed"]
+        )
+        reasons = [*reasons]
+        for at, loss in zip(own, losses, strict=True):
+            sayer, share = explain.loudest(sayers, loss)
+            if sayer is None:
+                continue
+            # Trees have told the share of the score; of other models it is the sayer's part of what all items say.
+            reasons[at] = Reason(tokens[sayer], OWN_SCORE, reasons[at].share if by_trees else share)
+            if isinstance(stage, CandidateSimilarity):
+                said = explain.linear_signal(stage, self._padded([history]), items[at], sayer)
                 # The signal where at least half of what the item loses is its weight.
                 if said and said[1] >= max(loss) / 2:
-                    found[at] = reason._replace(signal=said[0])
-        return found
+                    reasons[at] = reasons[at]._replace(signal=said[0])
+        return reasons
+
+    def _first_scores(self, histories: Ids, items: Tensor) -> Tensor:
+        """Scores [B, k] of items [k] by the model alone, without its second stage."""
+        return self.ranker.first_stage(self._padded(histories), shared=self.shared).scores[:, items.to(self.device)]
 
 
 def batches(histories: Ids) -> Iterator[list[int]]:

@@ -14,7 +14,7 @@ from recbole_bbqrec.experiments.ablation import ablate, applicable, changes_of, 
 
 ROWS, FORMS = (list(ablation.definition()[part]) for part in ("rows", "forms"))
 
-OFF = ["with-similarity-attention"]  # where the model has none
+OFF = ["similarity-attention"]  # which the model does not have
 IMAGE = ["candidate-image", "text-only", "image-only", "neither"]
 BOTH = {"image_fields": "image_codes", "image_encoder": "codes"}
 

@@ -50,7 +50,7 @@ def test_with_zero_bias_it_is_the_plain_transformer_to_the_last_bit(data, mode):
 
 
 def test_a_bias_changes_scores_and_learns(data):
-    model, batches, _ = make(data, **PLAIN)
+    model, batches, _ = make(data, similarity_attention="additive", **PLAIN)
     before = model.eval().score(batches[0]["item_id_list"])
     model.train().calculate_loss(batches[0]).backward()
     assert model.similarity.weight.grad.abs().sum() > 0

@@ -19,7 +19,7 @@ CONTROLS = {
     "BBQRecCodes": (False, False, True, False, "codes", None),
     "BBQRecCodesDense": (False, False, True, False, "dense", None),
     "BBQRecGenerate": (False, False, True, False, "generate", None),
-    "BBQRecWithoutCandidates": (True, True, True, True, "joint", None),
+    "BBQRecWithoutCandidates": (True, True, True, False, "joint", None),
 }
 
 
@@ -59,7 +59,7 @@ def test_each_control_is_made_of_what_its_name_says(run, name):
 
 def test_everything_but_the_codes_is_bbqrec_without_codes_bit_for_bit(run):
     control, control_ranks = run("SASRecPlusFT")
-    same, same_ranks = run("BBQRec", codes="none", similarity_attention="off", attach_semantic_ids=False)
+    same, same_ranks = run("BBQRec", codes="none", attach_semantic_ids=False)
     weights, same_weights = (
         storage.load(f"{record['run_dir']}/weights.safetensors", WEIGHTS)[0] for record in (control, same)
     )
