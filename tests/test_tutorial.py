@@ -22,6 +22,6 @@ def test_the_tutorial_runs(tmp_path):
     assert "Star Wars" in shown(history)["text/plain"]
     # Rows of the tables, with their headers.
     assert [shown(cell)["text/html"].count("<tr") for cell in (history, listed, near)] == [4, 6, 6]
-    assert shown(why)["text/html"].count("<tr") == 7 and "Star Wars" in shown(why)["text/html"]
-    assert "Star Wars" in shown(codes)["text/html"] and ">c3<" in shown(codes)["text/html"]
+    assert shown(why)["text/html"].count("<tr") == 7 and "Terminator 2" in shown(why)["text/html"]
+    assert shown(codes)["text/html"].count("<tr") == 10 and ">c3<" in shown(codes)["text/html"]
     assert shown(with_new)["text/plain"].count(",") >= 4
