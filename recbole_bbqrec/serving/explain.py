@@ -1,7 +1,7 @@
 """Why a bundle recommends an item: by the trees of its second stage, else by leaving items of the history out.
 
-Trees tell what each signal adds (`second_stage.reasons`). A model's own score is asked for again without one item of the
-history at a time: what an item's score loses is what the left-out one said for it.
+Trees tell what each signal adds (`second_stage.reasons`). A model's own score is asked for again without one item of
+the history at a time: what an item's score loses is what the left-out one said for it.
 
 Shapes: B histories, T items of the longest, k items of each, m different items of one history, N items (row 0 =
 padding).
