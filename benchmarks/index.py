@@ -22,8 +22,9 @@ from tabulate import tabulate
 from recbole_bbqrec import load_bundle, registry
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.model.catalogue import Catalogue
-from recbole_bbqrec.serving.bundle import WEIGHTS, Bundle
+from recbole_bbqrec.serving.bundle import Bundle
 from recbole_bbqrec.serving.dot_product import dot_product
+from recbole_bbqrec.serving.folder import WEIGHTS
 from recbole_bbqrec.serving.saving import write_bundle
 from recbole_bbqrec.serving.stand_in import StandIn
 from recbole_bbqrec.training import checkpoint

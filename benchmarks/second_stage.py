@@ -25,7 +25,7 @@ from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.dataloader import split_loaders
 from recbole_bbqrec.model.untrained import Pop
 from recbole_bbqrec.second_stage import boosted_fit, socket
-from recbole_bbqrec.serving.bundle import WEIGHTS
+from recbole_bbqrec.serving.folder import WEIGHTS
 from recbole_bbqrec.serving.saving import write_bundle
 from recbole_bbqrec.settings import plain_settings
 from recbole_bbqrec.training import checkpoint

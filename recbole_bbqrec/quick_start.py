@@ -29,7 +29,7 @@ from .preparation import obtain
 from .preparation.image_download import addresses_of, fetch_images
 from .preparation.public import describe
 from .second_stage import socket
-from .serving.bundle import BUNDLE, runs_of
+from .serving.folder import BUNDLE, runs_of
 from .serving.saving import keep_bundle
 from .settings import plain_settings, public_source, settings_to_load
 from .tokenizer.memory import PeakMemory

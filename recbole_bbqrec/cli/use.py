@@ -84,11 +84,12 @@ def _item(bundle: Any, name: str) -> str:
     found = bundle.find(name, LISTED + 1)
     if name in found or not found:
         return name
-    if len(found) > 1:
+    whole = [token for token in found if bundle.title(token).casefold() == name.casefold()]
+    if len(found) > 1 and len(whole) != 1:
         listed = ", ".join(f"{token}  {bundle.title(token)}" for token in found[:LISTED])
         more = "; and more" if len(found) > LISTED else ""
         raise InputError(f"--history: {name!r} is in several titles, say which: {listed}{more}")
-    return found[0]
+    return (whole or found)[0]
 
 
 @command(

@@ -25,7 +25,8 @@ from ..data.dataloader import split_loaders
 from ..errors import InputError
 from ..evaluation import report
 from ..second_stage import socket
-from ..serving.bundle import WEIGHTS, load_bundle
+from ..serving.bundle import load_bundle
+from ..serving.folder import WEIGHTS
 from ..serving.saving import write_bundle
 from ..settings import MAY_BE_UNUSED, plain_settings, second_stage_settings
 from ..training import checkpoint

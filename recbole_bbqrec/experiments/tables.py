@@ -42,22 +42,16 @@ def values_of(run: Run, split: str, column: str, metric: str) -> tuple[np.ndarra
 
 def results_of(run_dir: Path, results: Path) -> str | None:
     """What the run in a folder has reached by its record, as Markdown with intervals; none where there is no record."""
-    records = (path for path in results.glob("runs/*/*.json") if run_dir.resolve().name in path.read_text("utf-8"))
-    run = next((run for run in map(Run, records) if run.record["run_dir"] == run_dir.resolve().name), None)
+    name = run_dir.resolve().name
+    found = (path for path in sorted(results.glob("runs/*/*.json")) if name in path.read_text(encoding="utf-8"))
+    run = next((run for run in map(Run, found) if run.record["run_dir"] == name), None)
     if run is None or not run.splits:
         return None
-    splits = [split for split in SPLITS if split in run.splits]
-    metrics = run.record["metrics"][splits[0]]["masked"]
-    rows = [
-        [
-            metric,
-            *(
-                _interval(PairedValues({"": {run.seed: values_of(run, split, "masked", metric)}}).estimate(""))
-                for split in splits
-            ),
-        ]
-        for metric in metrics
-    ]
+    splits, rows = [split for split in SPLITS if split in run.splits], []
+    for metric in run.record["metrics"][splits[0]]["masked"]:
+        cells = (values_of(run, split, "masked", metric) for split in splits)
+        estimates = [PairedValues({"": {run.seed: cell}}).estimate("") for cell in cells]
+        rows.append([metric, *(f"{each['mean']:.4f} {_interval(each)}" for each in estimates)])
     users = ", ".join(f"{count} users of {split}" for split, count in run.record["users"].items())
     note = f"Seen items left out, seed {run.seed}; means over {users}, with 95 % intervals over the users alone."
     return f"{report.markdown_table(['', *(SPLITS[split] for split in splits)], rows)}\n\n{note}"

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from .. import registry, storage
+from .. import registry
 from ..errors import InputError
 from ..model.catalogue import Catalogue, ItemFeatures, SemanticIds
-from ..model.protocol import NeedsDataError
 from ..second_stage.reasons import Reason
 from ..tokenizer.fit import Encoded
 from ..training import checkpoint
 from . import frames, generations, new_items
 from .calls import histories_of, lists_of, number_of, tokens_of
 from .dot_product import dot_product
+from .folder import BUNDLE, FEATURES, ITEMS, SCHEME, SEMANTIC_IDS, STAND_IN_FILE, WEIGHTS, content_of
 from .index import FaissIndex
 from .items import IMAGES, Items
 from .lookup import ItemLookup
@@ -30,12 +30,6 @@ from .stand_in import StandIn
 
 if TYPE_CHECKING:
     import pandas as pd
-
-BUNDLE, WEIGHTS, FEATURES = "bundle.json", checkpoint.WEIGHTS_FILE, "features.safetensors"
-SEMANTIC_IDS, TOKENIZER, ITEMS = "semantic_ids.safetensors", "tokenizer.safetensors", "items.safetensors"
-STAND_IN_FILE, REPORT_CARD = "stand_in.safetensors", "report_card.json"
-SCHEME = "hf://"
-"""Begins the address of a bundle on the Hugging Face hub."""
 
 
 class Recommendation(NamedTuple):
@@ -224,10 +218,20 @@ class Bundle(ItemLookup):
         """
         return frames.recommend_frame(self, frame, k, **how)
 
-    def grown(self, new: ItemFeatures, encoded: Encoded | None = None, **more: Any) -> "Bundle":
+    def grown(
+        self,
+        new: ItemFeatures,
+        encoded: Encoded | None = None,
+        items: Items | None = None,
+        generation: int | None = None,
+    ) -> "Bundle":
         """Return a bundle that also scores and reads items that the model was not trained with.
 
-        Parameters are those of `Catalogue.grown`; `more` are those of a `Bundle`.
+        Parameters
+        ----------
+        new, encoded : as in `Catalogue.grown`.
+        items : what people read of all items that training does not know; none = nothing of the new ones.
+        generation : of the items; none = as this bundle's.
 
         Raises
         ------
@@ -239,7 +243,9 @@ class Bundle(ItemLookup):
             )
         if encoded is None and getattr(self.model, "decoder", None) is not None:
             raise InputError("new items: found no codes, expected some; their IDs are what this model decodes")
-        return Bundle(self.folder, self.settings, self.catalogue.grown(new, encoded), self._items, **more)
+        added = self._added.joined(Items(new.tokens, folders=self._added.folders)) if items is None else items
+        number = self.generation if generation is None else generation
+        return Bundle(self.folder, self.settings, self.catalogue.grown(new, encoded), self._items, added, number)
 
     def add_items(self, given: Any) -> "Bundle":
         """Add new items, without training: the next generation, which the folder has from now on.
@@ -266,7 +272,7 @@ class Bundle(ItemLookup):
         number, added = self.generation + 1, self._added.joined(new.items)
         place = generations.folder_of(self.folder, number)
         shown = replace(added, folders=(place / IMAGES,))
-        grown = self.grown(new.features, new.encoded, added=shown, generation=number)
+        grown = self.grown(new.features, new.encoded, shown, number)
         files = {**{name: path for name in self._added.images if (path := self._added.image_file(name))}, **new.images}
         training = json.loads((self.folder / BUNDLE).read_text(encoding="utf-8")).get("training", "")
         write = functools.partial(new_items.write, known=grown.catalogue, items=added, files=files)
@@ -283,12 +289,6 @@ def warn_of_unknown(tokens: Iterable[str]) -> None:
     """Warn once of item tokens that are ignored."""
     if some := sorted(set(tokens)):
         logging.getLogger().warning(f"{len(some)} unknown item tokens are ignored, such as {', '.join(some[:3])}")
-
-
-def runs_of(folder: Path) -> list[str]:
-    """Names of the finished runs that share the training in `folder`, where it is not a run itself."""
-    runs = sorted(folder.parent.glob(f"{folder.name}-*/{BUNDLE}"))
-    return [] if (folder / BUNDLE).is_file() else [found.parent.name for found in runs]
 
 
 def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
@@ -324,23 +324,3 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
             continue  # two generations came meanwhile, and this one went
         return Bundle(folder, settings, known, items, added, generation)
     return Bundle(folder, settings, known, items)
-
-
-def content_of(folder: Path) -> dict[str, Any]:
-    """What `bundle.json` says; an `InputError` where there is none that can be used."""
-    try:
-        content = json.loads((folder / BUNDLE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        finished = runs_of(folder)
-        hint = f"this is a training, finished runs of it are {', '.join(finished)}; " if finished else ""
-        if (folder / WEIGHTS).is_file() and not finished:
-            hint = "the run is not finished, or its model needs its data set, see load_data_and_model; "
-        raise InputError(
-            f"{folder / BUNDLE}: {why}; {hint}give the folder of a finished run, such as saved/BBQRec-..."
-        ) from error
-    if content.get("format") != storage.FORMAT:
-        raise InputError(f"{folder / BUNDLE}: format {content.get('format')}, expected {storage.FORMAT}; train again")
-    if "needs" in content:
-        raise NeedsDataError(f"{folder}: {content['needs']}")
-    return content

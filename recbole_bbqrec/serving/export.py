@@ -50,7 +50,7 @@ def export(bundle: Bundle, folder: str | Path) -> None:
     encoder, items = dot_product(bundle.ranker, "export")
     settings, n_items = bundle.settings, len(bundle.item_tokens)
     with new_folder(target) as place:
-        _write_encoder(encoder, settings["MAX_ITEM_LIST_LENGTH"], place / ENCODER)
+        _write_encoder(encoder, items.device, settings["MAX_ITEM_LIST_LENGTH"], place / ENCODER)
         ties = tie_order(n_items, settings["seed"])
         storage.save(place / ITEMS, "export", {"vectors": items, "tie_order": ties}, {})
         about = {
@@ -67,11 +67,11 @@ def export(bundle: Bundle, folder: str | Path) -> None:
         storage.write_json(place / ABOUT, about)
 
 
-def _write_encoder(encoder: nn.Module, max_length: int, path: Path) -> None:
+def _write_encoder(encoder: nn.Module, device: torch.device, max_length: int, path: Path) -> None:
     _check_installed()
     size = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=max_length)}
     # Sizes of 0 and 1 are taken for fixed ones.
-    example = torch.ones(2, min(2, max_length), dtype=torch.long)
+    example = torch.ones(2, min(2, max_length), dtype=torch.long, device=device)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             encoder.eval(),

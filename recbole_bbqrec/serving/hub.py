@@ -13,8 +13,9 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants, errors, snapsh
 
 from ..errors import InputError
 from . import generations
-from .bundle import (
+from .folder import (
     BUNDLE,
+    ENCODERS,
     FEATURES,
     ITEMS,
     REPORT_CARD,
@@ -26,7 +27,6 @@ from .bundle import (
     content_of,
 )
 from .model_card import CARD, model_card
-from .new_items import ENCODERS
 
 PATTERNS = [
     *(BUNDLE, WEIGHTS, FEATURES, SEMANTIC_IDS, TOKENIZER, ITEMS, ENCODERS, STAND_IN_FILE, REPORT_CARD),

@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..evaluation.report import markdown_table
 from ..settings import public_source
 from ..tokenizer.report_card import report_card_table
-from .bundle import REPORT_CARD
+from .folder import REPORT_CARD
 
 CARD = "README.md"
 

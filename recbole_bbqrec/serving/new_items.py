@@ -6,7 +6,6 @@ folder. Nothing is fitted here: terms, weights, dimensions and codebooks are tho
 Shapes: n new items, F width of a modality's features.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,28 +13,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from .. import schema, storage
-from ..data.feature_sources import COUNTED, as_texts, fill, template_of
+from ..data.feature_sources import COUNTED, fill, template_of
 from ..data.features import read_encoder
 from ..errors import InputError
-from ..model.catalogue import PADDING, Catalogue, ItemFeatures
+from ..model.catalogue import Catalogue, ItemFeatures
 from ..preparation import encoders, images
 from ..preparation.atomic import nearest
 from ..preparation.counted import Counted
 from ..tokenizer.fit import Encoded
 from ..tokenizer.registry import load as load_tokenizer
-from .calls import tokens_of
+from .folder import ENCODERS, FEATURES, ITEMS, TOKENIZER
 from .items import IMAGES, Items, readable, title_of
+from .new_rows import VECTORS, Rows, read_rows
 
-KIND, ENCODERS = "encoders", "encoders.safetensors"
-FEATURES, CODES, ITEMS = "features.safetensors", "codes.safetensors", "items.safetensors"
-IMAGE, VECTORS = "image", "vectors"
-"""Columns beside those of the .item file: an image's file, and vectors by modality that stand in for an encoder's."""
+KIND = "encoders"
+CODES = "codes.safetensors"
 
 
 class NewItems(NamedTuple):
@@ -88,111 +84,23 @@ def read(given: Any, settings: Any, known: Catalogue, folder: Path, title: str) 
         raise InputError(f"new items: {why}; train a model with features, such as BBQRec or UniSRec")
     if schema.has_codes(settings) and settings["codes"] in ("random", "shuffled"):
         raise InputError(f"new items: found codes={settings['codes']}, which say nothing of an item; learn them")
-    table, beside = _table(given)
-    tokens = _tokens(table, settings, known)
-    files = _images(table, tokens, beside)
-    cells = _texts(table, settings)
-    given = _Rows(settings, known, folder, cells, files, _vectors(table, tokens, known))
-    features = given.features(tokens)
-    columns = {name: [readable(cell) for cell in cells[name]] for name in cells}
-    names = {token: images.file_stem(token) + path.suffix.lower() for token, path in files.items()}
-    return NewItems(
-        features,
-        _codes(features, settings, known, folder),
-        Items(tokens, columns, title if title in columns else title_of(settings, columns), names),
-        files,
-    )
-
-
-def _table(given: Any) -> tuple[pd.DataFrame, Path]:
-    """The rows, and the folder that paths of images begin at."""
-    if isinstance(given, pd.DataFrame):
-        return given.reset_index(drop=True), Path()
-    if not isinstance(given, str | Path):
-        raise InputError(f"new items: found {type(given).__name__}, expected a frame or the path of a CSV file")
-    path = Path(given)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected a CSV file with a row for each new item")
-    try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig"), path.parent
-    except (OSError, ValueError) as error:  # of pandas' parser too
-        why = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: no table that can be read ({why}); save it as CSV UTF-8 with a header") from error
-
-
-def _tokens(table: pd.DataFrame, settings: Any, known: Catalogue) -> list[str]:
-    column = settings["ITEM_ID_FIELD"]
-    if column not in table:
-        raise InputError(f"new items: found no column {column}; {nearest(column, map(str, table.columns))}")
-    if not len(table):
-        raise InputError("new items: found no row, expected one for each item")
-    tokens, taken = tokens_of(table[column], (), column), set(known.tokens)
-    for row, token in enumerate(tokens):
-        found = f"new items: row {row + 1}, {column} {token!r}"
-        if not token.strip() or token != token.strip() or not token.isprintable() or token == PADDING:
-            raise InputError(f"{found} is no item token; expected a name without blanks around it or line ends")
-        if token in taken:
-            again = "is in the catalogue already" if token in known.tokens else "stands in the table twice"
-            raise InputError(f"{found} {again}; leave it out")
-        taken.add(token)
-    return tokens
-
-
-def _images(table: pd.DataFrame, tokens: list[str], beside: Path) -> dict[str, Path]:
-    if IMAGE not in table:
-        return {}
-    cells = as_texts(table[[IMAGE]].map(lambda cell: str(cell) if isinstance(cell, Path) else cell))[IMAGE]
-    files = {token: beside / cell for token, cell in zip(tokens, cells, strict=True) if cell}
-    for token, path in files.items():
-        if not path.is_file() or path.suffix.lower() not in images.SUFFIXES:
-            expected = f"an image file ({', '.join(images.SUFFIXES)})"
-            raise InputError(
-                f"new items: image of {token!r}: found {str(path)!r}, expected {expected}; correct the path"
-            )
-    return files
-
-
-def _texts(table: pd.DataFrame, settings: Any) -> pd.DataFrame:
-    """All further columns as texts; an `InputError` where a cell is neither a text nor a number."""
-    others = table.drop(columns=[settings["ITEM_ID_FIELD"], IMAGE, VECTORS], errors="ignore")
-    for name in others:
-        for row, cell in enumerate(others[name]):
-            if not isinstance(cell, str | int | float | np.number) and not (np.ndim(cell) == 0 and pd.isna(cell)):
-                raise InputError(f"new items: row {row + 1}, {name}: found {type(cell).__name__}, expected a text")
-    return as_texts(others.rename(columns=str))
-
-
-def _vectors(table: pd.DataFrame, tokens: list[str], known: Catalogue) -> dict[str, dict[int, Tensor]]:
-    """By modality the vectors of rows that bring them."""
-    found: dict[str, dict[int, Tensor]] = {name: {} for name in known.modalities}
-    widths = {name: matrix.shape[1] for name, matrix in (known.features.matrices if known.features else {}).items()}
-    for row, cell in enumerate(table.get(VECTORS, ())):
-        if not isinstance(cell, Mapping) and (not np.ndim(cell) and (pd.isna(cell) or cell == "")):
-            continue
-        where = f"new items: vectors of {tokens[row]!r}"
-        expected = f"for each of {', '.join(widths)} so many finite numbers: {', '.join(map(str, widths.values()))}"
-        try:
-            by_name = json.loads(cell) if isinstance(cell, str) else cell
-            made = {name: torch.as_tensor(np.asarray(part, np.float32)) for name, part in dict(by_name).items()}
-        except (ValueError, TypeError, OverflowError) as error:
-            raise InputError(f"{where}: found {str(cell)[:40]!r}, expected a mapping, {expected}") from error
-        for name, vector in made.items():
-            if name not in widths or vector.shape != (widths[name],) or not torch.isfinite(vector).all():
-                raise InputError(f"{where}: found {name} of shape {list(vector.shape)}, expected {expected}")
-            found[name][row] = vector
-    return found
+    rows = read_rows(given, settings, known)
+    features = _Encoding(settings, known, folder, rows).features()
+    columns = {str(name): [readable(cell) for cell in rows.cells[name]] for name in rows.cells}
+    names = {token: images.file_stem(token) + path.suffix.lower() for token, path in rows.files.items()}
+    title = title if title in columns else title_of(settings, columns)
+    encoded = _codes(features, settings, known, folder)
+    return NewItems(features, encoded, Items(rows.tokens, columns, title, names), rows.files)
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """All that is given of new items, and what makes features of it."""
+class _Encoding:
+    """Makes features of the rows of new items."""
 
     settings: Any
     known: Catalogue
     folder: Path
-    cells: pd.DataFrame
-    files: dict[str, Path]
-    vectors: dict[str, dict[int, Tensor]]
+    rows: Rows
 
     @cached_property
     def encoders(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -200,49 +108,57 @@ class _Rows:
         path = self.folder / ENCODERS
         return storage.load(path, KIND) if path.is_file() else ({}, {})
 
-    def features(self, tokens: list[str]) -> ItemFeatures:
-        found = ItemFeatures(tokens)
-        for name, vectors in self.vectors.items():
-            assert self.known.features is not None
-            matrix = torch.zeros(len(tokens), self.known.features.matrices[name].shape[1])
-            present = torch.zeros(len(tokens), dtype=torch.bool)
-            if rows := [row for row in range(len(tokens)) if row not in vectors]:
-                matrix[rows], present[rows] = self._encode(name, [tokens[row] for row in rows], rows)
-            for row, vector in vectors.items():
+    def features(self) -> ItemFeatures:
+        """Features of all rows; an `InputError` where they say nothing of one."""
+        tokens, given = self.rows.tokens, self.rows.vectors
+        found, known = ItemFeatures(tokens), self.known.features or ItemFeatures([])
+        nothing = torch.ones(len(tokens), dtype=torch.bool)
+        for name, of_known in known.matrices.items():
+            matrix, present = torch.zeros(len(tokens), of_known.shape[1]), torch.zeros(len(tokens), dtype=torch.bool)
+            others = torch.tensor([row for row in range(len(tokens)) if row not in given[name]], dtype=torch.long)
+            if len(others):
+                made, has = self._encode(name, others.tolist())
+                present[others] = has
+                if has.any():  # where none has, the matrix has no width either
+                    matrix[others[has]] = made[has]
+            for row, vector in given[name].items():
                 matrix[row], present[row] = vector, True
             found.matrices[name], found.present[name] = matrix, present
-        nothing = ~torch.stack([*found.present.values(), torch.zeros(len(tokens), dtype=torch.bool)]).any(0)
+            nothing &= ~present
         if nothing.any():
-            asked = ", ".join(self.known.modalities)
+            asked = ", ".join(known.matrices)
             why = f"nothing that says something to this model's features ({asked}): known words, an image, or vectors"
             raise InputError(f"new items: found of {tokens[int(nothing.int().argmax())]!r} {why}; fill in its row")
         return found
 
-    def _encode(self, name: str, tokens: list[str], rows: list[int]) -> tuple[Tensor, Tensor]:
-        """Features and their presence for some rows, by the encoder that made those of training."""
+    def _encode(self, name: str, rows: list[int]) -> tuple[Tensor, Tensor]:
+        """Features of rows and whether they have any, by the encoder that made those of training."""
         learned, about = self.encoders[0], self.encoders[1].get(name)
         if about is None:
             why = "its encoder is not in this folder, which an earlier version wrote"
             raise InputError(f"new items: {name}: {why}; give {VECTORS}, or run the training's command again")
-        n_rows = len(rows)
+        none = torch.zeros(len(rows), 0), torch.zeros(len(rows), dtype=torch.bool)
+        how = {"batch_size": about["encode_batch_size"], "device": self.settings["device"]}
         if about["method"] == "vectors":
-            width = self.known.features.matrices[name].shape[1]  # pyright: ignore[reportOptionalMemberAccess]
-            return torch.zeros(n_rows, width), torch.zeros(n_rows, dtype=torch.bool)
+            return none
         if about["fields"] is None:
-            how = {"batch_size": about["encode_batch_size"], "device": self.settings["device"]}
-            files = [self.files.get(token) for token in tokens]
-            return encoders.transformers_image(files, self._model(name, about), **how)[:2]
-        template = template_of(self.settings, name)
-        if missing := [column for column in template.columns if column not in self.cells]:
-            expected = f"the columns of {name}_fields ({' '.join(template.columns)})"
-            there = nearest(missing[0], self.cells.columns)
-            raise InputError(f"new items: found no column {missing[0]}, expected {expected}; {there}")
-        texts = fill(self.settings, self.cells.iloc[rows][template.columns], {name: template})[name]
+            files = [self.rows.files.get(self.rows.tokens[row]) for row in rows]
+            return encoders.transformers_image(files, self._model(name, about), **how)[:2] if any(files) else none
+        texts = self._texts(name, rows)
         if about["method"] in COUNTED:
             state = {part: learned[f"{name}.{part}"] for part in Counted.PARTS if f"{name}.{part}" in learned}
             return Counted.restore(about["method"], state).encode(texts)
-        how = {"batch_size": about["encode_batch_size"], "device": self.settings["device"]}
-        return encoders.transformers_text(texts, self._model(name, about), about["max_text_tokens"], **how)[:2]
+        model = self._model(name, about)
+        return encoders.transformers_text(texts, model, about["max_text_tokens"], **how)[:2] if any(texts) else none
+
+    def _texts(self, name: str, rows: list[int]) -> list[str]:
+        """Texts of a modality for rows, as the run made them of its .item file."""
+        template, cells = template_of(self.settings, name), self.rows.cells
+        if missing := [column for column in template.columns if column not in cells]:
+            expected = f"the columns of {name}_fields ({' '.join(template.columns)})"
+            there = nearest(missing[0], cells.columns)
+            raise InputError(f"new items: found no column {missing[0]}, expected {expected}; {there}")
+        return fill(self.settings, cells.iloc[rows][template.columns], {name: template})[name]
 
     def _model(self, name: str, about: dict[str, Any]) -> Path:
         """Folder of the transformers model, which must be the one that made the features of training."""
@@ -259,7 +175,7 @@ def _codes(features: ItemFeatures, settings: Any, known: Catalogue, folder: Path
     ids = known.semantic_ids
     if ids is None:
         return None
-    tokenizer = load_tokenizer(folder / "tokenizer.safetensors")
+    tokenizer = load_tokenizer(folder / TOKENIZER)
     return tokenizer.encode(
         features.matrices,
         features.present,

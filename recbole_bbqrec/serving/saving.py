@@ -11,9 +11,10 @@ from ..model.catalogue import Catalogue
 from ..model.protocol import NeedsDataError
 from ..settings import plain_settings
 from . import generations
-from .bundle import BUNDLE, FEATURES, ITEMS, REPORT_CARD, SEMANTIC_IDS, STAND_IN_FILE, TOKENIZER, WEIGHTS, load_bundle
+from .bundle import load_bundle
+from .folder import BUNDLE, ENCODERS, FEATURES, ITEMS, REPORT_CARD, SEMANTIC_IDS, STAND_IN_FILE, TOKENIZER, WEIGHTS
 from .items import items_of
-from .new_items import ENCODERS, save_encoders
+from .new_items import save_encoders
 from .stand_in import save_stand_in
 
 

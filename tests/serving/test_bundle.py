@@ -26,10 +26,10 @@ SMALL_IDS = {key: value for key, value in QUICK.items() if key.startswith("sid_"
 
 @pytest.fixture(scope="module")
 def runs(tiny, tmp_path_factory):
-    place = tmp_path_factory.mktemp("runs")
+    place, changes = tmp_path_factory.mktemp("runs"), {"BBQRec": {"similarity_attention": "additive"}, "SASRec": {}}
     return {
-        model: quick_start.run(config_dict=settings(tiny, model, checkpoint_dir=str(place), final=True))
-        for model in ("BBQRec", "SASRec")
+        model: quick_start.run(config_dict=settings(tiny, model, checkpoint_dir=str(place), final=True, **more))
+        for model, more in changes.items()
     }
 
 

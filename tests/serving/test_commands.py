@@ -25,10 +25,13 @@ def test_items_by_words_and_new_items(small, tmp_path, capsys):
     (tmp_path / "deny.txt").write_text("\n".join(recbole_bbqrec.load_bundle(folder).item_tokens[3:]), encoding="utf-8")
     denied = shown("recommend", str(folder), "--history=i04", f"--deny={tmp_path / 'deny.txt'}", "--explain")
     assert len(denied.splitlines()) <= 5 and "for it spoke" in denied
-    (tmp_path / "new.csv").write_text('item_id,title,brand\nnew,"red tent, number 99",Acme\n', encoding="utf-8")
+    rows = 'new,"red tent, number 99",Acme\nbig,big red lamp number 4,\n'
+    (tmp_path / "new.csv").write_text(f"item_id,title,brand\n{rows}", encoding="utf-8")
     added = shown("items", "add", str(folder), str(tmp_path / "new.csv"))
-    assert added == f"{folder}: 1 items added, generation 1\n"
+    assert added == f"{folder}: 2 items added, generation 1\n"
     assert "new" in shown("items", "find", str(folder), "99")
     assert "red tent, number 99" in shown("recommend", str(folder), "--history=i04", "-k", "100")
+    again = shown("recommend", str(folder), "--history=red lamp number 4", "-k", "3")
+    assert again.startswith("after red lamp number 4\n| rank"), "the title itself, though it is in a longer one too"
     assert "'new' is in the catalogue already" in shown("items", "add", str(folder), str(tmp_path / "new.csv"), code=2)
     assert "found 2 files" in shown("items", "add", str(folder), "a.csv", "b.csv", code=2)

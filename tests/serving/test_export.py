@@ -19,7 +19,7 @@ from recbole_bbqrec.serving.export import ENCODER, export
 onnxruntime = pytest.importorskip("onnxruntime")
 SMALL = {"hidden_size": 16, "inner_size": 32, "n_layers": 1}
 EXPORTED = {
-    "joint": ("BBQRec", {"scoring": "joint", "second_stage": "off"}),
+    "joint": ("BBQRec", {"scoring": "joint", "similarity_attention": "additive", "second_stage": "off"}),
     "dense": ("BBQRec", {"scoring": "dense", "score_function": "dot", "similarity_attention": "undiscretised"}),
     "SASRecPlus": ("SASRecPlus", SMALL),
     "UniSRec": ("UniSRec", {**SMALL, "feature_dim": 16}),
@@ -64,7 +64,7 @@ def test_onnxruntime_ranks_as_the_bundle_does(tiny, untrained, tmp_path, model, 
 @pytest.fixture
 def no_encoder(monkeypatch):
     """All but the encoder is written, which takes seconds."""
-    monkeypatch.setattr(export_module, "_write_encoder", lambda encoder, max_length, path: None)
+    monkeypatch.setattr(export_module, "_write_encoder", lambda *_: None)
 
 
 def test_the_numbers_of_a_second_stage_come_as_they_are(tiny, untrained, tmp_path, no_encoder):

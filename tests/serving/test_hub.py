@@ -1,16 +1,23 @@
 """A bundle pushed to a hub on loopback and loaded from there, and what is refused in one line."""
 
 import hashlib
+import shutil
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
+from conftest import settings
 from huggingface_hub import constants
 from serving.hub_server import TOKEN, Hub
 
 import recbole_bbqrec
 from recbole_bbqrec import cli, storage
+from recbole_bbqrec.config import Config
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.serving import hub as hub_module
+from recbole_bbqrec.serving import model_card
 from recbole_bbqrec.serving.hub import fetch, files_of, push
+from recbole_bbqrec.serving.saving import write_bundle
 
 REPO = "org/tiny"
 
@@ -34,8 +41,6 @@ def bundle(tiny, untrained):
     made = untrained(tiny, "BBQRec", second_stage="off")
     storage.write_json(made.folder / "notes.json", {})
     (made.folder / "last.safetensors").write_bytes(b"of a training")
-    import pandas as pd
-
     return made.add_items(pd.DataFrame({"item_id": ["new"], "title": ["a red lamp"], "brand": ["Acme"]}))
 
 
@@ -68,6 +73,22 @@ def test_the_card_says_what_it_is_and_has_the_hashes_of_all_files(hub, bundle):
         assert said in card
     for name in files_of(bundle.folder):
         assert hashlib.sha256(hub.repos[REPO][name]).hexdigest() in card
+
+
+def test_the_report_card_of_the_codes_goes_along(hub, tiny, bundle, tmp_path, monkeypatch):
+    for name in ("weights.safetensors", "tokenizer.safetensors"):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        shutil.copyfile(bundle.folder / name, tmp_path / "run" / name)
+    kept = shutil.copyfile(bundle.folder / "tokenizer.safetensors", tmp_path / "tokenizer-1.safetensors")
+    (tmp_path / "tokenizer-1.json").write_text('{"warnings": ["one"]}', encoding="utf-8")
+    dataset = SimpleNamespace(catalogue=bundle.catalogue, tokenizer_file=kept, feature_files={})
+    write_bundle(tmp_path / "run", Config(config_dict=settings(tiny)), dataset)
+    monkeypatch.setattr(model_card, "report_card_table", lambda card: f"CARD {card}")
+    push(tmp_path / "run", REPO)
+    assert "## Codes\n\nCARD {'warnings': ['one']}" in hub.repos[REPO]["README.md"].decode()
+    (tmp_path / "run/report_card.json").write_text("[", encoding="utf-8")
+    with pytest.raises(InputError, match="not a report card that can be read"):
+        push(tmp_path / "run", REPO)
 
 
 def test_only_files_of_a_bundle_are_fetched(hub, bundle):

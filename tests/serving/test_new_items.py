@@ -1,14 +1,20 @@
 """New items from tables: the features, codes and scores that the cold protocol gives them, or one line why not."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import N_ITEMS, write_dataset
+from PIL import Image
+from preparation import tiny_models
+from serving.conftest import SMALL
 
 import recbole_bbqrec
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.preparation.vectors import write_vectors
 from recbole_bbqrec.serving import generations
 
 NEW = pd.DataFrame({"item_id": ["n1", 7], "title": ["red lamp number 3", "blue_tent"], "brand": ["Acme", None]})
@@ -120,3 +126,54 @@ def test_models_without_features_take_none(tiny, untrained):
     for model in ("SASRec", "SASRecPlus"):
         with pytest.raises(InputError, match=f"^new items: {model} scores the items that it was trained with"):
             untrained(tiny, model).add_items(NEW)
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory, untrained):
+    """The folder of a bundle whose features are of a text model, an image model beside the data set, and images."""
+    place = write_dataset(tmp_path_factory.mktemp("pictured"))
+    (place / "tiny" / "images").mkdir()
+    for item in range(N_ITEMS - 3):
+        Image.new("RGB", (32, 32), (6 * item, 90, 200 - item)).save(place / "tiny" / "images" / f"i{item:02d}.png")
+    tiny_models.bert(place / "bert")
+    tiny_models.vit(place / "tiny" / "vit")
+    given = {"text_encoder": str(place / "bert"), "image_encoder": "vit", "image_folder": "images"}
+    return place, untrained(place, "SASRecPlusFT", **SMALL, **given).folder
+
+
+def test_models_that_encode_are_found_again(pictured, tmp_path):
+    place, folder = pictured
+    bundle = recbole_bbqrec.load_bundle(shutil.copytree(folder, tmp_path / "bundle"))
+    shutil.copyfile(place / "tiny" / "images" / "i07.png", tmp_path / "seven.png")
+    twin = {"item_id": "twin", **bundle.item_texts().loc["i07", ["title", "brand"]], "image": tmp_path / "seven.png"}
+    grown = bundle.add_items(pd.DataFrame([twin, {"item_id": "shown", "image": tmp_path / "seven.png"}]))
+    features, seventh = grown.catalogue.features, grown.item_id("i07")
+    for name in ("text", "image"):
+        torch.testing.assert_close(features.matrices[name][-2], features.matrices[name][seventh], atol=1e-5, rtol=1e-4)
+    assert [features.present[name][-1].item() for name in ("text", "image")] == [False, True], "an image is enough"
+    assert bundle.image_file("i07").samefile(place / "tiny" / "images" / "i07.png")
+    assert bundle.image_file(f"i{N_ITEMS - 1}") is None and grown.image_file("shown").name == "shown.png"
+
+    weights = place / "bert" / "model.safetensors"
+    kept = weights.read_bytes()
+    tiny_models.bert(place / "bert", seed=1)
+    with pytest.raises(InputError, match=r"^new items: text: found another model at .*bert than the one that made"):
+        grown.add_items(NEW)
+    weights.write_bytes(kept)
+    assert grown.add_items(NEW).generation == 2
+
+
+def test_codes_and_ready_vectors(tiny, tmp_path, untrained):
+    own = {**SMALL, "text_encoder": "codes", "text_fields": "text_codes"}
+    bundle = untrained(tiny, "SASRecPlusFT", **own)
+    grown = bundle.add_items(pd.DataFrame({"item_id": ["n"], "text_codes": ["a_1 b_2"]}))
+    rows = grown.catalogue.features.matrices["text"]
+    torch.testing.assert_close(rows[-1], rows[grown.item_id("i07")], atol=1e-5, rtol=0)  # the item of these codes
+    place = write_dataset(tmp_path)
+    vectors = torch.randn(N_ITEMS, 8, generator=torch.Generator().manual_seed(0))
+    write_vectors(place / "tiny" / "text.safetensors", [f"i{item:02d}" for item in range(N_ITEMS)], vectors)
+    bundle = untrained(place, "SASRecPlusFT", **SMALL, text_encoder="text.safetensors")
+    with pytest.raises(InputError, match=r"^new items: found of 'n1' nothing that says something"):
+        bundle.add_items(NEW)
+    given = NEW.assign(vectors=[{"text": row.tolist()} for row in vectors[:2]])
+    assert torch.equal(bundle.add_items(given).catalogue.features.matrices["text"][-2:], vectors[:2])

@@ -61,6 +61,7 @@ def make_app(
     for kind in (HTTPException, RequestValidationError, InputError, OverloadedError):
         app.add_exception_handler(kind, _refused)
     _add_recommending(app, service)
+    _add_items(app, service)
     _add_catalogue(app, service)
     _add_pages(app, service)
     return Guard(app, metrics, api_key, rate)
@@ -139,7 +140,7 @@ def _add_recommending(app: FastAPI, service: Service) -> None:
         return JSONResponse({**answer, "history": last})
 
 
-def _add_catalogue(app: FastAPI, service: Service) -> None:
+def _add_items(app: FastAPI, service: Service) -> None:
     @app.post("/items", status_code=201, response_model=schemas.Added)
     async def add_items(asked: schemas.NewItemsRequest) -> Response:
         """Add items that the model was not trained with; they are recommended at once."""
@@ -164,6 +165,8 @@ def _add_catalogue(app: FastAPI, service: Service) -> None:
         found = await asyncio.to_thread(bundle.similar_items, require(bundle, item), k)
         return JSONResponse({"items": [{**shown(bundle, token), "score": score} for token, score in found]})
 
+
+def _add_catalogue(app: FastAPI, service: Service) -> None:
     @app.get("/items/{item:path}/image", response_class=FileResponse)
     async def image(item: ItemPath) -> Response:
         """The image of an item."""

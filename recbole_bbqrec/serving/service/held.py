@@ -14,6 +14,7 @@ from http import HTTPStatus
 FREE, IDLE, ASKED, ANSWERING = range(4)
 """What a place is: of no connection; of one that waits for a request, for its answer, or has a part of its answer."""
 PLACES = 1024
+DIED = "the worker that had this request has died; send it again"
 _BYTES = 2  # of the number of a place, as it is sent
 
 
@@ -26,26 +27,26 @@ class Held:
         self.incoming.setblocking(False)
         self._states = mmap.mmap(-1, PLACES)
         self._free = list(range(PLACES))
-        self._kept: dict[int, socket.socket] = {}
+        self._places: dict[int, int] = {}  # by descriptor
+        self._kept: dict[int, socket.socket] = {}  # by place
 
     # The worker's side.
 
-    def open(self, connection: socket.socket) -> int | None:
-        """Take a place for a connection; none where there is no more room, and it is held by the worker alone."""
+    def open(self, connection: socket.socket) -> None:
+        """Hand a connection over; where there is no more room, the worker alone holds it."""
         if not self._free:
-            return None
-        place = self._free.pop()
+            return
+        place = self._places[connection.fileno()] = self._free.pop()
         self._states[place] = IDLE
         with contextlib.suppress(OSError):  # the supervisor is busy, or gone
             socket.send_fds(self._outgoing, [place.to_bytes(_BYTES, "big")], [connection.fileno()])
-        return place
 
-    def mark(self, place: int | None, state: int) -> None:
-        if place is not None:
+    def mark(self, descriptor: int, state: int) -> None:
+        if (place := self._places.get(descriptor)) is not None:
             self._states[place] = state
 
-    def close(self, place: int | None) -> None:
-        if place is not None:
+    def close(self, descriptor: int) -> None:
+        if (place := self._places.pop(descriptor, None)) is not None:
             self._states[place] = FREE
             self._free.append(place)
 
@@ -64,14 +65,18 @@ class Held:
         for place in [place for place in self._kept if self._states[place] == FREE]:
             self._forget(place)
 
-    def give_up(self) -> int:
-        """The worker is dead: answer those who wait, end all connections; returns the number of answers."""
+    def give_up(self) -> tuple[int, list[socket.socket]]:
+        """The worker is dead: answer those who wait. Returns how many, and the connections without a request.
+
+        On these one may be on its way, so they are not closed yet.
+        """
         self.receive()
-        waiting = [each for place, each in self._kept.items() if _waits(each, self._states[place])]
-        for connection in waiting:
-            refuse(connection, "the worker that had this request has died; send it again")
+        asked, idle = ([place for place in self._kept if self._states[place] == state] for state in (ASKED, IDLE))
+        for place in asked:
+            refuse(self._kept[place], DIED)
+        without = [self._kept.pop(place) for place in idle]
         self.drop()
-        return len(waiting)
+        return len(asked), without
 
     def drop(self) -> None:
         """Let go of everything, in a process that has no business with it."""
@@ -85,17 +90,9 @@ class Held:
             self._kept.pop(place).close()
 
 
-def _waits(connection: socket.socket, state: int) -> bool:
-    """Whether somebody waits for an answer, which may be to a request that the worker has not read yet."""
-    if state == IDLE:
-        with contextlib.suppress(OSError):
-            return bool(connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-    return state == ASKED
-
-
 def refuse(connection: socket.socket, line: str) -> None:
-    """Answer 503 on a connection, whatever was asked on it, as far as that goes without waiting."""
-    with contextlib.suppress(OSError):
+    """Answer 503 on a connection, whatever was asked on it, as far as that goes without waiting; then close it."""
+    with connection, contextlib.suppress(OSError):
         connection.send(plain_answer(503, line), socket.MSG_DONTWAIT)
         connection.shutdown(socket.SHUT_WR)
         while connection.recv(1 << 16, socket.MSG_DONTWAIT):  # what is left unread would cancel the answer

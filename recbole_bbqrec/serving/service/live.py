@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -48,7 +49,7 @@ class Live:
     """
 
     def __init__(self, bundle: Bundle, metrics: Metrics, index: str | None = None) -> None:
-        self.bundle, self._metrics, self._index = bundle, metrics, index
+        self.bundle, self._metrics, self._index, self._exchange = bundle, metrics, index, threading.Lock()
         metrics.generation.set(bundle.generation)
         self._plain: Batcher[Ask, dict[str, Any]] = Batcher(self._answers, BATCH, WAITING, "scoring")
         self._explained: Batcher[Ask, dict[str, Any]] = Batcher(
@@ -83,10 +84,11 @@ class Live:
         if self._index:
             bundle.use_index(self._index)
         bundle.recommend([bundle.item_tokens[1:2]], 1)  # what is computed once, before anybody waits for it
-        if bundle.generation > self.bundle.generation:
-            self.bundle = bundle
-            self._metrics.generation.set(bundle.generation)
-            logger.info("generation %d is in use", bundle.generation)
+        with self._exchange:
+            if bundle.generation > self.bundle.generation:
+                self.bundle = bundle
+                self._metrics.generation.set(bundle.generation)
+                logger.info("generation %d is in use", bundle.generation)
 
     def _answers(self, asked: list[Ask]) -> list[dict[str, Any] | Exception]:
         """What `POST /recommend` says to each, all by the same generation."""

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import socket
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -11,6 +13,8 @@ from .held import ANSWERING, ASKED, IDLE, Held, plain_answer
 
 HEAD_SECONDS = 10.0
 """Time for the head of a request, and for the rest of a body whose request has its answer already."""
+READ_SECONDS = 30.0
+"""Time for a client to take what was written to it."""
 LAST_SECONDS = 0.5
 """Time for requests that are on their way when the service ends."""
 MAX_CONNECTIONS = 1000
@@ -22,14 +26,15 @@ class PatientProtocol(H11Protocol):
 
     def __init__(self, held: Held, **given: Any) -> None:
         super().__init__(**given)
-        self._held, self._place = held, None
+        self._held, self._descriptor = held, -1
         self._timer: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
         self._ended = self._last = False
 
     def connection_made(self, transport: Any) -> None:
-        self._place = self._held.open(transport.get_extra_info("socket"))
-        marking: Any = _Marking(transport, self._held, self._place)
-        super().connection_made(marking)
+        self._descriptor = transport.get_extra_info("socket").fileno()
+        joining: Any = _Transport(transport, partial(self._mark, ANSWERING))
+        super().connection_made(joining)
         if len(self.connections) > MAX_CONNECTIONS:
             self._end(503, "too many connections")
         self._watch()
@@ -38,7 +43,7 @@ class PatientProtocol(H11Protocol):
         if self._ended:
             return
         if not self._asked:
-            self._held.mark(self._place, ASKED)
+            self._mark(ASKED)
         super().data_received(data)
         self._see_to_last()
         self._watch()
@@ -60,20 +65,33 @@ class PatientProtocol(H11Protocol):
             self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"close")]
 
     def on_response_complete(self) -> None:
-        self._held.mark(self._place, IDLE)
+        self._mark(IDLE)
         super().on_response_complete()
         if self._asked:  # by a request that came along with the one before
-            self._held.mark(self._place, ASKED)
+            self._mark(ASKED)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._stop()
+        self.resume_writing()
         with contextlib.suppress(OSError):  # the supervisor holds it too: to close it would end nothing
             self.transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
-        self._held.close(self._place)
+        self._held.close(self._descriptor)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(READ_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
 
     def send_400_response(self, msg: str) -> None:
         self._end(400, "this is no HTTP request")
+
+    def _mark(self, state: int) -> None:
+        self._held.mark(self._descriptor, state)
 
     @property
     def _asked(self) -> bool:
@@ -110,15 +128,30 @@ class PatientProtocol(H11Protocol):
         self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
 
-class _Marking:
-    """A transport that notes when an answer begins: what is begun cannot be replaced by another one."""
+class _Transport:
+    """A transport that writes the head of an answer together with what follows, and notes when it has.
 
-    def __init__(self, transport: Any, held: Held, place: int | None) -> None:
-        self._transport, self._held, self._place = transport, held, place
+    Of an answer in one piece a client has all or nothing, at whichever moment the worker is killed.
+    """
+
+    def __init__(self, transport: Any, written: Callable[[], None]) -> None:
+        self._transport, self._written, self._head = transport, written, b""
 
     def write(self, data: bytes) -> None:
-        self._held.mark(self._place, ANSWERING)
-        self._transport.write(data)
+        if data.startswith(b"HTTP/1.1 100"):  # "go on", which is no answer yet
+            self._transport.write(data)
+            return
+        if not self._head and data.startswith(b"HTTP/1.1 ") and data.endswith(b"\r\n\r\n"):
+            self._head = data
+            return
+        self._transport.write(self._head + data)
+        self._head = b""
+        self._written()
+
+    def close(self) -> None:
+        if self._head:
+            self.write(b"")
+        self._transport.close()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

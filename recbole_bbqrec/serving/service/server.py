@@ -5,6 +5,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import tempfile
@@ -16,18 +17,20 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from ...errors import InputError
 from ..bundle import Bundle, load_bundle
-from .held import Held, refuse
+from .held import DIED, Held, refuse
 
 GRACE_SECONDS = 5
 """Time for the requests in flight when the service ends."""
 BACKLOG = 2048
 EXTRA = ("fastapi", "prometheus_client", "sqlalchemy", "uvicorn")
+ORPHAN_SECONDS = 5.0
+"""Time for requests that are on their way to a worker that has died."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -69,6 +72,8 @@ def serve(folder: str | Path, options: Options) -> None:
         raise InputError(f"--workers, --rate: found {options.workers} and {options.rate:g}, expected >= 1 and >= 0")
     logging.basicConfig(level=logging.ERROR, format="%(asctime)s %(process)d %(message)s", force=True)
     logging.getLogger(__package__).setLevel(logging.INFO)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a file, for its worker and for us
     torch.set_num_threads(1)  # before anything is computed: a process with a pool of threads must not be forked
     with tempfile.TemporaryDirectory(prefix="bbqrec-metrics-") as metrics, _listen(options) as listening:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics  # read when prometheus_client is imported
@@ -90,11 +95,19 @@ class _Shared(socket.socket):
     asyncio accepts as many connections at one go as it lets wait: by its `backlog` one worker would take them all.
     """
 
+    held: Held | None = None
+
     def listen(self, backlog: int = 1) -> None:
         super().listen(BACKLOG)
 
+    def accept(self) -> tuple[socket.socket, Any]:
+        connection, address = super().accept()
+        if self.held is not None:
+            self.held.open(connection)  # at once: a worker may be killed at any moment
+        return connection, address
 
-def _listen(options: Options) -> socket.socket:
+
+def _listen(options: Options) -> _Shared:
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -112,9 +125,10 @@ def _listen(options: Options) -> socket.socket:
 class _Supervisor:
     """Keeps `workers` processes alive. They are forked after the bundle is read, whose memory they share."""
 
-    def __init__(self, bundle: Bundle, listening: socket.socket, options: Options) -> None:
+    def __init__(self, bundle: Bundle, listening: _Shared, options: Options) -> None:
         self._bundle, self._listening, self._options = bundle, listening, options
         self._workers: dict[ForkProcess, Held] = {}
+        self._orphans: dict[socket.socket, float] = {}
         self._ending = False
 
     def run(self) -> None:
@@ -147,24 +161,34 @@ class _Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         for other in self._workers.values():
             other.drop()
+        for connection in self._orphans:
+            connection.close()
+        self._listening.held = held
         _answer(self._bundle, self._listening, self._options, held, supervisor)
 
     def _look(self, timeout: float) -> None:
         """Wait until something has happened to a worker or its connections, and see to it."""
         sources = [each for worker, held in self._workers.items() for each in (worker.sentinel, held.incoming)]
-        ready = wait(sources, timeout)
+        ready = wait([*sources, *self._orphans], timeout)
         for worker, held in list(self._workers.items()):
             if worker.sentinel in ready:
                 self._bury(worker, held)
             else:
                 held.receive()
+        for connection in [connection for connection in self._orphans if connection in ready]:
+            del self._orphans[connection]
+            refuse(connection, DIED)
+        for connection in [connection for connection, until in self._orphans.items() if time.monotonic() > until]:
+            del self._orphans[connection]
+            connection.close()
 
     def _bury(self, worker: ForkProcess, held: Held) -> None:
         from prometheus_client import multiprocess
 
         del self._workers[worker]
         worker.join()
-        answered = held.give_up()
+        answered, without = held.give_up()
+        self._orphans.update(dict.fromkeys(without, time.monotonic() + ORPHAN_SECONDS))
         multiprocess.mark_process_dead(worker.pid)
         if not self._ending:
             told = f"{answered} of its clients were told to try again"
@@ -194,9 +218,7 @@ class _Supervisor:
         """Answer those who have come when no worker took connections any more."""
         with contextlib.suppress(BlockingIOError):
             while True:
-                connection, _ = self._listening.accept()
-                with connection:
-                    refuse(connection, "the service is shutting down")
+                refuse(self._listening.accept()[0], "the service is shutting down")
 
 
 @contextlib.contextmanager
@@ -209,7 +231,7 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
             signal.signal(number, earlier)
 
 
-def _answer(bundle: Bundle, listening: socket.socket, options: Options, held: Held, supervisor: int) -> None:
+def _answer(bundle: Bundle, listening: _Shared, options: Options, held: Held, supervisor: int) -> None:
     """Answer requests in this process until SIGTERM, or until the supervisor is gone."""
     import uvicorn
 

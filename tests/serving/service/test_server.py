@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import shutil
 import signal
 import socket
@@ -67,7 +68,7 @@ QUICK = """
 import os
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = "."  # as the command sets it before this is imported
 from recbole_bbqrec.serving.service import limits, protocol
-limits.BODY_SECONDS = protocol.HEAD_SECONDS = 0.5
+limits.BODY_SECONDS = protocol.HEAD_SECONDS = protocol.READ_SECONDS = 0.5
 """
 
 
@@ -76,7 +77,7 @@ def service(cold, tmp_path_factory):
     """A service with a key, that loses its patience soon; its worker ends where its supervisor is killed."""
     place = tmp_path_factory.mktemp("hostile")
     folder = shutil.copytree(cold.folder, place / "bundle")
-    with Service(folder, f"--store={place / 'events'}", before=QUICK, key=KEY) as running:
+    with Service(folder, f"--store={place / 'events'}", "--rate=0", before=QUICK, key=KEY) as running:
         (worker,) = running.workers()
         yield running
         assert running.workers() == [worker], "it lives"
@@ -243,6 +244,39 @@ def test_a_client_that_goes_on_after_its_answer_is_cut_off(service):
             for _ in range(200):
                 client.sendall(b" " * 1000)
                 time.sleep(0.02)
+
+
+def test_a_client_that_takes_no_answers_is_cut_off(service):
+    with socket.create_connection(("127.0.0.1", service.port)) as client:
+        client.settimeout(10)
+        with pytest.raises(OSError):  # nothing more is taken from it, or it is closed
+            client.settimeout(5)
+            for _ in range(100_000):
+                client.sendall(get("/openapi.json"))
+        time.sleep(0.6)
+        with contextlib.suppress(ConnectionResetError):
+            while client.recv(1 << 20):  # ends: it was closed
+                pass
+
+
+def test_a_client_may_ask_before_it_sends_its_body(service):
+    whole = post("/recommend", '{"history": []}', more="expect: 100-continue\r\n")
+    head, body = whole.split(b"\r\n\r\n")
+    with socket.create_connection(("127.0.0.1", service.port), 10) as client:
+        client.sendall(head + b"\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 100")
+        client.sendall(body)
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_requests_that_come_together_are_answered_in_order(service):
+    """And the answer to one that is answered in parts is whole."""
+    with socket.create_connection(("127.0.0.1", service.port), 10) as client:
+        client.sendall(get("/health") + get("/items/nope") + get("/openapi.json") + get("/nothing", "HEAD"))
+        client.shutdown(socket.SHUT_WR)
+        found = b"".join(iter(lambda: client.recv(1 << 20), b""))
+    assert re.findall(rb"HTTP/1.1 (\d+)", found) == [b"200", b"404", b"200", b"404"]
+    assert len(found.split(b"HTTP/1.1 ")[3]) > 5000
 
 
 def test_script_in_a_title_stays_a_text(service):

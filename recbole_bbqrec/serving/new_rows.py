@@ -1,0 +1,127 @@
+"""Tables of new items: read and checked, every fault one line that names the row.
+
+Shapes: F width of a modality's features.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..data.feature_sources import as_texts
+from ..errors import InputError
+from ..model.catalogue import PADDING, Catalogue
+from ..preparation import images
+from ..preparation.atomic import nearest
+from .calls import tokens_of
+
+IMAGE, VECTORS = "image", "vectors"
+"""Columns beside those of the .item file: an image's file, and vectors by modality that stand in for an encoder's."""
+
+
+class Rows(NamedTuple):
+    """New items as a table has them.
+
+    Attributes
+    ----------
+    tokens : of the items, none of which is in the catalogue.
+    cells : all other columns as texts, "" where there is none.
+    files : image files by token.
+    vectors : modality -> number of a row -> [F], of rows that bring vectors.
+    """
+
+    tokens: list[str]
+    cells: pd.DataFrame
+    files: dict[str, Path]
+    vectors: dict[str, dict[int, Tensor]]
+
+
+def read_rows(given: Any, settings: Any, known: Catalogue) -> Rows:
+    """Return the rows of a frame or CSV file, see `new_items.read`, which are of items that `known` has not."""
+    table, beside = _table(given)
+    tokens = _tokens(table, settings, known)
+    return Rows(tokens, _texts(table, settings), _images(table, tokens, beside), _vectors(table, tokens, known))
+
+
+def _table(given: Any) -> tuple[pd.DataFrame, Path]:
+    """The rows, and the folder that paths of images begin at."""
+    if isinstance(given, pd.DataFrame):
+        return given.reset_index(drop=True), Path()
+    if not isinstance(given, str | Path):
+        raise InputError(f"new items: found {type(given).__name__}, expected a frame or the path of a CSV file")
+    path = Path(given)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected a CSV file with a row for each new item")
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"), path.parent
+    except (OSError, ValueError) as error:  # of pandas' parser too
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: no table that can be read ({why}); save it as CSV UTF-8 with a header") from error
+
+
+def _tokens(table: pd.DataFrame, settings: Any, known: Catalogue) -> list[str]:
+    column = settings["ITEM_ID_FIELD"]
+    if column not in table:
+        raise InputError(f"new items: found no column {column}; {nearest(column, map(str, table.columns))}")
+    if not len(table):
+        raise InputError("new items: found no row, expected one for each item")
+    tokens, taken = tokens_of(table[column], (), column), set(known.tokens)
+    for row, token in enumerate(tokens):
+        found = f"new items: row {row + 1}, {column} {token!r}"
+        if not token.strip() or token != token.strip() or not token.isprintable() or token == PADDING:
+            raise InputError(f"{found} is no item token; expected a name without blanks around it or line ends")
+        if token in taken:
+            again = "is in the catalogue already" if token in known.tokens else "stands in the table twice"
+            raise InputError(f"{found} {again}; leave it out")
+        taken.add(token)
+    return tokens
+
+
+def _images(table: pd.DataFrame, tokens: list[str], beside: Path) -> dict[str, Path]:
+    if IMAGE not in table:
+        return {}
+    cells = as_texts(table[[IMAGE]].map(lambda cell: str(cell) if isinstance(cell, Path) else cell))[IMAGE]
+    files = {token: beside / cell for token, cell in zip(tokens, cells, strict=True) if cell}
+    for token, path in files.items():
+        if not path.is_file() or path.suffix.lower() not in images.SUFFIXES:
+            expected = f"an image file ({', '.join(images.SUFFIXES)})"
+            raise InputError(
+                f"new items: image of {token!r}: found {str(path)!r}, expected {expected}; correct the path"
+            )
+    return files
+
+
+def _texts(table: pd.DataFrame, settings: Any) -> pd.DataFrame:
+    """All further columns as texts; an `InputError` where a cell is neither a text nor a number."""
+    others = table.drop(columns=[settings["ITEM_ID_FIELD"], IMAGE, VECTORS], errors="ignore")
+    for name in others:
+        for row, cell in enumerate(others[name]):
+            if not isinstance(cell, str | int | float | np.number) and not (np.ndim(cell) == 0 and pd.isna(cell)):
+                raise InputError(f"new items: row {row + 1}, {name}: found {type(cell).__name__}, expected a text")
+    return as_texts(others.rename(columns=str))
+
+
+def _vectors(table: pd.DataFrame, tokens: list[str], known: Catalogue) -> dict[str, dict[int, Tensor]]:
+    """By modality the vectors of rows that bring them, by row."""
+    found: dict[str, dict[int, Tensor]] = {name: {} for name in known.modalities}
+    widths = {name: matrix.shape[1] for name, matrix in (known.features.matrices if known.features else {}).items()}
+    for row, cell in enumerate(table.get(VECTORS, ())):
+        if not isinstance(cell, Mapping) and (not np.ndim(cell) and (pd.isna(cell) or cell == "")):
+            continue
+        where = f"new items: vectors of {tokens[row]!r}"
+        expected = f"for each of {', '.join(widths)} so many finite numbers: {', '.join(map(str, widths.values()))}"
+        try:
+            by_name = json.loads(cell) if isinstance(cell, str) else cell
+            made = {name: torch.as_tensor(np.asarray(part, np.float32)) for name, part in dict(by_name).items()}
+        except (ValueError, TypeError, OverflowError) as error:
+            raise InputError(f"{where}: found {str(cell)[:40]!r}, expected a mapping, {expected}") from error
+        for name, vector in made.items():
+            if name not in widths or vector.shape != (widths[name],) or not torch.isfinite(vector).all():
+                raise InputError(f"{where}: found {name} of shape {list(vector.shape)}, expected {expected}")
+            found[name][row] = vector
+    return found

@@ -1,0 +1,75 @@
+"""What the supervisor holds of a worker's connections; here both sides are one process."""
+
+import socket
+
+import pytest
+
+from recbole_bbqrec.serving.service.held import ANSWERING, ASKED, DIED, PLACES, Held, plain_answer
+
+
+@pytest.fixture
+def pair():
+    """What makes the two ends of a connection: the client's, and the worker's."""
+    made = []
+
+    def make():
+        made.extend(socket.socketpair())
+        made[-2].settimeout(5)
+        return made[-2], made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def test_who_waits_for_an_answer_is_told(pair):
+    held, ends = Held(), [pair() for _ in range(4)]
+    asked, idle, half, closed = ends
+    for _, worker in ends:
+        held.open(worker)
+    held.receive()
+    held.mark(asked[1].fileno(), ASKED)
+    held.mark(half[1].fileno(), ANSWERING)
+    half[1].sendall(b"a half")
+    held.close(closed[1].fileno())
+    for _, worker in ends:
+        worker.close()  # as the kernel does where the process is killed
+    n_told, without = held.give_up()
+    assert n_told == 1 == len(without)
+    assert asked[0].recv(1000) == plain_answer(503, DIED) and asked[0].recv(1) == b""
+    assert half[0].recv(1000) == b"a half" and half[0].recv(1) == b""
+    assert closed[0].recv(1) == b""
+    idle[0].sendall(b"GET")
+    assert without[0].recv(1000) == b"GET", "one that is on its way can be answered still"
+    without[0].close()
+
+
+def test_what_is_closed_is_let_go_and_places_are_used_again(pair):
+    held = Held()
+    for _ in range(PLACES + 10):
+        client, worker = socket.socketpair()
+        held.open(worker)
+        held.receive()
+        held.close(worker.fileno())
+        worker.close()
+        held.receive()
+        client.settimeout(5)
+        assert client.recv(1) == b"", "nobody holds it any more"
+        client.close()
+    assert len(held._free) == PLACES
+    held.drop()
+
+
+def test_more_connections_than_places(pair):
+    held = Held()
+    held._free = held._free[:1]
+    one, two = pair(), pair()
+    held.open(one[1])
+    held.open(two[1])
+    held.mark(two[1].fileno(), ASKED)
+    held.close(two[1].fileno())
+    two[1].close()
+    assert two[0].recv(1) == b""
+    n_told, without = held.give_up()
+    assert n_told == 0 and len(without) == 1
+    without[0].close()
