@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from conftest import settings
+from hub_server import TOKEN, Hub
 from huggingface_hub import constants
-from serving.hub_server import TOKEN, Hub
 
 import recbole_bbqrec
 from recbole_bbqrec import cli, storage
