@@ -303,12 +303,17 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     ------
     InputError : the folder is no bundle, is damaged, or its model cannot work without the data set.
     """
-    if str(path).startswith(SCHEME):
+    if from_hub := str(path).startswith(SCHEME):
         from .hub import fetch
 
         folder = fetch(str(path))
     else:
         folder = Path(path)
+
+    def safe(found: Items) -> Items:
+        """Folders of images that a stranger's file names are not looked into; the bundle's own comes first."""
+        return replace(found, folders=found.folders[:1]) if from_hub else found
+
     content = content_of(folder)
     settings = _Settings(content["settings"], device=torch.device(device))
     features = ItemFeatures.load(folder / FEATURES) if (folder / FEATURES).is_file() else None
@@ -322,5 +327,5 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
             if generations.newest(folder) == generation:
                 raise
             continue  # two generations came meanwhile, and this one went
-        return Bundle(folder, settings, known, items, added, generation)
-    return Bundle(folder, settings, known, items)
+        return Bundle(folder, settings, known, safe(items), safe(added), generation)
+    return Bundle(folder, settings, known, safe(items))

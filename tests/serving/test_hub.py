@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -17,6 +18,7 @@ from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.serving import hub as hub_module
 from recbole_bbqrec.serving import model_card
 from recbole_bbqrec.serving.hub import fetch, files_of, push
+from recbole_bbqrec.serving.items import Items
 from recbole_bbqrec.serving.saving import write_bundle
 
 REPO = "org/tiny"
@@ -99,6 +101,17 @@ def test_only_files_of_a_bundle_are_fetched(hub, bundle):
         *files_of(bundle.folder)
     }
     assert not {"modeling.py", "weights.bin", "README.md"} & {*hub.requests}
+
+
+def test_folders_that_a_stranger_names_are_not_looked_into(hub, bundle, tmp_path):
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private/i05.png").write_bytes(b"of somebody")
+    run = shutil.copytree(bundle.folder, tmp_path / "run")
+    known = Items.load(run / "items.safetensors", bundle.item_tokens[:-1])
+    replace(known, images={"i05": "i05.png"}, folders=(tmp_path / "private",)).save(run / "items.safetensors")
+    push(run, REPO)
+    assert recbole_bbqrec.load_bundle(run).image_file("i05") == tmp_path / "private/i05.png"
+    assert recbole_bbqrec.load_bundle(f"hf://{REPO}").image_file("i05") is None
 
 
 def test_without_the_hub_what_is_in_the_cache_is_taken(hub, bundle, monkeypatch):
