@@ -47,14 +47,16 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
     metadata = HeaderParser().parsestr(wheel.read(name).decode())
     assert metadata["Version"] == recbole_bbqrec.__version__
-    assert set(metadata.get_all("Provides-Extra")) == {"dev", "hyperopt", "images", "parquet", "serve", "test"}
+    assert set(metadata.get_all("Provides-Extra")) == {
+        *("dev", "export", "faiss", "hyperopt", "images", "parquet", "serve", "test")
+    }
     needed = metadata.get_all("Requires-Dist")
     assert [line for line in needed if line.startswith("recbole")] == ["recbole==1.2.1; python_version < '3.12'"]
     assert not any(line.startswith("ray") for line in needed)
 
 
 # Import name -> distribution, where the two differ.
-DISTRIBUTIONS = {"yaml": "pyyaml", "sklearn": "scikit-learn", "PIL": "pillow"}
+DISTRIBUTIONS = {"yaml": "pyyaml", "sklearn": "scikit-learn", "PIL": "pillow", "faiss": "faiss-cpu"}
 
 
 def test_every_imported_package_is_a_dependency(wheel: zipfile.ZipFile) -> None:
