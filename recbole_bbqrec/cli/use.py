@@ -136,7 +136,7 @@ def _serve(given: argparse.Namespace) -> None:
 
     store = given.store or f"{Path(given.folder).name}.events.sqlite"
     key = given.api_key or os.environ.get("BBQREC_API_KEY")
-    serve(given.folder, Options(given.host, given.port, given.workers, store, key, given.rate, given.index))
+    serve(given.folder, Options(store, given.host, given.port, given.workers, key, given.rate, given.index))
 
 
 @command(

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -46,10 +47,10 @@ class Options(NamedTuple):
     workers : processes that answer; each scores in one thread.
     """
 
+    store: str
     host: str = "127.0.0.1"
     port: int = 8000
     workers: int = 1
-    store: str = "events.sqlite"
     api_key: str | None = None
     rate: float = 0
     index: str | None = None
@@ -77,10 +78,10 @@ def serve(folder: str | Path, options: Options) -> None:
     torch.set_num_threads(1)  # before anything is computed: a process with a pool of threads must not be forked
     with tempfile.TemporaryDirectory(prefix="bbqrec-metrics-") as metrics, _listen(options) as listening:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics  # read when prometheus_client is imported
+        bundle = load_bundle(folder)
         from .store import Store
 
         Store(options.store).close()
-        bundle = load_bundle(folder)
         if options.index:
             bundle.use_index(options.index)
         bundle.recommend([bundle.item_tokens[1:2]], 1)
@@ -164,7 +165,11 @@ class _Supervisor:
         for connection in self._orphans:
             connection.close()
         self._listening.held = held
-        _answer(self._bundle, self._listening, self._options, held, supervisor)
+        try:
+            _answer(self._bundle, self._listening, self._options, held, supervisor)
+        except InputError as error:  # the store is away
+            logger.error("%s", error)
+            sys.exit(1)
 
     def _look(self, timeout: float) -> None:
         """Wait until something has happened to a worker or its connections, and see to it."""
