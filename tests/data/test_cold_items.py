@@ -94,7 +94,7 @@ def test_what_training_knows_does_not_depend_on_cold_items(tmp_path, encoder):
         write_vectors(folder / "tiny" / "v.safetensors", [f"i{item:02d}" for item in range(N_ITEMS)], matrix)
         given = {"text_encoder": "v.safetensors"} if encoder == "vectors" else {"text_encoder": encoder}
         given |= {"text_fields": {"tfidf": "title brand", "codes": "text_codes"}.get(encoder, "")}
-        config, _, loaders = built(folder, **given)
+        config, _, loaders = built(folder, similarity_attention="additive", **given)
         train, valid, _ = parts(loaders)
         torch.manual_seed(0)
         found.append((train.catalogue, valid.catalogue, registry.build_model(config, train)))

@@ -261,7 +261,7 @@ def test_held_out_interactions_reach_neither_codes_nor_edges_nor_statistics(tiny
                   rows[0][2])  # fmt: skip
     write_dataset(tmp_path / "a", rows=rows), write_dataset(tmp_path / "b", rows=swapped)
     write_dataset(tmp_path / "c", rows=changed)
-    learned = [_learned(built(tmp_path / name)) for name in "abc"]
+    learned = [_learned(built(tmp_path / name, similarity_attention="additive")) for name in "abc"]
     for name, value in learned[0].items():
         assert torch.equal(value, learned[1][name]), f"{name} knows held-out interactions"
     for name in ("codes", "vectors"):

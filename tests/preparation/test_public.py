@@ -180,7 +180,7 @@ def test_options_are_refused_before_anything_is_fetched(
 def test_folders_that_cannot_be_written_are_said(site: Loopback, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     public = PublicSet.from_description("Set", description(site))
-    with pytest.raises(InputError, match=r"file.*cannot be written .*--data_path="):
+    with pytest.raises(InputError, match=r"file.*cannot be written .*another folder"):
         prepare_public(public, tmp_path / "file", raw_dir=tmp_path / "raw", progress=False)
 
 

@@ -71,8 +71,6 @@ def serve(folder: str | Path, options: Options) -> None:
         raise InputError(f"--host: found {options.host}, {why}")
     if options.workers < 1 or options.rate < 0:
         raise InputError(f"--workers, --rate: found {options.workers} and {options.rate:g}, expected >= 1 and >= 0")
-    logging.basicConfig(level=logging.ERROR, format="%(asctime)s %(process)d %(message)s", force=True)
-    logging.getLogger(__package__).setLevel(logging.INFO)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a file, for its worker and for us
     torch.set_num_threads(1)  # before anything is computed: a process with a pool of threads must not be forked
@@ -87,6 +85,8 @@ def serve(folder: str | Path, options: Options) -> None:
         bundle.recommend([bundle.item_tokens[1:2]], 1)
         gc.collect()
         gc.freeze()  # what the workers share of memory stays shared
+        logging.basicConfig(level=logging.ERROR, format="%(asctime)s %(process)d %(message)s", force=True)
+        logging.getLogger(__package__).setLevel(logging.INFO)
         _Supervisor(bundle, listening, options).run()
 
 

@@ -1,11 +1,13 @@
 """One bundle, from a run that holds items out, and what stands around a service: clients, stores, processes."""
 
 import asyncio
+import importlib.util
 import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +21,13 @@ from recbole_bbqrec import quick_start
 from recbole_bbqrec.serving.bundle import Bundle
 from recbole_bbqrec.serving.service.app import make_app
 from recbole_bbqrec.serving.service.store import Store
+
+BENCHMARKS = Path(recbole_bbqrec.__file__).parents[1] / "benchmarks"
+for _name in ("service", "chaos"):  # alone: others there are named as folders of tests are
+    _spec = importlib.util.spec_from_file_location(_name, BENCHMARKS / f"{_name}.py")
+    assert _spec and _spec.loader
+    sys.modules[_name] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[_name])
 
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
