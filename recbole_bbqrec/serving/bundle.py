@@ -25,7 +25,7 @@ from .folder import BUNDLE, FEATURES, ITEMS, SCHEME, SEMANTIC_IDS, STAND_IN_FILE
 from .index import FaissIndex
 from .items import IMAGES, Items
 from .lookup import ItemLookup
-from .scoring import Scorer, batches
+from .scoring import Scorer
 from .stand_in import StandIn
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class Bundle(ItemLookup):
         barred = None if denied is None else self._known(denied)[0]
         results = [Recommendation([], [], own + also) for own, also in zip(unknown, itertools.cycle(others))]
         tokens = self.item_tokens
-        for rows in batches(known):
+        for rows in self._scorer.batches(known):
             lists = [each and (each if len(each) == 1 else [each[row] for row in rows]) for each in (permitted, barred)]
             found = self._scorer.top([known[row] for row in rows], k, exclude_seen, *lists)
             for row, (items, scores) in zip(rows, found, strict=True):
@@ -171,7 +171,7 @@ class Bundle(ItemLookup):
         for result in explained:
             result.reasons = []
         known, items = self._known(histories)[0], self._known([result.items for result in results])[0]
-        for rows in batches(known):
+        for rows in self._scorer.batches(known):
             asked = [known[row] for row in rows], [items[row] for row in rows]
             for row, reasons in zip(rows, self._scorer.reasons(*asked, self.item_tokens), strict=True):
                 explained[row].reasons = reasons
@@ -197,7 +197,7 @@ class Bundle(ItemLookup):
         candidates = None if items is None else torch.tensor([self._ids[tokens[column]] for column in columns]).long()
         warn_of_unknown(token for each in (tokens, *unknown) for token in each if token not in self._ids)
         scores = np.full((len(known), len(tokens)), -np.inf, np.float32)
-        for rows in batches(known):
+        for rows in self._scorer.batches(known):
             found = self._scorer.score([known[row] for row in rows], candidates).cpu().numpy()
             scores[np.ix_(rows, columns)] = found[:, 1:] if items is None else found
         return scores

@@ -68,8 +68,8 @@ def read(given: Any, settings: Any, known: Catalogue, folder: Path, title: str) 
     ----------
     given : a frame, or the path of a CSV file, with a row for each item: its token, the columns that the run's texts
         are made of, and any others of the .item file. `image` names an image's file; relative ones begin at the CSV
-        file. `vectors` holds mappings (in a CSV file as JSON) of modality -> F numbers, in place of what an encoder
-        would make.
+        file. It is a file of this machine: a table that came over a network must not have that column. `vectors` holds
+        mappings (in a CSV file as JSON) of modality -> F numbers, in place of what an encoder would make.
     settings, known : the run's settings, and the catalogue so far.
     folder : the bundle's.
     title : the column of titles so far, "" where there is none.

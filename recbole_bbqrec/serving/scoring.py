@@ -21,7 +21,9 @@ from .best import best
 from .index import FaissIndex
 
 BATCH = 512
-"""Histories that are scored together."""
+"""Histories that are scored together, at most."""
+SCORES = 1 << 25
+"""Scores that are held at once, at most: 128 MiB, and as much again for the choice of the best."""
 
 Ids = Sequence[list[int]]
 """Item ids, a list for each history."""
@@ -53,6 +55,12 @@ class Scorer:
         """Scores [B, N], or [B, m] of candidates, as `Ranker.score` gives them."""
         candidates = None if candidates is None else candidates.to(self.device)
         return self.ranker.score(self._padded(histories), candidates, excluded, self.shared)
+
+    def batches(self, histories: Ids) -> Iterator[list[int]]:
+        """Rows of the histories that hold an item, batch by batch, those of like length together."""
+        size = max(1, min(BATCH, SCORES // self.n_items))
+        rows = sorted((row for row, items in enumerate(histories) if items), key=lambda row: len(histories[row]))
+        return (rows[start : start + size] for start in range(0, len(rows), size))
 
     def _padded(self, histories: Ids) -> Tensor:
         """Histories [B, T] as the model reads them."""
@@ -138,9 +146,3 @@ class Scorer:
     def _first_scores(self, histories: Ids, items: Tensor) -> Tensor:
         """Scores [B, k] of items [k] by the model alone, without its second stage."""
         return self.ranker.first_stage(self._padded(histories), shared=self.shared).scores[:, items.to(self.device)]
-
-
-def batches(histories: Ids) -> Iterator[list[int]]:
-    """Rows of the histories that hold an item, batch by batch, those of like length together."""
-    rows = sorted((row for row, history in enumerate(histories) if history), key=lambda row: len(histories[row]))
-    return (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
