@@ -90,6 +90,8 @@ class Page:
 
     def __init__(self, browser, origin):
         self.browser, self.origin = browser, origin
+        for log in ("browser", "performance"):
+            browser.get_log(log)  # of the page before
 
     def open(self, path):
         self.browser.get("about:blank")  # a change of what follows "#" alone is no new page
@@ -377,11 +379,12 @@ def test_a_service_that_is_gone_is_told(page):
 
 
 @pytest.fixture
-def with_images(bundle, tmp_path, monkeypatch):
+def with_images(bundle, tmp_path, monkeypatch, browser):
     """The bundle, every item of which has an image 3 pixels wide."""
     Image.new("RGB", (3, 4)).save(tmp_path / "image.png")
     monkeypatch.setattr(type(bundle), "image_file", lambda self, token: tmp_path / "image.png")
-    return bundle
+    yield bundle
+    browser.get("about:blank")  # images on their way would be missing a moment later
 
 
 def image_widths(page):
@@ -404,7 +407,7 @@ def test_a_key_is_asked_for(with_images, tmp_path, browser):
         assert keyed.cards_after(1)
         assert keyed.texts("#history .title")[0].startswith("green lamp number 1")
         keyed.until(lambda: image_widths(keyed) == [3])  # which an <img> alone would ask for without the key
-        assert all("401" in error for error in keyed.errors())
+        assert [error for error in keyed.errors() if "401" not in error] == []
         assert keyed.asked_elsewhere() == []
 
 
