@@ -82,6 +82,8 @@ def changes_of(name: str, full: Mapping[str, Any]) -> dict[str, Any]:
             changes[key] = _as_many(full, changes)
         elif isinstance(value, dict):
             changes[key] = _without(full, value["without"])
+    if later := [key for key in changes if key not in full]:
+        raise NotApplicableError(f"these runs are older than the key {later[0]}")
     if name != FULL and all(full[key] == value for key, value in changes.items()):
         raise NotApplicableError("it changes nothing under these settings")
     return changes

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from recbole_bbqrec.experiments.ablation import ablate, applicable, changes_of, 
 
 ROWS, FORMS = (list(ablation.definition()[part]) for part in ("rows", "forms"))
 
+RESULTS = Path(__file__).parents[2] / "results"
 OFF = ["similarity-attention"]  # which the model does not have
 IMAGE = ["candidate-image", "text-only", "image-only", "neither"]
 BOTH = {"image_fields": "image_codes", "image_encoder": "codes"}
@@ -52,6 +54,14 @@ def test_rows_that_apply(tiny):
     assert list(found) == [name for name in ROWS if name not in OFF] and list(left_out) == OFF
     _, left_out = applicable(ROWS, full(tiny, text_encoder=None))
     assert "needs 1 modalities, found 0" in left_out["no-codes"] and "independence" in left_out
+
+
+@pytest.mark.parametrize("page", sorted(RESULTS.glob("ablation-*.json")), ids=lambda page: page.stem)
+def test_pages_that_are_kept_can_be_made_again(page):
+    kept = json.loads(page.read_text(encoding="utf-8"))
+    found, _ = applicable(ROWS, kept["settings"])
+    shown = {row["row"] for rows in kept["splits"].values() for row in rows}
+    assert shown - {"club"} <= found.keys()  # a row of a part that is gone
 
 
 def test_every_row_is_a_valid_configuration_of_its_own_with_the_key_that_the_table_looks_for(tiny):
