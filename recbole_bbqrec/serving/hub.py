@@ -5,13 +5,18 @@ and nothing in them is run.
 """
 
 import contextlib
+import json
+import tempfile
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, errors, snapshot_download
 
+from .. import storage
 from ..errors import InputError
+from ..training.checkpoint import WEIGHTS as WEIGHTS_KIND
 from . import generations
 from .folder import (
     BUNDLE,
@@ -26,7 +31,9 @@ from .folder import (
     WEIGHTS,
     content_of,
 )
+from .items import KIND as ITEMS_KIND
 from .model_card import CARD, model_card
+from .new_items import KIND as ENCODERS_KIND
 
 PATTERNS = [
     *(BUNDLE, WEIGHTS, FEATURES, SEMANTIC_IDS, TOKENIZER, ITEMS, ENCODERS, STAND_IN_FILE, REPORT_CARD),
@@ -57,8 +64,13 @@ def push(
     InputError : the folder is no bundle, or the hub refuses or cannot be reached.
     """
     folder = Path(folder)
-    content, files = content_of(folder), files_of(folder)
-    with _in_one_line(f"{SCHEME}{repo}"):
+    content_of(folder)
+    files = files_of(folder)
+    with _in_one_line(f"{SCHEME}{repo}"), tempfile.TemporaryDirectory() as place:
+        for name in files:
+            _copy_without_paths(folder / name, Path(place) / name)
+        folder = Path(place)
+        content = content_of(folder)
         api = HfApi(endpoint=endpoint)
         url = api.create_repo(repo, private=private or None, exist_ok=True)
         card = model_card(folder, content, files, str(url.repo_id), results)
@@ -66,6 +78,32 @@ def push(
         additions.append(CommitOperationAdd(CARD, card.encode("utf-8")))
         api.create_commit(repo, additions, commit_message=f"{content['settings']['model']} by recbole_bbqrec")
     return str(url)
+
+
+_KINDS = {WEIGHTS: WEIGHTS_KIND, ITEMS: ITEMS_KIND, ENCODERS: ENCODERS_KIND}
+"""Files whose headers may name folders of the machine that wrote them."""
+
+
+def _copy_without_paths(source: Path, target: Path) -> None:
+    """Make a file of a bundle to be pushed: a link, or where the file names folders of this machine a copy without."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.name == BUNDLE:
+        content = json.loads(source.read_text(encoding="utf-8"))
+        storage.write_json(target, {**content, "settings": _without_paths(content["settings"])})
+    elif kind := _KINDS.get(source.name):
+        tensors, header = storage.load(source, kind)
+        storage.save(target, kind, tensors, _without_paths(header))
+    else:
+        target.symlink_to(source.resolve())
+
+
+def _without_paths(value: Any) -> Any:
+    """Plain data with the last name alone of every full path."""
+    if isinstance(value, dict):
+        return {key: _without_paths(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(part) for part in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def files_of(folder: Path) -> list[str]:

@@ -60,6 +60,12 @@ def test_what_is_pushed_is_loaded_and_recommends_the_same(hub, bundle):
     assert recbole_bbqrec.load_bundle(f"hf://{REPO}@{hub.sha(REPO)}").titles == bundle.titles
 
 
+def test_what_is_pushed_names_no_folder_of_this_machine(hub, tiny, bundle):
+    assert any(str(tiny).encode() in file.read_bytes() for file in bundle.folder.glob("*.json"))
+    push(bundle.folder, REPO)
+    assert [name for name, content in hub.repos[REPO].items() if str(tiny).encode() in content] == []
+
+
 def test_the_card_says_what_it_is_and_has_the_hashes_of_all_files(hub, bundle):
     push(bundle.folder, REPO, results="RESULTS")
     card = hub.repos[REPO]["README.md"].decode()
