@@ -28,6 +28,7 @@ for _name in ("service", "chaos"):  # alone: others there are named as folders o
     assert _spec and _spec.loader
     sys.modules[_name] = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(sys.modules[_name])
+Answer = sys.modules["service"].Answer
 
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
@@ -58,16 +59,6 @@ def cold(tiny, tmp_path_factory) -> Cold:
 def folder(cold, tmp_path) -> Path:
     """A copy of the bundle, for a test that adds items."""
     return Path(shutil.copytree(cold.folder, tmp_path / "bundle"))
-
-
-class Answer(NamedTuple):
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
 
 
 class Client:
