@@ -340,6 +340,12 @@ SHARED = (*BOUND_FEATURES, *only("without sid_mode=fused", lambda run: run.get("
 ATTENTION = only("in BBQRec, its controls and RecBole's own models", lambda run: run[KIND] == STOCK or _is_bbqrec(run))
 SIMILARITY = (*ATTENTION, *only("with similarity_attention", _attends))
 CODE_EMBEDDING = (Use(f"True {CODES[0].words}", lambda run, value: not value or has_codes(run)),)
+IDENTITY = (
+    Use(
+        f"{CODES[0].words}, and not with scoring=generate, which decodes what a tokenizer has learned",
+        lambda run, value: not value or (has_codes(run) and not decodes(run)),
+    ),
+)
 PROJECTED = (
     Use(
         "True only with item features: attach_item_features and a text_encoder or image_encoder",

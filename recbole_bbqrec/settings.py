@@ -98,6 +98,7 @@ KEYS: dict[str, Key] = {
     "id_dim": Key(int, "width of the ID embedding, mapped linearly to hidden_size; empty: hidden_size, without a map", POSITIVE, True, used=schema.ID_DIM),
     "use_code_embedding": Key(bool, "embeddings of the item's codes in the item representation", used=schema.CODE_EMBEDDING),
     "use_features": Key(bool, "projected item features in the item representation", used=schema.PROJECTED),
+    "n_identity_codes": Key(int, "codes behind those of the tokenizer that are a hash of the item, by which items of similar codes are told apart", NOT_NEGATIVE, used=schema.IDENTITY),
     "id_dropout_prob": Key(float, "how often an item goes without its ID part in training, as new items will", PROBABILITY, used=schema.ID_PART),
     # Scoring and loss
     "scoring": Key(str, "`joint`: dense + code_weight * codes; `generate`: decode the ID code by code", _one_of("joint", "dense", "codes", "generate"), used=schema.SCORING),

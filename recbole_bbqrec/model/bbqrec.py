@@ -9,6 +9,7 @@ positions of an ID, K codes per position, H hidden width.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -55,13 +56,17 @@ class BBQRec(RankingModel):
         self.n_negatives, self.beam_size = config["n_negatives"], config["beam_size"]
         self.is_beam_search = self.scoring == "generate" and self.beam_size > 0  # 0: exact likelihood of every item
         layer, n_layers = LayerSettings.from_config(config), config["n_layers"]
-        ids = dataset.catalogue.semantic_ids
+        catalogue = dataset.catalogue
+        if config["n_identity_codes"] and catalogue.semantic_ids is not None:
+            ids = catalogue.semantic_ids.with_identity(catalogue.tokens, config["n_identity_codes"])
+            catalogue = replace(catalogue, semantic_ids=ids)
+        ids = catalogue.semantic_ids
         if ids is None and self.scoring in ("codes", "generate"):
             raise InputError(
                 f"scoring: found {self.scoring}, but there are no codes; set --codes=learned, or --scoring=dense"
             )
 
-        self.item_table = ItemTable(config, dataset.catalogue, self._projection(config))
+        self.item_table = ItemTable(config, catalogue, self._projection(config))
         self.position_embedding = nn.Embedding(self.max_seq_length, layer.hidden_size)
         self.dropout = Dropout(layer.dropout)
         self.layers = nn.ModuleList(TransformerLayer(layer, config["similarity_attention"]) for _ in range(n_layers))

@@ -7,6 +7,7 @@ Shapes: N items (row 0 = padding), F width of a modality's features, S signals, 
 P positions of an ID, K codes per position.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -113,6 +115,21 @@ class SemanticIds:
         """[N, P] numbered over all positions, `position * (K + 1) + symbol`; K codes, then "no code", at each."""
         position = torch.arange(self.codes.shape[1], device=self.codes.device) * (self.codebook_size + 1)
         return position + torch.where(self.codes >= 0, self.codes, self.codebook_size)
+
+    def with_identity(self, tokens: Sequence[str], n_codes: int) -> "SemanticIds":
+        """The same IDs with `n_codes` identity codes behind them: a hash of the item's token, so new items have them too.
+
+        Learned codes say what items have in common, and items that have all in common cannot be told apart by them.
+        The embeddings of hashed codes add up to one of the item's own, from K rows a position (hash embeddings,
+        Svenstrup et al. 2017, arXiv 1709.03933).
+        """
+        if not n_codes:
+            return self
+        digests = b"".join(hashlib.shake_128(token.encode()).digest(4 * n_codes) for token in tokens)
+        numbers = np.frombuffer(digests, "<u4").reshape(len(tokens), n_codes) % self.codebook_size
+        codes = torch.from_numpy(numbers.astype(np.int64)).to(self.codes)
+        codes[0] = -1
+        return replace(self, codes=torch.cat([self.codes, codes], dim=1))
 
     def save(self, path: Path) -> None:
         """Write everything to `path`."""

@@ -16,7 +16,7 @@ from recbole_bbqrec.experiments.ablation import ablate, applicable, changes_of, 
 ROWS, FORMS = (list(ablation.definition()[part]) for part in ("rows", "forms"))
 
 RESULTS = Path(__file__).parents[2] / "results"
-OFF = ["similarity-attention"]  # which the model does not have
+OFF = ["identity-codes", "similarity-attention"]  # which the model does not have
 IMAGE = ["candidate-image", "text-only", "image-only", "neither"]
 BOTH = {"image_fields": "image_codes", "image_encoder": "codes"}
 
@@ -81,14 +81,16 @@ def test_every_row_is_a_valid_configuration_of_its_own_with_the_key_that_the_tab
 def test_rows_where_an_item_is_nothing_but_its_codes(tiny):
     found, left_out = applicable(ROWS, full(tiny, "BBQRecCodes"))
     applying = ["full", "independence", "shared-codebook", "id-signal", "sequence-contrast", "cross-contrast"]
-    applying += ["rqvae", "aligned", "kmeans", "with-similarity-attention", "discretisation"]
-    assert list(found) == [*applying, "random-codes", "shuffled-codes"]
-    assert found["aligned"]["sid_levels"] == found["rqvae"]["sid_levels"] == 16, "text and ID have 8 codes each"
+    applying += ["rqvae", "aligned", "kmeans"]
+    rest = ["with-similarity-attention", "discretisation", "random-codes", "shuffled-codes"]
+    assert list(found) == [*applying, "identity-codes", *rest]
+    assert found["aligned"]["sid_levels"] == found["rqvae"]["sid_levels"] == 4, "text and ID have 2 codes each"
     assert left_out["similarity-attention"] == "it changes nothing under these settings"
     assert left_out["code-embeddings"].startswith("items have no ID of their own")
     assert left_out["no-codes"] == "scoring codes needs codes" and "no second stage" in left_out["candidate-text"]
-    assert list(applicable(ROWS, full(tiny, "BBQRecCodesDense"))[0]) == [*applying, "no-codes", *list(found)[-2:]]
-    assert list(applicable(ROWS, full(tiny, "BBQRecGenerate"))[0]) == list(found)
+    assert list(applicable(ROWS, full(tiny, "BBQRecCodesDense"))[0]) == list(found)
+    found, left_out = applicable(ROWS, full(tiny, "BBQRecGenerate"))
+    assert list(found) == [*applying, *rest] and left_out["identity-codes"] == "there are no identity codes"
     assert "code-embeddings" in applicable(ROWS, full(tiny))[0]
 
 

@@ -71,6 +71,25 @@ def test_other_losses_learn_with_every_parameter_too(data, changes):
     assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.parametrize("scoring", ["codes", "dense", "joint"])
+def test_items_of_equal_learned_codes_are_told_apart_by_their_identity_codes(data, scoring):
+    config, (train, *_) = data
+    same = torch.zeros_like(train._dataset.catalogue.semantic_ids.codes)
+    same[0] = -1
+    known = train._dataset.catalogue
+    apart = {}
+    for n_codes in (0, 4):
+        try:
+            train._dataset.catalogue = replace(known, semantic_ids=replace(known.semantic_ids, codes=same))
+            forms = {"use_item_id": False, "use_features": False, "scoring": scoring, "n_identity_codes": n_codes}
+            model, batches, _ = make(data, **{**PLAIN, **forms})
+        finally:
+            train._dataset.catalogue = known
+        scores = model.eval().score(batches[0]["item_id_list"])[:, 1:]
+        apart[n_codes] = (scores - scores[:, :1]).abs().max().item()
+    assert apart[0] < 1e-4 < apart[4]
+
+
 def test_full_loss_is_the_cross_entropy_over_all_items(data):
     model, batches, _ = make(data, n_negatives=0, **PLAIN)
     model.eval()

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,21 @@ def test_every_code_has_one_number(catalogue):
             assert torch.equal(found[known], position * per_position + codes[known])
             assert (found[~known] == (none if none < 0 else position * per_position + none)).all()
     assert ids.code_ids.max() < ids.n_code_ids == 25 and ids.symbols.max() < 27
+
+
+def test_identity_codes_follow_the_token_alone(catalogue):
+    tokens, ids = [f"item {number}" for number in range(500)], catalogue.semantic_ids
+    many = replace(ids, codes=torch.full((500, 3), 2), present=torch.ones(3, 500, dtype=torch.bool))
+    found = many.with_identity(tokens, 4)
+    assert torch.equal(found.codes[:, :3], many.codes) and found.codes.shape == (500, 7)
+    assert (found.codes[0, 3:] == -1).all() and found.codes.dtype == ids.codes.dtype
+    drawn = found.codes[1:, 3:]
+    assert drawn.min() == 0 and drawn.max() == 7 and len(torch.unique(drawn, dim=0)) > 450  # of 4,096
+    assert all((torch.bincount(column) - 62).abs().max() < 30 for column in drawn.T)  # each of 8 about evenly
+    order = torch.randperm(499, generator=torch.Generator().manual_seed(0)).add(1)
+    moved = many.with_identity(["[PAD]", *(tokens[row] for row in order)], 4)
+    assert torch.equal(moved.codes[1:], found.codes[order])
+    assert many.with_identity(tokens, 0) is many
 
 
 def test_features_are_centred_over_the_items_that_have_them(catalogue):
