@@ -30,12 +30,19 @@ KINDS = {
     "hashed": ("random codes (hashed IDs)", "{} random codes an item (hashed IDs)"),
     "kmeans": ("codes of residual k-means", "{} codes an item of residual k-means over features"),
     "codes": ("codes bound to behaviour", "{} codes an item, bound to behaviour"),
+    "mixed": (
+        "codes bound to behaviour, then hashed ones",
+        "{} codes an item, 3 or 4 bound to behaviour, the rest hashed",
+    ),
 }
 """Kinds of rows in the order of the table: all of them, and one, in words."""
 
 SET = ("final", "id_dim", "use_item_id", "use_code_embedding", "use_features", "scoring", "similarity_attention")
-SET += ("codes", "tokenizer", "sid_levels", "second_stage")
+SET += ("codes", "tokenizer", "sid_levels", "n_identity_codes", "second_stage")
 """Settings that make the rows what they are, and `final`: the study never looks at test."""
+
+LEARNED_OF_MIXED = 4
+"""Codes that a tokenizer has learned where the others are hashed, or as many below as its signals can share."""
 
 LARGER = (10**6, 10**7, 10**8)
 """Items of the catalogues that the bytes are reckoned for besides."""
@@ -65,9 +72,16 @@ class Row(NamedTuple):
 
 def rows_of(hidden_size: int) -> list[Row]:
     """All rows, the most telling first; the first is the ID table of full width, which the others are compared with."""
-    found = [Row("id", hidden_size), Row("codes", 16), Row("codes", 4), Row("hashed", 16), Row("id", 8)]
+    found = [
+        Row("id", hidden_size),
+        Row("codes", 16),
+        Row("mixed", 16),
+        Row("codes", 4),
+        Row("hashed", 16),
+        Row("id", 8),
+    ]
     found += [Row("kmeans", 16), Row("id", 32), Row("id", 16), Row("id", 4), Row("codes", 8), Row("hashed", 4)]
-    found += [Row("hashed", 8), Row("kmeans", 4), Row("kmeans", 8)]
+    found += [Row("hashed", 8), Row("mixed", 8), Row("kmeans", 4), Row("kmeans", 8)]
     return found[:1] + [row for row in found[1:] if row.n_codes or row.size < hidden_size]
 
 
@@ -79,10 +93,10 @@ def applicable(settings: Mapping[str, Any]) -> tuple[dict[Row, dict[str, Any]], 
     names, found, left_out = modalities(settings), {}, {}
     n_signals = 1 if settings["sid_mode"] == "fused" else len(names) + bool(settings["sid_use_id"])
     for row in rows_of(settings["hidden_size"]):
-        signals = n_signals if row.kind in ("codes", "hashed") else 1
+        signals = n_signals if row.kind != "kmeans" else 1
         if row.kind == "kmeans" and not names:
             left_out[row.name] = "there are no features"
-        elif row.n_codes and (not signals or row.size % signals):
+        elif row.n_codes and (not signals or (row.size % signals and row.kind != "mixed")):
             left_out[row.name] = f"{row.size} codes an item cannot be shared by {signals} signals"
         else:
             found[row] = _changes(row, signals, settings["hidden_size"])
@@ -95,7 +109,9 @@ def _changes(row: Row, signals: int, hidden_size: int) -> dict[str, Any]:
         return {"model": ID_MODEL, "id_dim": None if row.size == hidden_size else row.size}
     codes = "random" if row.kind == "hashed" else "learned"
     tokenizer = "kmeans" if row.kind == "kmeans" else "behavior_bind"
-    return {"model": CODES_MODEL, "codes": codes, "tokenizer": tokenizer, "sid_levels": row.size // signals}
+    levels = row.size // signals if row.kind != "mixed" else max(LEARNED_OF_MIXED // signals, 1)
+    shape = {"sid_levels": levels, "n_identity_codes": row.size - levels * signals if row.kind == "mixed" else 0}
+    return {"model": CODES_MODEL, "codes": codes, "tokenizer": tokenizer, **shape}
 
 
 def item_bytes(settings: Mapping[str, Any], n_items: int, n_codes: int) -> int:

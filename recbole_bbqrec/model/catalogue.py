@@ -117,7 +117,7 @@ class SemanticIds:
         return position + torch.where(self.codes >= 0, self.codes, self.codebook_size)
 
     def with_identity(self, tokens: Sequence[str], n_codes: int) -> "SemanticIds":
-        """The same IDs with `n_codes` identity codes behind them: a hash of the item's token, so new items have them too.
+        """The same IDs with `n_codes` identity codes behind them: a hash of the token, so new items have them too.
 
         Learned codes say what items have in common, and items that have all in common cannot be told apart by them.
         The embeddings of hashed codes add up to one of the item's own, from K rows a position (hash embeddings,

@@ -65,12 +65,16 @@ def test_an_id_table_grows_by_its_width_and_a_code_table_by_a_byte_a_code(tiny):
 
 def test_rows_have_as_many_codes_as_they_say_or_are_left_out(tiny):
     found, left_out = applicable(with_codes(tiny))
-    assert [row.name for row in found][:4] == ["id-64", "codes-16", "codes-4", "hashed-16"]
-    assert len(found) == 14 and not left_out
+    assert [row.name for row in found][:4] == ["id-64", "codes-16", "mixed-16", "codes-4"]
+    assert len(found) == 16 and not left_out
+    mixed = found[Row("mixed", 16)]
+    assert mixed["sid_levels"] == 2 and mixed["n_identity_codes"] == 12 and mixed["codes"] == "learned"
+    assert all(found[row].get("n_identity_codes", 0) == 0 for row in found if row.kind != "mixed")
     assert found[Row("id", 64)]["id_dim"] is None and found[Row("id", 32)]["id_dim"] == 32
     assert [found[Row("codes", size)]["sid_levels"] for size in (4, 8, 16)] == [2, 4, 8]  # of two signals
     assert [found[Row("kmeans", size)]["sid_levels"] for size in (4, 8, 16)] == [4, 8, 16]
-    _, left_out = applicable(with_codes(tiny, **BOTH))
+    found, left_out = applicable(with_codes(tiny, **BOTH))
+    assert found[Row("mixed", 8)]["sid_levels"] == 1 and found[Row("mixed", 8)]["n_identity_codes"] == 5
     assert {"codes-4", "codes-8", "codes-16", "hashed-4", "hashed-8", "hashed-16"} == left_out.keys()
     assert left_out["codes-8"] == "8 codes an item cannot be shared by 3 signals"
     found, left_out = applicable(with_codes(tiny, text_encoder=None, hidden_size=16))
@@ -82,11 +86,11 @@ def test_rows_have_as_many_codes_as_they_say_or_are_left_out(tiny):
 def test_every_row_is_a_run_of_its_own_the_first_seed_first(tiny, tmp_path):
     code, execute = run(tiny, tmp_path, seeds=2, seed=5)
     assert code == 0
-    assert [call["seed"] for call in execute.calls] == [5] * 12 + [6] * 12
+    assert [call["seed"] for call in execute.calls] == [5] * 14 + [6] * 14
     assert all(call["final"] is False for call in execute.calls)
-    keys = "model", "id_dim", "codes", "tokenizer", "sid_levels"
-    assert len({tuple(call.get(key) for key in keys) for call in execute.calls}) == 12
-    assert len(list((tmp_path / "results/runs/tiny").glob("*.npz"))) == 24
+    keys = "model", "id_dim", "codes", "tokenizer", "sid_levels", "n_identity_codes"
+    assert len({tuple(call.get(key) for key in keys) for call in execute.calls}) == 14
+    assert len(list((tmp_path / "results/runs/tiny").glob("*.npz"))) == 28
     _, execute = run(tiny, tmp_path, seeds=2, seed=5)
     assert not execute.calls, "what has a record is not run again"
 
@@ -97,7 +101,7 @@ def test_the_page(tiny, tmp_path, capsys):
     assert page in capsys.readouterr().out and str(tiny) not in page + json.dumps(content)
     rows = {row["row"]: row for row in content["rows"]}
     ids, codes = [f"id-{size}" for size in (4, 8, 16)], ("hashed", "kmeans", "codes")
-    assert list(rows) == [*ids, *(f"{kind}-{size}" for kind in codes for size in (4, 8, 16))]
+    assert list(rows) == [*ids, *(f"{kind}-{size}" for kind in codes for size in (4, 8, 16)), "mixed-8", "mixed-16"]
     assert content["full"] == "id-16" and rows["id-16"]["masked"]["ndcg@10"]["change"] is None
     assert rows["codes-4"]["bytes"] == 4 * 16 * (1 + 4 * 8) + 4 * 41
     # Random codes make the ranks of these runs half as large again; everything else changes nothing.
@@ -118,7 +122,7 @@ def test_the_page(tiny, tmp_path, capsys):
     assert yaml.safe_load(page.split("```yaml")[1].split("```")[0])["hidden_size"] == 16
     title, x, y, points = json.loads((tmp_path / "results/item-bytes-tiny.png").read_bytes())
     assert (title, x, y) == ("tiny, validation, seen items masked", "MiB of item parameters", "N@10")
-    assert [len(line) for line in points.values()] == [3, 3, 3, 3]
+    assert [len(line) for line in points.values()] == [3, 3, 3, 3, 2]
     assert points["ID tables"][0] == [rows["id-4"]["bytes"] / 2**20, rows["id-4"]["masked"]["ndcg@10"]]
 
 
@@ -128,7 +132,7 @@ def test_holm_counts_rows_and_pairs_together(tiny, tmp_path):
     tests = [entry for row in content["rows"] for entry in row["masked"].values() if entry["p"] is not None]
     tests += content["pairs"]
     least = min(tests, key=lambda entry: entry["p"])
-    assert len(tests) == 2 * 11 + 9 and least["p_holm"] == pytest.approx(min(1, len(tests) * least["p"]))
+    assert len(tests) == 2 * 13 + 9 and least["p_holm"] == pytest.approx(min(1, len(tests) * least["p"]))
 
 
 def test_it_goes_on_where_it_was_interrupted_with_the_rows_there_are_on_the_page(tiny, tmp_path):
@@ -140,19 +144,19 @@ def test_it_goes_on_where_it_was_interrupted_with_the_rows_there_are_on_the_page
         "reckoned all the same"
     )
     _, execute = run(tiny, tmp_path)
-    assert len(execute.calls) == 10
+    assert len(execute.calls) == 12
 
 
 def test_a_row_that_fails_is_named_and_without_the_full_table_nothing_is_compared(tiny, tmp_path):
     code, _ = run(tiny, tmp_path, execute=FakeExecute(fails={"random"}))
     page, content = page_and_content(tmp_path)
-    assert code == 1 and len(content["rows"]) == 9 and "- hashed-4, seed 2020: " in page
+    assert code == 1 and len(content["rows"]) == 11 and "- hashed-4, seed 2020: " in page
     next((tmp_path / "results/runs/tiny").glob("id-16-*.json")).unlink()
     run(tiny, tmp_path, execute=FakeExecute(fails={None, "random"}))
     page, content = page_and_content(tmp_path)
     assert (
         "no finished run yet: id-16, hashed-4, hashed-8, hashed-16\n- without `id-16`" in page
-        and len(content["rows"]) == 8
+        and len(content["rows"]) == 10
     )
     assert all(entry["p"] is None for row in content["rows"] for entry in row["masked"].values())
     assert all(pair["p_holm"] == 1 for pair in content["pairs"])

@@ -73,7 +73,7 @@ def test_other_losses_learn_with_every_parameter_too(data, changes):
 
 @pytest.mark.parametrize("scoring", ["codes", "dense", "joint"])
 def test_items_of_equal_learned_codes_are_told_apart_by_their_identity_codes(data, scoring):
-    config, (train, *_) = data
+    train = data[1][0]
     same = torch.zeros_like(train._dataset.catalogue.semantic_ids.codes)
     same[0] = -1
     known = train._dataset.catalogue
