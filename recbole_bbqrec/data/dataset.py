@@ -124,6 +124,12 @@ class MultiModalSequentialDataset(LoadedDataset):
         self.set_field_property(SEMANTIC_ID, FeatureType.TOKEN_SEQ, FeatureSource.ITEM, width)
 
 
+class PrefixDataset(MultiModalSequentialDataset):
+    """The data set of RecBole's own models: the lists of all rows stand in `inter_feat`, as RecBole makes them."""
+
+    makes_prefixes = True
+
+
 def _all_in_training(splits: list[Any]) -> list[Any]:
     """Move all rows of a split to its training part; the other parts stay, without any."""
     start, stop = (np.concatenate([getattr(part.histories, end) for part in splits]) for end in ("start", "stop"))

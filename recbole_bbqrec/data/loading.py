@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from .. import compat
 from ..errors import InputError
 from ..preparation.atomic import read_atomic, read_header
+from . import splitting
 from .presplit import NO_TIMES, Columns, arrange, number_sessions, read_columns
 from .sequences import Histories
 
@@ -31,15 +32,23 @@ def _is_interval(text: str) -> bool:
         return False
 
 
+def taken(rows: Interaction, index: np.ndarray) -> Interaction:
+    """Some rows; RecBole would make a list of Python numbers of `index` [B] first."""
+    chosen = torch.from_numpy(index)
+    return Interaction({field: values[chosen] for field, values in rows.interaction.items()})
+
+
 class LoadedDataset(SequentialDataset):
     """RecBole's `SequentialDataset`, strict about its files, and with files that are split already in every shape.
 
     Attributes
     ----------
-    histories : all that stands before the target of every row; the lists in `inter_feat` are cut.
+    histories : all that stands before the target of every row. `data[rows]` has the last of it as RecBole's lists.
+    makes_prefixes : whether the lists of all rows stand in `inter_feat` as well, as RecBole's own models may ask for.
     """
 
     histories: Histories
+    makes_prefixes = False
 
     def __init__(self, config: Any) -> None:
         if config["USER_ID_FIELD"] is None:
@@ -59,14 +68,61 @@ class LoadedDataset(SequentialDataset):
             part.inter_feat.drop(ROW)
         return splits
 
+    def __getitem__(self, index: Any, join: bool = True) -> Interaction:
+        """Rows with their histories as lists, cut to MAX_ITEM_LIST_LENGTH."""
+        if self.makes_prefixes:
+            return super().__getitem__(index, join)
+        index = np.asarray(index, dtype=np.int64).reshape(-1)
+        rows, lists = taken(self.inter_feat, index), self.lists(index)
+        named = {self.list_field: lists, self.item_list_length_field: (lists != 0).sum(1)}
+        rows.update(Interaction(named))
+        return self.join(rows) if join else rows
+
+    @property
+    def list_field(self) -> str:
+        """Name of the lists of items."""
+        return self.iid_field + self.config["LIST_SUFFIX"]
+
+    def lists(self, index: Any = slice(None)) -> torch.Tensor:
+        """Histories of some rows as models read them, [B, MAX_ITEM_LIST_LENGTH]; 0 pads on the right."""
+        return torch.from_numpy(self.histories[index].padded(self.max_item_list_len))
+
     def data_augmentation(self) -> None:
         """Make rows with histories as RecBole does, and keep the histories whole."""
         self.sort(by=[self.uid_field, self.time_field])
         users, items = (self.inter_feat[field].numpy() for field in (self.uid_field, self.iid_field))
-        super().data_augmentation()
         at = np.arange(len(users))
         start = np.maximum.accumulate(np.where(np.r_[True, users[1:] != users[:-1]][: len(users)], at, 0))
-        self.histories = Histories(items, start[at > start], at[at > start])
+        rows = np.flatnonzero(at > start)
+        if self.makes_prefixes:
+            super().data_augmentation()
+        else:
+            self.inter_feat = taken(self.inter_feat, rows)
+        self.histories = Histories(items, start[rows], rows)
+
+    def leave_one_out(self, group_by: str, leave_one_mode: str) -> list[Any]:
+        """As RecBole's, without a list of numbers for every user."""
+        return self._parts(splitting.leave_one_out(self.inter_feat[group_by].numpy(), leave_one_mode))
+
+    def split_by_ratio(self, ratios: list[float], group_by: str | None = None) -> list[Any]:
+        """As RecBole's, without a list of numbers for every user."""
+        shares = [ratio / sum(ratios) for ratio in ratios]
+
+        def cut(size: int) -> list[int]:
+            return self._calcu_split_ids(tot=size, ratios=shares)
+
+        if group_by is None:
+            return self._parts(np.split(np.arange(len(self)), cut(len(self))))
+        return self._parts(splitting.by_ratio(self.inter_feat[group_by].numpy(), len(ratios), cut))
+
+    def time_based_split(self, ratios: list[float], group_by: str) -> list[Any]:
+        """As RecBole's, without a table for every user."""
+        users, times = (self.inter_feat[field].numpy() for field in (group_by, self.time_field))
+        return self._parts(splitting.by_time(users, times, [ratio / sum(ratios) for ratio in ratios]))
+
+    def _parts(self, rows: list[np.ndarray]) -> list[Any]:
+        self._drop_unused_col()
+        return [self.copy(taken(self.inter_feat, of_part)) for of_part in rows]
 
     def _get_field_from_config(self) -> None:
         super()._get_field_from_config()
@@ -136,6 +192,8 @@ class LoadedDataset(SequentialDataset):
         field, most = self._split.histories, self.max_item_list_len
         items, start, stop = np.concatenate(self._sequences.pop(field)), *self._spans
         self.histories = Histories(items, start, stop)
+        if not self.makes_prefixes:
+            return
         self.inter_feat[field] = list(Histories(items, np.maximum(start, stop - most), stop))
         self.set_field_property(field, FeatureType.TOKEN_SEQ, FeatureSource.INTERACTION, most)
         self.item_id_list_field = field  # RecBole's name for it, whatever the field is called
