@@ -105,7 +105,7 @@ class MultiModalSequentialDataset(LoadedDataset):
         found, share = super()._get_remap_list(field_list), self.config["cold_items"]
         if not share or self.iid_field not in field_list:
             return found
-        tokens = {str(token) for feat, field, _ in found for token in feat[field]}
+        tokens = {str(token) for feat, field, _ in found for token in feat[field].unique()}
         cold = cold_tokens([*tokens], share)
         self.n_cold = len(cold)
         known = pd.DataFrame({self.iid_field: sorted(tokens - cold)}, dtype=object)

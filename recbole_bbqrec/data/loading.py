@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 from torch.nn.functional import pad
@@ -17,6 +16,7 @@ from .. import compat
 from ..errors import InputError
 from ..preparation.atomic import read_atomic, read_header
 from . import splitting
+from .numbering import CodedDataset
 from .presplit import NO_TIMES, Columns, arrange, number_sessions, read_columns
 from .sequences import Histories
 
@@ -38,7 +38,7 @@ def taken(rows: Interaction, index: np.ndarray) -> Interaction:
     return Interaction({field: values[chosen] for field, values in rows.interaction.items()})
 
 
-class LoadedDataset(SequentialDataset):
+class LoadedDataset(CodedDataset):
     """RecBole's `SequentialDataset`, strict about its files, and with files that are split already in every shape.
 
     Attributes
@@ -235,7 +235,10 @@ class LoadedDataset(SequentialDataset):
         if load_col == set():
             return None
         separator, encoding = self.config["field_separator"], self.config["encoding"] or "utf-8"
-        frame, types = read_atomic(Path(filepath), load_col and sorted(load_col), separator, encoding)
+        # RecBole's own data sets, which read their files by this in its own scripts, number tokens as they are.
+        coded = source == FeatureSource.INTERACTION and isinstance(self, LoadedDataset) and self._split is None
+        fields = load_col and sorted(load_col)
+        frame, types = read_atomic(Path(filepath), fields, separator, encoding, coded=coded)
         unwanted = set(unload_col or ()) & types.keys()
         frame, types = frame.drop(columns=list(unwanted)), {k: v for k, v in types.items() if k not in unwanted}
         for field, name in types.items():
@@ -252,7 +255,7 @@ class LoadedDataset(SequentialDataset):
                 frame[field] = [row[: self.field2seqlen[field]] for row in rows]
             else:
                 self.field2seqlen[field] = 1
-                if kind == FeatureType.TOKEN:
+                if kind == FeatureType.TOKEN and not coded:
                     frame[field] = frame[field].astype(object).where(frame[field] != "", np.nan)
         if source == FeatureSource.INTERACTION:
             self._check_interactions(filepath, frame, types)
