@@ -1,6 +1,5 @@
 """RecBole's sequential data set as it is read, filtered and split, where RecBole's own steps stumble over files."""
 
-import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,6 @@ from .sequences import Histories
 
 ROW = "row_number_"
 """Column that numbers the rows of the whole data set while it is split."""
-
-
-def _is_interval(text: str) -> bool:
-    found = re.fullmatch(r"\s*[\[(]([^,]+),([^,]+)[\])]\s*", text)
-    try:
-        return found is not None and float(found[1]) <= float(found[2])
-    except ValueError:
-        return False
 
 
 def taken(rows: Interaction, index: np.ndarray) -> Interaction:
@@ -279,47 +270,6 @@ class LoadedDataset(CodedDataset):
                     f"{path}, line {blank[0] + 2}: found a blank {field}, expected a value in every row of an "
                     f"interaction file ({len(blank)} are blank); fill it in or delete the line"
                 )
-
-    def _data_filtering(self) -> None:
-        for field, values in (self.config["val_interval"] or {}).items():
-            if field not in self.field2type:
-                raise InputError(
-                    f"val_interval: found {field!r}, expected a column of {self.dataset_name}.inter, .user or .item; "
-                    "mend the name"
-                )
-            is_token = self.field2type[field] in (FeatureType.TOKEN, FeatureType.TOKEN_SEQ)
-            if is_token and not (isinstance(values, list) and all(isinstance(value, str) for value in values)):
-                raise InputError(
-                    f"val_interval: {field}: found {values!r}, expected a list of texts, such as ['a', 'b']"
-                )
-        super()._data_filtering()
-        if self.config["shuffle_ties"] is not None:
-            # RecBole sorts by time with a stable sort, so the order made here decides among equal times.
-            shuffled = self.inter_feat.sample(frac=1, random_state=self.config["shuffle_ties"])
-            self.inter_feat = shuffled.reset_index(drop=True)
-        # Times go by their rank where RecBole's float32 would merge them (Unix time: steps of 128 s).
-        times = self.inter_feat[self.time_field].to_numpy()
-        if times.size and len(np.unique(times.astype(np.float32))) < len(np.unique(times)):
-            self.inter_feat[self.time_field] = np.unique(times, return_inverse=True)[1].astype(np.float64)
-            self.logger.info(f"{self.time_field}: replaced by its rank, float32 would merge different times")
-
-    def _parse_intervals_str(self, intervals_str: Any) -> Any:
-        # RecBole warns of what it cannot read and filters by something else.
-        parts = [] if intervals_str is None else str(intervals_str).split(";")
-        if not all(map(_is_interval, parts)):
-            raise InputError(
-                f"user_inter_num_interval, item_inter_num_interval or val_interval: found {str(intervals_str)!r}, "
-                "expected an interval such as [5,inf), or several with ; between them"
-            )
-        return super()._parse_intervals_str(intervals_str)
-
-    def _reset_index(self) -> None:
-        if empty := [name for name in self.feat_name_list if getattr(self, name).empty]:
-            raise InputError(
-                f"{self.dataset_name}: filtering failed (nothing is left of {empty[0]}); loosen or mend "
-                "user_inter_num_interval, item_inter_num_interval or val_interval"
-            )
-        super()._reset_index()
 
     def _fill_nan(self) -> None:
         for name in self.feat_name_list:

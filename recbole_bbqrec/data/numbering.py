@@ -1,9 +1,10 @@
-"""Tokens to ids and the k-core of a data set, on columns whose tokens are coded: the ids and the rows are RecBole's.
+"""Filters and ids of a data set over columns whose tokens are coded: the rows and the ids are RecBole's.
 
 A column of tokens is either of objects or a categorical one, which has every token once.
 """
 
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 import pandas as pd
 from recbole.data.dataset import SequentialDataset
 from recbole.utils import FeatureType
+
+from ..errors import InputError
 
 
 def numbered(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
@@ -23,6 +26,14 @@ def numbered(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     ids = np.full(len(codes), -1, np.int64)
     ids[is_known], met = pd.factorize(codes[is_known])
     return ids, column.cat.categories.to_numpy()[met]
+
+
+def _is_interval(text: str) -> bool:
+    found = re.fullmatch(r"\s*[\[(]([^,]+),([^,]+)[\])]\s*", text)
+    try:
+        return found is not None and float(found[1]) <= float(found[2])
+    except ValueError:
+        return False
 
 
 class TokenIds(Mapping[str, int]):
@@ -60,6 +71,47 @@ class CodedDataset(SequentialDataset):
             if field not in self.field2id_token:
                 self.field2id_token[field], self.field2token_id[field] = by_id, TokenIds(by_id)
             feat[field] = np.r_[of_all[begin:end] + 1, 0][of_part]  # a blank is the last one, padding
+
+    def _data_filtering(self) -> None:
+        for field, values in (self.config["val_interval"] or {}).items():
+            if field not in self.field2type:
+                raise InputError(
+                    f"val_interval: found {field!r}, expected a column of {self.dataset_name}.inter, .user or .item; "
+                    "mend the name"
+                )
+            is_token = self.field2type[field] in (FeatureType.TOKEN, FeatureType.TOKEN_SEQ)
+            if is_token and not (isinstance(values, list) and all(isinstance(value, str) for value in values)):
+                raise InputError(
+                    f"val_interval: {field}: found {values!r}, expected a list of texts, such as ['a', 'b']"
+                )
+        super()._data_filtering()
+        if self.config["shuffle_ties"] is not None:
+            # RecBole sorts by time with a stable sort, so the order made here decides among equal times.
+            shuffled = self.inter_feat.sample(frac=1, random_state=self.config["shuffle_ties"])
+            self.inter_feat = shuffled.reset_index(drop=True)
+        # Times go by their rank where RecBole's float32 would merge them (Unix time: steps of 128 s).
+        times = self.inter_feat[self.time_field].to_numpy()
+        if times.size and len(np.unique(times.astype(np.float32))) < len(np.unique(times)):
+            self.inter_feat[self.time_field] = np.unique(times, return_inverse=True)[1].astype(np.float64)
+            self.logger.info(f"{self.time_field}: replaced by its rank, float32 would merge different times")
+
+    def _parse_intervals_str(self, intervals_str: Any) -> Any:
+        # RecBole warns of what it cannot read and filters by something else.
+        parts = [] if intervals_str is None else str(intervals_str).split(";")
+        if not all(map(_is_interval, parts)):
+            raise InputError(
+                f"user_inter_num_interval, item_inter_num_interval or val_interval: found {str(intervals_str)!r}, "
+                "expected an interval such as [5,inf), or several with ; between them"
+            )
+        return super()._parse_intervals_str(intervals_str)
+
+    def _reset_index(self) -> None:
+        if empty := [name for name in self.feat_name_list if getattr(self, name).empty]:
+            raise InputError(
+                f"{self.dataset_name}: filtering failed (nothing is left of {empty[0]}); loosen or mend "
+                "user_inter_num_interval, item_inter_num_interval or val_interval"
+            )
+        super()._reset_index()
 
     def _filter_by_inter_num(self) -> None:
         """Take out users and items with too few or too many rows until none is left, all of them at a time."""

@@ -1,8 +1,8 @@
 """Histories as flat arrays: training sequences, their windows, and what a user has seen before a target.
 
 Rows of RecBole's sequential data sets are prefixes and their targets. A prefix is a slice of items that it shares with
-others, and becomes a list of items when a batch asks for it. Everything here is derived from the rows after the split, so
-it holds for any way of splitting.
+others, and becomes a list of items when a batch asks for it. Everything here is derived from the rows after the split,
+so it holds for any way of splitting.
 """
 
 from collections.abc import Iterable, Iterator

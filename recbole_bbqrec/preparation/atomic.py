@@ -163,8 +163,8 @@ def _series(
 ) -> pd.Series:
     """Return one column; what should be a number must be one."""
     if coded and kind == "token":
-        values = plain_columns.coded_tokens(values) if isinstance(values, list) else values
-        return values.cat.remove_categories([""]) if "" in values.cat.categories else values
+        tokens = plain_columns.coded_tokens(values) if isinstance(values, list) else values
+        return tokens.cat.remove_categories([""]) if "" in tokens.cat.categories else tokens
     if isinstance(values, pd.Series):
         return values
     # `object` on purpose: what pandas makes of a list of str differs between its versions 2 and 3.

@@ -1,4 +1,4 @@
-"""Columns of an atomic file by an engine (Polars), where every line is plain; `atomic` has the exact rules for the rest.
+"""Columns of an atomic file by an engine (Polars), where lines are plain; `atomic` has the exact rules for the rest.
 
 Plain is a file in UTF-8 whose lines all have as many cells as the header, end in a line feed alone, and hold finite
 numbers where the header says so. Nothing is guessed: whatever else there may be is left to the exact rules.
@@ -7,6 +7,7 @@ numbers where the header says so. Nothing is guessed: whatever else there may be
 import codecs
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ CHUNK = 1 << 22
 _LINE_FEED, _RETURN = ord("\n"), ord("\r")
 
 
-def first_line(path: str | os.PathLike, encoding: str) -> str | None:
+def first_line(path: str | os.PathLike[str], encoding: str) -> str | None:
     """Return the first line of a file in UTF-8; none of what is in another encoding, cannot be read, or is blank."""
     try:
         if codecs.lookup(encoding).name != "utf-8":
@@ -30,7 +31,7 @@ def first_line(path: str | os.PathLike, encoding: str) -> str | None:
 
 
 def read_plain(
-    path: str | os.PathLike, header: Mapping[str, str], wanted: Mapping[str, str], separator: str, coded: bool
+    path: str | os.PathLike[str], header: Mapping[str, str], wanted: Mapping[str, str], separator: str, coded: bool
 ) -> dict[str, pd.Series | list[str]] | None:
     """Return the `wanted` columns of a file with a `header`, both name -> type; none where a line is not plain.
 
@@ -44,10 +45,8 @@ def read_plain(
     kinds = {"float": pl.Float64, **({"token": pl.Categorical} if coded else {})}
     schema = {str(at): kinds.get(kind, pl.String) for at, kind in enumerate(header.values())}
     try:
-        table = pl.read_csv(
-            path, columns=places, has_header=False, skip_lines=1, separator=separator, quote_char=None, schema=schema,
-            n_rows=n_records,
-        )  # fmt: skip
+        how: dict[str, Any] = {"has_header": False, "skip_lines": 1, "separator": separator, "quote_char": None}
+        table = pl.read_csv(os.fspath(path), columns=places, schema=schema, n_rows=n_records, **how)
     except pl.exceptions.PolarsError:
         return None
     if table.height != n_records:
@@ -86,7 +85,7 @@ def _series(codes: np.ndarray, tokens: np.ndarray) -> pd.Series:
     return pd.Series(pd.Categorical.from_codes(codes.astype(np.int32), categories=categories))
 
 
-def _count(path: str | os.PathLike, n_columns: int, separator: str) -> int | None:
+def _count(path: str | os.PathLike[str], n_columns: int, separator: str) -> int | None:
     """Count the records; none where a line has other than `n_columns` cells, or the bytes are not plain."""
     if len(separator) != 1 or not separator.isascii() or separator in "\r\n":
         return None

@@ -39,7 +39,6 @@ class SequenceTrainer(ProtocolTrainer):
         batches = train_data
         if not isinstance(batches, WindowDataLoader):  # of RecBole's own scripts
             batches = WindowDataLoader(self.config, train_data._dataset, train_data._dataset.train_sequences)
-        self.logger.info(
-            f"Training on {len(batches.sequences)} sequences, {batches.n_targets} targets, {len(batches)} steps an epoch"
-        )
+        size = f"{len(batches.sequences)} sequences, {batches.n_targets} targets"
+        self.logger.info(f"Training on {size}, {len(batches)} steps an epoch")
         return batches
