@@ -88,11 +88,8 @@ def run_alone(folder: Path, size: int, arguments: argparse.Namespace, more: Sequ
     if not (folder / name / f"{name}.item").is_file():
         make(folder / name, *counts, size, arguments.seed)
     given = [f"--one={folder / name}", f"--threads={arguments.threads}", f"--seed={arguments.seed}", *more]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(arguments.threads),
-        "POLARS_MAX_THREADS": str(arguments.threads),
-    }
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "POLARS_MAX_THREADS"), str(arguments.threads))
+    command, environment = [sys.executable, __file__, *given], {**os.environ, **threads}
     done = subprocess.run(
         [sys.executable, __file__, *given], stdout=subprocess.PIPE, text=True, env={**os.environ, **threads}
     )
