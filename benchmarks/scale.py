@@ -90,9 +90,7 @@ def run_alone(folder: Path, size: int, arguments: argparse.Namespace, more: Sequ
     given = [f"--one={folder / name}", f"--threads={arguments.threads}", f"--seed={arguments.seed}", *more]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "POLARS_MAX_THREADS"), str(arguments.threads))
     command, environment = [sys.executable, __file__, *given], {**os.environ, **threads}
-    done = subprocess.run(
-        [sys.executable, __file__, *given], stdout=subprocess.PIPE, text=True, env={**os.environ, **threads}
-    )
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
         sys.exit(f"{name}: the run failed ({done.returncode}); its words are above")
     return {"users": counts[0], "items": counts[1], **json.loads(done.stdout.splitlines()[-1])}
