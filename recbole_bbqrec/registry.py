@@ -10,7 +10,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import get_trainer as recbole_trainer
 
 from . import compat
-from .data.dataset import MultiModalSequentialDataset
+from .data.dataset import MultiModalSequentialDataset, PrefixDataset
 from .errors import InputError
 from .model.bbqrec import BBQRec
 from .model.stock_attention import add_similarity
@@ -105,11 +105,13 @@ def recbole_models() -> dict[str, type[SequentialRecommender]]:
 
 
 def get_dataset(model: str) -> type[MultiModalSequentialDataset]:
-    """Return our data set class, over the one RecBole has for `model` where it has a special one (DIEN)."""
+    """Return the data set class of a model of ours, or of RecBole's, over its special one where it has one (DIEN)."""
+    if model in MODELS:
+        return MultiModalSequentialDataset
     special = getattr(importlib.import_module("recbole.data.dataset"), f"{model}Dataset", SequentialDataset)
     if special is SequentialDataset or issubclass(special, MultiModalSequentialDataset):
-        return MultiModalSequentialDataset
-    return type(f"MultiModal{special.__name__}", (MultiModalSequentialDataset, special), {})
+        return PrefixDataset
+    return type(f"MultiModal{special.__name__}", (PrefixDataset, special), {})
 
 
 def get_trainer(config: Any) -> type[ProtocolTrainer]:

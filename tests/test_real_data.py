@@ -65,7 +65,7 @@ def test_candidate_similarity_beats_neighbours_of_other_items(tmp_path):
     given[MAY_BE_UNUSED] = True
     record = quick_start.run(config_dict=given)
     config, model, _, train, valid, _ = quick_start.load_data_and_model(record["run_dir"])
-    trainer, rows = registry.get_trainer(config)(config, model), valid._dataset.inter_feat
+    trainer, judged = registry.get_trainer(config)(config, model), valid._dataset
 
     def ndcg() -> float:
         return trainer.rank(valid, [train._dataset]).metrics(["ndcg"], [10])["masked"]["ndcg@10"]
@@ -76,7 +76,7 @@ def test_candidate_similarity_beats_neighbours_of_other_items(tmp_path):
     for signal in candidates.signals.values():
         signal.items = others[signal.items.long()]
     with torch.no_grad():
-        fit_linear(candidates, model.first_stage, rows[model.ITEM_SEQ], rows[model.ITEM_ID], config["seed"])
+        fit_linear(candidates, model.first_stage, judged.lists(), judged.inter_feat[model.ITEM_ID], config["seed"])
     control = ndcg()
     model.second_stage = None
     assert honest > 1.5 * control and control < 1.2 * ndcg()

@@ -35,6 +35,7 @@ def test_recboles_special_data_sets_keep_what_they_do():
     from recbole.data.dataset import DIENDataset
 
     made = registry.get_dataset("DIEN")
-    assert issubclass(made, DIENDataset) and made.__mro__[1].__name__ == "MultiModalSequentialDataset"
-    assert registry.get_dataset("SASRec").__name__ == "MultiModalSequentialDataset"
+    assert issubclass(made, DIENDataset) and made.__mro__[1].__name__ == "PrefixDataset"
+    assert registry.get_dataset("SASRec").__name__ == "PrefixDataset"
+    assert not registry.get_dataset("BBQRec").makes_prefixes
     assert torch.is_anomaly_enabled() is False

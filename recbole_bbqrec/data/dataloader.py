@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 
@@ -80,11 +81,14 @@ class WindowDataLoader:
 
 
 def split_loaders(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
-    """Split the data set and return RecBole's loaders for training, validation and test.
+    """Split the data set and return loaders for training, validation and test: RecBole's, windows to train our models.
 
     RecBole's `data_preparation` does the same, but first unpickles a file of a fixed name wherever it finds one.
     """
     parts = dataset.build()
+    if not dataset.makes_prefixes:  # nor is anything sampled, for which RecBole keeps a set for every user
+        valid, test = (FullSortEvalDataLoader(config, part, None) for part in parts[1:])
+        return WindowDataLoader(config, parts[0], parts[0].train_sequences), valid, test
     samplers = create_samplers(config, dataset, parts)
     phases: tuple[Any, ...] = ("train", "valid", "test")
     train, valid, test = (

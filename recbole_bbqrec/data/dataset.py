@@ -105,7 +105,7 @@ class MultiModalSequentialDataset(LoadedDataset):
         found, share = super()._get_remap_list(field_list), self.config["cold_items"]
         if not share or self.iid_field not in field_list:
             return found
-        tokens = {str(token) for feat, field, _ in found for token in feat[field]}
+        tokens = {str(token) for feat, field, _ in found for token in feat[field].unique()}
         cold = cold_tokens([*tokens], share)
         self.n_cold = len(cold)
         known = pd.DataFrame({self.iid_field: sorted(tokens - cold)}, dtype=object)
@@ -122,6 +122,12 @@ class MultiModalSequentialDataset(LoadedDataset):
         self.field2id_token[SEMANTIC_ID] = np.array(tokens)
         self.field2token_id[SEMANTIC_ID] = {token: index for index, token in enumerate(tokens)}
         self.set_field_property(SEMANTIC_ID, FeatureType.TOKEN_SEQ, FeatureSource.ITEM, width)
+
+
+class PrefixDataset(MultiModalSequentialDataset):
+    """The data set of RecBole's own models: the lists of all rows stand in `inter_feat`, as RecBole makes them."""
+
+    makes_prefixes = True
 
 
 def _all_in_training(splits: list[Any]) -> list[Any]:

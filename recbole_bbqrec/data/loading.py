@@ -1,6 +1,5 @@
 """RecBole's sequential data set as it is read, filtered and split, where RecBole's own steps stumble over files."""
 
-import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 from torch.nn.functional import pad
@@ -16,6 +14,8 @@ from torch.nn.functional import pad
 from .. import compat
 from ..errors import InputError
 from ..preparation.atomic import read_atomic, read_header
+from . import splitting
+from .numbering import CodedDataset
 from .presplit import NO_TIMES, Columns, arrange, number_sessions, read_columns
 from .sequences import Histories
 
@@ -23,23 +23,23 @@ ROW = "row_number_"
 """Column that numbers the rows of the whole data set while it is split."""
 
 
-def _is_interval(text: str) -> bool:
-    found = re.fullmatch(r"\s*[\[(]([^,]+),([^,]+)[\])]\s*", text)
-    try:
-        return found is not None and float(found[1]) <= float(found[2])
-    except ValueError:
-        return False
+def taken(rows: Interaction, index: np.ndarray) -> Interaction:
+    """Some rows; RecBole would make a list of Python numbers of `index` [B] first."""
+    chosen = torch.from_numpy(index)
+    return Interaction({field: values[chosen] for field, values in rows.interaction.items()})
 
 
-class LoadedDataset(SequentialDataset):
+class LoadedDataset(CodedDataset):
     """RecBole's `SequentialDataset`, strict about its files, and with files that are split already in every shape.
 
     Attributes
     ----------
-    histories : all that stands before the target of every row; the lists in `inter_feat` are cut.
+    histories : all that stands before the target of every row. `data[rows]` has the last of it as RecBole's lists.
+    makes_prefixes : whether the lists of all rows stand in `inter_feat` as well, as RecBole's own models may ask for.
     """
 
     histories: Histories
+    makes_prefixes = False
 
     def __init__(self, config: Any) -> None:
         if config["USER_ID_FIELD"] is None:
@@ -59,14 +59,61 @@ class LoadedDataset(SequentialDataset):
             part.inter_feat.drop(ROW)
         return splits
 
+    def __getitem__(self, index: Any, join: bool = True) -> Interaction:
+        """Rows with their histories as lists, cut to MAX_ITEM_LIST_LENGTH."""
+        if self.makes_prefixes:
+            return super().__getitem__(index, join)
+        index = np.asarray(index, dtype=np.int64).reshape(-1)
+        rows, lists = taken(self.inter_feat, index), self.lists(index)
+        named = {self.list_field: lists, self.item_list_length_field: (lists != 0).sum(1)}
+        rows.update(Interaction(named))
+        return self.join(rows) if join else rows
+
+    @property
+    def list_field(self) -> str:
+        """Name of the lists of items."""
+        return self.iid_field + self.config["LIST_SUFFIX"]
+
+    def lists(self, index: Any = slice(None)) -> torch.Tensor:
+        """Histories of some rows as models read them, [B, MAX_ITEM_LIST_LENGTH]; 0 pads on the right."""
+        return torch.from_numpy(self.histories[index].padded(self.max_item_list_len))
+
     def data_augmentation(self) -> None:
         """Make rows with histories as RecBole does, and keep the histories whole."""
         self.sort(by=[self.uid_field, self.time_field])
         users, items = (self.inter_feat[field].numpy() for field in (self.uid_field, self.iid_field))
-        super().data_augmentation()
         at = np.arange(len(users))
         start = np.maximum.accumulate(np.where(np.r_[True, users[1:] != users[:-1]][: len(users)], at, 0))
-        self.histories = Histories(items, start[at > start], at[at > start])
+        rows = np.flatnonzero(at > start)
+        if self.makes_prefixes:
+            super().data_augmentation()
+        else:
+            self.inter_feat = taken(self.inter_feat, rows)
+        self.histories = Histories(items, start[rows], rows)
+
+    def leave_one_out(self, group_by: str, leave_one_mode: str) -> list[Any]:
+        """As RecBole's, without a list of numbers for every user."""
+        return self._parts(splitting.leave_one_out(self.inter_feat[group_by].numpy(), leave_one_mode))
+
+    def split_by_ratio(self, ratios: list[float], group_by: str | None = None) -> list[Any]:
+        """As RecBole's, without a list of numbers for every user."""
+        shares = [ratio / sum(ratios) for ratio in ratios]
+
+        def cut(size: int) -> list[int]:
+            return self._calcu_split_ids(tot=size, ratios=shares)
+
+        if group_by is None:
+            return self._parts(np.split(np.arange(len(self)), cut(len(self))))
+        return self._parts(splitting.by_ratio(self.inter_feat[group_by].numpy(), len(ratios), cut))
+
+    def time_based_split(self, ratios: list[float], group_by: str) -> list[Any]:
+        """As RecBole's, without a table for every user."""
+        users, times = (self.inter_feat[field].numpy() for field in (group_by, self.time_field))
+        return self._parts(splitting.by_time(users, times, [ratio / sum(ratios) for ratio in ratios]))
+
+    def _parts(self, rows: list[np.ndarray]) -> list[Any]:
+        self._drop_unused_col()
+        return [self.copy(taken(self.inter_feat, of_part)) for of_part in rows]
 
     def _get_field_from_config(self) -> None:
         super()._get_field_from_config()
@@ -136,6 +183,8 @@ class LoadedDataset(SequentialDataset):
         field, most = self._split.histories, self.max_item_list_len
         items, start, stop = np.concatenate(self._sequences.pop(field)), *self._spans
         self.histories = Histories(items, start, stop)
+        if not self.makes_prefixes:
+            return
         self.inter_feat[field] = list(Histories(items, np.maximum(start, stop - most), stop))
         self.set_field_property(field, FeatureType.TOKEN_SEQ, FeatureSource.INTERACTION, most)
         self.item_id_list_field = field  # RecBole's name for it, whatever the field is called
@@ -177,7 +226,10 @@ class LoadedDataset(SequentialDataset):
         if load_col == set():
             return None
         separator, encoding = self.config["field_separator"], self.config["encoding"] or "utf-8"
-        frame, types = read_atomic(Path(filepath), load_col and sorted(load_col), separator, encoding)
+        # RecBole's own data sets, which read their files by this in its own scripts, number tokens as they are.
+        coded = source == FeatureSource.INTERACTION and isinstance(self, LoadedDataset) and self._split is None
+        fields = load_col and sorted(load_col)
+        frame, types = read_atomic(Path(filepath), fields, separator, encoding, coded=coded)
         unwanted = set(unload_col or ()) & types.keys()
         frame, types = frame.drop(columns=list(unwanted)), {k: v for k, v in types.items() if k not in unwanted}
         for field, name in types.items():
@@ -194,7 +246,7 @@ class LoadedDataset(SequentialDataset):
                 frame[field] = [row[: self.field2seqlen[field]] for row in rows]
             else:
                 self.field2seqlen[field] = 1
-                if kind == FeatureType.TOKEN:
+                if kind == FeatureType.TOKEN and not coded:
                     frame[field] = frame[field].astype(object).where(frame[field] != "", np.nan)
         if source == FeatureSource.INTERACTION:
             self._check_interactions(filepath, frame, types)
@@ -218,47 +270,6 @@ class LoadedDataset(SequentialDataset):
                     f"{path}, line {blank[0] + 2}: found a blank {field}, expected a value in every row of an "
                     f"interaction file ({len(blank)} are blank); fill it in or delete the line"
                 )
-
-    def _data_filtering(self) -> None:
-        for field, values in (self.config["val_interval"] or {}).items():
-            if field not in self.field2type:
-                raise InputError(
-                    f"val_interval: found {field!r}, expected a column of {self.dataset_name}.inter, .user or .item; "
-                    "mend the name"
-                )
-            is_token = self.field2type[field] in (FeatureType.TOKEN, FeatureType.TOKEN_SEQ)
-            if is_token and not (isinstance(values, list) and all(isinstance(value, str) for value in values)):
-                raise InputError(
-                    f"val_interval: {field}: found {values!r}, expected a list of texts, such as ['a', 'b']"
-                )
-        super()._data_filtering()
-        if self.config["shuffle_ties"] is not None:
-            # RecBole sorts by time with a stable sort, so the order made here decides among equal times.
-            shuffled = self.inter_feat.sample(frac=1, random_state=self.config["shuffle_ties"])
-            self.inter_feat = shuffled.reset_index(drop=True)
-        # Times go by their rank where RecBole's float32 would merge them (Unix time: steps of 128 s).
-        times = self.inter_feat[self.time_field].to_numpy()
-        if times.size and len(np.unique(times.astype(np.float32))) < len(np.unique(times)):
-            self.inter_feat[self.time_field] = np.unique(times, return_inverse=True)[1].astype(np.float64)
-            self.logger.info(f"{self.time_field}: replaced by its rank, float32 would merge different times")
-
-    def _parse_intervals_str(self, intervals_str: Any) -> Any:
-        # RecBole warns of what it cannot read and filters by something else.
-        parts = [] if intervals_str is None else str(intervals_str).split(";")
-        if not all(map(_is_interval, parts)):
-            raise InputError(
-                f"user_inter_num_interval, item_inter_num_interval or val_interval: found {str(intervals_str)!r}, "
-                "expected an interval such as [5,inf), or several with ; between them"
-            )
-        return super()._parse_intervals_str(intervals_str)
-
-    def _reset_index(self) -> None:
-        if empty := [name for name in self.feat_name_list if getattr(self, name).empty]:
-            raise InputError(
-                f"{self.dataset_name}: filtering failed (nothing is left of {empty[0]}); loosen or mend "
-                "user_inter_num_interval, item_inter_num_interval or val_interval"
-            )
-        super()._reset_index()
 
     def _fill_nan(self) -> None:
         for name in self.feat_name_list:

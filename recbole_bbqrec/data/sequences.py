@@ -1,7 +1,8 @@
 """Histories as flat arrays: training sequences, their windows, and what a user has seen before a target.
 
-Rows of RecBole's sequential data sets are prefixes: `item_id_list` (right-padded with 0), `item_length`, and the target
-`item_id`. Everything here is derived from those rows, after the split, so it holds for any way of splitting.
+Rows of RecBole's sequential data sets are prefixes and their targets. A prefix is a slice of items that it shares with
+others, and becomes a list of items when a batch asks for it. Everything here is derived from the rows after the split,
+so it holds for any way of splitting.
 """
 
 from collections.abc import Iterable, Iterator
@@ -50,6 +51,14 @@ class Histories:
         first = np.repeat(self.start - np.cumsum(counts) + counts, counts)
         return np.repeat(np.arange(len(counts)), counts), self.items[np.arange(counts.sum()) + first]
 
+    def padded(self, length: int) -> np.ndarray:
+        """The last `length` items of each history, [R, length]; 0 pads on the right."""
+        size = np.minimum(self.stop - self.start, length)
+        inside = np.arange(length) < size[:, None]
+        found = np.zeros(inside.shape, np.int64)
+        found[inside] = Histories(self.items, self.stop - size, self.stop).entries()[1]
+        return found
+
     def covering(self) -> np.ndarray:
         """Return rows whose histories have everything that is in any of them: the longest of those that begin alike."""
         order = np.lexsort((self.stop, self.start))
@@ -64,21 +73,36 @@ def training_sequences(train: Any) -> Sequences:
     their own are joined where they do, see `_joined`; all positions of a sequence are targets, as in unsplit data.
     """
     rows = train.inter_feat
-    tokens = train.field2id_token[train.uid_field].astype(str)[rows[train.uid_field].numpy()]
-    order = np.argsort(tokens, kind="stable")  # of rows; within a user they are in the order of time
-    targets = rows[train.iid_field].numpy()[order]
-    starts = np.flatnonzero(np.r_[True, tokens[order][1:] != tokens[order][:-1]][: len(order)])
-    by_user = np.split(targets, starts[1:])[: len(starts)]
-    histories = train.histories[order]
+    users = rows[train.uid_field].numpy()
+    order = np.argsort(
+        token_places(train)[users], kind="stable"
+    )  # of rows; within a user they are in the order of time
+    targets, users = rows[train.iid_field].numpy()[order], users[order]
+    starts = np.flatnonzero(np.r_[True, users[1:] != users[:-1]][: len(order)])
+    sizes, histories = np.diff(np.r_[starts, len(order)]), train.histories[order]
     if len(np.unique(histories.start)) == len(starts):
-        pieces = [np.r_[history, rest] for history, rest in zip(histories[starts], by_user, strict=True)]
-    else:
-        longest = int((histories.stop - histories.start).max())
-        rows = (slice(begin, begin + len(rest)) for begin, rest in zip(starts, by_user, strict=True))
-        parts = (_joined(histories[part], targets[part], longest) for part in rows)
-        pieces = [np.asarray(sequence) for joined in parts for sequence in joined]
-    offsets = np.cumsum([0, *(len(piece) for piece in pieces)])
-    return Sequences(offsets, np.concatenate([np.zeros(0, np.int64), *pieces]))
+        firsts = histories[starts]
+        before = firsts.stop - firsts.start
+        offsets = np.r_[0, np.cumsum(before + sizes)]
+        items = np.empty(offsets[-1], np.int64)
+        is_target = np.ones(len(items), bool)
+        row, given = firsts.entries()
+        places = offsets[row] + np.arange(len(row)) - np.repeat(np.cumsum(before) - before, before)
+        items[places], is_target[places] = given, False
+        items[is_target] = targets
+        return Sequences(offsets, items)
+    longest = int((histories.stop - histories.start).max())
+    parts = (slice(begin, begin + size) for begin, size in zip(starts.tolist(), sizes.tolist(), strict=True))
+    pieces = [np.asarray(one) for part in parts for one in _joined(histories[part], targets[part], longest)]
+    return Sequences(np.cumsum([0, *map(len, pieces)]), np.concatenate([np.zeros(0, np.int64), *pieces]))
+
+
+def token_places(dataset: Any) -> np.ndarray:
+    """Place [U] of each user id in the order of the users' tokens."""
+    tokens = dataset.field2id_token[dataset.uid_field].astype(str)
+    places = np.empty(len(tokens), np.int64)
+    places[np.argsort(tokens, kind="stable")] = np.arange(len(tokens))
+    return places
 
 
 def _joined(histories: Histories, targets: np.ndarray, longest: int) -> list[list[int]]:
@@ -111,19 +135,17 @@ def windows(sequences: Sequences, length: int) -> tuple[np.ndarray, np.ndarray, 
     of context where the user has that many. Returns, of each of W windows, the position of its first item, the number
     of items shown, and how many of these come first whose next item is the target of an earlier window.
     """
-    found: list[tuple[int, int, int]] = []
     stride = max(length // 2, 1)
-    for begin, end in zip(sequences.offsets[:-1], sequences.offsets[1:], strict=True):
-        n_inputs = end - begin - 1
-        done = min(n_inputs, length)
-        if n_inputs > 0:
-            found.append((begin, done, 0))
-        while 0 < done < n_inputs:
-            new = min(stride, n_inputs - done)
-            found.append((begin + done + new - length, length, length - new))
-            done += new
-    start, size, skipped = np.asarray(found, np.int64).reshape(-1, 3).T
-    return start, size, skipped
+    n_inputs = np.maximum(np.diff(sequences.offsets) - 1, 0)
+    more = -(-np.maximum(n_inputs - length, 0) // stride)  # windows beside the first
+    counts = np.where(n_inputs > 0, 1 + more, 0)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    at = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)  # which window of its sequence
+    # Of all inputs, how many earlier windows have had, and how many this one is the first to have.
+    done = np.where(at > 0, length + (at - 1) * stride, 0)
+    new = np.minimum(np.where(at > 0, stride, length), n_inputs[owner] - done)
+    size = np.where(at > 0, length, new)
+    return sequences.offsets[owner] + done + new - size, size, size - new
 
 
 def seen_before(evaluated: Any, earlier: Iterable[Any]) -> scipy.sparse.csr_array:
@@ -134,11 +156,15 @@ def seen_before(evaluated: Any, earlier: Iterable[Any]) -> scipy.sparse.csr_arra
     itself is never among them, and stays in the ranking.
     """
     users, targets = _columns(evaluated)
+    is_asked = np.zeros(evaluated.user_num, bool)
+    is_asked[users] = True
     met: Any = 0
     for dataset in earlier:
         owner, items = _columns(dataset)
-        rows = dataset.histories.covering()
-        row, before = dataset.histories[rows].entries()
+        asked = np.flatnonzero(is_asked[owner])
+        owner, items, histories = owner[asked], items[asked], dataset.histories[asked]
+        rows = histories.covering()
+        row, before = histories[rows].entries()
         shape = dataset.user_num, evaluated.item_num
         met = met + _entries(np.r_[owner[rows[row]], owner], np.r_[before, items], shape)
     row, before = evaluated.histories.entries()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from ..data.sequences import Sequences, seen_before
+from ..data.sequences import Sequences, seen_before, token_places
 from ..errors import InputError
 
 
@@ -42,7 +42,7 @@ def check_leakage(dataset: Any, train: Any, valid: Any, test: Any) -> dict[str, 
     # All interactions [n]. A user's first one has no row of its own: it is the history of his first row.
     is_first = np.r_[True, users[1:] != users[:-1]][: len(users)]
     firsts, number = np.flatnonzero(is_first), np.cumsum(is_first)
-    items = np.insert(targets, firsts, _history(dataset)[by_time[firsts], 0])
+    items = np.insert(targets, firsts, dataset.histories.items[dataset.histories.start[by_time[firsts]]])
     owner = np.insert(users, firsts, users[firsts])
     # Of each row of the split: where its user begins among the interactions, and where its target stands.
     begin, end = np.empty((2, len(users)), np.int64)
@@ -104,10 +104,6 @@ def _rows(*datasets: Any) -> list[np.ndarray]:
     return [np.concatenate([data.inter_feat[field].numpy() for data in datasets]) for field in fields]
 
 
-def _history(dataset: Any) -> np.ndarray:
-    return dataset.inter_feat[dataset.iid_field + dataset.config["LIST_SUFFIX"]].numpy()
-
-
 def _refuse(dataset: Any, users: np.ndarray, found: str) -> None:
     if len(users):
         token = dataset.field2id_token[dataset.uid_field][users[0]]
@@ -119,9 +115,8 @@ def _refuse(dataset: Any, users: np.ndarray, found: str) -> None:
 
 def _check_training(train: Any, owner: np.ndarray, items: np.ndarray) -> None:
     """What models learn from: rows, and the sequences that windows and tokenizers are cut from."""
-    tokens = train.field2id_token[train.uid_field].astype(str)[owner]
-    order = np.argsort(tokens, kind="stable")
-    borders = np.flatnonzero(tokens[order][1:] != tokens[order][:-1]) + 1
+    order = np.argsort(token_places(train)[owner], kind="stable")
+    borders = np.flatnonzero(np.diff(owner[order])) + 1
     learned = train.train_sequences
     expected = Sequences(np.r_[0, borders, len(items)], items[order])
     if train.n_cold:
@@ -129,11 +124,21 @@ def _check_training(train: Any, owner: np.ndarray, items: np.ndarray) -> None:
     expected = expected.offsets, expected.items
     if not all(map(np.array_equal, (learned.offsets, learned.items), expected)):
         raise InputError("leakage check: the training sequences are not the training part of the users' sequences")
-    users, history = train.inter_feat[train.uid_field].numpy(), _history(train)
-    rows, columns = np.nonzero(history)
+    users, row, history = train.inter_feat[train.uid_field].numpy(), *_shown(train)
     n_items = train.item_num + train.n_cold  # RecBole's rows hold the cold ones as well
-    foreign = ~np.isin(users[rows] * n_items + history[rows, columns], owner * n_items + items)
-    _refuse(train, users[rows][foreign], "a training history with an item from outside the training part")
+    foreign = ~np.isin(users[row] * n_items + history, owner * n_items + items)
+    _refuse(train, users[row][foreign], "a training history with an item from outside the training part")
+
+
+def _shown(train: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Row and item of all that the histories of training rows show to models."""
+    if train.makes_prefixes:
+        lists = train.inter_feat[train.list_field].numpy()
+        row, column = np.nonzero(lists)
+        return row, lists[row, column]
+    longest = train.histories.covering()
+    row, items = train.histories[longest].entries()
+    return longest[row], items
 
 
 def _check_seen(evaluated: Any, earlier: list[Any], items: np.ndarray, begin: np.ndarray, end: np.ndarray) -> None:

@@ -68,7 +68,7 @@ def cost(
     train, valid, _ = split_loaders(config, data)
     models = [_model(one, train._dataset) for one in configs]
     # The longest last, as they are ranked in evaluation; [U, T].
-    histories = valid._dataset.inter_feat[data.iid_field + config["LIST_SUFFIX"]].numpy()
+    histories = valid._dataset.lists().numpy()
     histories = histories[np.random.default_rng(config["seed"]).permutation(len(histories))[:n_users]]
     histories = histories[np.argsort((histories != 0).sum(1), kind="stable")]
     batch = config["eval_batch_size"]

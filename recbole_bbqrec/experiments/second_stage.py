@@ -153,8 +153,7 @@ class _Material:
             more = Config(config_dict={**given, "candidate_similarity": [*signals, POPULARITY]})
             stage = socket.build(more, train).to(config["device"])
             stage.features = (*stage.features, HELD)
-        rows = valid.inter_feat
-        self._rows = [rows[field].to(config["device"]) for field in (model.ITEM_SEQ, model.ITEM_ID)]
+        self._rows = [part.to(config["device"]) for part in (valid.lists(), valid.inter_feat[model.ITEM_ID])]
         self._chosen = chosen(stage, self._rows[0], self._rows[1])
         self.alone = self._rank()
         with _clock() as of_candidates, socket.asking(model, config) as first:

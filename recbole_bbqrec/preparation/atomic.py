@@ -8,11 +8,13 @@ import difflib
 import math
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..errors import InputError
+from . import plain_columns
 
 TYPES = ("token", "token_seq", "float", "float_seq")
 """The field types RecBole knows."""
@@ -24,6 +26,7 @@ def read_atomic(
     field_separator: str = "\t",
     encoding: str = "utf-8",
     seq_separator: str = " ",
+    coded: bool = False,
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Read one atomic file.
 
@@ -32,6 +35,7 @@ def read_atomic(
     path : the file; its first line is `name:type` per column.
     fields : names of the columns to read; None reads all. They come in the order of the file, whatever is asked first.
     field_separator, encoding, seq_separator : as in RecBole's configuration; a byte-order mark is dropped.
+    coded : whether `token` columns come as categories, in the order in which they are met; a blank is none of them.
 
     Returns
     -------
@@ -46,8 +50,7 @@ def read_atomic(
     """
     if not field_separator or not seq_separator:
         raise InputError(f"{path}: field_separator or seq_separator is empty, expected a character such as a tab")
-    lines = _lines(path, field_separator, encoding)
-    header = _header(path, lines[0], field_separator)
+    header = read_header(path, field_separator, encoding)
     wanted = list(header if fields is None else fields)
     if missing := [field for field in wanted if field not in header]:
         raise InputError(
@@ -55,6 +58,20 @@ def read_atomic(
             f"({nearest(missing[0], header)}); correct the name in the configuration or add the column"
         )
     types = {name: kind for name, kind in header.items() if name in wanted}
+    found = None
+    if plain_columns.first_line(path, encoding) is not None:
+        found = plain_columns.read_plain(path, header, types, field_separator, coded)
+    n_rows, columns = _by_line(path, header, types, field_separator, encoding) if found is None else (None, found)
+    data = {name: _series(path, name, types[name], columns.pop(name), seq_separator, coded) for name in types}
+    n_rows = len(next(iter(data.values()))) if n_rows is None else n_rows
+    return pd.DataFrame(data, index=pd.RangeIndex(n_rows), columns=pd.Index(list(types), dtype=object)), types
+
+
+def _by_line(
+    path: str | os.PathLike, header: dict[str, str], types: dict[str, str], field_separator: str, encoding: str
+) -> tuple[int, dict[str, Any]]:
+    """Return the number of records and the columns of a file by the exact rules; the line that breaks one is named."""
+    lines = _lines(path, field_separator, encoding)
     while len(header) > 1 and len(lines) > 1 and not lines[-1]:
         lines.pop()
     columns: dict[str, list[str]] = {name: [] for name in types}
@@ -65,13 +82,13 @@ def read_atomic(
             raise _wrong_width(f"{path}, line {number}", cells, list(header), field_separator)
         for column, at in places:
             column.append(cells[at])
-    data = {name: _series(path, name, types[name], values, seq_separator) for name, values in columns.items()}
-    return pd.DataFrame(data, index=pd.RangeIndex(len(lines) - 1), columns=pd.Index(list(types), dtype=object)), types
+    return len(lines) - 1, columns
 
 
 def read_header(path: str | os.PathLike, field_separator: str = "\t", encoding: str = "utf-8") -> dict[str, str]:
     """Return field -> type of one atomic file, in its order; parameters and errors are those of `read_atomic`."""
-    return _header(path, _lines(path, field_separator, encoding)[0], field_separator)
+    line = plain_columns.first_line(path, encoding)
+    return _header(path, _lines(path, field_separator, encoding)[0] if line is None else line, field_separator)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -141,8 +158,15 @@ def _wrong_width(place: str, cells: list[str], names: list[str], separator: str)
     )
 
 
-def _series(path: str | os.PathLike, name: str, kind: str, values: list[str], seq_separator: str) -> pd.Series:
+def _series(
+    path: str | os.PathLike, name: str, kind: str, values: pd.Series | list[str], seq_separator: str, coded: bool
+) -> pd.Series:
     """Return one column; what should be a number must be one."""
+    if coded and kind == "token":
+        tokens = plain_columns.coded_tokens(values) if isinstance(values, list) else values
+        return tokens.cat.remove_categories([""]) if "" in tokens.cat.categories else tokens
+    if isinstance(values, pd.Series):
+        return values
     # `object` on purpose: what pandas makes of a list of str differs between its versions 2 and 3.
     series, bad = pd.Series(values, dtype=object), []
     if kind == "float":

@@ -118,8 +118,9 @@ class SecondStageFit(Trainer):
             stage.take_over(fitted)
             socket.attach(self.model, stage)
             return
-        rows = valid_data._dataset.inter_feat
-        histories, targets = (rows[field].to(self.device) for field in (self.model.ITEM_SEQ, self.model.ITEM_ID))
+        judged = valid_data._dataset
+        histories = judged.lists().to(self.device)
+        targets = judged.inter_feat[self.model.ITEM_ID].to(self.device)
         form: str | None = self.config["second_stage"]
         while form is not None:
             stage = socket.build(self.config, self._train_dataset, form)

@@ -70,8 +70,9 @@ def _content(dataset: Any) -> Iterator[Any]:
     for feat in (dataset.inter_feat, dataset.user_feat, dataset.item_feat):
         yield {} if feat is None else dict(feat.interaction)
     yield [str(token) for token in dataset.field2id_token[dataset.uid_field]]
-    if dataset.config["benchmark_filename"] is not None:  # else they follow from the rows
-        yield dict(vars(dataset.histories))
+    rows = dataset.histories.covering()
+    yield dataset.histories[rows].entries()[1]
+    yield dataset.histories.stop - dataset.histories.start
     yield dataset.catalogue.tokens
     features, ids = dataset.catalogue.features, dataset.catalogue.semantic_ids
     if features is not None:

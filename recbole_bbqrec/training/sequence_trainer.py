@@ -36,10 +36,9 @@ class SequenceTrainer(ProtocolTrainer):
             super()._save_checkpoint(epoch, verbose, **kwargs)
 
     def _training_batches(self, train_data: Any) -> Any:
-        dataset = train_data._dataset
-        sequences = dataset.train_sequences
-        batches = WindowDataLoader(self.config, dataset, sequences)
-        self.logger.info(
-            f"Training on {len(sequences)} sequences, {batches.n_targets} targets, {len(batches)} steps an epoch"
-        )
+        batches = train_data
+        if not isinstance(batches, WindowDataLoader):  # of RecBole's own scripts
+            batches = WindowDataLoader(self.config, train_data._dataset, train_data._dataset.train_sequences)
+        size = f"{len(batches.sequences)} sequences, {batches.n_targets} targets"
+        self.logger.info(f"Training on {size}, {len(batches)} steps an epoch")
         return batches

@@ -222,7 +222,7 @@ class ProtocolTrainer(SecondStageFit):
         self.tot_item_num = dataset.item_num
         if self.item_tensor is None:
             self.item_tensor = dataset.get_item_feature().to(self.device)
-        lengths = dataset.inter_feat[dataset.item_list_length_field].numpy()
+        lengths = np.minimum(dataset.histories.stop - dataset.histories.start, self.config["MAX_ITEM_LIST_LENGTH"])
         # Rows of one length side by side: a model that trims its batches has no work with padding.
         order = np.argsort(lengths, kind="stable")
         seen, ties = self._seen_before(dataset, tuple(earlier)), tie_order(dataset.item_num, self.config["seed"])

@@ -193,7 +193,7 @@ def test_other_lists_share_the_numbers_of_what_they_list(tmp_path, load_col):
     load_col = load_col and {"inter": [*load_col["inter"], "first", "kind", "kind_list"]}
     write_parts(tmp_path, [rows] * 3, columns)
     dataset, (train, _, _) = built(tmp_path, load_col=load_col, alias_of_item_id=["first"], MAX_ITEM_LIST_LENGTH=4)
-    row = train._dataset.inter_feat[100]
+    row = {name: values[0] for name, values in train._dataset[[100]].interaction.items()}
     history = rows[100]["history"].split()
     length = int(row["item_length"])
     assert length == min(4, len(history)) and row["item_id_list"].shape == row["kind_list"].shape == (4,)
@@ -246,7 +246,7 @@ def test_models_read_the_last_items_and_everything_is_masked(tmp_path):
     parts[2].append({"user": "new", "history": " ".join(history), "item": "i11", "time": 0})
     dataset, (train, valid, test) = built(write_parts(tmp_path, parts), MAX_ITEM_LIST_LENGTH=3)
     assert sequences_of(dataset, train) == TRAINING
-    row = test._dataset.inter_feat[0]  # the earliest
+    row = {name: values[0] for name, values in test._dataset[[0]].interaction.items()}  # the earliest
     assert [dataset.catalogue.tokens[item] for item in row["item_id_list"]] == history[-3:] and row["item_length"] == 3
     assert masked(dataset, test._dataset, [train._dataset, valid._dataset])["new"] == sorted(history)
     given = settings(tmp_path, "Caser", benchmark_filename=FILES, MAX_ITEM_LIST_LENGTH=20, epochs=1)

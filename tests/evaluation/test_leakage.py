@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import settings
@@ -11,10 +13,10 @@ from recbole_bbqrec.evaluation import leakage
 from recbole_bbqrec.evaluation.leakage import check_leakage
 
 
-def split(folder, **changes):
+def split(folder, model="SASRec", **changes):
     """The data set and its three loaders, for a test to tamper with."""
-    config = Config(config_dict=settings(folder, "SASRec", **changes))
-    dataset = registry.get_dataset("SASRec")(config)
+    config = Config(config_dict=settings(folder, model, **changes))
+    dataset = registry.get_dataset(model)(config)
     return (dataset, *split_loaders(config, dataset))
 
 
@@ -34,6 +36,7 @@ BY_TIME = {**BY_RATIO, "split": {"TS": [0.4, 0.2, 0.4]}}
         {"shuffle_ties": 1},
         {"eval_args": MANY_HELD_OUT, "MAX_ITEM_LIST_LENGTH": 3},
         {"eval_args": BY_TIME, "MAX_ITEM_LIST_LENGTH": 3},
+        {"eval_args": BY_TIME, "model": "SASRecPlus"},
     ],
 )
 def test_sound_splits_pass(tiny, changes):
@@ -85,6 +88,18 @@ def test_a_held_out_item_in_a_training_history(tiny):
     user = int(train._dataset.inter_feat["user_id"][0])
     target = items_of(test)[test._dataset.inter_feat["user_id"] == user]
     train._dataset.inter_feat["item_id_list"][0, 0] = target
+    with pytest.raises(InputError, match="a training history with an item from outside the training part"):
+        check_leakage(dataset, train, valid, test)
+
+
+def test_a_held_out_item_in_a_history_that_is_no_list_yet(tiny):
+    dataset, train, valid, test = split(tiny, model="SASRecPlus")
+    part, other = train._dataset, int(items_of(test)[0])
+    user = int(test._dataset.inter_feat["user_id"][0])
+    row = int((part.inter_feat["user_id"] == user).nonzero()[-1])
+    items = part.histories.items.copy()
+    items[part.histories.start[row]] = other
+    part.histories = replace(part.histories, items=items)
     with pytest.raises(InputError, match="a training history with an item from outside the training part"):
         check_leakage(dataset, train, valid, test)
 

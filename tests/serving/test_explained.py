@@ -54,8 +54,7 @@ def boosted(bundle):
     settings = {**bundle.settings, **changes}
     config, _, _, train, valid, _ = quick_start.load_data_and_model(bundle.folder, {"second_stage": "off"})
     stage, model = socket.build(settings, train._dataset), bundle.model
-    rows = valid._dataset.inter_feat
-    histories, targets = rows[model.ITEM_SEQ], rows[model.ITEM_ID]
+    histories, targets = valid._dataset.lists(), valid._dataset.inter_feat[model.ITEM_ID]
     with torch.no_grad():
         examples = collect(stage, socket._first_stage(model, config), histories, targets)
     of_all = np.ones(len(examples.fold), bool)

@@ -80,7 +80,7 @@ def test_whoever_asks_for_validation_gets_the_figures_of_the_run(given, run):
     trainer.finish(valid)
     for found in (trainer.evaluate(valid), trainer.evaluate(valid, load_best_model=False)):
         assert found["ndcg@10"] == pytest.approx(record["metrics"]["valid"]["unmasked"]["ndcg@10"], abs=6e-5)
-    bundle, rows = recbole_bbqrec.load_bundle(record["run_dir"]), valid._dataset.inter_feat
+    bundle, rows = recbole_bbqrec.load_bundle(record["run_dir"]), valid._dataset[range(len(valid._dataset))]
     tokens = dataset.field2id_token[dataset.iid_field]
     histories = [[str(tokens[item]) for item in row if item] for row in rows[model.ITEM_SEQ].tolist()]
     listed = bundle.recommend(histories, k=dataset.item_num, exclude_seen=False)
@@ -93,7 +93,7 @@ def test_validation_is_judged_by_halves_and_test_by_the_mean(given, run):
     record, ranks = run
     config, model, _, train, valid, test = quick_start.load_data_and_model(record["run_dir"])
     candidates, trainer = model.second_stage, registry.get_trainer(config)(config, model)
-    histories, later = (data._dataset.inter_feat[model.ITEM_SEQ] for data in (valid, test))
+    histories, later = (data._dataset.lists() for data in (valid, test))
     half = candidates.halves(histories).numpy()
     assert 0 < half.mean() < 1 and set(half) == {0, 1}
     assert (candidates.halves(later) == HALVES).all()
