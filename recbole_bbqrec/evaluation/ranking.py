@@ -175,13 +175,15 @@ def _count(compare: np.ufunc, scores: torch.Tensor, wanted: torch.Tensor, flags:
 class Ranks:
     """Of each evaluated row [R] the user's id, and the rank of its target in both columns, 1 is best.
 
-    `cold` says whether the target was held out of training; none where no item was.
+    `cold` says whether the target was held out of training; none where no item was. `rows` are those of the split that
+    were judged; none where all were.
     """
 
     users: np.ndarray
     masked: np.ndarray
     unmasked: np.ndarray
     cold: np.ndarray | None = None
+    rows: np.ndarray | None = None
 
     def groups(self) -> dict[str, "Ranks"]:
         """All rows; where items were held out, also those with warm and those with cold targets."""

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from recbole.trainer import Trainer
 
+from ..evaluation.ranking import Ranks
+from ..evaluation.sample import rows_of_some
 from ..second_stage import socket
 from ..settings import plain_settings, second_stage_settings
 from ..tokenizer import memory
@@ -66,12 +68,32 @@ class SecondStageFit(Trainer):
     _train_dataset: Any = None
     _validates = True
     _stage_seconds = 0.0
+    _last_ranks: Ranks | None = None  # of the last validation, and of the best
+    _best_ranks: Ranks | None = None
+
+    def rank(self, *arguments: Any) -> Ranks:
+        """See `ProtocolTrainer.rank`."""
+        raise NotImplementedError
 
     def load_best(self, model_file: Any = None) -> None:
         """Put the best weights by validation into the model."""
         path = Path(model_file or self.saved_model_file)
         checkpoint.load_weights(path, self.model)
         self.logger.info(f"Loading model structure and parameters from {path}")
+
+    def judge(self, split: str, eval_data: Any, earlier: list[Any], show_progress: bool = False) -> Ranks:
+        """Ranks of a split for tables; those of the best epoch's validation where nothing has come after it."""
+        if split != "valid":
+            return self.rank(eval_data, earlier, show_progress)
+        if self._best_ranks is not None and self.model.second_stage is None:
+            return self._best_ranks
+        return self._rank_valid(eval_data, earlier, show_progress)
+
+    def _rank_valid(self, eval_data: Any, earlier: list[Any], show_progress: bool) -> Ranks:
+        """Ranks of validation: of `valid_users` where not all are asked for."""
+        dataset = eval_data._dataset
+        rows = rows_of_some(dataset.inter_feat[dataset.uid_field].numpy(), self.config["valid_users"])
+        return self.rank(eval_data, earlier, show_progress, rows)
 
     def finish(self, valid_data: Any, show_progress: bool = False) -> None:
         """Bring the best weights into the model, and fit its second stage on validation, once a folder."""

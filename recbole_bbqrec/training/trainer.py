@@ -129,7 +129,7 @@ class ProtocolTrainer(SecondStageFit):
                 why = "users need at least four items; loosen the filters of the data set"
                 raise InputError(f"no validation interaction: {why}")
             valid_data = None
-        self._validates = valid_data is not None and self.eval_step > 0
+        self._validates, self._best_ranks = valid_data is not None and self.eval_step > 0, None
         socket.check(self.model, self.config)
         self._train_dataset = train_data._dataset
         socket.attach(self.model, None)
@@ -167,14 +167,15 @@ class ProtocolTrainer(SecondStageFit):
         self.state.evaluate_seconds.append(time.perf_counter() - started)
         score = metrics["masked"][self.valid_metric]
         if score >= self.best_valid_score:  # RecBole's rule: an equal score counts as better
-            self.state.best_epoch = self.state.epochs_done - 1
+            self.state.best_epoch, self._best_ranks = self.state.epochs_done - 1, self._last_ranks
         # RecBole's own names stay what RecBole means by them, the unmasked column.
         masked = {f"masked_{name}": value for name, value in metrics["masked"].items()}
         return score, OrderedDict({**masked, **metrics["unmasked"]})
 
     def _validate(self, valid_data: Any, show_progress: bool) -> dict[str, dict[str, float]]:
         """Metrics of validation by column; where items are held out of training, they judge training as little."""
-        groups = self.rank(valid_data, [self._train_dataset], show_progress).groups()
+        self._last_ranks = self._rank_valid(valid_data, [self._train_dataset], show_progress)
+        groups = self._last_ranks.groups()
         return groups.get("warm", groups["all"]).metrics(self.config["metrics"], self.config["topk"])
 
     def _save_checkpoint(self, epoch: int | None, verbose: bool = True, **kwargs: Any) -> None:
@@ -214,8 +215,10 @@ class ProtocolTrainer(SecondStageFit):
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
 
     @torch.no_grad()
-    def rank(self, eval_data: Any, earlier: list[Any], show_progress: bool = False) -> Ranks:
-        """Rank the target of every row of `eval_data` with the model as it is.
+    def rank(
+        self, eval_data: Any, earlier: list[Any], show_progress: bool = False, rows: np.ndarray | None = None
+    ) -> Ranks:
+        """Rank the target of every row of `eval_data`, or of some `rows` [R], with the model as it is.
 
         `eval_data` is RecBole's full-sort evaluation loader, `earlier` the data sets before it, see `seen_before`.
         """
@@ -225,22 +228,23 @@ class ProtocolTrainer(SecondStageFit):
         if self.item_tensor is None:
             self.item_tensor = dataset.get_item_feature().to(self.device)
         lengths = dataset.inter_feat[dataset.item_list_length_field].numpy()
+        judged = np.arange(len(lengths)) if rows is None else rows
         # Rows of one length side by side: a model that trims its batches has no work with padding.
-        order = np.argsort(lengths, kind="stable")
+        order = np.argsort(lengths[judged], kind="stable")
         seen, ties = self._seen_before(dataset, tuple(earlier)), tie_order(dataset.item_num, self.config["seed"])
         bar = tqdm(total=len(order), desc="Rank", ncols=100, disable=not show_progress)
         ranker, cold = self._ranker_for(dataset), is_cold(dataset)
         shared, ties, parts = ranker.shared(), ties.to(self.device), []
         n_parts = -(-len(order) // self.config["eval_batch_size"])
         with bar:
-            for rows in np.array_split(order, n_parts) if n_parts else ():
-                parts.append(self._rank_rows(eval_data, rows, seen, ties, ranker, shared))
-                bar.update(len(rows))
+            for part in np.array_split(judged[order], n_parts) if n_parts else ():
+                parts.append(self._rank_rows(eval_data, part, seen, ties, ranker, shared))
+                bar.update(len(part))
         ranks = np.zeros((len(COLUMNS), len(order)), np.int64)
         if parts:  # they come from the device once, after the last one
             ranks[:, order] = torch.cat(parts, dim=1).cpu().numpy()
-        users = dataset.inter_feat[dataset.uid_field].numpy()
-        return Ranks(users, **dict(zip(COLUMNS, ranks, strict=True)), cold=cold)
+        users = dataset.inter_feat[dataset.uid_field].numpy()[judged]
+        return Ranks(users, *ranks, cold=None if cold is None else cold[judged], rows=rows)
 
     def _ranker_for(self, dataset: Any) -> Any:
         """The model, as a `Ranker` of all items of `dataset`: where there are new ones, with its weights of now."""
