@@ -1,13 +1,16 @@
-"""Which rows are judged where not all of them are."""
+"""Which rows stand for all where ranking every row would take as long as training."""
 
 import numpy as np
 
 
 def sampled_rows(n_rows: int, n_wanted: int, seed: int) -> np.ndarray:
-    """Return `n_wanted` of the rows 0 to `n_rows` - 1, ascending, drawn with a seed; all where there are no more."""
-    if n_wanted >= n_rows:
+    """Return the indices, sorted, of `n_wanted` of `n_rows` rows, drawn by `seed`; all rows where that is 0 or more.
+
+    A smaller sample of a seed is part of each larger one.
+    """
+    if not 0 < n_wanted < n_rows:
         return np.arange(n_rows)
-    return np.sort(np.random.default_rng(seed).choice(n_rows, n_wanted, replace=False))
+    return np.sort(np.random.default_rng(seed).permutation(n_rows)[:n_wanted])
 
 
 def rows_of_some(users: np.ndarray, n_users: int) -> np.ndarray | None:

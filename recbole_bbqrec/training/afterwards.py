@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from recbole.trainer import Trainer
 
@@ -82,18 +83,16 @@ class SecondStageFit(Trainer):
         self.logger.info(f"Loading model structure and parameters from {path}")
 
     def judge(self, split: str, eval_data: Any, earlier: list[Any], show_progress: bool = False) -> Ranks:
-        """Ranks of a split for tables; those of the best epoch's validation where nothing has come after it."""
-        if split != "valid":
-            return self.rank(eval_data, earlier, show_progress)
-        if self._best_ranks is not None and self.model.second_stage is None:
-            return self._best_ranks
-        return self._rank_valid(eval_data, earlier, show_progress)
-
-    def _rank_valid(self, eval_data: Any, earlier: list[Any], show_progress: bool) -> Ranks:
-        """Ranks of validation: of `valid_users` where not all are asked for."""
-        dataset = eval_data._dataset
-        rows = rows_of_some(dataset.inter_feat[dataset.uid_field].numpy(), self.config["valid_users"])
+        """Ranks of a split for tables; those of the best epoch where they are of the same users and still hold."""
+        rows, best = self._told_of(eval_data) if split == "valid" else None, self._best_ranks
+        if split == "valid" and best is not None and self.model.second_stage is None and _same(rows, best.rows):
+            return best
         return self.rank(eval_data, earlier, show_progress, rows)
+
+    def _told_of(self, valid_data: Any) -> np.ndarray | None:
+        """Rows of validation that tables tell of, see `valid_users`; none where those are all."""
+        dataset = valid_data._dataset
+        return rows_of_some(dataset.inter_feat[dataset.uid_field].numpy(), self.config["valid_users"])
 
     def finish(self, valid_data: Any, show_progress: bool = False) -> None:
         """Bring the best weights into the model, and fit its second stage on validation, once a folder."""
@@ -154,3 +153,7 @@ class SecondStageFit(Trainer):
                 socket.attach(self.model, stage)
                 return
             form = socket.INSTEAD.get(form)
+
+
+def _same(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    return one is other or (one is not None and other is not None and np.array_equal(one, other))

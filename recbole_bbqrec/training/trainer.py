@@ -174,7 +174,8 @@ class ProtocolTrainer(SecondStageFit):
 
     def _validate(self, valid_data: Any, show_progress: bool) -> dict[str, dict[str, float]]:
         """Metrics of validation by column; where items are held out of training, they judge training as little."""
-        self._last_ranks = self._rank_valid(valid_data, [self._train_dataset], show_progress)
+        rows = self._told_of(valid_data)
+        self._last_ranks = self.rank(valid_data, [self._train_dataset], show_progress, rows)
         groups = self._last_ranks.groups()
         return groups.get("warm", groups["all"]).metrics(self.config["metrics"], self.config["topk"])
 

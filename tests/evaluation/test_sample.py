@@ -15,6 +15,7 @@ def test_rows_are_drawn_by_the_seed_each_once():
     assert np.array_equal(rows, sampled_rows(1000, 100, seed=1))
     assert not np.array_equal(rows, sampled_rows(1000, 100, seed=2))
     assert np.array_equal(sampled_rows(5, 9, seed=1), np.arange(5))
+    assert set(sampled_rows(1000, 10, seed=1)) < set(rows), "a smaller sample is part of a larger one"
 
 
 def test_a_user_is_judged_on_all_rows_or_none():
