@@ -15,7 +15,7 @@ from ..data.cold_items import is_cold
 from ..evaluation.ranking import per_row, rank_targets, tie_order
 from ..model.untrained import Untrained
 from ..tokenizer import memory
-from .trainer import ProtocolTrainer
+from .trainer import CELLS, ProtocolTrainer
 
 CHOSEN = "chosen.json"
 """Name of the file in a run's folder that says what validation has chosen; written last."""
@@ -95,7 +95,8 @@ class UntrainedTrainer(ProtocolTrainer):
 
         Targets that were held out of training choose nothing.
         """
-        dataset, size, seed = valid_data._dataset, self.config["eval_batch_size"], self.config["seed"]
+        dataset, seed = valid_data._dataset, self.config["seed"]
+        size = min(self.config["eval_batch_size"], max(1, CELLS // dataset.item_num))
         users = dataset.inter_feat[dataset.uid_field].numpy()
         rows = np.argsort(dataset.field2id_token[dataset.uid_field].astype(str)[users], kind="stable")
         cold, ranker = is_cold(dataset), self._ranker_for(dataset)
