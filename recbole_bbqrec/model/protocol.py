@@ -121,6 +121,11 @@ class RankingModel(SequentialRecommender, Ranker):
         scores = first.scores if self.second_stage is None else self.second_stage(first, histories)
         return scores if candidates is None else scores[:, candidates]
 
+    def scores_to_rank(self, histories: torch.Tensor, targets: torch.Tensor, shared: Any = None) -> torch.Tensor:
+        """Scores [B, N] by which `targets` [B] have the ranks that they have by `score`; others may be out of order."""
+        first = self.first_stage(histories, shared=shared)
+        return first.scores if self.second_stage is None else self.second_stage(first, histories, targets)
+
     def first_products(self, histories: torch.Tensor, shared: Any = None) -> Products | None:
         """As `products`, whether there is a second stage or not."""
         return None

@@ -18,8 +18,7 @@ from ..evaluation.ranking import per_row
 from ..model.protocol import FirstStage
 from .features import Feature
 from .hashing import fold_of
-from .ranker import FOLDS, TIE, BoostedRanker
-from .signals import Batch
+from .ranker import FOLDS, TIE, BoostedRanker, of_rows
 from .trees import Trees
 
 MAX_HISTORIES = 40_000
@@ -144,7 +143,7 @@ def collect(
             has = (batch.items == targets[rows].unsqueeze(1)).any(1)
             if not has.any():
                 continue
-            said, batch = _of_rows(said, batch, has)
+            said, batch = of_rows(said, batch, has)
             known, is_target = batch.items > 0, batch.items == targets[rows][has].unsqueeze(1)
             slot = torch.arange(known.shape[1], device=known.device, dtype=torch.int16).expand_as(known)
             is_seen = (batch.items.unsqueeze(2) == batch.recent.unsqueeze(1)).any(2) & ~is_target
@@ -159,13 +158,6 @@ def collect(
         no, none = np.zeros(0, int), np.zeros(0, bool)
         return Examples(features[:0], no, no, no, none, none, no, no)
     return Examples(features[:n], *(np.concatenate(part) for part in zip(*parts, strict=True)))
-
-
-def _of_rows(first: FirstStage, batch: Batch, has: Tensor) -> tuple[FirstStage, Batch]:
-    """Some rows of what a model says. It is not asked anew: its last bits may depend on what else is in a batch."""
-    asked, items = first.id_log_p, batch.items
-    id_log_p = None if asked is None else lambda _: asked(items)[has]
-    return FirstStage(first.scores[has], id_log_p), Batch(*(part[has] for part in batch))
 
 
 class CrossFit(NamedTuple):

@@ -175,10 +175,21 @@ class BoostedRanker(nn.Module):
         return found
 
     @torch.no_grad()
-    def forward(self, first: FirstStage, histories: Tensor) -> Tensor:
-        """Return scores [B, N]: the candidates' log-odds, and below them the model's scores of all other items."""
+    def forward(self, first: FirstStage, histories: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Return scores [B, N]: the candidates' log-odds, and below them the model's scores of all other items.
+
+        Where nothing but the rank of `targets` [B] is asked for, trees are asked only of histories that have it among
+        their candidates: of all others, every candidate stands above it.
+        """
         batch = self.batch(first.scores, histories)
-        odds = self.log_odds(self.features_of(first, batch), batch, self.folds(histories))
+        if targets is None:
+            odds = self.log_odds(self.features_of(first, batch), batch, self.folds(histories))
+        else:
+            odds = torch.zeros_like(batch.items, dtype=torch.float32).masked_fill_(batch.items == 0, -torch.inf)
+            has = (batch.items == targets.unsqueeze(1)).any(1)
+            if has.any():
+                of_first, part = of_rows(first, batch, has)
+                odds[has] = self.log_odds(self.features_of(of_first, part), part, self.folds(histories)[has])
         least = odds.masked_fill(batch.items == 0, torch.inf).amin(1, keepdim=True)
         scores = first.scores.float().clone()
         scores.scatter_(1, batch.items, -torch.inf)
@@ -189,6 +200,13 @@ class BoostedRanker(nn.Module):
         scores.scatter_(1, batch.items, odds)
         scores[:, :1] = least - 1.0
         return scores
+
+
+def of_rows(first: FirstStage, batch: Batch, has: Tensor) -> tuple[FirstStage, Batch]:
+    """Some rows of what a model says. It is not asked anew: its last bits may depend on what else is in a batch."""
+    asked, items = first.id_log_p, batch.items
+    id_log_p = None if asked is None else lambda _: asked(items)[has]
+    return FirstStage(first.scores[has], id_log_p), Batch(*(part[has] for part in batch))
 
 
 def not_above(values: Tensor, size: int) -> Tensor:

@@ -272,7 +272,7 @@ class ProtocolTrainer(SecondStageFit):
         elif self.ranker is not self.model:  # RecBole's own models may read more than histories
             ranks = rank_targets(self._full_sort_batch_eval((interaction, None, None, None))[1], *given)
         elif not ranker.is_beam_search:
-            ranks = rank_targets(ranker.score(histories, shared=shared), *given)
+            ranks = rank_targets(ranker.scores_to_rank(histories, given[0], shared), *given)
         else:  # what a user has seen is masked before the beam is cut: two searches, one for each column
             for column, excluded in (("masked", given[1]), ("unmasked", None)):
                 scores = ranker.score(histories, excluded=excluded, shared=shared)
