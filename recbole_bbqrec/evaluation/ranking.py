@@ -108,7 +108,7 @@ class _Comparison:
 
     def __init__(self, targets: torch.Tensor, seen: Pairs, order: torch.Tensor) -> None:
         self.targets, self.seen, self.order = targets, seen, order.to(targets.device)
-        self.on_cpu = targets.device.type == "cpu"
+        self.on_cpu = _is_on_cpu(targets)
         self.size = BLOCK if self.on_cpu else max(BLOCK, CELLS // len(targets))
         of_targets = torch.arange(len(targets), device=targets.device), targets
         self.rows, self.items = (torch.cat(parts) for parts in zip(seen, of_targets, strict=True))
@@ -126,7 +126,7 @@ class _Comparison:
         """
         better, found = torch.zeros_like(self.targets), wanted.new_empty(len(self.rows))
         places, wanted = self.order[self.targets].unsqueeze(1), wanted.unsqueeze(1)  # [B, 1]
-        flags, first = np.empty((len(better), self.size), bool), 0
+        flags, first = np.empty((len(better), self.size if self.on_cpu else 0), bool), 0
         for begin, last in zip(self.begins, self.ends, strict=True):
             end = min(begin + self.size, len(self.order))
             scores, order = scores_of(begin, end), self.order[begin:end]
@@ -156,6 +156,10 @@ class _Comparison:
             "masked": (better - removed + 1).masked_fill(lost, NOT_FOUND),
             "unmasked": (better + 1).masked_fill(lost, NOT_FOUND),
         }
+
+
+def _is_on_cpu(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu"
 
 
 def _count(compare: np.ufunc, scores: torch.Tensor, wanted: torch.Tensor, flags: np.ndarray) -> torch.Tensor:

@@ -41,8 +41,8 @@ def test_ranks_equal_a_plain_sort_with_many_ties(seed, n_items, n_rows):
 
 
 @given(st.integers(0, 10_000), st.integers(2, 40), st.integers(1, 9))
-def test_products_are_ranked_as_the_scores_they_make_with_many_ties(seed, n_items, n_rows):
-    generator = torch.Generator().manual_seed(seed)
+def test_products_are_ranked_as_the_scores_they_make_with_many_ties(pytestconfig, seed, n_items, n_rows):
+    device, generator = pytestconfig.getoption("--device", "cpu"), torch.Generator().manual_seed(seed)
     queries, keys = (torch.randint(-1, 2, (size, 2), generator=generator).float() for size in (n_rows, n_items))
     targets = torch.randint(1, n_items, (n_rows,), generator=generator)
     seen = torch.nonzero(torch.rand(n_rows, n_items, generator=generator) < 0.3)
@@ -52,8 +52,13 @@ def test_products_are_ranked_as_the_scores_they_make_with_many_ties(seed, n_item
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranking, "BLOCK", 8)  # several blocks, the last one cut short
         found = rank_products(queries, keys, targets, seen, order)
+        patch.setattr(ranking, "CELLS", 8)
+        patch.setattr(ranking, "_is_on_cpu", lambda _: False)  # the way of other devices, on whatever there is
+        there = [part.to(device) for part in (queries, keys, targets)]
+        on_device = rank_products(*there, (seen[0].to(device), seen[1].to(device)), order)
     for column in COLUMNS:
         assert torch.equal(found[column], expected[column])
+        assert torch.equal(on_device[column].cpu(), expected[column])
     for row, target in enumerate(targets.tolist()):
         scores, own = (queries @ keys.T)[row].numpy(), {int(item) for at, item in zip(*seen, strict=True) if at == row}
         assert found["masked"][row] == brute_force(scores, target, own, order)
