@@ -140,7 +140,7 @@ def execute(
     datasets, ranks = [loader._dataset for loader in loaders], {}
     for at, split in enumerate(("valid", "test"), start=1):
         if split in judged_parts(config) and (split == "valid" or config["final"]):
-            ranks[split] = trainer.rank(loaders[at], datasets[:at], config["show_progress"])
+            ranks[split] = trainer.judge(split, loaders[at], datasets[:at], config["show_progress"])
     if ranks:
         logger.info(f"judged in {time.perf_counter() - started:.1f} s")
 
@@ -231,6 +231,8 @@ def _check_outputs(config: Config) -> None:
     split = f"eval_args.split {config['eval_args']['split']}"
     on_all = config["train_on"] == "all"
     why = "train_on all trains on everything" if on_all else f"{split} keeps no such part"
+    if config["valid_users"] and "valid" not in kept and not on_all:
+        raise InputError(f"valid_users: found {config['valid_users']}, but nothing is validated, {why}; drop it")
     if config["final"] and "test" not in kept:
         raise InputError(f"final: nothing is left to judge test on, {why}; drop final or change that")
     if config["ranks_file"] and "valid" not in kept and not config["final"]:
@@ -257,6 +259,12 @@ def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memo
     """What a run has come to, as plain data, see `execute`; `ranks` are by split."""
     trainer, model = trained.trainer, trained.trainer.model
     done, best = trainer.state.epochs_done, trainer.state.best_epoch
+    everybody = trained.loaders[1]._dataset
+    drawn = {
+        split: int(everybody.inter_feat[everybody.uid_field].unique().numel())
+        for split, rank in ranks.items()
+        if rank.rows is not None
+    }
     return {
         "model": config["model"],
         "dataset": config["dataset"],
@@ -265,6 +273,7 @@ def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memo
         **({"groups": groups_of(config, ranks)} if config["cold_items"] else {}),
         "users": {split: len(np.unique(rank.users)) for split, rank in ranks.items()},
         "rows": {split: len(rank.users) for split, rank in ranks.items()},
+        **({"drawn_from": drawn} if drawn else {}),
         "epochs": {"best": best + 1, "done": done, "hit_cap": trainer.hit_cap},
         "chosen": trainer.state.chosen,
         "second_stage": socket.form_of(model.second_stage),

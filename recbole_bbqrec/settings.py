@@ -30,7 +30,8 @@ KEYS: dict[str, Key] = {
     "metrics": Key(list, "of Recall, NDCG, MRR, Hit, Precision; a trained model is judged by others without training", form=schema.parts_of),
     "topk": Key(list, "cut-offs of the metrics; a trained model is judged at others without training", schema.CUT_OFFS, form=schema.whole_parts_of),
     "valid_metric": Key(str, "metric that stops training, in the masked column"),
-    "eval_batch_size": Key(int, "histories scored at once; more is slower on a CPU: the scores leave the cache", POSITIVE),
+    "eval_batch_size": Key(int, "histories scored at once", POSITIVE),
+    "valid_users": Key(int, "users of validation that its figures are of, the same ones for every seed; 0: all", NOT_NEGATIVE),
     "load_col": Key(dict, "columns RecBole loads; item texts are read by the item features alone"),
     "final": Key(bool, "also evaluate the test split; leave it off while developing"),
     "seed": Key(int, "every source of randomness starts here", SEED),
@@ -228,7 +229,7 @@ NOT_LEARNED_FROM = {
     *("topk", "metrics", "use_gpu", "results"),  # metrics follow from ranks, and `use_gpu` decides the device alone
 }
 
-ADDED_LATER = {"cold_items": 0.0, "id_dim": None, "sid_alignment_weight": 1000.0}
+ADDED_LATER = {"cold_items": 0.0, "id_dim": None, "sid_alignment_weight": 1000.0, "valid_users": 0}
 """Keys that came after the first records, by the value with which a run is what it was without the key."""
 
 # Keys of what is fitted after training, with the trained weights held fixed.

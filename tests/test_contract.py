@@ -12,9 +12,10 @@ from conftest import epoch_losses, settings
 from recbole_bbqrec import registry
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.dataloader import WindowDataLoader, split_loaders
+from recbole_bbqrec.evaluation.ranking import COLUMNS
 from recbole_bbqrec.model.protocol import Ranker, ranker_of
 from recbole_bbqrec.settings import property_files
-from recbole_bbqrec.training import checkpoint
+from recbole_bbqrec.training import checkpoint, trainer
 from recbole_bbqrec.training.untrained_trainer import UntrainedTrainer
 
 SMALL = {
@@ -146,6 +147,24 @@ def test_every_batch_size_of_evaluation_gives_the_same_ranks(made, name, monkeyp
         ranks.append(registry.get_trainer(case.config)(case.config, case.model).rank(case.valid, [case.train]))
     for column in ("masked", "unmasked"):
         assert np.array_equal(*(getattr(found, column) for found in ranks))
+
+
+@pytest.mark.parametrize("name", registry.MODELS)
+def test_products_are_the_scores_and_rank_alike_in_blocks_and_parts(made, name, monkeypatch):
+    case = made(name)
+    with torch.no_grad():
+        products = case.model.products(case.histories, case.model.shared())
+    makes_products = name not in ("TransitionGraph", "TIGER") and not getattr(case.model, "is_beam_search", False)
+    assert (products is not None) == makes_products
+    rank = registry.get_trainer(case.config)(case.config, case.model).rank
+    if products is not None:
+        torch.testing.assert_close(products.queries @ products.keys.T, case.scores)
+    found = rank(case.valid, [case.train])
+    monkeypatch.setattr(type(case.model), "products", lambda *_: None)
+    monkeypatch.setattr(trainer, "CELLS", 5 * case.model.n_items)  # five rows at a time
+    whole = rank(case.valid, [case.train])
+    for column in COLUMNS:
+        assert np.array_equal(getattr(found, column), getattr(whole, column))
 
 
 def test_recboles_models_are_rankers_by_their_adapter(tiny, tmp_path):

@@ -29,9 +29,10 @@ def write_ranks(path: str, ranks: Mapping[str, Ranks], datasets: Mapping[str, An
     frames = []
     for split, found in ranks.items():
         dataset = datasets[split]
+        targets = dataset.inter_feat[dataset.iid_field].numpy()
         ids = {
             "user": (dataset.uid_field, found.users),
-            "item": (dataset.iid_field, dataset.inter_feat[dataset.iid_field]),
+            "item": (dataset.iid_field, targets if found.rows is None else targets[found.rows]),
         }
         tokens = {name: dataset.field2id_token[field][of].astype(str) for name, (field, of) in ids.items()}
         values = {column: getattr(found, column) for column in COLUMNS}

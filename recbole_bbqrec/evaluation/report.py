@@ -40,7 +40,8 @@ def result_table(record: dict[str, Any]) -> str:
     rows = [[*place, *(f"{value:.4f}" for value in of.values())] for place, of in found.items()]
     epochs, users, rows_of = record["epochs"], record["users"], record["rows"]
     times = ", ".join(f"{name} {_shown(value, '.1f')}" for name, value in record["seconds"].items())
-    judged = ", ".join(f"{count} {split}" for split, count in users.items()) or "none judged"
+    drawn = {split: f" of {count}" for split, count in record.get("drawn_from", {}).items()}
+    judged = ", ".join(f"{count}{drawn.get(split, '')} {split}" for split, count in users.items()) or "none judged"
     if rows_of != users:
         judged += "; judged rows: " + ", ".join(f"{count} {split}" for split, count in rows_of.items())
         judged += ", and metrics are means over the rows, as in RecBole"

@@ -83,12 +83,14 @@ def content(
     tables.correct({row["model"]: row for row in rows}, runs)
     rows.sort(key=lambda row: (-row["masked"][RANKED_BY]["mean"], row["model"]))
     data = [chosen[row["model"]].record["data"] for row in rows]
+    drawn = max(run.record.get("drawn_from", {}).get(split, 0) for run in chosen.values())
     modalities = list(dict.fromkeys(name for of_row in data for name in of_row["modalities"]))
     return {
         "dataset": dataset,
         "split": split,
         "users": ranked.n_users,
         **({"targets": ranked.n_values} if ranked.n_values != ranked.n_users else {}),
+        **({"drawn_from": drawn} if drawn else {}),
         "data": functools.reduce(dict.__or__, [*data, {"modalities": modalities}]),
         "reference": reference,
         "against": against,

@@ -52,7 +52,9 @@ def results_of(run_dir: Path, results: Path) -> str | None:
         cells = (values_of(run, split, "masked", metric) for split in splits)
         estimates = [PairedValues({"": {run.seed: cell}}).estimate("") for cell in cells]
         rows.append([metric, *(f"{each['mean']:.4f} {_interval(each)}" for each in estimates)])
-    users = ", ".join(f"{count} users of {split}" for split, count in run.record["users"].items())
+    drawn = {split: f" drawn from {count}" for split, count in run.record.get("drawn_from", {}).items()}
+    counts = run.record["users"].items()
+    users = ", ".join(f"{count} users of {split}{drawn.get(split, '')}" for split, count in counts)
     note = f"Seen items left out, seed {run.seed}; means over {users}, with 95 % intervals over the users alone."
     return f"{report.markdown_table(['', *(SPLITS[split] for split in splits)], rows)}\n\n{note}"
 

@@ -24,7 +24,7 @@ from .decoding import Pairs
 from .generator import CodeDecoder
 from .item_table import ItemTable
 from .padding import trim
-from .protocol import FirstStage, RankingModel
+from .protocol import FirstStage, Products, RankingModel
 from .similarity import SimilarityAttention
 
 
@@ -174,6 +174,13 @@ class BBQRec(RankingModel):
         states = self.code_heads.states(last)  # [B, H + 2]
         code_keys = keys[:, -states.shape[1] :]  # see `_key`
         return FirstStage(scores, lambda items: torch.einsum("bh,bch->bc", states, code_keys[items]))
+
+    def first_products(self, histories: Tensor, shared: Shared | None = None) -> Products | None:
+        """As `RankingModel.first_products`; where IDs are decoded there are none."""
+        rows, keys = self.shared() if shared is None else shared
+        if keys is None:
+            return None
+        return Products(self.query(trim(histories, (histories != 0).sum(1)), rows), keys)
 
     def query(self, histories: Tensor, rows: Tensor) -> Tensor:
         """Histories [B, T] as vectors [B, W]: their products with the keys are the scores. None where IDs are decoded.

@@ -3,7 +3,7 @@
 Models of this project are `RankingModel`s, which fills in what they have no use for. RecBole's own are adapted here, by
 `ranker_of`, and nowhere else.
 
-Shapes: B histories, T items of the longest, N items (row 0 = padding).
+Shapes: B histories, T items of the longest, N items (row 0 = padding), W width of vectors.
 """
 
 import threading
@@ -23,6 +23,13 @@ from .decoding import Pairs
 
 class NeedsDataError(InputError, AttributeError):
     """A model asks its data set for more than the catalogue, which is all there is without the data."""
+
+
+class Products(NamedTuple):
+    """Scores [B, N] are `queries @ keys.T`."""
+
+    queries: torch.Tensor  # [B, W]
+    keys: torch.Tensor  # [N, W]
 
 
 @runtime_checkable
@@ -57,6 +64,13 @@ class Ranker(Protocol):
         [B, m] or [B, N]; minus infinity for what a beam search has not found.
         """
         ...
+
+    def products(self, histories: torch.Tensor, shared: Any = None) -> Products | None:
+        """Vectors whose products are the scores of `score`, which nobody then has to hold for all items at once.
+
+        None where scores are made otherwise, a second stage among them. Parameters are those of `score`.
+        """
+        return None
 
 
 class FirstStage(NamedTuple):
@@ -106,6 +120,19 @@ class RankingModel(SequentialRecommender, Ranker):
         first = self.first_stage(histories, candidates, excluded, shared)
         scores = first.scores if self.second_stage is None else self.second_stage(first, histories)
         return scores if candidates is None else scores[:, candidates]
+
+    def scores_to_rank(self, histories: torch.Tensor, targets: torch.Tensor, shared: Any = None) -> torch.Tensor:
+        """Scores [B, N] by which `targets` [B] have the ranks that they have by `score`; others may be out of order."""
+        first = self.first_stage(histories, shared=shared)
+        return first.scores if self.second_stage is None else self.second_stage(first, histories, targets)
+
+    def first_products(self, histories: torch.Tensor, shared: Any = None) -> Products | None:
+        """As `products`, whether there is a second stage or not."""
+        return None
+
+    def products(self, histories: torch.Tensor, shared: Any = None) -> Products | None:
+        """As `Ranker.products`."""
+        return self.first_products(histories, shared) if self.second_stage is None else None
 
     def full_sort_predict(self, interaction: Any) -> torch.Tensor:
         """Scores [B, N] of all items, as RecBole asks for them."""

@@ -24,7 +24,7 @@ from ..errors import InputError
 from .catalogue import Catalogue
 from .counts import pair_counts
 from .decoding import Pairs
-from .protocol import FirstStage, RankingModel
+from .protocol import FirstStage, Products, RankingModel
 
 Point = Mapping[str, float]  # one value for every key of a grid
 
@@ -86,6 +86,10 @@ class Pop(Untrained):
         for _ in points:
             yield self.counts.float().repeat(len(histories), 1)
 
+    def first_products(self, histories: Tensor, shared: Any = None) -> Products | None:
+        """As `RankingModel.first_products`: everybody asks with a one, and an item's key is its count."""
+        return Products(self.values.new_ones(len(histories), 1).float(), self.counts.float().unsqueeze(1))
+
 
 CONTENT_LAST, CONTENT_DECAY = "content_last_items", "content_position_decay"
 
@@ -117,13 +121,21 @@ class ContentNeighbors(Untrained):
     @torch.no_grad()
     def scores_at(self, histories: Tensor, points: Sequence[Point]) -> Iterator[Tensor]:
         """As `Untrained.scores_at`."""
+        return (query @ self.features.T for query in self._queries(histories, points))
+
+    def first_products(self, histories: Tensor, shared: Any = None) -> Products | None:
+        """As `RankingModel.first_products`."""
+        return Products(next(self._queries(histories, [self.chosen])), self.features)
+
+    def _queries(self, histories: Tensor, points: Sequence[Point]) -> Iterator[Tensor]:
+        """For each point vectors [B, F] of the last items of histories, whose products with features are scores."""
         lengths = (histories != 0).sum(1, keepdim=True)
         back = lengths - 1 - torch.arange(histories.shape[1], device=histories.device)  # [B, T] steps from the end
         rows = functional.embedding(histories, self.features)  # [B, T, F]
         for point in points:
             kept = (back >= 0) & (back < point[CONTENT_LAST])
             weights = point[CONTENT_DECAY] ** back.clamp(min=0) * kept
-            yield (weights.unsqueeze(1) @ rows).squeeze(1) @ self.features.T
+            yield (weights.unsqueeze(1) @ rows).squeeze(1)
 
 
 def side_by_side(catalogue: Catalogue) -> Tensor:
@@ -187,6 +199,10 @@ class TransitionGraph(Pop):
         self.offsets = torch.from_numpy(pairs.indptr).to(self.offsets)
         self.items = torch.from_numpy(pairs.indices).to(self.items)
         self.times = torch.from_numpy(pairs.data).to(self.times)
+
+    def first_products(self, histories: Tensor, shared: Any = None) -> Products | None:
+        """As `RankingModel.first_products`: there are none."""
+        return None
 
     @torch.no_grad()
     def scores_at(self, histories: Tensor, points: Sequence[Point]) -> Iterator[Tensor]:

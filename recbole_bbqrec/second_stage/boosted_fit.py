@@ -18,8 +18,7 @@ from ..evaluation.ranking import per_row
 from ..model.protocol import FirstStage
 from .features import Feature
 from .hashing import fold_of
-from .ranker import FOLDS, TIE, BoostedRanker
-from .signals import Batch
+from .ranker import FOLDS, TIE, BoostedRanker, of_rows
 from .trees import Trees
 
 MAX_HISTORIES = 40_000
@@ -31,6 +30,10 @@ METRIC, CUT_OFF = "ndcg", 10
 LEAST_GAIN = 2.0
 """Standard errors. Of several numbers of trees that add nothing but noise, the best is above zero most of the time."""
 ROWS = 256
+CELLS = 2**24
+"""Scores of all items that are held at once."""
+AT_ONCE = 2**17
+"""Candidates whose features are copied for the trees at once."""
 
 
 class Examples(NamedTuple):
@@ -123,12 +126,16 @@ def collect(
     progress: bool = False,
 ) -> Examples:
     """Choose candidates, and compute the features of those histories [R, T] whose target [R] is among theirs."""
-    parts: list[Examples] = []
-    n_before = 0
+    # Of the features, nearly all of what is kept, there is one copy: memory for as many as there may be, of which the
+    # system gives what is written to.
+    features = np.empty((len(histories) * stage.most_candidates(histories.shape[1]), len(stage.features)), np.float32)
+    parts: list[tuple[np.ndarray, ...]] = []
+    n_histories = n = 0
     lengths = (histories != 0).sum(1)
     order = lengths.argsort(stable=True)  # little padding
+    at_once = max(1, min(ROWS, CELLS // stage.n_items))
     with tqdm(desc="Candidates", total=len(order), ncols=100, disable=not progress, leave=False) as bar:
-        for rows in order.split(ROWS):
+        for rows in order.split(at_once):
             bar.update(len(rows))
             trimmed = histories[rows, : int(lengths[rows].max())]
             said = first(trimmed)
@@ -136,27 +143,21 @@ def collect(
             has = (batch.items == targets[rows].unsqueeze(1)).any(1)
             if not has.any():
                 continue
-            said, batch = _of_rows(said, batch, has)
+            said, batch = of_rows(said, batch, has)
             known, is_target = batch.items > 0, batch.items == targets[rows][has].unsqueeze(1)
-            slot = torch.arange(known.shape[1], device=known.device).expand_as(known)
+            slot = torch.arange(known.shape[1], device=known.device, dtype=torch.int16).expand_as(known)
             is_seen = (batch.items.unsqueeze(2) == batch.recent.unsqueeze(1)).any(2) & ~is_target
-            history = torch.arange(len(known), device=known.device).unsqueeze(1).expand_as(known)
-            of_all = (stage.features_of(said, batch), history + n_before, batch.items, slot, is_target, is_seen)
+            history = torch.arange(n_histories, n_histories + len(known), device=known.device, dtype=torch.int32)
+            of_candidates = history.unsqueeze(1).expand_as(known), batch.items.int(), slot, is_target, is_seen
             of_histories = fold_of(stage.folds.hashes(trimmed[has]), FOLDS), rows[has]
-            found = (*(part[known] for part in of_all), *of_histories)
-            parts.append(Examples(*(part.cpu().numpy() for part in found)))
-            n_before += len(known)
+            values = stage.features_of(said, batch)[known].cpu().numpy()
+            features[n : n + len(values)] = values
+            parts.append(tuple(part.cpu().numpy() for part in (*(of[known] for of in of_candidates), *of_histories)))
+            n_histories, n = n_histories + len(known), n + len(values)
     if not parts:
         no, none = np.zeros(0, int), np.zeros(0, bool)
-        return Examples(np.zeros((0, len(stage.features)), np.float32), no, no, no, none, none, no, no)
-    return Examples(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-
-
-def _of_rows(first: FirstStage, batch: Batch, has: Tensor) -> tuple[FirstStage, Batch]:
-    """Some rows of what a model says. It is not asked anew: its last bits may depend on what else is in a batch."""
-    asked, items = first.id_log_p, batch.items
-    id_log_p = None if asked is None else lambda _: asked(items)[has]
-    return FirstStage(first.scores[has], id_log_p), Batch(*(part[has] for part in batch))
+        return Examples(features[:0], no, no, no, none, none, no, no)
+    return Examples(features[:n], *(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 class CrossFit(NamedTuple):
@@ -180,8 +181,9 @@ def cross_fit(examples: Examples, features: Sequence[Feature], seed: int, progre
         trees.append(fit_trees(examples, ~judged, features, max(N_TREES), seed))
         of_fold = judged[examples.history]
         if of_fold.any():
-            for number, odds in trees[-1].staged(examples.features[of_fold], N_TREES):
-                log_odds[number][of_fold] = odds
+            for rows in np.split(np.flatnonzero(of_fold), range(AT_ONCE, int(of_fold.sum()), AT_ONCE)):
+                for number, odds in trees[-1].staged(examples.features[rows], N_TREES):
+                    log_odds[number][rows] = odds
     ties = TIE * examples.slot.astype(np.float32)  # as the ranker breaks them
     return CrossFit(trees, {number: odds - ties for number, odds in log_odds.items()})
 

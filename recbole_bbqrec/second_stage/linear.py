@@ -156,8 +156,8 @@ class CandidateSimilarity(nn.Module):
                     numbers.append(start + part.buckets[place].long())
         return torch.cat(rows), torch.cat(items), torch.cat(numbers)
 
-    def forward(self, first: FirstStage, histories: torch.Tensor) -> torch.Tensor:
-        """Return the model's scores [B, N], scaled, with the weights of the candidates added."""
+    def forward(self, first: FirstStage, histories: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the model's scores [B, N], scaled, with the weights of the candidates added, whatever the targets."""
         half, (rows, items, numbers) = self.halves(histories), self.entries(histories)
         weights = self.weights.to(first.scores.dtype)
         scores = (first.scores * weights[half, :1]).contiguous()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..model.catalogue import Catalogue, Vectors
-from .neighbours import ROUNDING, ROWS
+from .neighbours import ROUNDING, rows_at_once
 
 
 class Lists(NamedTuple):
@@ -37,7 +37,7 @@ def _joining(known: Lists, vectors: Vectors) -> Lists:
     sizes = known.offsets.diff()
     floors, edges = _of_known(known, rows, sizes)
     size, parts = int(sizes.max()), []
-    for new in torch.arange(n_known, n_items).split(ROWS):
+    for new in torch.arange(n_known, n_items).split(rows_at_once(n_items)):
         new = new[vectors.present[new]]
         cosines = _rounded(rows[new] @ rows.T)  # [m, N]
         cosines[torch.arange(len(new)), new] = -torch.inf
@@ -63,7 +63,7 @@ def _of_known(known: Lists, rows: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor
     """
     floors = torch.full((len(sizes),), torch.inf)
     edges = torch.full((int(known.buckets.max()) + 1,), torch.inf)
-    for block in torch.arange(len(sizes)).split(ROWS):
+    for block in torch.arange(len(sizes)).split(rows_at_once(len(rows))):
         begin, end = known.offsets[block[0]], known.offsets[block[-1] + 1]
         source, buckets = block.repeat_interleave(sizes[block]), known.buckets[begin:end].long()
         cosines = _rounded((rows[source] * rows[known.items[begin:end].long()]).sum(1))

@@ -4,7 +4,7 @@ A list is a row of a sparse matrix [N, N] of similarities (float32), ascending b
 = padding); the sequence of user `u` is `items[offsets[u] : offsets[u + 1]]`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,18 @@ from ..model.counts import pair_counts
 
 WINDOW = 3  # items at most this far apart in a training sequence count as met together
 ROUNDING = 1e-5  # cosines are multiples of it
-ROWS = 1024  # items whose similarities to all others are held at once, never all pairs
+CELLS = 2**24  # pairs of items whose similarities are held at once, never all
+LARGE = 200_000
+"""More items than this are searched by faiss: all pairs of a million are hours on a CPU."""
+MANY = 4096  # items that faiss searches for at once
+LOOKED_INTO, PER_CELL, SPARE = 32, 64, 17
+"""Cells that a search looks into, items that each is learned from, and items found beyond those wanted: the item
+itself, and some whose rounded cosines are equal."""
+
+
+def rows_at_once(n_items: int) -> int:
+    """Return how many items are compared with all others at once."""
+    return max(1, CELLS // n_items)
 
 
 def token_order(tokens: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -63,10 +74,14 @@ def walk(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> csr
 
 def two_steps(step: csr_array, size: int, scale: Any = None) -> csr_array:
     """List the `size` items that two steps [N, N] reach most often, columns scaled by a diagonal matrix if given."""
-    blocks = []
-    for begin in range(0, step.shape[0], ROWS):  # they reach a good part of the catalogue: a block of rows at a time
-        reached = step[begin : begin + ROWS] @ step
+    lengths, blocks, begin = np.diff(step.indptr), [], 0
+    # They reach a good part of the catalogue: so many rows at a time as lead to `CELLS` items at most.
+    reach = np.r_[0, np.cumsum(abs(step).astype(bool) @ lengths)]
+    while begin < step.shape[0]:
+        end = max(begin + 1, int(np.searchsorted(reach, reach[begin] + CELLS, side="right")) - 1)
+        reached = step[begin:end] @ step
         blocks.append(largest(csr_array(reached if scale is None else reached @ scale), size, begin))
+        begin = end
     return csr_array(vstack(blocks, format="csr"))
 
 
@@ -75,7 +90,8 @@ def nearest(vectors: torch.Tensor, present: torch.Tensor, size: int) -> csr_arra
     """List the `size` items of largest cosine to an item, rounded to `ROUNDING`; of equal ones, the first.
 
     Quantised vectors have few different cosines: without rounding, the last bit would tell equal ones apart. Of the
-    unit vectors [N, C], those not `present` [N] are listed with none, and none with them.
+    unit vectors [N, C], those not `present` [N] are listed with none, and none with them. Of more than `LARGE` items on
+    a CPU, where faiss is installed, a few of the nearest may be missed, see `_in_cells`.
     """
     known = torch.nonzero(present).flatten()
     rows = vectors[known].float()
@@ -84,17 +100,55 @@ def nearest(vectors: torch.Tensor, present: torch.Tensor, size: int) -> csr_arra
         return csr_array((n_items, n_items), dtype=np.float32)
     # Less than a step in all: it orders equal cosines and changes no other order.
     later = torch.arange(len(rows), dtype=torch.float64, device=rows.device) / (2 * len(rows))
-    blocks = []
-    for begin in range(0, len(rows), ROWS):
-        steps = (rows[begin : begin + ROWS] @ rows.T).double().div_(ROUNDING).round_()
-        steps[torch.arange(len(steps)), torch.arange(begin, begin + len(steps))] = -torch.inf
-        blocks.append((steps - later).topk(size, dim=1))
+    search = _in_cells(rows) if len(rows) > LARGE and rows.device.type == "cpu" else None
+    blocks, at_once = [], MANY if search else rows_at_once(len(rows))
+    for own in torch.arange(len(rows), device=rows.device).split(at_once):
+        if search is not None:
+            cosines, items = search(rows[own], size + SPARE)
+        else:
+            cosines = rows[own] @ rows.T
+            items = torch.arange(len(rows), device=rows.device).expand_as(cosines)
+        steps = cosines.double().div_(ROUNDING).round_().masked_fill_(items == own.unsqueeze(1), -torch.inf)
+        found, places = steps.sub_(later[items]).topk(size, dim=1)
+        blocks.append((found, items.gather(1, places)))
     values, places = (torch.cat(parts) for parts in zip(*blocks, strict=True))
     values = ((values + later[places]).round() * ROUNDING).float()
     items, order = torch.sort(known[places], dim=1)
     offsets = torch.cat([torch.zeros_like(known[:1]), torch.where(present, size, 0).cumsum(0)])
     parts = (values.gather(1, order).flatten(), items.flatten(), offsets)
     return csr_array(tuple(part.cpu().numpy() for part in parts), shape=(n_items, n_items))
+
+
+Search = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+
+
+def _in_cells(rows: torch.Tensor) -> Search | None:
+    """Return what finds cosines and places [B, n] of nearly all of the nearest of `rows`; none without faiss.
+
+    The rows lie in cells around centres, of which the `LOOKED_INTO` nearest are looked into; where too little lies in
+    them, in all.
+    """
+    try:
+        import faiss
+    except ImportError:
+        return None
+    width, n_cells = rows.shape[1], 4 * int(len(rows) ** 0.5)
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, n_cells, faiss.METRIC_INNER_PRODUCT)
+    index.cp.seed, index.cp.niter, index.cp.max_points_per_centroid, index.nprobe = 0, 10, PER_CELL, LOOKED_INTO
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[: PER_CELL * n_cells]
+    index.train(rows[chosen].numpy())
+    index.add(rows.numpy())
+
+    def search(queries: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        cosines, items = (torch.from_numpy(part) for part in index.search(queries.numpy(), size))
+        few = torch.nonzero((items < 0).any(1)).flatten()
+        if len(few):
+            index.nprobe = n_cells
+            cosines[few], items[few] = (torch.from_numpy(part) for part in index.search(queries[few].numpy(), size))
+            index.nprobe = LOOKED_INTO
+        return cosines, items
+
+    return search
 
 
 def _met_together(offsets: np.ndarray, items: np.ndarray, n_items: int) -> csr_array:

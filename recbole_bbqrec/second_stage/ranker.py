@@ -32,8 +32,8 @@ BEST, COUNTED = 120, 60
 """Candidates by the model's scores, and by counts."""
 REACH = ("step", "walk")
 """Lists whose sum, with `DECAY` for every step back, brings candidates."""
-SPARE = 16
-"""Further items that are looked at for ties with the last candidate."""
+GROUPS = 8
+"""Groups of items for each candidate, of which only the largest values are sorted, see `not_above`."""
 TIE = 2e-6
 """Below what trees tell apart: of equal log-odds the order of the candidates decides, the model's best first."""
 
@@ -93,14 +93,22 @@ class BoostedRanker(nn.Module):
             )
         self.trees, self.folds.fitted = nn.ModuleList([fitted.trees[FOLDS]] * (FOLDS + 1)), self.folds.fitted[:0]
 
+    @property
+    def n_items(self) -> int:
+        """Number of items that training knows, padding included."""
+        return len(self.folds.item_hashes) - 1
+
+    def most_candidates(self, length: int) -> int:
+        """How many candidates a history of `length` items has at most."""
+        return BEST + COUNTED + length
+
     def batch(self, scores: Tensor, histories: Tensor) -> Batch:
         """Choose candidates by the model's scores [B, N] after histories [B, T]."""
         recent, n_items = recent_first(histories), scores.shape[1]
         free = scores.float().clone()
         free.scatter_(1, recent, -torch.inf)  # padding among them
         free[:, 0] = -torch.inf
-        best = self._largest(free, BEST, -torch.inf)
-        best = torch.where(free.gather(1, best) > -torch.inf, best, 0)
+        best = self._largest(free, BEST, torch.finfo(torch.float32).min)
         parts = [best]
         if reach := [signal for name, signal in self.signals.items() if name in REACH and isinstance(signal, PairList)]:
             counted = free.zero_()  # its memory, once more
@@ -112,8 +120,7 @@ class BoostedRanker(nn.Module):
             for taken in (recent, best):
                 counted.scatter_(1, taken, 0.0)
             counted[:, 0] = 0.0
-            more = self._largest(counted, COUNTED, 0.0)
-            parts.append(torch.where(counted.gather(1, more) > 0, more, 0))
+            parts.append(self._largest(counted, COUNTED, torch.finfo(torch.float32).tiny))
         again = (recent.unsqueeze(2) == recent.unsqueeze(1)).tril(-1).any(2)  # stands nearer to the end as well
         items = torch.cat([*parts, recent.masked_fill(again, 0)], dim=1)
         slots = torch.full(scores.shape, -1, dtype=torch.int16, device=scores.device)
@@ -122,20 +129,19 @@ class BoostedRanker(nn.Module):
         slots[:, 0] = -1
         return Batch(recent, items, slots)
 
-    def _largest(self, values: Tensor, size: int, floor: float) -> Tensor:
+    def _largest(self, values: Tensor, size: int, least: float) -> Tensor:
         """Items [B, size] of the largest values [B, N], best first; of equal ones tokens decide, not item ids.
 
-        Among those that do not exceed `floor` anything may come.
+        Where fewer are at least as large as `least`, 0 comes after them.
         """
         size = min(size, values.shape[1] - 1)
-        found, items = values.topk(min(size + SPARE, values.shape[1]))
-        chosen = items.gather(1, self._keys(found, items).topk(size).indices)
-        # Where the last place is tied with what did not even come into the choice, all have to be looked at.
-        tied = torch.nonzero((found[:, -1] == found[:, size - 1]) & (found[:, -1] > floor)).squeeze(1)
-        if len(tied):
-            everything = torch.arange(values.shape[1], device=values.device)
-            chosen[tied] = self._keys(values[tied], everything).topk(size).indices
-        return chosen
+        row, item = torch.nonzero(values >= not_above(values, size).clamp(min=least), as_tuple=True)
+        counts = torch.bincount(row, minlength=len(values))
+        place = row, torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+        keys = torch.full((len(values), max(size, int(counts.max()))), torch.iinfo(torch.int64).min, device=row.device)
+        items = torch.zeros_like(keys)
+        keys[place], items[place] = self._keys(values[row, item], item), item
+        return items.gather(1, keys.topk(size).indices)
 
     def _keys(self, values: Tensor, items: Tensor) -> Tensor:
         """Whole numbers that ascend as values do, of equal ones as the hashes of their items' tokens."""
@@ -169,10 +175,21 @@ class BoostedRanker(nn.Module):
         return found
 
     @torch.no_grad()
-    def forward(self, first: FirstStage, histories: Tensor) -> Tensor:
-        """Return scores [B, N]: the candidates' log-odds, and below them the model's scores of all other items."""
+    def forward(self, first: FirstStage, histories: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Return scores [B, N]: the candidates' log-odds, and below them the model's scores of all other items.
+
+        Where nothing but the rank of `targets` [B] is asked for, trees are asked only of histories that have it among
+        their candidates: of all others, every candidate stands above it.
+        """
         batch = self.batch(first.scores, histories)
-        odds = self.log_odds(self.features_of(first, batch), batch, self.folds(histories))
+        if targets is None:
+            odds = self.log_odds(self.features_of(first, batch), batch, self.folds(histories))
+        else:
+            odds = torch.zeros_like(batch.items, dtype=torch.float32).masked_fill_(batch.items == 0, -torch.inf)
+            has = (batch.items == targets.unsqueeze(1)).any(1)
+            if has.any():
+                of_first, part = of_rows(first, batch, has)
+                odds[has] = self.log_odds(self.features_of(of_first, part), part, self.folds(histories)[has])
         least = odds.masked_fill(batch.items == 0, torch.inf).amin(1, keepdim=True)
         scores = first.scores.float().clone()
         scores.scatter_(1, batch.items, -torch.inf)
@@ -183,6 +200,26 @@ class BoostedRanker(nn.Module):
         scores.scatter_(1, batch.items, odds)
         scores[:, :1] = least - 1.0
         return scores
+
+
+def of_rows(first: FirstStage, batch: Batch, has: Tensor) -> tuple[FirstStage, Batch]:
+    """Some rows of what a model says. It is not asked anew: its last bits may depend on what else is in a batch."""
+    asked, items = first.id_log_p, batch.items
+    id_log_p = None if asked is None else lambda _: asked(items)[has]
+    return FirstStage(first.scores[has], id_log_p), Batch(*(part[has] for part in batch))
+
+
+def not_above(values: Tensor, size: int) -> Tensor:
+    """Return numbers [B, 1] that at least `size` of the values [B, N] reach, and few more than that.
+
+    Of groups of items the largest values alone are sorted: of so many groups, `size` reach the number.
+    """
+    n_groups = max(GROUPS * size, 1)
+    width = values.shape[1] // n_groups
+    if width > 1:
+        whole = values[:, : width * n_groups].unflatten(1, (width, n_groups)).amax(1)
+        values = torch.cat([whole, values[:, width * n_groups :]], dim=1)
+    return values.topk(size, sorted=False).values.amin(1, keepdim=True)
 
 
 def recent_first(histories: Tensor) -> Tensor:

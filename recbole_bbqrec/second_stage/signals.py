@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..model.catalogue import Vectors
-from ..model.counts import counts_of, pairs_apart
+from ..model.counts import distance_counts, pairs_apart
 from .neighbours import largest, two_steps
 
 MOST = 100
@@ -217,10 +217,14 @@ def pair_lists(offsets: np.ndarray, items: np.ndarray, n_items: int) -> dict[str
     - `step`: share of an item among all that come up to 3 places later; `walk`: of two such steps.
     - `side_step`, `side_walk`: the same, later or earlier, the three distances alike.
     """
-    apart = [counts_of(pairs_apart(offsets, items, distance), n_items) for distance in range(1, FAR + 1)]
-    nearer: Any = sum((counts / (1 + distance) for distance, counts in enumerate(apart, 1)), start=apart[0] * 0)
-    later: Any = sum((counts * weight for counts, weight in zip(apart, STEP_WEIGHTS, strict=False)), start=apart[0] * 0)
-    beside: Any = sum(apart[1 : len(STEP_WEIGHTS)], start=apart[0])
+    apart: list[csr_array] = []
+    nearer: Any = csr_array((n_items, n_items))
+    for distance in range(1, FAR + 1):
+        counts = distance_counts(offsets, items, n_items, distance)
+        nearer = nearer + counts / (1 + distance)
+        apart += [counts] if distance <= len(STEP_WEIGHTS) else []
+    later: Any = sum((counts * weight for counts, weight in zip(apart, STEP_WEIGHTS, strict=True)), start=apart[0] * 0)
+    beside: Any = sum(apart[1:], start=apart[0])
     step, side_step = _shares(later), _shares(csr_array(beside + beside.T))
     found = {
         **{f"next_{1 + at}": apart[at] for at in range(3)},

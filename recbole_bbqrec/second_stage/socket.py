@@ -34,7 +34,8 @@ class Form(NamedTuple):
 
     Attributes
     ----------
-    module : its class: `forward(first, histories)` gives scores [B, N], and `take_over(fitted)` takes over what has
+    module : its class: `forward(first, histories)` gives scores [B, N], `forward(first, histories, targets)` some in
+        which targets [B] have the same ranks, and `take_over(fitted)` takes over what has
         been fitted over other training sequences, so that no history counts as fitted on. Nothing trains it.
     build : settings and training data to one that is not fitted yet; none where the settings leave nothing to it.
     restore : a `state_dict` and the catalogue of its items to one of that size, ready to load it.

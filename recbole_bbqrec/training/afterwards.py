@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from recbole.trainer import Trainer
 
+from ..evaluation.ranking import Ranks
+from ..evaluation.sample import rows_of_some
 from ..second_stage import socket
 from ..settings import plain_settings, second_stage_settings
 from ..tokenizer import memory
@@ -66,12 +69,30 @@ class SecondStageFit(Trainer):
     _train_dataset: Any = None
     _validates = True
     _stage_seconds = 0.0
+    _last_ranks: Ranks | None = None  # of the last validation, and of the best
+    _best_ranks: Ranks | None = None
+
+    def rank(self, *arguments: Any) -> Ranks:
+        """See `ProtocolTrainer.rank`."""
+        raise NotImplementedError
 
     def load_best(self, model_file: Any = None) -> None:
         """Put the best weights by validation into the model."""
         path = Path(model_file or self.saved_model_file)
         checkpoint.load_weights(path, self.model)
         self.logger.info(f"Loading model structure and parameters from {path}")
+
+    def judge(self, split: str, eval_data: Any, earlier: list[Any], show_progress: bool = False) -> Ranks:
+        """Ranks of a split for tables; those of the best epoch where they are of the same users and still hold."""
+        rows, best = self._told_of(eval_data) if split == "valid" else None, self._best_ranks
+        if split == "valid" and best is not None and self.model.second_stage is None and _same(rows, best.rows):
+            return best
+        return self.rank(eval_data, earlier, show_progress, rows)
+
+    def _told_of(self, valid_data: Any) -> np.ndarray | None:
+        """Rows of validation that tables tell of, see `valid_users`; none where those are all."""
+        dataset = valid_data._dataset
+        return rows_of_some(dataset.inter_feat[dataset.uid_field].numpy(), self.config["valid_users"])
 
     def finish(self, valid_data: Any, show_progress: bool = False) -> None:
         """Bring the best weights into the model, and fit its second stage on validation, once a folder."""
@@ -133,3 +154,7 @@ class SecondStageFit(Trainer):
                 socket.attach(self.model, stage)
                 return
             form = socket.INSTEAD.get(form)
+
+
+def _same(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    return one is other or (one is not None and other is not None and np.array_equal(one, other))

@@ -21,7 +21,7 @@ from ..data.cold_items import is_cold
 from ..data.sequences import seen_before
 from ..errors import InputError
 from ..evaluation.configuration import judged_parts
-from ..evaluation.ranking import Ranks, rank_targets, tie_order
+from ..evaluation.ranking import COLUMNS, Ranks, rank_products, rank_targets, tie_order
 from ..model.padding import LENGTH_INDEPENDENT, group_by_length
 from ..model.protocol import Pairs, ranker_of
 from ..second_stage import socket
@@ -32,6 +32,8 @@ from . import checkpoint
 from .afterwards import Decided, SecondStageFit, TrainingState
 from .checkpoint import LAST_FILE, WEIGHTS_FILE, RunFolder
 
+CELLS = 2**24
+"""Scores of all items that are held at once, of models whose scores are no products: 64 MiB."""
 RESUMED = ("cur_step", "best_valid_score", "best_valid_result")
 """What RecBole's trainer knows of the validation so far; kept with our own state."""
 
@@ -127,7 +129,7 @@ class ProtocolTrainer(SecondStageFit):
                 why = "users need at least four items; loosen the filters of the data set"
                 raise InputError(f"no validation interaction: {why}")
             valid_data = None
-        self._validates = valid_data is not None and self.eval_step > 0
+        self._validates, self._best_ranks = valid_data is not None and self.eval_step > 0, None
         socket.check(self.model, self.config)
         self._train_dataset = train_data._dataset
         socket.attach(self.model, None)
@@ -165,14 +167,16 @@ class ProtocolTrainer(SecondStageFit):
         self.state.evaluate_seconds.append(time.perf_counter() - started)
         score = metrics["masked"][self.valid_metric]
         if score >= self.best_valid_score:  # RecBole's rule: an equal score counts as better
-            self.state.best_epoch = self.state.epochs_done - 1
+            self.state.best_epoch, self._best_ranks = self.state.epochs_done - 1, self._last_ranks
         # RecBole's own names stay what RecBole means by them, the unmasked column.
         masked = {f"masked_{name}": value for name, value in metrics["masked"].items()}
         return score, OrderedDict({**masked, **metrics["unmasked"]})
 
     def _validate(self, valid_data: Any, show_progress: bool) -> dict[str, dict[str, float]]:
         """Metrics of validation by column; where items are held out of training, they judge training as little."""
-        groups = self.rank(valid_data, [self._train_dataset], show_progress).groups()
+        rows = self._told_of(valid_data)
+        self._last_ranks = self.rank(valid_data, [self._train_dataset], show_progress, rows)
+        groups = self._last_ranks.groups()
         return groups.get("warm", groups["all"]).metrics(self.config["metrics"], self.config["topk"])
 
     def _save_checkpoint(self, epoch: int | None, verbose: bool = True, **kwargs: Any) -> None:
@@ -212,8 +216,10 @@ class ProtocolTrainer(SecondStageFit):
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
 
     @torch.no_grad()
-    def rank(self, eval_data: Any, earlier: list[Any], show_progress: bool = False) -> Ranks:
-        """Rank the target of every row of `eval_data` with the model as it is.
+    def rank(
+        self, eval_data: Any, earlier: list[Any], show_progress: bool = False, rows: np.ndarray | None = None
+    ) -> Ranks:
+        """Rank the target of every row of `eval_data`, or of some `rows` [R], with the model as it is.
 
         `eval_data` is RecBole's full-sort evaluation loader, `earlier` the data sets before it, see `seen_before`.
         """
@@ -223,22 +229,23 @@ class ProtocolTrainer(SecondStageFit):
         if self.item_tensor is None:
             self.item_tensor = dataset.get_item_feature().to(self.device)
         lengths = np.minimum(dataset.histories.stop - dataset.histories.start, self.config["MAX_ITEM_LIST_LENGTH"])
+        judged = np.arange(len(lengths)) if rows is None else rows
         # Rows of one length side by side: a model that trims its batches has no work with padding.
-        order = np.argsort(lengths, kind="stable")
+        order = np.argsort(lengths[judged], kind="stable")
         seen, ties = self._seen_before(dataset, tuple(earlier)), tie_order(dataset.item_num, self.config["seed"])
-        ranks = {column: np.zeros(len(lengths), np.int64) for column in ("masked", "unmasked")}
         bar = tqdm(total=len(order), desc="Rank", ncols=100, disable=not show_progress)
         ranker, cold = self._ranker_for(dataset), is_cold(dataset)
-        shared = ranker.shared()
+        shared, ties, parts = ranker.shared(), ties.to(self.device), []
+        n_parts = -(-len(order) // self.config["eval_batch_size"])
         with bar:
-            for rows in np.array_split(order, -(-len(order) // self.config["eval_batch_size"]) or 1):
-                if not len(rows):
-                    continue
-                found = self._rank_rows(eval_data, rows, self._pairs(seen, rows), ties, ranker, shared)
-                for column, values in found.items():
-                    ranks[column][rows] = values.cpu().numpy()
-                bar.update(len(rows))
-        return Ranks(dataset.inter_feat[dataset.uid_field].numpy(), **ranks, cold=cold)
+            for part in np.array_split(judged[order], n_parts) if n_parts else ():
+                parts.append(self._rank_rows(eval_data, part, seen, ties, ranker, shared))
+                bar.update(len(part))
+        ranks = np.zeros((len(COLUMNS), len(order)), np.int64)
+        if parts:  # they come from the device once, after the last one
+            ranks[:, order] = torch.cat(parts, dim=1).cpu().numpy()
+        users = dataset.inter_feat[dataset.uid_field].numpy()[judged]
+        return Ranks(users, *ranks, cold=None if cold is None else cold[judged], rows=rows)
 
     def _ranker_for(self, dataset: Any) -> Any:
         """The model, as a `Ranker` of all items of `dataset`: where there are new ones, with its weights of now."""
@@ -250,22 +257,27 @@ class ProtocolTrainer(SecondStageFit):
         return self._grown.eval()
 
     def _rank_rows(
-        self, eval_data: Any, rows: np.ndarray, seen: Pairs, ties: torch.Tensor, ranker: Any, shared: Any
-    ) -> dict[str, torch.Tensor]:
+        self, eval_data: Any, rows: np.ndarray, seen: csr_array, ties: torch.Tensor, ranker: Any, shared: Any
+    ) -> torch.Tensor:
+        """Ranks [2, B] of some rows in the order of `COLUMNS`."""
+        most = max(1, CELLS // len(ties))  # rows whose scores of all items are held at once
         interaction, _, _, targets = eval_data.collate_fn(rows)
-        targets = targets.to(self.device)
-        if self.ranker is not self.model:  # RecBole's own models may read more than histories
-            scores = self._full_sort_batch_eval((interaction, None, None, None))[1]
-            return rank_targets(scores, targets, seen, ties)
+        given, ranks = (targets.to(self.device), self._pairs(seen, rows), ties), {}
         histories = interaction[self.model.ITEM_SEQ].to(self.device)
-        if not ranker.is_beam_search:
-            return rank_targets(ranker.score(histories, shared=shared), targets, seen, ties)
-        # What a user has seen is masked before the beam is cut: two searches, one for each column.
-        ranks = {}
-        for column, excluded in (("masked", seen), ("unmasked", None)):
-            scores = ranker.score(histories, excluded=excluded, shared=shared)
-            ranks[column] = rank_targets(scores, targets, seen, ties, is_beam_search=True)[column]
-        return ranks
+        if products := ranker.products(histories, shared):
+            ranks = rank_products(products.queries, products.keys, *given)
+        elif len(rows) > most:
+            parts = np.split(rows, range(most, len(rows), most))
+            return torch.cat([self._rank_rows(eval_data, part, seen, ties, ranker, shared) for part in parts], dim=1)
+        elif self.ranker is not self.model:  # RecBole's own models may read more than histories
+            ranks = rank_targets(self._full_sort_batch_eval((interaction, None, None, None))[1], *given)
+        elif not ranker.is_beam_search:
+            ranks = rank_targets(ranker.scores_to_rank(histories, given[0], shared), *given)
+        else:  # what a user has seen is masked before the beam is cut: two searches, one for each column
+            for column, excluded in (("masked", given[1]), ("unmasked", None)):
+                scores = ranker.score(histories, excluded=excluded, shared=shared)
+                ranks[column] = rank_targets(scores, *given, is_beam_search=True)[column]
+        return torch.stack([ranks[column] for column in COLUMNS])
 
     def _pairs(self, seen: csr_array, rows: np.ndarray) -> Pairs:
         """Everything seen by the given rows, as (index into rows, item) pairs."""

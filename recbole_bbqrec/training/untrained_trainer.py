@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from .. import storage
 from ..data.cold_items import is_cold
-from ..evaluation.ranking import Ranks, per_row, rank_targets, tie_order
+from ..evaluation.ranking import per_row, rank_targets, tie_order
 from ..model.untrained import Untrained
 from ..tokenizer import memory
-from .trainer import ProtocolTrainer
+from .trainer import CELLS, ProtocolTrainer
 
 CHOSEN = "chosen.json"
 """Name of the file in a run's folder that says what validation has chosen; written last."""
@@ -34,7 +34,6 @@ class UntrainedTrainer(ProtocolTrainer):
     """
 
     ranker: Untrained
-    _ranked: tuple[Any, list[Any], Any, Ranks] | None = None
     _fit_seconds = 0.0
 
     def _build_optimizer(self, **kwargs: Any) -> None:
@@ -50,7 +49,7 @@ class UntrainedTrainer(ProtocolTrainer):
         callback_fn: Any = None,
     ) -> tuple[float, Any]:
         """Count the training sequences and choose the settings; a finished run is read from its folder."""
-        self._ranked, self.state.best_epoch = None, -1
+        self.state.best_epoch = -1
         valid_data = self._open_run(train_data, valid_data)
         path = self.folder.training / CHOSEN
         if saved and self.config["resume"] and path.is_file():
@@ -78,13 +77,6 @@ class UntrainedTrainer(ProtocolTrainer):
             self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data, show_progress)
         return self.best_valid_score, self.best_valid_result
 
-    def rank(self, eval_data: Any, earlier: list[Any], show_progress: bool = False) -> Ranks:
-        """As `ProtocolTrainer.rank`; the last ranking is kept: only another second stage would change it."""
-        stage = self.model.second_stage
-        if self._ranked is None or self._ranked[:2] != (eval_data, earlier) or self._ranked[2] is not stage:
-            self._ranked = eval_data, earlier, stage, super().rank(eval_data, earlier, show_progress)
-        return self._ranked[3]
-
     def timings(self) -> dict[str, float]:
         """As `ProtocolTrainer.timings`; `train` is counting and choosing."""
         return {**super().timings(), "train": self._fit_seconds}
@@ -103,7 +95,8 @@ class UntrainedTrainer(ProtocolTrainer):
 
         Targets that were held out of training choose nothing.
         """
-        dataset, size, seed = valid_data._dataset, self.config["eval_batch_size"], self.config["seed"]
+        dataset, seed = valid_data._dataset, self.config["seed"]
+        size = min(self.config["eval_batch_size"], max(1, CELLS // dataset.item_num))
         users = dataset.inter_feat[dataset.uid_field].numpy()
         rows = np.argsort(dataset.field2id_token[dataset.uid_field].astype(str)[users], kind="stable")
         cold, ranker = is_cold(dataset), self._ranker_for(dataset)

@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.evaluation.ranking import NOT_FOUND, Ranks, per_row, rank_targets, tie_order
+from recbole_bbqrec.evaluation import ranking
+from recbole_bbqrec.evaluation.ranking import (
+    COLUMNS,
+    NOT_FOUND,
+    Ranks,
+    per_row,
+    rank_products,
+    rank_targets,
+    tie_order,
+)
 
 NOTHING = (torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long))
 
@@ -29,6 +38,52 @@ def test_ranks_equal_a_plain_sort_with_many_ties(seed, n_items, n_rows):
     for row, target in enumerate(targets):
         assert ranks["unmasked"][row] == brute_force(scores[row], target, set(), order)
         assert ranks["masked"][row] == brute_force(scores[row], target, seen[row], order)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 40), st.integers(1, 9))
+def test_products_are_ranked_as_the_scores_they_make_with_many_ties(pytestconfig, seed, n_items, n_rows):
+    device, generator = pytestconfig.getoption("--device", "cpu"), torch.Generator().manual_seed(seed)
+    queries, keys = (torch.randint(-1, 2, (size, 2), generator=generator).float() for size in (n_rows, n_items))
+    targets = torch.randint(1, n_items, (n_rows,), generator=generator)
+    seen = torch.nonzero(torch.rand(n_rows, n_items, generator=generator) < 0.3)
+    seen = seen[(seen[:, 1] > 0) & (seen[:, 1] != targets[seen[:, 0]])].unbind(1)
+    order = tie_order(n_items, seed)
+    expected = rank_targets(queries @ keys.T, targets, seen, order)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "BLOCK", 8)  # several blocks, the last one cut short
+        found = rank_products(queries, keys, targets, seen, order)
+        patch.setattr(ranking, "CELLS", 8)
+        patch.setattr(ranking, "_is_on_cpu", lambda _: False)  # the way of other devices, on whatever there is
+        there = [part.to(device) for part in (queries, keys, targets)]
+        on_device = rank_products(*there, (seen[0].to(device), seen[1].to(device)), order)
+    for column in COLUMNS:
+        assert torch.equal(found[column], expected[column])
+        assert torch.equal(on_device[column].cpu(), expected[column])
+    for row, target in enumerate(targets.tolist()):
+        scores, own = (queries @ keys.T)[row].numpy(), {int(item) for at, item in zip(*seen, strict=True) if at == row}
+        assert found["masked"][row] == brute_force(scores, target, own, order)
+
+
+def test_equal_items_tie_with_the_target_whatever_the_shape_of_a_product_does_to_its_last_bit():
+    generator = torch.Generator().manual_seed(0)
+    queries, vectors = torch.randn(1, 130, generator=generator), torch.randn(700, 130, generator=generator)
+    keys, order = (
+        vectors.repeat(3, 1),
+        tie_order(2100, 0),
+    )  # one query: its product with the target alone is another sum
+    for target in range(700, 760):
+        best = int((queries @ keys[1:].T > (queries @ keys[target : target + 1].T) + 1e-4).sum())
+        rank = int(rank_products(queries, keys, torch.tensor([target]), NOTHING, order)["unmasked"])
+        twins = [item for item in (target - 700, target + 700) if item]
+        assert rank == 1 + best + sum(int(order[item] < order[target]) for item in twins)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+def test_a_product_that_may_not_be_finite_is_an_error(bad):
+    keys = torch.ones(5, 2)
+    keys[4, 0] = bad
+    with pytest.raises(InputError, match="not finite"):
+        rank_products(torch.full((1, 2), 1e15), keys, torch.tensor([1]), NOTHING, tie_order(5, 0))
 
 
 def test_a_constant_model_gets_the_rank_of_chance():

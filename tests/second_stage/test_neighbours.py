@@ -5,6 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
+from recbole_bbqrec.model import counts
+from recbole_bbqrec.second_stage import neighbours
 from recbole_bbqrec.second_stage.neighbours import cooccurrence, nearest, transitions, walk
 
 OFFSETS, ITEMS = np.array([0, 4, 6, 6]), np.array([1, 2, 3, 2, 1, 2])
@@ -71,6 +73,40 @@ def test_nearest_lists_the_largest_cosines_of_items_that_have_the_signal(n_items
         if len(listed) and others:
             assert lists.data[part].min() >= cosine[item, others].max() - 1.1e-5
         np.testing.assert_allclose(lists.data[part], cosine[item, listed], atol=1e-5)
+
+
+def test_a_large_catalogue_is_searched_by_cells(monkeypatch):
+    pytest.importorskip("faiss")
+    random = torch.Generator().manual_seed(0)
+    kinds = torch.randn(50, 16, generator=random).repeat(60, 1) + 0.3 * torch.randn(3000, 16, generator=random)
+    unit, present = torch.nn.functional.normalize(kinds, dim=-1), torch.rand(3000, generator=random) < 0.9
+    exact = nearest(unit, present, 10)
+    monkeypatch.setattr(neighbours, "LARGE", 100)
+    monkeypatch.setattr(neighbours, "MANY", 1000)
+    found = nearest(unit, present, 10)
+    assert np.array_equal(found.indptr, exact.indptr)
+    both = found.astype(bool).multiply(exact.astype(bool))
+    assert 0.95 < both.nnz / exact.nnz <= 1
+    np.testing.assert_allclose(found.multiply(both).data, exact.multiply(both).data, atol=1e-5)
+    monkeypatch.setattr(neighbours, "LOOKED_INTO", 1)  # too little lies in one cell: then all are looked into
+    assert np.array_equal(nearest(unit, present, 200).indptr, np.r_[0, np.cumsum(np.where(present, 200, 0))])
+
+
+def test_blocks_change_nothing(monkeypatch):
+    generator = np.random.default_rng(0)
+    offsets = np.r_[0, np.cumsum(generator.integers(0, 9, 200))]
+    items = generator.integers(1, 40, offsets[-1])
+    unit = torch.nn.functional.normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+
+    def made():
+        lists = [make(offsets, items, 40, 5) for make in (transitions, cooccurrence, walk)]
+        return [*lists, nearest(unit, torch.ones(40, dtype=torch.bool), 5)]
+
+    whole = made()
+    monkeypatch.setattr(counts, "AT_ONCE", 30)
+    monkeypatch.setattr(neighbours, "CELLS", 100)
+    for one, other in zip(whole, made(), strict=True):
+        assert (one != other).nnz == 0 and one.nnz == other.nnz > 0
 
 
 @pytest.mark.parametrize("make", [transitions, cooccurrence, walk])

@@ -6,6 +6,7 @@ import torch
 from second_stage import plain
 from torch.nn.functional import pad
 
+from recbole_bbqrec.evaluation.ranking import rank_targets, tie_order
 from recbole_bbqrec.model.catalogue import ItemFeatures
 from recbole_bbqrec.model.protocol import FirstStage
 from recbole_bbqrec.second_stage import ranker
@@ -206,3 +207,20 @@ def test_without_behaviour_the_model_alone_brings_candidates(data):
     histories, scores = plain.histories_of(N_ITEMS, 5), scores_of(5)
     for row, history in enumerate(histories.tolist()):
         assert len(candidates(stage.batch(scores, histories), row)) == 120 + len(set(history) - {0})
+
+
+def test_a_target_has_its_rank_without_asking_trees_where_it_is_no_candidate(stage, monkeypatch):
+    histories, scores = plain.histories_of(N_ITEMS, 60), scores_of(60)
+    targets = torch.randint(1, N_ITEMS, (60,), generator=torch.Generator().manual_seed(2))
+    row, column = torch.nonzero(histories, as_tuple=True)
+    seen = row[keep := histories[row, column] != targets[row]], histories[row, column][keep]
+    first, order = FirstStage(scores), tie_order(N_ITEMS, 0)
+    whole = rank_targets(stage(first, histories), targets, seen, order)
+    has = (stage.batch(scores, histories).items == targets.unsqueeze(1)).any(1)
+    assert 5 < int(has.sum()) < 55
+    asked, features_of = [], stage.features_of
+    monkeypatch.setattr(stage, "features_of", lambda *of: asked.append(len(of[0].scores)) or features_of(*of))
+    found = rank_targets(stage(first, histories, targets), targets, seen, order)
+    assert asked == [int(has.sum())]
+    for name, ranks in whole.items():
+        assert torch.equal(found[name], ranks)
