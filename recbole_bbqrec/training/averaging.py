@@ -15,6 +15,11 @@ ETA = 8
 """The larger, the fewer of the last steps count."""
 
 
+def share(n_steps: int) -> float:
+    """How far the averages move to the weights after step `n_steps`, the first being 1."""
+    return (ETA + 1) / (n_steps + ETA)
+
+
 class AveragedAdamW(torch.optim.AdamW):
     """AdamW whose state of each parameter has its `average`; like all state it is saved and loaded."""
 
@@ -22,10 +27,16 @@ class AveragedAdamW(torch.optim.AdamW):
     def step(self, closure: Any = None) -> Any:
         """Take a step, and let the averages follow."""
         result = super().step(closure)
+        group = self.param_groups[0]
+        # Counted here: each parameter's own count is a tensor, on a GPU one to wait for.
+        group["n_averaged"] = group.get("n_averaged", 0) + 1
+        averages, weights = [], []
         for parameter, state in self.state.items():
             if "average" not in state:
                 state["average"] = parameter.detach().clone()
-            state["average"].lerp_(parameter, (ETA + 1) / (state["step"].item() + ETA))  # a number: faster by far
+            averages.append(state["average"])
+            weights.append(parameter)
+        torch._foreach_lerp_(averages, weights, share(group["n_averaged"]))
         return result
 
     @contextlib.contextmanager
