@@ -8,6 +8,7 @@ import torch
 from ..data.dataloader import WindowDataLoader
 from ..errors import InputError
 from .averaging import AveragedAdamW
+from .steps import take_steps
 from .trainer import ProtocolTrainer
 
 
@@ -19,9 +20,22 @@ class SequenceTrainer(ProtocolTrainer):
             if self.config["average_weights"]:
                 raise InputError(f"average_weights: needs learner adamw, found {self.learner}; set it to False")
             return super()._build_optimizer(**kwargs)
-        kind = AveragedAdamW if self.config["average_weights"] else torch.optim.AdamW
         # Fused: one pass over the item table instead of ten, with the same result but for rounding.
-        return kind(self.model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
+        rates = {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": True}
+        if self.config["average_weights"]:
+            return AveragedAdamW(self.model.parameters(), self._tables_by_row(), **rates)
+        return torch.optim.AdamW(self.model.parameters(), **rates)
+
+    def _tables_by_row(self) -> list[torch.nn.Embedding]:
+        """Embeddings of which a step reads so little that it updates no other rows.
+
+        Clipping and scaling of gradients know all rows alone.
+        """
+        table = self.model.large_table
+        return [] if table is None or self.clip_grad_norm or self.enable_scaler else [table]
+
+    def _take_steps(self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool) -> Any:
+        return take_steps(self, train_data, loss_func or self.model.calculate_loss, epoch_idx, show_progress)
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         """The weights that are judged and kept, in place of those that training goes on with."""

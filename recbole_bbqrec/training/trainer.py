@@ -22,6 +22,7 @@ from ..data.sequences import seen_before
 from ..errors import InputError
 from ..evaluation.configuration import judged_parts
 from ..evaluation.ranking import Ranks, rank_targets, tie_order
+from ..evaluation.sample import sampled_rows
 from ..model.padding import LENGTH_INDEPENDENT, group_by_length
 from ..model.protocol import Pairs, ranker_of
 from ..second_stage import socket
@@ -31,7 +32,10 @@ from ..tokenizer.memory import PeakMemory
 from . import checkpoint
 from .afterwards import Decided, SecondStageFit, TrainingState
 from .checkpoint import LAST_FILE, WEIGHTS_FILE, RunFolder
+from .steps import check_finite
 
+STOPS_ON = 10_000
+"""Rows of validation, at most, that decide which epoch is the best; docs/protocol.md says what that costs."""
 RESUMED = ("cur_step", "best_valid_score", "best_valid_result")
 """What RecBole's trainer knows of the validation so far; kept with our own state."""
 
@@ -148,16 +152,18 @@ class ProtocolTrainer(SecondStageFit):
         started = time.perf_counter()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r".*GradScaler", category=FutureWarning)
-            loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+            loss = self._take_steps(train_data, epoch_idx, loss_func, show_progress)
         self.state.epoch_seconds.append(time.perf_counter() - started)
         self.state.epochs_done = epoch_idx + 1
         if not self._validates:
             self.state.best_epoch = epoch_idx
         return loss
 
+    def _take_steps(self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool) -> Any:
+        return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+
     def _check_nan(self, loss: torch.Tensor) -> None:
-        if not torch.isfinite(loss):
-            raise InputError("the training loss is not finite; lower learning_rate or set clip_grad_norm")
+        check_finite(loss)
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, Any]:
         started = time.perf_counter()
@@ -171,8 +177,14 @@ class ProtocolTrainer(SecondStageFit):
         return score, OrderedDict({**masked, **metrics["unmasked"]})
 
     def _validate(self, valid_data: Any, show_progress: bool) -> dict[str, dict[str, float]]:
-        """Metrics of validation by column; where items are held out of training, they judge training as little."""
-        groups = self.rank(valid_data, [self._train_dataset], show_progress).groups()
+        """Metrics of validation by column; where items are held out of training, they judge training as little.
+
+        Of many rows a sample decides when to stop, the same after each epoch.
+        """
+        n_rows = len(valid_data._dataset.inter_feat)
+        n_wanted = min(self.config["valid_users"] or STOPS_ON, STOPS_ON)
+        rows = sampled_rows(n_rows, n_wanted, self.config["seed"]) if n_wanted < n_rows else None
+        groups = self.rank(valid_data, [self._train_dataset], show_progress, rows).groups()
         return groups.get("warm", groups["all"]).metrics(self.config["metrics"], self.config["topk"])
 
     def _save_checkpoint(self, epoch: int | None, verbose: bool = True, **kwargs: Any) -> None:
@@ -212,8 +224,10 @@ class ProtocolTrainer(SecondStageFit):
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
 
     @torch.no_grad()
-    def rank(self, eval_data: Any, earlier: list[Any], show_progress: bool = False) -> Ranks:
-        """Rank the target of every row of `eval_data` with the model as it is.
+    def rank(
+        self, eval_data: Any, earlier: list[Any], show_progress: bool = False, rows: np.ndarray | None = None
+    ) -> Ranks:
+        """Rank the target of every row of `eval_data`, or only of the `rows` given, with the model as it is.
 
         `eval_data` is RecBole's full-sort evaluation loader, `earlier` the data sets before it, see `seen_before`.
         """
@@ -224,21 +238,24 @@ class ProtocolTrainer(SecondStageFit):
             self.item_tensor = dataset.get_item_feature().to(self.device)
         lengths = dataset.inter_feat[dataset.item_list_length_field].numpy()
         # Rows of one length side by side: a model that trims its batches has no work with padding.
-        order = np.argsort(lengths, kind="stable")
+        chosen = np.arange(len(lengths)) if rows is None else rows
+        order = chosen[np.argsort(lengths[chosen], kind="stable")]
         seen, ties = self._seen_before(dataset, tuple(earlier)), tie_order(dataset.item_num, self.config["seed"])
         ranks = {column: np.zeros(len(lengths), np.int64) for column in ("masked", "unmasked")}
         bar = tqdm(total=len(order), desc="Rank", ncols=100, disable=not show_progress)
         ranker, cold = self._ranker_for(dataset), is_cold(dataset)
         shared = ranker.shared()
         with bar:
-            for rows in np.array_split(order, -(-len(order) // self.config["eval_batch_size"]) or 1):
-                if not len(rows):
+            for part in np.array_split(order, -(-len(order) // self.config["eval_batch_size"]) or 1):
+                if not len(part):
                     continue
-                found = self._rank_rows(eval_data, rows, self._pairs(seen, rows), ties, ranker, shared)
+                found = self._rank_rows(eval_data, part, self._pairs(seen, part), ties, ranker, shared)
                 for column, values in found.items():
-                    ranks[column][rows] = values.cpu().numpy()
-                bar.update(len(rows))
-        return Ranks(dataset.inter_feat[dataset.uid_field].numpy(), **ranks, cold=cold)
+                    ranks[column][part] = values.cpu().numpy()
+                bar.update(len(part))
+        users = dataset.inter_feat[dataset.uid_field].numpy()
+        columns = {column: values[chosen] for column, values in ranks.items()}
+        return Ranks(users[chosen], **columns, cold=None if cold is None else cold[chosen])
 
     def _ranker_for(self, dataset: Any) -> Any:
         """The model, as a `Ranker` of all items of `dataset`: where there are new ones, with its weights of now."""
