@@ -22,6 +22,10 @@ def different(items: Tensor) -> tuple[Tensor, Tensor]:
     if items.device.type == "cpu":
         found, place = torch.unique(items, return_inverse=True)
         return found, place
+    return _different_of_fixed_size(items)
+
+
+def _different_of_fixed_size(items: Tensor) -> tuple[Tensor, Tensor]:
     ordered, order = items.sort()
     is_first = torch.ones_like(ordered)
     is_first[1:] = ordered[1:] != ordered[:-1]

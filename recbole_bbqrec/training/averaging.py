@@ -107,6 +107,7 @@ class AveragedAdamW(torch.optim.AdamW):
             state.update({name: torch.zeros_like(table) for name in ("exp_avg", "exp_avg_sq")})
             state["average"] = table.detach().clone()
             # A float, as `load_state_dict` would make it one: exact up to 16 million steps.
+            state["step"] = torch.zeros(())  # torch looks for it when it loads; `n_steps` counts
             state["at_step"] = torch.zeros(len(table), 1, device=table.device)
         return Rows(table.detach()[rows], *(state[name][rows] for name in Rows._fields[1:]))
 
