@@ -109,7 +109,8 @@ class AveragedAdamW(torch.optim.AdamW):
             # A float, as `load_state_dict` would make it one: exact up to 16 million steps.
             state["step"] = torch.zeros(())  # torch looks for it when it loads; `n_steps` counts
             state["at_step"] = torch.zeros(len(table), 1, device=table.device)
-        return Rows(table.detach()[rows], *(state[name][rows] for name in Rows._fields[1:]))
+        values = (table.detach(), *(state[name] for name in Rows._fields[1:]))
+        return Rows(*(each.index_select(0, rows) for each in values))
 
     def _write(self, table: nn.Parameter, rows: Tensor, new: Rows) -> None:
         table.detach().index_copy_(0, rows, new.weights)

@@ -30,7 +30,7 @@ class Rows(NamedTuple):
 
 
 def caught_up(rows: Rows, n_steps: int, lr: float, weight_decay: float, eta: int) -> Rows:
-    """Return `rows` as they are after step `n_steps`, if none since theirs had a gradient for them.
+    """Return `rows` as they are after step `n_steps`, if none since theirs had a gradient for them; changes them too.
 
     `eta` is that of the polynomial-decay average.
     """
@@ -41,22 +41,27 @@ def caught_up(rows: Rows, n_steps: int, lr: float, weight_decay: float, eta: int
     correction = (1 - BETAS[1] ** middle).clamp(min=0).sqrt() / (1 - BETAS[0] ** middle)
     drift = lr * correction * _RATIO * (1 - left) / (1 - _RATIO)
     # Rows that are up to date have no middle of a drift.
-    moved = torch.where(behind > 0, drift, 0.0) * mean / (square.sqrt() + EPS)
-    weights = weights * (1 - lr * weight_decay) ** behind - moved
+    drift = torch.where(behind > 0, drift, 0.0)
+    weights.mul_((1 - lr * weight_decay) ** behind).addcdiv_(mean * drift, square.sqrt().add_(EPS), value=-1)
     # The product of 1 - (eta + 1) / (t + eta) over the steps t between: all but eta + 1 factors cancel.
     forgotten = torch.ones_like(since)
     for offset in range(eta + 1):
-        forgotten = forgotten * (since + offset) / max(n_steps + offset, 1)
-    average = torch.where(behind > 0, weights + (average - weights) * forgotten, average)
-    now = torch.full_like(since, n_steps)
-    return Rows(weights, mean * BETAS[0] ** behind, square * BETAS[1] ** behind, average, now)
+        forgotten *= (since + offset) / max(n_steps + offset, 1)
+    average.lerp_(weights, torch.where(behind > 0, 1 - forgotten, 0.0))
+    mean.mul_(BETAS[0] ** behind)
+    square.mul_(BETAS[1] ** behind)
+    return Rows(weights, mean, square, average, torch.full_like(since, n_steps))
 
 
 def stepped(rows: Rows, gradient: Tensor, n_steps: int, lr: float, weight_decay: float, share: float) -> Rows:
-    """Return `rows`, which stand as before step `n_steps`, after it; `share` is how far their averages move."""
-    mean = rows.exp_avg.lerp(gradient, 1 - BETAS[0])
-    square = rows.exp_avg_sq * BETAS[1] + gradient.square() * (1 - BETAS[1])
-    scale = (square / (1 - BETAS[1] ** n_steps)).sqrt() + EPS
-    weights = rows.weights * (1 - lr * weight_decay) - lr / (1 - BETAS[0] ** n_steps) * mean / scale
-    now = torch.full_like(rows.at_step, n_steps)
-    return Rows(weights, mean, square, rows.average.lerp(weights, share), now)
+    """Return `rows`, which stand as before step `n_steps`, after it; changes them too.
+
+    `share` is how far their averages move.
+    """
+    weights, mean, square, average, since = rows
+    mean.lerp_(gradient, 1 - BETAS[0])
+    square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+    scale = square.sqrt().div_(math.sqrt(1 - BETAS[1] ** n_steps)).add_(EPS)
+    weights.mul_(1 - lr * weight_decay).addcdiv_(mean, scale, value=-lr / (1 - BETAS[0] ** n_steps))
+    average.lerp_(weights, share)
+    return Rows(weights, mean, square, average, torch.full_like(since, n_steps))

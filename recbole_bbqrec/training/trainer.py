@@ -35,7 +35,7 @@ from .checkpoint import LAST_FILE, WEIGHTS_FILE, RunFolder
 from .steps import check_finite
 
 STOPS_ON = 10_000
-"""Rows of validation, at most, that decide which epoch is the best; docs/protocol.md says what that costs."""
+"""Rows of validation, at most, that decide which epoch is the best; docs/speed.md says what that costs."""
 RESUMED = ("cur_step", "best_valid_score", "best_valid_result")
 """What RecBole's trainer knows of the validation so far; kept with our own state."""
 
