@@ -8,12 +8,23 @@ import torch
 from ..data.dataloader import WindowDataLoader
 from ..errors import InputError
 from .averaging import AveragedAdamW
-from .steps import take_steps
+from .steps import one_cycle, take_steps
 from .trainer import ProtocolTrainer
 
 
 class SequenceTrainer(ProtocolTrainer):
     """Trains on windows of whole sequences instead of RecBole's prefixes: every target once, in one pass."""
+
+    def __init__(self, config: Any, model: Any) -> None:
+        super().__init__(config, model)
+        self.cycle_epochs: int = config["cycle_epochs"] or 0
+        if self.cycle_epochs:
+            self.epochs = min(self.epochs, self.cycle_epochs)  # after which the rate is 0
+
+    @property
+    def hit_cap(self) -> bool:
+        """As `ProtocolTrainer.hit_cap`; the end of a cycle is no cap."""
+        return super().hit_cap and not (self.decided is None and self.epochs == self.cycle_epochs)
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
         if self.learner != "adamw":
@@ -35,7 +46,16 @@ class SequenceTrainer(ProtocolTrainer):
         return [] if table is None or self.clip_grad_norm or self.enable_scaler else [table]
 
     def _take_steps(self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool) -> Any:
-        return take_steps(self, train_data, loss_func or self.model.calculate_loss, epoch_idx, show_progress)
+        whole, before = self.cycle_epochs * len(train_data), epoch_idx * len(train_data)
+
+        def set_rate(at: int) -> None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate * one_cycle(before + at, whole)
+
+        loss = loss_func or self.model.calculate_loss
+        if not whole:
+            return take_steps(self, train_data, loss, epoch_idx, show_progress)
+        return take_steps(self, train_data, loss, epoch_idx, show_progress, set_rate)
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         """The weights that are judged and kept, in place of those that training goes on with."""

@@ -19,12 +19,23 @@ AHEAD = 4
 """Batches that stand ready for a GPU."""
 
 
+def one_cycle(at: int, n_steps: int) -> float:
+    """Share of the learning rate at step `at`, the first being 1, of a cycle: it rises over a tenth, then falls to 0."""
+    rise = max(n_steps // 10, 1)
+    return at / rise if at <= rise else (n_steps - at + 1) / (n_steps - rise + 1)
+
+
 def take_steps(
-    trainer: Any, batches: Any, loss_func: Callable[[Any], Tensor], epoch: int, show_progress: bool
+    trainer: Any,
+    batches: Any,
+    loss_func: Callable[[Any], Tensor],
+    epoch: int,
+    show_progress: bool,
+    before_step: Callable[[int], None] = lambda at: None,
 ) -> float:
     """Train a RecBole trainer's model for one epoch and return the sum of the losses.
 
-    A loss that is not finite is an `InputError`, at most `CHECKED_EVERY` steps late and before anything is kept.
+    `before_step` is told the number of each step in the epoch, from 1. A loss that is not finite is an `InputError`, at most `CHECKED_EVERY` steps late and before anything is kept.
     """
     trainer.model.train()
     device, optimizer = trainer.device, trainer.optimizer
@@ -33,6 +44,7 @@ def take_steps(
     bar = tqdm(total=len(batches), ncols=100, desc=f"Train {epoch:>5}", disable=not show_progress)
     with bar:
         for at, batch in enumerate(on_device(batches, device), 1):
+            before_step(at)
             optimizer.zero_grad()
             with torch.autocast(device.type, torch.bfloat16, enabled=trainer.enable_amp):
                 loss = loss_func(batch)
