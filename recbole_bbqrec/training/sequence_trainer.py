@@ -20,6 +20,7 @@ class SequenceTrainer(ProtocolTrainer):
         self.cycle_epochs: int = config["cycle_epochs"] or 0
         if self.cycle_epochs:
             self.epochs = min(self.epochs, self.cycle_epochs)  # after which the rate is 0
+            self.eval_step = min(self.eval_step, self.epochs)
 
     @property
     def hit_cap(self) -> bool:

@@ -20,7 +20,7 @@ AHEAD = 4
 
 
 def one_cycle(at: int, n_steps: int) -> float:
-    """Share of the learning rate at step `at`, the first being 1, of a cycle: it rises over a tenth, then falls to 0."""
+    """Share of the rate at step `at` of a cycle, the first being 1: it rises over a tenth, and falls to 0 after it."""
     rise = max(n_steps // 10, 1)
     return at / rise if at <= rise else (n_steps - at + 1) / (n_steps - rise + 1)
 
@@ -35,7 +35,8 @@ def take_steps(
 ) -> float:
     """Train a RecBole trainer's model for one epoch and return the sum of the losses.
 
-    `before_step` is told the number of each step in the epoch, from 1. A loss that is not finite is an `InputError`, at most `CHECKED_EVERY` steps late and before anything is kept.
+    `before_step` is told the number of each step in the epoch, from 1. A loss that is not finite is an `InputError`,
+    at most `CHECKED_EVERY` steps late and before anything is kept.
     """
     trainer.model.train()
     device, optimizer = trainer.device, trainer.optimizer
