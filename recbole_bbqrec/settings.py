@@ -43,6 +43,7 @@ KEYS: dict[str, Key] = {
     "stopping_step": Key(int, "evaluations in a row that may bring no improvement; the next such one ends training", NOT_NEGATIVE, used=schema.TRAINED),
     "train_batch_size": Key(int, "training targets a step", POSITIVE, used=schema.TRAINED),
     "learning_rate": Key(float, "of the optimiser", POSITIVE, used=schema.TRAINED),
+    "cycle_epochs": Key(int, "epochs in which the learning rate rises and falls once, the last of training; 0: a constant rate, and validation or `epochs` ends training", NOT_NEGATIVE),
     "weight_decay": Key(float, "of the optimiser", NOT_NEGATIVE, used=schema.TRAINED),
     "average_weights": Key(bool, "evaluate and keep an average over the last steps of training, not the last step"),
     "length_groups": Key(bool, "run RecBole's own models on length groups where they do not depend on padding", used=schema.RECBOLES),
@@ -229,7 +230,10 @@ NOT_LEARNED_FROM = {
     *("topk", "metrics", "use_gpu", "results"),  # metrics follow from ranks, and `use_gpu` decides the device alone
 }
 
-ADDED_LATER = {"cold_items": 0.0, "id_dim": None, "sid_alignment_weight": 1000.0, "valid_users": 0}
+ADDED_LATER = {
+    **{"cold_items": 0.0, "cycle_epochs": 0, "id_dim": None, "n_identity_codes": 0, "sid_alignment_weight": 1000.0},
+    "valid_users": 0,
+}
 """Keys that came after the first records, by the value with which a run is what it was without the key."""
 
 # Keys of what is fitted after training, with the trained weights held fixed.

@@ -25,10 +25,11 @@ class WindowDataLoader:
     same in the epoch's loss and every step costs the same. Windows of about equal length share a batch.
 
     A batch is an `Interaction` with `item_id_list` [B, T] (0 pads on the right), `item_length` [B] and `target_list`
-    [B, T], the item after each position; 0 where there is none or an earlier window has it.
+    [B, T], the item after each position; 0 where there is none or an earlier window has it. `target_place` [n] says
+    where the others are in the flattened list: a GPU that had to find out would have to be waited for.
     """
 
-    TARGETS = "target_list"
+    TARGETS, PLACE = "target_list", "target_place"
 
     def __init__(self, config: Any, dataset: Any, sequences: Sequences) -> None:
         self.config = config
@@ -77,6 +78,7 @@ class WindowDataLoader:
         is_target = inside & (columns >= skipped[:, None])
         following = self.sequences.items[np.where(is_target, position + 1, 0)]
         columns = dict(zip(self._fields, (items, size, np.where(is_target, following, 0)), strict=True))
+        columns[self.PLACE] = np.flatnonzero(is_target)
         return Interaction({field: torch.from_numpy(values) for field, values in columns.items()})
 
 

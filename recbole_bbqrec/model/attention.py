@@ -105,8 +105,13 @@ class Attention(nn.Module):
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, bias: Tensor | None = None
     ) -> Tensor:
-        # Written out instead of torch's fused attention: with and without a bias the same operations run, so a bias of
-        # zero is the plain transformer to the last bit, and at these lengths the fused form is not faster.
+        # Written out on a CPU: with and without a bias the same operations run, so a bias of zero is the plain
+        # transformer to the last bit, and at these lengths torch's fused attention is not faster there.
+        if bias is None and query.device.type != "cpu":
+            seen = None if visible is None else visible.unsqueeze(-3)
+            dropped = self.dropout.p if self.training else 0.0
+            mixed = functional.scaled_dot_product_attention(query, key, value, seen, dropped)
+            return self.output(mixed.transpose(-3, -2).flatten(-2))
         scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])  # [..., A, L, S]
         if bias is not None:
             scores = reweight(scores, bias, self.mode)

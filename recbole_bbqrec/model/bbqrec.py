@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from ..errors import InputError
 from .attention import LayerSettings, TransformerLayer, causal_mask, initialise
+from .batch_items import LARGE, different, draw_negatives
 from .catalogue import SemanticIds
 from .cpu_speed import Dropout, sampled_cross_entropy
 from .decoding import Pairs
@@ -85,6 +86,12 @@ class BBQRec(RankingModel):
         """What makes projections of features into item representations, from the two widths."""
         return nn.Linear
 
+    @property
+    def large_table(self) -> nn.Embedding | None:
+        """As `RankingModel.large_table`: the ID embeddings of a large catalogue, unless all items are scored."""
+        reads_all = self.n_negatives == 0 and self.scoring in ("joint", "dense")
+        return None if reads_all or self.n_items < LARGE else self.item_table.id_embedding
+
     def forward(self, item_seq: Tensor, rows: Tensor | None = None) -> Tensor:
         """Encode histories [B, T] (0 pads on the right) into hidden states [B, T, H].
 
@@ -92,8 +99,8 @@ class BBQRec(RankingModel):
         the items up to it; states at padding mean nothing.
         """
         if rows is None:  # each item is computed once, however often it occurs
-            unique, place = torch.unique(item_seq, return_inverse=True)
-            rows = functional.embedding(place, self.item_table(unique))
+            unique, place = different(item_seq.flatten())
+            rows = functional.embedding(place.view_as(item_seq), self.item_table(unique))
         hidden = self.dropout(rows + self.position_embedding.weight[: item_seq.shape[1]])
         visible = causal_mask(item_seq.shape[1], item_seq.device)  # [T, T]
         biases = [None] * len(self.layers) if self.similarity is None else self.similarity(item_seq)
@@ -104,15 +111,16 @@ class BBQRec(RankingModel):
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Loss at every position that has a target: of the dense score, the codes, both, or the decoded ID.
 
-        `interaction` comes from `WindowDataLoader`: `item_id_list` and `target_list`, both [B, T].
+        `interaction` comes from `WindowDataLoader`: `item_id_list` and `target_list`, both [B, T], and `target_place`
+        [n], where in the flattened list there are targets.
         """
         item_seq, targets = interaction[self.ITEM_SEQ], interaction["target_list"]
         if self.decoder is not None:
             return self.decoder.sequence_loss(self.forward(item_seq), targets)
-        wanted = targets > 0  # [B, T]
+        wanted, targets = interaction["target_place"], targets.flatten()
         targets = targets[wanted]  # [n]
         if self.code_heads is not None and self.scoring == "codes":
-            return self.code_heads.loss(self.forward(item_seq)[wanted], targets)
+            return self.code_heads.loss(self.forward(item_seq).flatten(0, 1)[wanted], targets)
         hidden, loss = (self._sampled_loss if self.n_negatives else self._full_loss)(item_seq, wanted, targets)
         if self.code_heads is not None:
             loss = loss + self.code_weight * self.code_heads.loss(hidden, targets)
@@ -121,7 +129,7 @@ class BBQRec(RankingModel):
     def _full_loss(self, item_seq: Tensor, wanted: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states [n, H] that have a target, and their cross-entropy over all items."""
         table = self.item_table(self._all_items())  # [N, H]
-        hidden = self.forward(item_seq, functional.embedding(item_seq, table))[wanted]  # [n, H]
+        hidden = self.forward(item_seq, functional.embedding(item_seq, table)).flatten(0, 1)[wanted]  # [n, H]
         logits = self._dense_query(hidden) @ self._dense_key(table).T  # [n, N]
         logits[:, 0] = -torch.inf  # padding is no candidate
         return hidden, functional.cross_entropy(logits, targets)
@@ -131,16 +139,16 @@ class BBQRec(RankingModel):
 
         Each stands for as many items as it was drawn from, so the loss is as large for few negatives as for many.
         """
-        negatives = 1 + torch.randperm(self.n_items - 1, device=item_seq.device)[: self.n_negatives]
+        negatives = draw_negatives(self.n_items, self.n_negatives, item_seq.device)
         stands_for = math.log((self.n_items - 1) / len(negatives))
-        unique, place = torch.unique(torch.cat([item_seq.flatten(), targets, negatives]), return_inverse=True)
+        unique, place = different(torch.cat([item_seq.flatten(), targets, negatives]))
         table = self.item_table(unique)
         shown, target_place, negative_place = place.split([item_seq.numel(), len(targets), len(negatives)])
         # Rows are picked by `embedding`: the gradient of plain indexing adds up in an order that threads decide.
         shown_rows, target_rows, negative_rows = (  # [B, T, H], [n, H], [m, H]
             functional.embedding(part, table) for part in (shown.view_as(item_seq), target_place, negative_place)
         )
-        hidden = self.forward(item_seq, shown_rows)[wanted]  # [n, H]
+        hidden = self.forward(item_seq, shown_rows).flatten(0, 1)[wanted]  # [n, H]
         query = self._dense_query(hidden)
         # What all negatives would gain, the target loses instead: the softmax is the same.
         positive = (query * self._dense_key(target_rows)).sum(-1) - stands_for  # [n]

@@ -48,7 +48,10 @@ class SampledCrossEntropy(torch.autograd.Function):
         `positive` [n] is the score of each state's own target, `excluded` [n, m] says where a negative does not count
         for a target, as where it is that target.
         """
-        scores = (hidden @ negatives.T).masked_fill_(excluded, -torch.inf)
+        scores = hidden @ negatives.T
+        ctx.precision = scores.dtype  # of matrix products: bfloat16 under autocast
+        exact = torch.promote_types(scores.dtype, torch.float32)
+        scores, positive = scores.to(exact).masked_fill_(excluded, -torch.inf), positive.to(exact)
         top = torch.maximum(scores.amax(dim=1), positive)
         shares = scores.sub_(top.unsqueeze(1)).exp_()
         total = shares.sum(dim=1) + (positive - top).exp()
@@ -63,8 +66,10 @@ class SampledCrossEntropy(torch.autograd.Function):
         """Return the gradients of `hidden`, `negatives` and `positive`."""
         hidden, negatives, shares, total = ctx.saved_tensors
         each = gradients[0] / len(hidden)
-        slopes = shares * (each / total).unsqueeze(1)
-        return slopes @ negatives, slopes.T @ hidden, -each * ctx.lost, None
+        slopes = (shares * (each / total).unsqueeze(1)).to(ctx.precision)
+        of_hidden = slopes @ negatives.to(ctx.precision)
+        of_negatives = slopes.T @ hidden.to(ctx.precision)
+        return of_hidden.to(hidden.dtype), of_negatives.to(negatives.dtype), -each * ctx.lost, None
 
 
 sampled_cross_entropy = cast(Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], SampledCrossEntropy.apply)

@@ -96,6 +96,11 @@ class RankingModel(SequentialRecommender, Ranker):
         self.second_stage: nn.Module | None = None
         self.catalogue = getattr(dataset, "catalogue", None)  # RecBole's own scripts may bring its data sets
 
+    @property
+    def large_table(self) -> nn.Embedding | None:
+        """An embedding of which a training step reads few of very many rows, and each of them once; mostly none."""
+        return None
+
     def first_stage(
         self,
         histories: torch.Tensor,

@@ -22,6 +22,7 @@ from ..data.sequences import seen_before
 from ..errors import InputError
 from ..evaluation.configuration import judged_parts
 from ..evaluation.ranking import COLUMNS, Ranks, rank_products, rank_targets, tie_order
+from ..evaluation.sample import sampled_rows
 from ..model.padding import LENGTH_INDEPENDENT, group_by_length
 from ..model.protocol import Pairs, ranker_of
 from ..second_stage import socket
@@ -31,9 +32,12 @@ from ..tokenizer.memory import PeakMemory
 from . import checkpoint
 from .afterwards import Decided, SecondStageFit, TrainingState
 from .checkpoint import LAST_FILE, WEIGHTS_FILE, RunFolder
+from .steps import check_finite
 
 CELLS = 2**24
 """Scores of all items that are held at once, of models whose scores are no products: 64 MiB."""
+STOPS_ON = 10_000
+"""Rows of validation, at most, that decide which epoch is the best; docs/speed.md says what that costs."""
 RESUMED = ("cur_step", "best_valid_score", "best_valid_result")
 """What RecBole's trainer knows of the validation so far; kept with our own state."""
 
@@ -150,16 +154,18 @@ class ProtocolTrainer(SecondStageFit):
         started = time.perf_counter()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r".*GradScaler", category=FutureWarning)
-            loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+            loss = self._take_steps(train_data, epoch_idx, loss_func, show_progress)
         self.state.epoch_seconds.append(time.perf_counter() - started)
         self.state.epochs_done = epoch_idx + 1
         if not self._validates:
             self.state.best_epoch = epoch_idx
         return loss
 
+    def _take_steps(self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool) -> Any:
+        return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+
     def _check_nan(self, loss: torch.Tensor) -> None:
-        if not torch.isfinite(loss):
-            raise InputError("the training loss is not finite; lower learning_rate or set clip_grad_norm")
+        check_finite(loss)
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, Any]:
         started = time.perf_counter()
@@ -173,10 +179,17 @@ class ProtocolTrainer(SecondStageFit):
         return score, OrderedDict({**masked, **metrics["unmasked"]})
 
     def _validate(self, valid_data: Any, show_progress: bool) -> dict[str, dict[str, float]]:
-        """Metrics of validation by column; where items are held out of training, they judge training as little."""
-        rows = self._told_of(valid_data)
-        self._last_ranks = self.rank(valid_data, [self._train_dataset], show_progress, rows)
-        groups = self._last_ranks.groups()
+        """Metrics of validation by column; where items are held out of training, they judge training as little.
+
+        Of many rows a sample decides when to stop, the same after each epoch.
+        """
+        told = self._told_of(valid_data)
+        judged = np.arange(len(valid_data._dataset.inter_feat)) if told is None else told
+        sample = judged[sampled_rows(len(judged), STOPS_ON, self.config["seed"])]
+        are_all = len(sample) == len(judged)
+        ranks = self.rank(valid_data, [self._train_dataset], show_progress, told if are_all else sample)
+        self._last_ranks = ranks if are_all else None
+        groups = ranks.groups()
         return groups.get("warm", groups["all"]).metrics(self.config["metrics"], self.config["topk"])
 
     def _save_checkpoint(self, epoch: int | None, verbose: bool = True, **kwargs: Any) -> None:

@@ -125,6 +125,7 @@ def test_sampled_loss_is_as_large_for_few_negatives_as_for_many(data, n_negative
 def test_gradients_are_the_same_each_time_on_two_threads(data):
     model, batches, _ = make(data, **PLAIN)
     batch = {name: batches[0][name].repeat(100, 1) for name in ("item_id_list", "target_list")}
+    batch["target_place"] = batch["target_list"].flatten().nonzero().squeeze(1)
     gradients = []
     torch.set_num_threads(2)
     try:

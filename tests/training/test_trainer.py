@@ -1,5 +1,6 @@
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import settings, write_dataset
@@ -8,7 +9,10 @@ from recbole_bbqrec import quick_start, registry
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.dataloader import WindowDataLoader, split_loaders
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.evaluation.sample import sampled_rows
 from recbole_bbqrec.training import checkpoint
+from recbole_bbqrec.training import trainer as trainer_module
+from recbole_bbqrec.training.trainer import ProtocolTrainer
 
 
 def made(folder, model="BBQRec", **changes):
@@ -57,6 +61,25 @@ def test_training_stops_by_the_masked_score_and_keeps_the_best_weights(tiny, tmp
     assert result == {"masked_ndcg@10": 0.3, "ndcg@10": 0.5}
     trainer.load_best()
     assert all(torch.equal(value, weights[1][name]) for name, value in net.state_dict().items())
+
+
+def test_a_sample_of_many_validation_rows_stops_training_and_the_table_has_all(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "STOPS_ON", 7)
+    given, ranked = settings(tiny, checkpoint_dir=str(tmp_path), epochs=2, second_stage="off"), []
+    plain = ProtocolTrainer.rank
+
+    def rank(self, *arguments):
+        ranked.append(plain(self, *arguments))
+        return ranked[-1]
+
+    monkeypatch.setattr(ProtocolTrainer, "rank", rank)
+    record, ranks = quick_start.execute(config_dict=given)
+    n_rows = record["rows"]["valid"]
+    assert [len(found.users) for found in ranked] == [7, 7, n_rows] and n_rows > 7
+    chosen = sampled_rows(n_rows, 7, given.get("seed", 2020))
+    for name in ("users", "masked", "unmasked"):
+        whole, part = (getattr(found, name) for found in (ranks["valid"], ranked[record["epochs"]["best"] - 1]))
+        assert np.array_equal(whole[chosen], part)
 
 
 def test_a_loss_that_is_not_finite_says_what_to_do(tiny, tmp_path, monkeypatch):
