@@ -53,13 +53,12 @@ class Windows:
 
 
 def batches(
-    windows: Windows, n_items: int, batch_size: int, every: int, generator: torch.Generator
+    windows: Windows, n_items: int, batch_size: int, n_drawn: int, every: int, generator: torch.Generator
 ) -> Iterator[Batch]:
-    """Endless batches, epoch after epoch, with `batch_size` random items, all different, in each `every`-th."""
+    """Endless batches, epoch after epoch, with `n_drawn` random items, all different, in each `every`-th."""
     epochs = itertools.chain.from_iterable(windows.epoch(batch_size, generator) for _ in itertools.count())
     for index, (items, valid) in enumerate(epochs):
-        n_drawn = 0 if index % every else batch_size
-        yield items, valid, some(n_items, n_drawn, generator)
+        yield items, valid, some(n_items, 0 if index % every else n_drawn, generator)
 
 
 def some(n_items: int, n_drawn: int, generator: torch.Generator) -> torch.Tensor:

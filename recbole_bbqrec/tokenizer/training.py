@@ -18,7 +18,7 @@ from .losses import Probe, cross_signal_contrast, info_nce, kept
 from .residual_quantizer import N_START_POINTS
 from .row_adam import RowAdam
 
-BATCH_SIZE = 512
+BATCH_SIZE, DRAWN = 512, 256
 """Targets of a batch, and random items beside them."""
 WARMUP = 0.1
 """Share of training before the codebooks start, in which signals pass unquantised; with .3 more items collided."""
@@ -29,7 +29,7 @@ RESTART_UNTIL = 0.9
 GRADIENT_NORM = 1.0
 PROBE_HIDDEN = 256
 """Width of the probes: twice that of the card's probes, which judge what these let pass."""
-ITEM_STEPS, MOST_APART = 500, 4
+ITEM_STEPS, MOST_APART = 500, 2
 """Steps with random items that a training has at least, where it is long enough, and steps from one to the next at
 most. They cost most, and what they teach, both parts of the features and how the signals of an item hang together, is
 learned before the order of items is."""
@@ -86,7 +86,7 @@ class Trainer:
 
     def batches(self) -> Iterator[Batch]:
         """Endless batches, epoch after epoch."""
-        return batches(self.windows, self.known.shape[1], BATCH_SIZE, self.every, self.generator)
+        return batches(self.windows, self.known.shape[1], BATCH_SIZE, DRAWN, self.every, self.generator)
 
     def step(self, batch: Batch, index: int) -> dict[str, torch.Tensor]:
         """One step of the network, one of the probes, and the upkeep of the codebooks; returns the losses."""
