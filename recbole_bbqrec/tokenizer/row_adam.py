@@ -30,7 +30,7 @@ class RowAdam:
 
     @torch.no_grad()
     def take(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the rows [B, D] of different numbers [B] as they are now, a leaf of which `move` reads the gradient."""
+        """Return the rows [B, D] of different numbers [B] as they are now: a leaf, whose gradient `move` reads."""
         first, second = self.first[rows], self.second[rows]
         gap, (fast, slow) = self.n_steps - self.moved[rows], BETAS
         ratio = fast / slow**0.5  # by which a step of drift is shorter than the one before

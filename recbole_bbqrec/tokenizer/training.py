@@ -99,7 +99,7 @@ class Trainer:
         nn.utils.clip_grad_norm_([*self.parameters, *rows], GRADIENT_NORM)
         self.optimizer.step()
         if self.table is not None:
-            self.table.move(self.schedule.get_last_lr()[0])
+            self.table.move(float(self.schedule.get_last_lr()[0]))
         self.schedule.step()
         for modality, (specific, behavior) in pairs.items():
             self.probe_optimizers[modality].zero_grad(set_to_none=True)  # also what `explained` has left there
@@ -185,8 +185,8 @@ class Trainer:
     ) -> tuple[dict[str, torch.Tensor], Pairs]:
         """Reconstruction, by both parts and by the behaviour part alone, and independence; means over the modalities.
 
-        `known` stands on the CPU. Reconstruction leaves the behaviour parts alone: they would hold more of the features,
-        and more items collide.
+        `known` stands on the CPU. Reconstruction leaves the behaviour parts alone: they would hold more of the
+        features, and more items collide.
         """
         rebuilt, shares, pairs = [signals.new_zeros(())], [signals.new_zeros(())], {}
         for modality, (rows, has) in enumerate(zip(features, known, strict=True)):

@@ -38,7 +38,7 @@ def plainly(codes: torch.Tensor, points: torch.Tensor, books: torch.Tensor) -> t
         while len(found) < width:
             book, places = books[len(found) - first], size ** (width - len(found) - 1)
             apart = np.square(left - book).sum(1)
-            apart[[code for code in range(size) if taken[*found, code] == places]] = np.inf
+            apart[[code for code in range(size) if taken[(*found, code)] == places]] = np.inf
             left, found = left - book[apart.argmin()], (*found, int(apart.argmin()))
         taken.update(found[:end] for end in range(width + 1))
         table[mover] = found
