@@ -36,6 +36,29 @@ QUICK = {
 """Settings of a quick BBQRec run on the tiny data set."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where tests compute (default cpu)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Runs take the GPU where they see one: on the CPU tests see none, on the GPU every run is on it."""
+    if config.getoption("--device") == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif not torch.cuda.is_available():
+        raise pytest.UsageError("--device=cuda: torch finds no GPU here; drop it, the tests run on the CPU then")
+
+
+def where() -> str:
+    """Return the device of the tests, for what is no fixture."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """The device of the tests, see `--device`."""
+    return where()
+
+
 def tiny_interactions(seed: int = 0) -> list[tuple[str, str, int]]:
     """Rows (user, item, time): users walk through the items in small steps, so there is something to learn."""
     generator = np.random.default_rng(seed)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import epoch_losses, settings
+from conftest import epoch_losses, settings, where
 
 from recbole_bbqrec import registry
 from recbole_bbqrec.config import Config
@@ -58,11 +58,11 @@ def made(tiny, tmp_path_factory):
             known[name] = case = SimpleNamespace(config=config, train=train._dataset, valid=valid)
             case.model, sequences = fresh(case, seed=0), case.train.train_sequences
             if name in TRAINED:
-                case.batches = list(WindowDataLoader(config, case.train, sequences))
+                case.batches = [batch.to(where()) for batch in WindowDataLoader(config, case.train, sequences)]
                 case.losses = epoch_losses(case.model, case.batches, epochs=4, learning_rate=5e-3)
             else:
                 case.model.count(sequences.offsets, sequences.items)
-            case.rows = valid.collate_fn(range(20))[0]
+            case.rows = valid.collate_fn(range(20))[0].to(where())
             case.histories = case.rows[case.model.ITEM_SEQ]
             case.scores = score(case.model, case.histories)
         return known[name]
@@ -72,7 +72,7 @@ def made(tiny, tmp_path_factory):
 
 def fresh(case, seed):
     torch.manual_seed(seed)
-    return registry.build_model(case.config, case.train)
+    return registry.build_model(case.config, case.train).to(where())
 
 
 @torch.no_grad()
@@ -110,7 +110,7 @@ def test_saved_and_loaded_it_gives_equal_scores(made, name, tmp_path):
 @pytest.mark.parametrize("name", registry.MODELS)
 def test_neighbours_and_padding_change_nothing(made, name):
     case = made(name)
-    order = torch.randperm(len(case.histories), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(case.histories), generator=torch.Generator().manual_seed(0)).to(where())
     tolerance = {"rtol": 1e-4, "atol": 1e-4}
     torch.testing.assert_close(score(case.model, case.histories[order]), case.scores[order], **tolerance)
     torch.testing.assert_close(score(case.model, case.histories[3:4]), case.scores[3:4], **tolerance)
@@ -121,7 +121,11 @@ def test_neighbours_and_padding_change_nothing(made, name):
 @pytest.mark.parametrize("name", registry.MODELS)
 def test_items_have_one_score_however_it_is_asked_for(made, name):
     case = made(name)
-    model, some, targets = case.model, torch.tensor([5, 2, 9]), case.rows[case.model.ITEM_ID].unsqueeze(1)
+    model, some, targets = (
+        case.model,
+        torch.tensor([5, 2, 9], device=where()),
+        case.rows[case.model.ITEM_ID].unsqueeze(1),
+    )
     assert isinstance(model, Ranker) and ranker_of(model, case.config) is model
     assert case.scores.shape == (len(case.histories), model.n_items)
     assert case.scores[:, 1:].isfinite().all() or model.is_beam_search
@@ -129,7 +133,7 @@ def test_items_have_one_score_however_it_is_asked_for(made, name):
         shared = model.shared()
         assert torch.equal(model.score(case.histories, shared=shared), case.scores)
         # What is asked for by id is scored beyond the beam too, and as the beam scores what it finds.
-        by_id = model.score(case.histories, torch.arange(model.n_items))
+        by_id = model.score(case.histories, torch.arange(model.n_items, device=where()))
         found = case.scores.isfinite()
         torch.testing.assert_close(by_id[found], case.scores[found])
         assert by_id[:, 1:].isfinite().all()
@@ -170,10 +174,10 @@ def test_products_are_the_scores_and_rank_alike_in_blocks_and_parts(made, name, 
 def test_recboles_models_are_rankers_by_their_adapter(tiny, tmp_path):
     config = Config(config_dict=settings(tiny, "SASRec", checkpoint_dir=str(tmp_path)))
     train, valid, _ = split_loaders(config, registry.get_dataset("SASRec")(config))
-    model = registry.build_model(config, train._dataset).eval()
-    rows, ranker = valid.collate_fn(range(5))[0], ranker_of(model, config)
+    model = registry.build_model(config, train._dataset).to(where()).eval()
+    rows, ranker = valid.collate_fn(range(5))[0].to(where()), ranker_of(model, config)
     assert isinstance(ranker, Ranker) and not ranker.is_beam_search
-    histories, some = rows[model.ITEM_SEQ], torch.tensor([4, 1])
+    histories, some = rows[model.ITEM_SEQ], torch.tensor([4, 1], device=where())
     short = histories[:, : int((histories != 0).sum(1).max())]
     expected = model.full_sort_predict(rows)
     assert torch.equal(ranker.score(short), expected) and torch.equal(ranker.score(short, some), expected[:, some])

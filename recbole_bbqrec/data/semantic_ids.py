@@ -17,7 +17,7 @@ from ..tokenizer import memory
 from ..tokenizer.base import ItemTokenizer
 from ..tokenizer.registry import TOKENIZERS
 from ..tokenizer.registry import load as load_tokenizer
-from ..tokenizer.report_card import report_card, report_card_table, write_report_card
+from ..tokenizer.report_card import NOT_ASKED, report_card, report_card_table, with_rqvae, write_report_card
 from .sequences import Sequences
 
 PREFIX = "sid_"
@@ -36,15 +36,9 @@ def fit_semantic_ids(
     neither RecBole's numbering nor on anything outside the training split. Returned are the IDs by item id, the
     tokenizer's file, and the seconds that the `tokenizer` and its `report card` took when they were made.
     """
-    tokens = catalogue.tokens
-    order = torch.tensor(sorted(range(1, len(tokens)), key=tokens.__getitem__))  # item ids by token
-    place = torch.argsort(order)  # of item id 1, 2, .. in that order
-    known = catalogue.features
-    parts = (known.matrices, known.present) if known is not None else ({}, {})
-    matrices, present = ({name: rows[order] for name, rows in part.items()} for part in parts)
-    by_token = Sequences(sequences.offsets, place.numpy()[sequences.items - 1])
-    fitted, path = _cached_tokenizer(config, (matrices, present), by_token, len(order), cache_dir)
-    measured = _report(fitted, (matrices, present), by_token, path) if config["report_card"] else 0.0
+    place, features, by_token = _by_token(catalogue, sequences)
+    fitted, path = _cached_tokenizer(config, features, by_token, len(place), cache_dir)
+    measured = _report(fitted, features, by_token, path) if config["report_card"] else 0.0
     seconds = {"tokenizer": fitted.seconds_, "report card": measured}
     names, size = list(fitted.signals_), fitted.codebooks_.shape[1]
     learned = SemanticIds(fitted.codes_, fitted.vectors_, fitted.present_, names, size)
@@ -55,6 +49,30 @@ def fit_semantic_ids(
         torch.cat([torch.zeros_like(part[:, :1]), part[:, place]], dim=1) for part in (ids.vectors, ids.present)
     )
     return replace(ids, codes=codes, vectors=vectors, present=present), path, seconds
+
+
+def compared_card(catalogue: Catalogue, sequences: Sequences, path: Path) -> dict[str, Any]:
+    """Return the report card beside a tokenizer's file with an RQ-VAE beside the codes; it is fitted once and kept.
+
+    Catalogue and sequences are those that the tokenizer was fitted on.
+    """
+    card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    if card["rqvae"] == {"skipped": NOT_ASKED}:
+        _, features, by_token = _by_token(catalogue, sequences)
+        card = with_rqvae(card, load_tokenizer(path), *features, (by_token.offsets, by_token.items))
+        write_report_card(card, path.with_suffix(""))
+    return card
+
+
+def _by_token(catalogue: Catalogue, sequences: Sequences) -> tuple[torch.Tensor, Features, Sequences]:
+    """What a tokenizer is given, items in the order of their tokens; and the place there of item ids 1, 2, .."""
+    tokens = catalogue.tokens
+    order = torch.tensor(sorted(range(1, len(tokens)), key=tokens.__getitem__))  # item ids by token
+    place = torch.argsort(order)
+    known = catalogue.features
+    parts = (known.matrices, known.present) if known is not None else ({}, {})
+    matrices, present = ({name: rows[order] for name, rows in part.items()} for part in parts)
+    return place, (matrices, present), Sequences(sequences.offsets, place.numpy()[sequences.items - 1])
 
 
 def _cached_tokenizer(

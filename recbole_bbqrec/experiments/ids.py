@@ -3,7 +3,6 @@
 Tokenizers and cards are kept in the cache of the runs, so a stopped study goes on, and runs find what it has fitted.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from .. import compat, registry
 from ..config import Config
+from ..data.semantic_ids import compared_card
 from ..errors import InputError
 from ..evaluation import report
 from ..settings import MAY_BE_UNUSED
@@ -71,7 +71,8 @@ def _card(config: Config) -> dict[str, Any]:
     data = registry.get_dataset(config["model"])(config)
     data.build()
     assert data.tokenizer_file is not None, "the codes are learned, so a tokenizer is kept"
-    card = json.loads(data.tokenizer_file.with_suffix(".json").read_text(encoding="utf-8"))
+    assert data.train_sequences is not None, "they are known once the data is split"
+    card = compared_card(data.catalogue, data.train_sequences, data.tokenizer_file)
     kept = ("items", "codebook_size", "codes", "collisions", "disentanglement", "cost", "warnings")
     rqvae = {key: card["rqvae"][key] for key in ("codes", "collisions", "skipped") if key in card["rqvae"]}
     features, seconds = data.catalogue.features, None

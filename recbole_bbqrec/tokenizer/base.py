@@ -28,6 +28,8 @@ ByModality = Mapping[str, torch.Tensor]
 """Modality -> matrix [N, D_m] of features, or -> mask [N] of the items that have it."""
 Flat = tuple[np.ndarray, np.ndarray]
 """`(offsets, items)`: sequence u is `items[offsets[u] : offsets[u + 1]]`."""
+BLOCK = 2**16
+"""Items of a catalogue that are standardised or measured at once."""
 COUNTS = ("levels", "codebook_size", "code_dim", "epochs", "steps")
 """Arguments that count something: whole numbers of at least 1."""
 LEARNED = (
@@ -196,13 +198,16 @@ class ItemTokenizer(abc.ABC):
 
     def standardise(self, features: ByModality, present: ByModality, n_items: int) -> Catalogue:
         """Features as the network reads them, on its device; missing rows become zero, the mean."""
+        device = self.network_.quantizer.codebooks.device
         matrices, known = [], [torch.zeros(0, n_items, dtype=torch.bool)]
         for name, (mean, deviation) in self.statistics_.items():
-            has = present[name].bool().unsqueeze(0)
-            matrices.append(((features[name].float() - mean) / deviation).masked_fill(~has.T, 0.0))
-            known.append(has)
-        device = self.network_.quantizer.codebooks.device
-        return Catalogue([matrix.to(device) for matrix in matrices], torch.cat(known).to(device))
+            has = present[name].bool()
+            matrix = torch.empty(n_items, len(mean), device=device)
+            for to, rows, kept in zip(*(part.split(BLOCK) for part in (matrix, features[name], has)), strict=True):
+                to.copy_(((rows.float() - mean) / deviation).masked_fill(~kept.unsqueeze(1), 0.0))
+            matrices.append(matrix)
+            known.append(has.unsqueeze(0))
+        return Catalogue(matrices, torch.cat(known).to(device))
 
     @abc.abstractmethod
     def _build(self, n_items: int, size: int) -> Any:
@@ -227,8 +232,7 @@ class ItemTokenizer(abc.ABC):
         raw, codebooks = torch.cat(list(bound.codes), dim=1).cpu(), network.quantizer.codebooks
         self.collisions_before_ = measures.collisions(raw)
         self.utilisation_, self.perplexity_ = measures.code_use(raw, codebooks.shape[1])
-        left = (bound.inputs - bound.vectors).square().sum((1, 2)) / bound.inputs.square().sum((1, 2)).clamp(min=1e-12)
-        self.quantisation_error_ = left.tolist()
+        self.quantisation_error_ = quantisation_error(bound).tolist()
         self.present_ = network.chains_known(catalogue.known).cpu()
         self.codes_, self.n_moved_ = resolve_chains(raw, bound.inputs.cpu(), codebooks)
         self._publish()
@@ -259,17 +263,29 @@ def check_features(features: ByModality, present: ByModality, n_items: int, name
             raise InputError(f"features {name}: found shape {list(matrix.shape)}, expected [{n_items}, width]")
         if mask.shape != (n_items,):
             raise InputError(f"present {name}: found shape {list(mask.shape)}, expected [{n_items}]")
-        if not torch.isfinite(matrix[mask.bool()]).all():
+        blocks = zip(matrix.split(BLOCK), mask.bool().split(BLOCK), strict=True)
+        if not all(bool(torch.isfinite(rows[has]).all()) for rows, has in blocks):
             raise InputError(f"features {name}: found NaN or infinity, expected numbers; mark such items missing")
 
 
 def feature_statistics(matrix: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     """Mean and standard deviation [2, D_m] of the present rows; a dimension that does not vary gets deviation 1."""
-    rows = (matrix[present.bool()] if present.any() else matrix.new_zeros(1, matrix.shape[1])).double()
-    mean, deviation = rows.mean(0), rows.std(0, correction=0)
+    blocks = [(rows, has) for rows, has in zip(matrix.split(BLOCK), present.bool().split(BLOCK), strict=True)]
+    n_rows, width = max(int(present.bool().sum()), 1), matrix.shape[1]
+    mean = sum((rows[has].double().sum(0) for rows, has in blocks), torch.zeros(width).double()) / n_rows
+    squares = ((rows[has].double() - mean).square().sum(0) for rows, has in blocks)
+    deviation = (sum(squares, torch.zeros(width).double()) / n_rows).sqrt()
     # What varies by rounding alone does not vary.
     constant = deviation <= 1e-6 * mean.abs() + 1e-12
     return torch.stack([mean, deviation.masked_fill(constant, 1.0)]).float()
+
+
+def quantisation_error(bound: Bound) -> torch.Tensor:
+    """Share [G] of the squared length of what each chain quantises that its codes leave over."""
+    blocks = zip(bound.inputs.split(BLOCK, dim=1), bound.vectors.split(BLOCK, dim=1), strict=True)
+    sums = [((inputs - vectors).square().sum((1, 2)), inputs.square().sum((1, 2))) for inputs, vectors in blocks]
+    left, whole = (torch.stack(part).sum(0) for part in zip(*sums, strict=True))
+    return left / whole.clamp(min=1e-12)
 
 
 def effective_size(codebook_size: int, levels: int, n_items: int) -> int:

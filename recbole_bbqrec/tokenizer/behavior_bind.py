@@ -133,10 +133,11 @@ class BehaviorBind(nn.Module):
         return Bound(torch.stack(inputs), torch.stack(vectors), torch.stack(codes), loss)
 
     @torch.no_grad()
-    def all_signals(self, catalogue: Catalogue) -> torch.Tensor:
-        """Signals [S, N, D] of the items that the network was made for."""
-        chunks = torch.arange(catalogue.known.shape[1], device=catalogue.known.device).split(CHUNK)
-        return torch.cat([self.signals(*catalogue.rows(rows), self.id_rows(rows)) for rows in chunks], dim=1)
+    def all_signals(self, catalogue: Catalogue, items: torch.Tensor | None = None) -> torch.Tensor:
+        """Signals [S, N, D] of the items that the network was made for, or of some of them."""
+        rows = torch.arange(catalogue.known.shape[1], device=catalogue.known.device) if items is None else items
+        parts = [self.signals(*catalogue.rows(part), self.id_rows(part)) for part in rows.split(CHUNK)]
+        return torch.cat(parts, dim=1)
 
     @torch.no_grad()
     def bind_all(self, signals: torch.Tensor, known: torch.Tensor) -> Bound:
@@ -198,7 +199,7 @@ class Whitening(nn.Module):
             self.mean.lerp_(mean.detach(), WHITENING_RATE)
             self.covariance.lerp_(covariance.detach(), WHITENING_RATE)
         floor = WHITENING_FLOOR * torch.eye(len(mean), device=rows.device)
-        factor = torch.linalg.cholesky(covariance + floor)
+        factor = torch.linalg.cholesky_ex(covariance + floor).L  # the floor makes it positive: no check to wait for
         return torch.linalg.solve_triangular(factor, (rows - mean).T, upper=False).T
 
 

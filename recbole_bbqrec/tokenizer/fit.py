@@ -8,9 +8,10 @@ from torch.nn import functional
 
 from ..errors import InputError
 from .base import Encoded, Flat, ItemTokenizer
-from .behavior_bind import MAX_LENGTH, MODES, BehaviorBind, Bound, Catalogue
+from .batches import Windows
+from .behavior_bind import CHUNK, MAX_LENGTH, MODES, BehaviorBind, Bound, Catalogue
 from .residual_quantizer import ResidualQuantizer
-from .training import BATCH_SIZE, Trainer, Windows, seeded
+from .training import BATCH_SIZE, Trainer, seeded
 
 __all__ = ["BehaviorBindTokenizer", "Encoded"]
 
@@ -100,10 +101,15 @@ class BehaviorBindTokenizer(ItemTokenizer):
 
 def _fit_id_map(signals: torch.Tensor) -> torch.Tensor:
     """Ridge regression [M * D + 1, D] from the behaviour signals of the modalities to the ID signal, [S, N, D]."""
-    x, y = _regressors(signals).double(), signals[-1].double()
-    penalty = torch.full((x.shape[1],), RIDGE, dtype=x.dtype, device=x.device)
+    width = (len(signals) - 1) * signals.shape[-1] + 1
+    gram, moments = (signals.new_zeros(width, columns, dtype=torch.float64) for columns in (width, signals.shape[-1]))
+    for part in signals.split(CHUNK, dim=1):
+        x, y = _regressors(part).double(), part[-1].double()
+        gram += x.T @ x
+        moments += x.T @ y
+    penalty = torch.full((width,), RIDGE, dtype=gram.dtype, device=gram.device)
     penalty[-1] = 1e-6  # the intercept stays free: it is the answer for items without any modality
-    return torch.linalg.solve(x.T @ x + torch.diag(penalty), x.T @ y).float()
+    return torch.linalg.solve(gram + torch.diag(penalty), moments).float()
 
 
 def _regressors(signals: torch.Tensor) -> torch.Tensor:

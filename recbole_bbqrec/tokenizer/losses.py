@@ -4,9 +4,12 @@ Shapes: B items, R targets, S signals, D code width.
 """
 
 import itertools
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 TEMPERATURE = 0.07
@@ -19,6 +22,37 @@ def reconstruction(decoded: torch.Tensor, features: torch.Tensor, present: torch
     return (error * present).sum() / present.sum().clamp(min=1)
 
 
+class Contrast(torch.autograd.Function):
+    """InfoNCE of unit rows, its gradient written out: one [R, R] buffer holds logits, then shares, and is all it keeps.
+
+    torch's own operations make six such matrices for each of the contrasts of a step, most of its memory traffic.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, queries: torch.Tensor, keys: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
+        """Mean loss of queries [R, D] with keys [R, D]; row i has key i, and `same` [R, R] are no negatives."""
+        # Cosines end at 1, so that no exponential below can overflow.
+        least = queries.new_full((1,), -1 / TEMPERATURE)
+        logits = torch.addmm(least, queries, keys.T, alpha=1 / TEMPERATURE)
+        own = logits.diagonal().clone()
+        shares = logits.masked_fill_(same, -torch.inf).exp_()
+        total = shares.sum(1)
+        ctx.save_for_backward(queries, keys, shares, total)
+        return (total.log() - own).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of queries and keys."""
+        queries, keys, shares, total = ctx.saved_tensors
+        scale = gradients[0] / (len(queries) * TEMPERATURE)
+        each = (scale / total).unsqueeze(1)
+        return (shares @ keys) * each - scale * keys, shares.T @ (queries * each) - scale * queries, None
+
+
+contrast = cast(Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor], Contrast.apply)
+
+
 def info_nce(queries: torch.Tensor, keys: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Contrast of each query with its own key against those of the other rows [R, D]; row i has the key `labels[i]`.
 
@@ -27,25 +61,30 @@ def info_nce(queries: torch.Tensor, keys: torch.Tensor, labels: torch.Tensor) ->
     """
     if not len(labels):
         return queries.sum() + keys.sum()
-    logits = functional.normalize(queries, dim=-1) @ functional.normalize(keys, dim=-1).T / TEMPERATURE
     same = labels.unsqueeze(0) == labels.unsqueeze(1)
     same.fill_diagonal_(False)
-    return functional.cross_entropy(
-        logits.masked_fill(same, -torch.inf), torch.arange(len(labels), device=labels.device)
-    )
+    return contrast(functional.normalize(queries, dim=-1), functional.normalize(keys, dim=-1), same)
 
 
 def cross_signal_contrast(signals: torch.Tensor, known: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """InfoNCE in both directions between each two signals [S, B, D] of an item, over items that have both [S, B].
 
-    Items of one label [S, B] have the same signal, as in `info_nce`.
+    `known` stands on the CPU, wherever the signals are: how many rows there are is asked of it. Items of one label
+    [S, B] have the same signal, as in `info_nce`.
     """
     terms = [signals.sum() * 0.0]
     for first, second in itertools.permutations(range(len(signals)), 2):
         both = known[first] & known[second]
         if both.sum() > 1:
-            terms.append(info_nce(signals[first][both], signals[second][both], labels[second][both]))
+            terms.append(info_nce(*(kept(rows, both) for rows in (signals[first], signals[second], labels[second]))))
     return torch.stack(terms).sum() / max(len(terms) - 1, 1)
+
+
+def kept(rows: torch.Tensor, has: torch.Tensor) -> torch.Tensor:
+    """Rows [B, ...] of any device that a mask [B] on the CPU keeps, without waiting for that device."""
+    if bool(has.all()):
+        return rows
+    return rows.index_select(0, torch.nonzero(has).flatten().to(rows.device, non_blocking=True))
 
 
 class Probe(nn.Module):

@@ -11,10 +11,11 @@ from torch import nn
 from torch.nn import functional
 
 from .losses import Club
+from .semantic_ids import row_numbers
 from .training import learning_rate_schedule, seeded
 
-CHUNK = 500
-"""Items whose cosines with all others are held at once."""
+CHUNK, MOST_COSINES = 500, 2**26
+"""Items whose cosines with all others are held at once, and how many cosines at most."""
 MAX_ITEMS = 8000
 """Items the probes are fitted and asked on; more cost time and change the second digit."""
 HELD_OUT = 0.25
@@ -39,9 +40,9 @@ def code_use(codes: torch.Tensor, size: int) -> tuple[list[float], list[float]]:
 
 def collisions(codes: torch.Tensor) -> dict[str, int]:
     """Count `sharing` items, whose ID [P] another item has too, `distinct` IDs, and the `largest` group with one ID."""
-    counts = torch.unique(codes, dim=0, return_counts=True)[1]
+    counts = np.bincount(row_numbers(codes.numpy()))
     sharing = int(counts[counts > 1].sum())
-    return {"sharing": sharing, "distinct": len(counts), "largest": max(counts.tolist(), default=0)}
+    return {"sharing": sharing, "distinct": len(counts), "largest": int(counts.max(initial=0))}
 
 
 def first_code_agreement(codes: torch.Tensor, offsets: np.ndarray, items: np.ndarray) -> dict[str, float]:
@@ -69,12 +70,13 @@ def nearest(rows: torch.Tensor, has: torch.Tensor, asked: torch.Tensor, k: int, 
     unit = functional.normalize(rows.float(), dim=-1)
     found = torch.full((len(asked), k), -1)
     width = min(k, max(len(order) - 1, 0))
-    for begin in range(0, len(asked) if width else 0, CHUNK):
-        part = asked[begin : begin + CHUNK]
+    chunk = max(min(CHUNK, MOST_COSINES // max(len(order), 1)), 1)
+    for begin in range(0, len(asked) if width else 0, chunk):
+        part = asked[begin : begin + chunk]
         # Equal vectors have equal cosines only up to rounding, which depends on where they stand.
         cosine = (unit[part] @ unit[order].T).mul_(1e5).round_()
         cosine[part.unsqueeze(1) == order] = -torch.inf
-        found[begin : begin + CHUNK, :width] = order[cosine.topk(width, dim=1).indices]
+        found[begin : begin + chunk, :width] = order[cosine.topk(width, dim=1).indices]
     return found.masked_fill(~has[asked].unsqueeze(1), -1)
 
 

@@ -93,11 +93,14 @@ class ResidualQuantizer(nn.Module):
     @torch.no_grad()
     def observe(self, codes: torch.Tensor) -> None:
         """Count codes [G, B, L] towards the usage; rows with -1 do not count."""
-        for chain, rows in self._by_set(codes, (codes >= 0).all(dim=-1)):
-            if len(rows):
-                counts = torch.stack([torch.bincount(code, minlength=self.codebooks.shape[1]) for code in rows.T])
-                share = counts * (self.codebooks.shape[1] / len(rows))
-                self.usage[self.books(chain)] = self.usage[self.books(chain)].lerp(share, 1 - USAGE_DECAY)
+        size = self.codebooks.shape[1]
+        for chain, rows in enumerate(codes.reshape(self.sets, -1, self.levels)):
+            has = (rows >= 0).all(1, keepdim=True).to(self.usage.dtype).expand(-1, self.levels)
+            counts = torch.zeros(self.levels, size, device=codes.device)
+            counts.scatter_add_(1, rows.clamp(min=0).T, has.T)  # of whole numbers, so that their order does not matter
+            n_rows, books = has[:, 0].sum(), self.books(chain)
+            moved = self.usage[books].lerp(counts * (size / n_rows.clamp(min=1)), 1 - USAGE_DECAY)
+            self.usage[books] = torch.where(n_rows > 0, moved, self.usage[books])
 
     @torch.no_grad()
     def restart_dead(

@@ -5,7 +5,6 @@ D code width.
 """
 
 import itertools
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,9 +23,9 @@ def check_capacity(known: torch.Tensor, chains: Sequence[str], levels: int, size
 
     `known` [G, N] says which of the `chains` items have; one that has none has codes in the last.
     """
-    known = torch.cat([known[:-1], known[-1:] | ~known.any(0)]).cpu()
-    patterns, counts = torch.unique(known.T, dim=0, return_counts=True)
-    for has, n_items in zip(patterns.tolist(), counts.tolist(), strict=True):
+    columns = torch.cat([known[:-1], known[-1:] | ~known.any(0)]).T.cpu().numpy()
+    _, index, counts = np.unique(row_numbers(columns), return_index=True, return_counts=True)
+    for has, n_items in zip(columns[index].tolist(), counts.tolist(), strict=True):
         n_ids = size ** (levels * sum(has))
         if n_items > n_ids:
             names = " + ".join(itertools.compress(chains, has))
@@ -70,45 +69,119 @@ def resolve_collisions(codes: torch.Tensor, inputs: torch.Tensor, codebooks: tor
     levels, size = codebooks.shape[:2]
     points, books = inputs.cpu().numpy(), codebooks.double().cpu().numpy()
     table = codes.cpu().numpy().copy()
-    width = table.shape[1]
-    first = width - levels
-    prefixes, members = np.unique(table[:, :first], axis=0, return_counts=True)
-    most, prefix = int(members.max()), prefixes[members.argmax()].tolist()
-    if most > size**levels:
+    first = table.shape[1] - levels
+    before, which = row_numbers(table[:, :first]), row_numbers(table)
+    members = np.bincount(before)
+    if members.max() > size**levels:
+        prefix = table[(before == members.argmax()).argmax(), :first].tolist()
         raise InputError(
-            f"semantic IDs: {most} items have the codes {prefix} before their last signal, which has {size**levels} "
-            f"places to tell them apart; {REMEDY}"
+            f"semantic IDs: {members.max()} items have the codes {prefix} before their last signal, which has "
+            f"{size**levels} places to tell them apart; {REMEDY}"
         )
-    _, which, sharing = torch.unique(codes, dim=0, return_inverse=True, return_counts=True)
-    crowded = np.flatnonzero((sharing[which] > 1).cpu().numpy())
+    movers = _movers(table[:, first:], which, points, books)
+    movers = movers[np.argsort(before[movers], kind="stable")]  # the items of one prefix after those of another
+    staying = np.isin(before, before[movers])
+    staying[movers] = False
+    rows = np.flatnonzero(staying)
+    taken, at = Taken(table[rows[np.argsort(which[rows])]], first, size), -1
+    for mover in movers:
+        if before[mover] != at:
+            at = before[mover]
+            taken.forget()
+        table[mover] = _nearest_free(tuple(table[mover].tolist()), points[mover], books, taken)
+    return torch.from_numpy(table), len(movers)
+
+
+def row_numbers(rows: np.ndarray) -> np.ndarray:
+    """Number rows [N, P] of whole numbers in their lexicographic order, equal ones alike, without gaps [N]."""
+    numbers, span = np.zeros(len(rows), np.int64), 1
+    for column in rows.T if len(rows) else ():
+        least = int(column.min())
+        width = int(column.max()) - least + 1
+        if span * width > 2**62:
+            numbers = np.unique(numbers, return_inverse=True)[1]
+            span = int(numbers.max()) + 1
+        numbers, span = numbers * width + (column.astype(np.int64) - least), span * width
+    return np.unique(numbers, return_inverse=True)[1]
+
+
+def _movers(codes: np.ndarray, which: np.ndarray, points: np.ndarray, books: np.ndarray) -> np.ndarray:
+    """Items that share their ID, of number `which` [N], with one that is nearer to it; nearest first."""
+    crowded = np.flatnonzero(np.bincount(which)[which] > 1)
     distances = []
     for rows in np.array_split(crowded, len(crowded) // CHUNK + 1):
-        quantised = sum(book[column] for book, column in zip(books, table[rows, first:].T, strict=True))
+        quantised = sum(book[column] for book, column in zip(books, codes[rows].T, strict=True))
         distances.append(np.square(points[rows] - quantised).sum(1))
     order = crowded[np.argsort(np.concatenate(distances), kind="stable")]
-    _, keeps = np.unique(table[order], axis=0, return_index=True)  # of equal rows the first, which is the nearest
-    movers = np.delete(order, keeps)
-    below: Counter[ID] = Counter()  # prefix of IDs -> number of items
-    full: dict[ID, list[int]] = defaultdict(list)  # prefix of IDs -> next codes that have no free ID below them
+    _, keeps = np.unique(which[order], return_index=True)  # of equal rows the first, which is the nearest
+    return np.delete(order, keeps)
 
-    def occupy(row: ID) -> None:
-        for end in range(first + 1, width + 1):
-            below[row[:end]] += 1
-            if below[row[:end]] == size ** (width - end):
-                full[row[: end - 1]].append(row[end - 1])
 
-    for row in np.delete(table, movers, axis=0).tolist():
-        occupy(tuple(row))
-    for mover in movers:
-        found = tuple(table[mover, :-1].tolist())
-        while len(full[found]) == size:
-            found = found[:-1]
-        residual = points[mover] - sum(book[code] for book, code in zip(books, found[first:], strict=False))
-        for book in books[len(found) - first :]:
-            distance = np.square(residual - book).sum(1)
-            distance[full[found]] = np.inf
-            code = int(distance.argmin())
-            residual, found = residual - book[code], (*found, code)
-        occupy(found)
-        table[mover] = found
-    return torch.from_numpy(table), len(movers)
+def _nearest_free(row: ID, point: np.ndarray, books: np.ndarray, taken: "Taken") -> ID:
+    """The free ID that an item moves to; it is taken then."""
+    size, first = books.shape[1], taken.first
+    found = row[:-1]
+    while len(taken.full(found)) == size:
+        found = found[:-1]
+    residual = point - sum(book[code] for book, code in zip(books, found[first:], strict=False))
+    for book in books[len(found) - first :]:
+        distance = np.square(residual - book).sum(1)
+        distance[taken.full(found)] = np.inf
+        code = int(distance.argmin())
+        residual, found = residual - book[code], (*found, code)
+    taken.take(found)
+    return found
+
+
+class Taken:
+    """Which IDs are taken, counted below those prefixes alone that somebody asks about.
+
+    Rows [n, P] are the IDs of items that stay, in lexicographic order: those of a prefix stand together. Only the last
+    positions, from `first` on, are ever asked about.
+    """
+
+    def __init__(self, rows: np.ndarray, first: int, size: int) -> None:
+        self.rows, self.first, self.size = np.asfortranarray(rows), first, size
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what has been counted; nobody may have taken IDs below a prefix that is asked about after it."""
+        self._below: dict[ID, dict[int, int]] = {}
+        self._full: dict[ID, list[int]] = {}
+        self._span: dict[ID, tuple[int, int]] = {}
+
+    def full(self, prefix: ID) -> list[int]:
+        """Next codes after a prefix below which no ID is free."""
+        if prefix not in self._full:
+            begin, end = self._find(prefix)
+            codes, counts = np.unique(self.rows[begin:end, len(prefix)], return_counts=True)
+            self._below[prefix] = dict(zip(codes.tolist(), counts.tolist(), strict=True))
+            places = self._places(prefix)
+            self._full[prefix] = [code for code, count in self._below[prefix].items() if count == places]
+        return self._full[prefix]
+
+    def take(self, row: ID) -> None:
+        """Take an ID that is free."""
+        for end in range(self.first, len(row)):
+            prefix, code = row[:end], row[end]
+            full, below = self.full(prefix), self._below[prefix]
+            below[code] = below.get(code, 0) + 1
+            if below[code] == self._places(prefix):
+                full.append(code)
+
+    def _places(self, prefix: ID) -> int:
+        """IDs below each next code."""
+        return self.size ** (self.rows.shape[1] - len(prefix) - 1)
+
+    def _find(self, prefix: ID) -> tuple[int, int]:
+        """Where the rows of a prefix begin and end."""
+        if not prefix:
+            return 0, len(self.rows)
+        if prefix not in self._span:
+            begin, end = self._find(prefix[:-1])
+            column = self.rows[begin:end, len(prefix) - 1]
+            self._span[prefix] = (
+                begin + int(np.searchsorted(column, prefix[-1], "left")),
+                begin + int(np.searchsorted(column, prefix[-1], "right")),
+            )
+        return self._span[prefix]

@@ -1,26 +1,25 @@
-"""The training loop of stage 1: every objective on every batch, weighed and recorded.
+"""The training loop of stage 1: every objective, weighed and recorded.
 
-Shapes as in `behavior_bind`; U different items in a batch of windows, Q random items beside them.
+Shapes as in `behavior_bind`; U different items in a batch, in its windows or among its Q random ones.
 """
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from .batches import Batch, Windows, batches, some
 from .behavior_bind import BehaviorBind, Bound, Catalogue
-from .losses import Probe, cross_signal_contrast, info_nce
+from .losses import Probe, cross_signal_contrast, info_nce, kept
+from .residual_quantizer import N_START_POINTS
+from .row_adam import RowAdam
 
-BATCH_SIZE = 512
+BATCH_SIZE, DRAWN = 512, 256
 """Targets of a batch, and random items beside them."""
-SORT_CHUNK = 50
-"""Batches whose windows are sorted by length together: little padding, and still a random mix."""
 WARMUP = 0.1
 """Share of training before the codebooks start, in which signals pass unquantised; with .3 more items collided."""
 RESTART_EVERY = 20
@@ -30,47 +29,15 @@ RESTART_UNTIL = 0.9
 GRADIENT_NORM = 1.0
 PROBE_HIDDEN = 256
 """Width of the probes: twice that of the card's probes, which judge what these let pass."""
+ITEM_STEPS, MOST_APART = 500, 2
+"""Steps with random items that a training has at least, where it is long enough, and steps from one to the next at
+most. They cost most, and what they teach, both parts of the features and how the signals of an item hang together, is
+learned before the order of items is."""
+OF_DRAWN = ("cross_contrast", "reconstruction", "independence")
+"""Objectives of the random items; they weigh as much more as they come more rarely."""
 
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Windows of items [R, T + 1], which of their T targets are real [R, T], and random items [Q]."""
 Pairs = dict[int, tuple[torch.Tensor, torch.Tensor]]
 """Modality -> specific and behaviour parts of the items that have it, standardised, without gradients."""
-
-
-class Windows:
-    """Windows of flat sequences in which every item but a sequence's first is a target once.
-
-    A window shows at most `length` items; its last target comes one later.
-    """
-
-    def __init__(self, offsets: np.ndarray, items: np.ndarray, length: int) -> None:
-        spans = [
-            (begin, min(length, end - 1 - begin))
-            for first, end in itertools.pairwise(offsets.tolist())
-            for begin in range(first, end - 1, length)
-        ]
-        self.items = torch.from_numpy(items)
-        self.start, self.size = np.array(spans, dtype=np.int64).reshape(-1, 2).T  # first item and number of targets
-        self.n_targets = int(self.size.sum())
-
-    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield all windows once, about `batch_size` targets at a time, in random order; one empty batch without any.
-
-        The first two parts of a `Batch`; padding stands at the right.
-        """
-        if not len(self.start):
-            yield torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, 1, dtype=torch.bool)
-            return
-        order = torch.randperm(len(self.start), generator=generator).numpy()
-        chunk = (np.cumsum(self.size[order]) - 1) // (batch_size * SORT_CHUNK)
-        order = order[np.lexsort((self.size[order], chunk))]
-        batch = (np.cumsum(self.size[order]) - 1) // batch_size
-        parts = np.split(order, np.flatnonzero(np.diff(batch)) + 1)
-        for index in torch.randperm(len(parts), generator=generator).tolist():
-            start, size = (torch.from_numpy(part[parts[index]]) for part in (self.start, self.size))
-            steps = torch.arange(int(size.max()) + 1)
-            places = (start.unsqueeze(1) + torch.minimum(steps, size.unsqueeze(1))).contiguous()
-            yield self.items[places], steps[1:] <= size.unsqueeze(1)
 
 
 @dataclass
@@ -78,7 +45,7 @@ class Trainer:
     """Trains a `BehaviorBind` network in place, for `n_steps` batches.
 
     `weights` has one for each objective of `losses`. All but dropout and initial weights is drawn from `generator`, on
-    the CPU.
+    the CPU, where batches are made and masks are counted: a step waits for no other device.
     """
 
     network: BehaviorBind
@@ -91,39 +58,48 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.n_warmup = int(WARMUP * self.n_steps)
+        self.every = min(max(self.n_steps // ITEM_STEPS, 1), MOST_APART) if self.windows.n_targets else 1
         self.device, dim = self.catalogue.known.device, self.network.quantizer.codebooks.shape[-1]
+        self.known = self.catalogue.known.cpu()
         self.probes = [Probe(dim, PROBE_HIDDEN).to(self.device) for _ in self.catalogue.features]
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.learning_rate, fused=True)
+        self.table = RowAdam(self.network.item_table) if self.network.item_table is not None else None
+        self.parameters = [one for one in self.network.parameters() if one.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=self.learning_rate, fused=True)
         self.schedule = learning_rate_schedule(self.optimizer, self.n_steps)
-        self.probe_optimizers = [torch.optim.AdamW(one.parameters(), lr=self.learning_rate) for one in self.probes]
+        self.probe_optimizers = [
+            torch.optim.AdamW(one.parameters(), lr=self.learning_rate, fused=True) for one in self.probes
+        ]
 
     def run(self, progress: bool) -> dict[str, list[float]]:
         """Train for all steps; returns what `run_steps` does."""
-        batches = self.batches()
+        given = self.batches()
 
         def step(index: int) -> dict[str, torch.Tensor]:
             if index == self.n_warmup:
                 self.start_codebooks()
-            return self.step(next(batches), index)
+            return self.step(next(given), index)
 
-        return run_steps(step, self.n_steps, "item tokenizer", progress)
+        history = run_steps(step, self.n_steps, "item tokenizer", progress)
+        if self.table is not None:
+            self.table.settle()
+        return history
 
     def batches(self) -> Iterator[Batch]:
         """Endless batches, epoch after epoch."""
-        n_items = self.catalogue.known.shape[1]
-        while True:
-            for windows, valid in self.windows.epoch(BATCH_SIZE, self.generator):
-                drawn = torch.randperm(n_items, generator=self.generator)[:BATCH_SIZE]
-                yield windows, valid, drawn
+        return batches(self.windows, self.known.shape[1], BATCH_SIZE, DRAWN, self.every, self.generator)
 
     def step(self, batch: Batch, index: int) -> dict[str, torch.Tensor]:
         """One step of the network, one of the probes, and the upkeep of the codebooks; returns the losses."""
         self.network.train()
         losses, bound, pairs = self.losses(*batch, quantised=index >= self.n_warmup)
+        weights = {name: self.weights[name] * (self.every if name in OF_DRAWN else 1) for name in losses}
         self.optimizer.zero_grad(set_to_none=True)
-        torch.stack([self.weights[name] * value for name, value in losses.items()]).sum().backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
+        torch.stack([weights[name] * value for name, value in losses.items()]).sum().backward()
+        rows = [] if self.table is None else [self.table.values]
+        nn.utils.clip_grad_norm_([*self.parameters, *rows], GRADIENT_NORM)
         self.optimizer.step()
+        if self.table is not None:
+            self.table.move(float(self.schedule.get_last_lr()[0]))
         self.schedule.step()
         for modality, (specific, behavior) in pairs.items():
             self.probe_optimizers[modality].zero_grad(set_to_none=True)  # also what `explained` has left there
@@ -138,9 +114,16 @@ class Trainer:
 
     @torch.no_grad()
     def start_codebooks(self) -> None:
-        """Start the codebooks by k-means on what the chains would quantise at the first level."""
-        network, known = self.network.eval(), self.catalogue.known
-        inputs = network.unbound(network.all_signals(self.catalogue), known).inputs
+        """Start the codebooks by k-means on what the chains would quantise at the first level, of some items."""
+        network, n_items = self.network.eval(), self.known.shape[1]
+        if self.table is not None:
+            self.table.settle()
+        asked = torch.arange(n_items)
+        if n_items > N_START_POINTS:
+            asked = some(n_items, N_START_POINTS, self.generator)
+        asked = asked.to(self.device)
+        known = self.catalogue.known[:, asked]
+        inputs = network.unbound(network.all_signals(self.catalogue, asked), known).inputs
         network.quantizer.start(inputs, network.chains_known(known), self.generator)
 
     def losses(
@@ -148,25 +131,27 @@ class Trainer:
     ) -> tuple[dict[str, torch.Tensor], Bound, Pairs]:
         """Every objective on one batch, not weighed; all quantised items; what to fit the probes on.
 
-        Each different item of the windows is encoded once, together with the random items.
+        Each different item is encoded once. Without random items there are no objectives of theirs.
         """
-        unique, places = torch.unique(windows, return_inverse=True)
-        rows, split = torch.cat([unique, drawn]).to(self.device), len(unique)
+        items, places = torch.unique(torch.cat([windows.flatten(), drawn]), return_inverse=True)
+        places, picked = places[: windows.numel()].view(windows.shape), places[windows.numel() :]
+        rows = items.to(self.device, non_blocking=True)
         features, known = self.catalogue.rows(rows)
-        signals = self.network.signals(features, known, self.network.id_rows(rows))
+        id_rows = None if self.table is None else self.table.take(rows)
+        signals = self.network.signals(features, known, id_rows)
         bound = (self.network.bind if quantised else self.network.unbound)(signals, known)
-        vectors, has = bound.vectors, self.network.chains_known(known)
-        labels = labels_of(rows, bound.codes)
-        places, valid = places.to(self.device), valid.to(self.device)
+        has = self.network.chains_known(self.known[:, items])  # on the CPU
+        labels = labels_of(bound.codes) if quantised else rows.expand(len(bound.codes), -1)
         losses = {
             "commitment": bound.loss,
-            "sequence_contrast": self._sequence_contrast(
-                vectors[:, :split], has[:, :split], labels[:, :split], places, valid
-            ),
-            "cross_contrast": cross_signal_contrast(vectors[:, split:], has[:, split:], labels[:, split:]),
+            "sequence_contrast": self._sequence_contrast(bound.vectors, has, labels, places, valid),
         }
+        if not len(drawn):
+            return losses, bound, {}
+        at = picked.to(self.device, non_blocking=True)
+        losses["cross_contrast"] = cross_signal_contrast(bound.vectors[:, at], has[:, picked], labels[:, at])
         item_losses, pairs = self._item_losses(
-            [matrix[split:] for matrix in features], known[:, split:], signals[:, split:]
+            [matrix[at] for matrix in features], self.known[:, items[picked]], signals[:, at]
         )
         return losses | item_losses, bound, pairs
 
@@ -183,15 +168,16 @@ class Trainer:
         The whole item alone would leave it open which signal carries the behaviour; later stages use each by itself.
         """
         whole = vectors.sum(0)  # [U, D]
-        encoded = self.network.sequence(functional.embedding(places[:, :-1], whole))[valid]
+        histories = functional.embedding(places[:, :-1].to(self.device, non_blocking=True), whole)
+        encoded = kept(self.network.sequence(histories).flatten(0, 1), valid.flatten())
         targets = places[:, 1:][valid]
-        alike = torch.unique(labels, dim=1, return_inverse=True)[1]  # [U] in all signals
+        places = targets.to(self.device, non_blocking=True)
         alone = list(zip(vectors, known, labels, strict=True)) if len(vectors) > 1 else []
         terms = []
-        for candidate, has, label in [(whole, known.any(0), alike), *alone]:
-            kept = has[targets]  # an item without the signal is neither target nor negative
-            rows = functional.embedding(targets[kept], candidate)
-            terms.append(info_nce(encoded[kept], rows, label[targets[kept]]))
+        for candidate, has, label in [(whole, known.any(0), hashed(labels.T)), *alone]:
+            # An item without the signal is neither target nor negative.
+            queries, at = (kept(one, has[targets]) for one in (encoded, places))
+            terms.append(info_nce(queries, functional.embedding(at, candidate), label[at]))
         return torch.stack(terms).mean()
 
     def _item_losses(
@@ -199,13 +185,14 @@ class Trainer:
     ) -> tuple[dict[str, torch.Tensor], Pairs]:
         """Reconstruction, by both parts and by the behaviour part alone, and independence; means over the modalities.
 
-        Reconstruction leaves the behaviour parts alone: they would hold more of the features, and more items collide.
+        `known` stands on the CPU. Reconstruction leaves the behaviour parts alone: they would hold more of the
+        features, and more items collide.
         """
         rebuilt, shares, pairs = [signals.new_zeros(())], [signals.new_zeros(())], {}
         for modality, (rows, has) in enumerate(zip(features, known, strict=True)):
             if has.sum() < 2:  # nothing to standardise over
                 continue
-            x, behavior = rows[has], signals[modality][has]
+            x, behavior = kept(rows, has), kept(signals[modality], has)
             specific, explained, decoded = self.network.split(modality, x, behavior.detach())
             rebuilt.append(functional.mse_loss(decoded, x) + functional.mse_loss(explained, x))
             behavior = functional.batch_norm(behavior, None, None, training=True)
@@ -215,32 +202,48 @@ class Trainer:
         return {name: value / max(len(features), 1) for name, value in sums.items()}, pairs
 
 
-def labels_of(items: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """Number items [B] so that in a chain those of one label have the same vector [G, B], from their codes [G, B, L].
+def labels_of(codes: torch.Tensor) -> torch.Tensor:
+    """Number items so that in a chain those of one label have the same vector [G, B], from their codes [G, B, L]."""
+    return torch.stack([hashed(chain) for chain in codes])
 
-    Before the codebooks start, where every code is -1, an item equals itself alone.
+
+HASH = 0x2545F4914F6CDD1D
+"""An odd number that spreads over 64 bits (the multiplier of xorshift*)."""
+
+
+def hashed(rows: torch.Tensor) -> torch.Tensor:
+    """One number [B] for each different row [B, L] of whole numbers, modulo 2 ** 64.
+
+    Sorting rows to number them would take longer than the contrasts that read the numbers; that two different rows of a
+    batch get the same one happens about once in 10 ** 13 batches.
     """
-    if (codes < 0).all():
-        return items.expand(len(codes), -1)
-    return torch.stack([torch.unique(chain, dim=0, return_inverse=True)[1] for chain in codes])
+    label = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
+    for column in rows.unbind(1):
+        label = label * HASH + column
+    return label
 
 
 def run_steps(
     step: Callable[[int], Mapping[str, torch.Tensor]], n_steps: int, title: str, progress: bool
 ) -> dict[str, list[float]]:
-    """Call `step(index)` for every step; return each loss it names, averaged over every hundredth part of training."""
+    """Call `step(index)` for every step; return each loss it names, averaged over every hundredth part of training.
+
+    A loss that no step of such a part has named keeps its last value. Only where a part ends are the numbers fetched
+    from their device.
+    """
     every = max(n_steps // 100, 1)
     history: dict[str, list[float]] = {}
-    sums: dict[str, float] = {}
+    named: dict[str, list[torch.Tensor]] = {}
     bar = tqdm(range(n_steps), desc=title, unit="step", disable=not progress, leave=False)
     for index in bar:
         for name, value in step(index).items():
-            sums[name] = sums.get(name, 0.0) + float(value) / every
+            named.setdefault(name, []).append(value)
         if (index + 1) % every == 0:
-            for name, value in sums.items():
-                history.setdefault(name, []).append(value)
-            bar.set_postfix({name: f"{value:.3f}" for name, value in sums.items()}, refresh=False)
-            sums = {}
+            means = {name: float(torch.stack(values).mean()) for name, values in named.items()}
+            for name in history.keys() | means.keys():
+                history.setdefault(name, []).append(means[name] if name in means else history[name][-1])
+            bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()}, refresh=False)
+            named = {}
     return history
 
 

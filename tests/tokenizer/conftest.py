@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from conftest import where
 
 from recbole_bbqrec.tokenizer.base import ItemTokenizer
 from recbole_bbqrec.tokenizer.fit import BehaviorBindTokenizer
@@ -17,7 +18,14 @@ class World(NamedTuple):
     n_items: int
 
     def fit(self, **settings) -> BehaviorBindTokenizer:
-        small = {"codebook_size": 16, "code_dim": 16, "min_steps": 50, "epochs": 1, "progress": False}
+        small = {
+            "codebook_size": 16,
+            "code_dim": 16,
+            "min_steps": 50,
+            "epochs": 1,
+            "progress": False,
+            "device": where(),
+        }
         return BehaviorBindTokenizer(**{**small, **settings}).fit(*self)
 
 

@@ -110,5 +110,5 @@ def test_new_items_get_the_codes_of_their_features_alone(world):
 
 def test_its_report_card_has_an_rqvae_beside_it(world):
     fitted = registry.TOKENIZERS["aligned"](**SMALL).fit(*world)
-    card = report_card(fitted, *world[:3])
+    card = report_card(fitted, *world[:3], compare=True)
     assert "skipped" not in card["rqvae"] and card["losses"].keys() == {"reconstruction", "commitment", "alignment"}

@@ -10,7 +10,7 @@ from recbole_bbqrec.tokenizer.report_card import report_card, report_card_table,
 
 @pytest.fixture(scope="module")
 def card(world, fitted):
-    return report_card(fitted, *world[:3])
+    return report_card(fitted, *world[:3], compare=True)
 
 
 def test_the_card_is_plain_data_and_says_what_the_tokenizer_says(fitted, card):
@@ -50,14 +50,14 @@ def test_an_rqvae_of_as_many_codes_stands_beside_it(world, fitted, card):
     assert all(row["signal"] == "features" for row in card["rqvae"]["codes"])
     rqvae = registry.TOKENIZERS["rqvae"](levels=6, codebook_size=16, steps=300, progress=False).fit(*world)
     assert card["rqvae"]["collisions"]["before"] == rqvae.collisions_before_
-    assert report_card(fitted, *world[:3], compare=False)["rqvae"] == {"skipped": "not asked for"}
+    assert report_card(fitted, *world[:3])["rqvae"] == {"skipped": "not asked for"}
 
 
 def test_judging_changes_nothing_and_repeats_itself(world, fitted, card):
     state = {name: value.clone() for name, value in fitted.network_.state_dict().items()}
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    again = report_card(fitted, *world[:3], compare=False)
+    again = report_card(fitted, *world[:3])
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(value, state[name]) for name, value in fitted.network_.state_dict().items())
     for part in ("codes", "collisions", "agreement", "neighbors", "disentanglement"):
@@ -66,7 +66,7 @@ def test_judging_changes_nothing_and_repeats_itself(world, fitted, card):
 
 def test_a_tokenizer_that_was_read_from_its_file_gets_the_same_card(world, fitted, card, tmp_path):
     fitted.save(tmp_path / "t")
-    loaded = report_card(registry.load(tmp_path / "t"), *world[:3], compare=False)
+    loaded = report_card(registry.load(tmp_path / "t"), *world[:3])
     for part in ("codes", "collisions", "agreement", "neighbors", "disentanglement", "losses"):
         assert loaded[part] == card[part]
     assert loaded["cost"]["seconds"] == card["cost"]["seconds"]

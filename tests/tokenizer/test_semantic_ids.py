@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.tokenizer.semantic_ids import check_capacity, resolve_chains, resolve_collisions
+from recbole_bbqrec.tokenizer.semantic_ids import check_capacity, resolve_chains, resolve_collisions, row_numbers
 
 
 def quantised(points: torch.Tensor, books: torch.Tensor) -> torch.Tensor:
@@ -14,6 +16,33 @@ def quantised(points: torch.Tensor, books: torch.Tensor) -> torch.Tensor:
         codes.append(torch.cdist(left, book).argmin(1))
         left = left - book[codes[-1]]
     return torch.stack(codes, dim=1)
+
+
+def plainly(codes: torch.Tensor, points: torch.Tensor, books: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """`resolve_collisions` item by item, every prefix of every ID counted in one dictionary."""
+    levels, size = books.shape[:2]
+    table, at, books = codes.numpy().copy(), points.numpy(), books.double().numpy()
+    width = table.shape[1]
+    first, same = width - levels, {}
+    for item, row in enumerate(table.tolist()):
+        same.setdefault(tuple(row), []).append(item)
+    quantised = sum(book[column] for book, column in zip(books, table[:, first:].T, strict=True))
+    distance = np.square(at - quantised).sum(1)
+    movers = [item for items in same.values() for item in sorted(items, key=lambda one: (distance[one], one))[1:]]
+    taken = Counter(row[:end] for row in same for end in range(width + 1))
+    for mover in sorted(movers, key=lambda one: (distance[one], one)):
+        found = tuple(table[mover, :-1].tolist())
+        while taken[found] == size ** (width - len(found)):
+            found = found[:-1]
+        left = at[mover] - sum(book[code] for book, code in zip(books, found[first:], strict=False))
+        while len(found) < width:
+            book, places = books[len(found) - first], size ** (width - len(found) - 1)
+            apart = np.square(left - book).sum(1)
+            apart[[code for code in range(size) if taken[(*found, code)] == places]] = np.inf
+            left, found = left - book[apart.argmin()], (*found, int(apart.argmin()))
+        taken.update(found[:end] for end in range(width + 1))
+        table[mover] = found
+    return torch.from_numpy(table), len(movers)
 
 
 @st.composite
@@ -45,6 +74,35 @@ def test_every_item_gets_an_id_of_its_own_and_as_few_as_possible_move(catalogue)
     levels, size = books.shape[:2]
     assert torch.equal(unique[:, :-levels], codes[:, :-levels])
     assert (unique[:, -levels:] >= 0).all() and (unique[:, -levels:] < size).all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(catalogues())
+def test_the_ids_are_those_of_the_plain_way(catalogue):
+    codes, points, books, _ = catalogue
+    unique, n_moved = resolve_collisions(codes, points, books)
+    expected, n_expected = plainly(codes, points, books)
+    assert torch.equal(unique, expected) and n_moved == n_expected
+
+
+@pytest.mark.parametrize("crowd", [1, 3, 16])
+def test_a_crowd_gets_the_ids_of_the_plain_way(crowd):
+    generator = torch.Generator().manual_seed(crowd)
+    size, n_items = 16, 3000
+    codes = torch.randint(crowd, (n_items, 5), generator=generator)
+    codes[:, 0] = torch.randint(-1, size, (n_items,), generator=generator)
+    points, books = torch.randn(n_items, 4, generator=generator), torch.randn(3, size, 4, generator=generator)
+    unique, n_moved = resolve_collisions(codes, points, books)
+    expected, n_expected = plainly(codes, points, books)
+    assert torch.equal(unique, expected) and n_moved == n_expected > 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 40), st.integers(0, 12), st.sampled_from([2, 256, 2**40]))
+def test_rows_are_numbered_in_their_order(seed, n_rows, width, size):
+    rows = np.random.default_rng(seed).integers(-1, size, (n_rows, width))
+    expected = np.unique(rows, axis=0, return_inverse=True)[1] if width else np.zeros(n_rows)
+    assert np.array_equal(row_numbers(rows), expected.reshape(-1))
 
 
 @settings(max_examples=100, deadline=None)
