@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+from .. import distributed
 from ..errors import InputError
 from ..training.allocation import keep_freed_memory
 
@@ -42,7 +43,11 @@ def run(arguments: Sequence[str]) -> int:
     arguments = [argument for argument in arguments if argument.partition("=")[0] != "--debug"]
 
     def work() -> int | None:
+        distributed.start()
         if many.asked_for(arguments):
+            if distributed.world() > 1:
+                how = "give the command several times without it, and each takes runs that no other has taken"
+                raise InputError(f"torchrun: found a command of many runs, which it does not share out; {how}")
             return many.run_many(arguments)
         quick_start.run(arguments)
         return None
@@ -56,15 +61,24 @@ def _answer(work: Callable[[], int | None], debug: bool) -> int:
     try:
         code = work()
         sys.stdout.flush()
+        distributed.stop()
         return code or 0
     except InputError as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        if distributed.tells(str(error)):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        distributed.leave()
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        if distributed.tells("interrupted"):
+            print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        distributed.leave()
         return 130
     except BrokenPipeError:  # what read the output, such as head, has had enough; nothing is left to flush into
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Exception:
+        if not distributed.others_failed():
+            raise
+        return 1

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .. import distributed
 from ..errors import InputError
 from .attention import LayerSettings, TransformerLayer, causal_mask, initialise
 from .catalogue import SemanticIds
@@ -126,7 +127,8 @@ class BBQRec(RankingModel):
 
         Each stands for as many items as it was drawn from, so the loss is as large for few negatives as for many.
         """
-        negatives = 1 + torch.randperm(self.n_items - 1, device=item_seq.device)[: self.n_negatives]
+        with distributed.joint_draws():
+            negatives = 1 + torch.randperm(self.n_items - 1, device=item_seq.device)[: self.n_negatives]
         stands_for = math.log((self.n_items - 1) / len(negatives))
         unique, place = torch.unique(torch.cat([item_seq.flatten(), targets, negatives]), return_inverse=True)
         table = self.item_table(unique)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .. import distributed
 from ..evaluation.ranking import per_row
 from ..model.protocol import FirstStage
 from .features import Feature
@@ -83,6 +84,8 @@ def fit_boosted(
     """
     rows = chosen(stage, histories, targets)
     examples = collect(stage, first, histories[rows], targets[rows], progress)
+    if not distributed.is_main():
+        return "fitted by the main process", False
     if len(np.unique(examples.fold)) < 2:
         return f"{len(examples.fold)} histories have their next item among the candidates, too few: left out", False
     found = cross_fit(examples, stage.features, seed, progress)
@@ -122,13 +125,16 @@ def collect(
     targets: Tensor,
     progress: bool = False,
 ) -> Examples:
-    """Choose candidates, and compute the features of those histories [R, T] whose target [R] is among theirs."""
+    """Choose candidates, and compute the features of those histories [R, T] whose target [R] is among theirs.
+
+    Of several processes each computes those of a share of the histories, and the main one gets all of them.
+    """
     parts: list[Examples] = []
     n_before = 0
     lengths = (histories != 0).sum(1)
     order = lengths.argsort(stable=True)  # little padding
     with tqdm(desc="Candidates", total=len(order), ncols=100, disable=not progress, leave=False) as bar:
-        for rows in order.split(ROWS):
+        for rows in distributed.share(order.split(ROWS)):
             bar.update(len(rows))
             trimmed = histories[rows, : int(lengths[rows].max())]
             said = first(trimmed)
@@ -146,10 +152,29 @@ def collect(
             found = (*(part[known] for part in of_all), *of_histories)
             parts.append(Examples(*(part.cpu().numpy() for part in found)))
             n_before += len(known)
-    if not parts:
-        no, none = np.zeros(0, int), np.zeros(0, bool)
-        return Examples(np.zeros((0, len(stage.features)), np.float32), no, no, no, none, none, no, no)
-    return Examples(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+    no, none = np.zeros(0, int), np.zeros(0, bool)
+    nothing = Examples(np.zeros((0, len(stage.features)), np.float32), no, no, no, none, none, no, no)
+    own = Examples(*(np.concatenate(part) for part in zip(*parts, strict=True))) if parts else nothing
+    return own if distributed.world() == 1 else _gathered(own, order.argsort().cpu().numpy())
+
+
+def _gathered(own: Examples, place: np.ndarray) -> Examples:
+    """The examples of all processes on the main one, in the order in which one alone would have made them.
+
+    Of each history there is its `place` [R] in that order.
+    """
+    found = [distributed.gather(part) for part in own]
+    if not distributed.is_main():
+        return own
+    parts = dict(zip(Examples._fields, found, strict=True))
+    before = np.cumsum([0, *map(len, parts["fold"][:-1])])
+    parts["history"] = [part + n for part, n in zip(parts["history"], before, strict=True)]
+    whole = Examples(**{name: np.concatenate(of_all) for name, of_all in parts.items()})
+    order = place[whole.row].argsort()  # of the histories
+    history = order.argsort()[whole.history]
+    rows = history.argsort(kind="stable")
+    of_rows = {name: getattr(whole, name)[rows] for name in Examples._fields[:6]}
+    return Examples(**{**of_rows, "history": history[rows], "fold": whole.fold[order], "row": whole.row[order]})
 
 
 def _of_rows(first: FirstStage, batch: Batch, has: Tensor) -> tuple[FirstStage, Batch]:
