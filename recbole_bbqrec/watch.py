@@ -94,6 +94,8 @@ class Watch:
                 self._beats += 1
                 self._thread_store.set(f"beat/{self.rank}", str(self._beats))
             lost = self._lost(self._thread_store)
+            if lost == "":  # it has told of its error and is about to end: `torchrun` is to see that first
+                select.select([self._wake], [], [], NEAR)
             if ended or lost is not None:
                 self._end(lost)
 
