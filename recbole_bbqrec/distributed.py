@@ -25,7 +25,7 @@ STARTED_BY = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = timedelta(days=7)
 """Others wait for the first process as long as it works alone; `Watch` sees who has died, not a time limit."""
 
-Part = TypeVar("Part")
+Parts = TypeVar("Parts", bound=Any)
 _watch: Watch | None = None
 _joint: list[torch.Tensor] | None = None
 """States of the generators that `joint_draws` draws from, where processes otherwise draw on their own."""
@@ -104,8 +104,8 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"{folder}: found it on {int(n_sees)} of {world()} processes' disks, {mend}")
 
 
-def share(parts: Sequence[Part]) -> Sequence[Part]:
-    """The parts of a work that are this process's: every W-th one."""
+def share(parts: Parts) -> Parts:
+    """The parts of a work, a list or an array, that are this process's: every W-th one."""
     return parts[rank() :: world()]
 
 

@@ -20,8 +20,9 @@ from datetime import timedelta
 from typing import Any
 
 import psutil
-import torch.distributed as dist
+import torch.distributed
 
+_DIST: Any = torch.distributed  # whose stores are documented, but not exported to type checkers
 PERIOD = 1.0
 """Seconds between two looks at the others."""
 LOST = 30.0
@@ -52,10 +53,10 @@ class Watch:
         threading.Thread(target=self._watch, daemon=True).start()
 
     @staticmethod
-    def _connected() -> dist.Store:
+    def _connected() -> Any:
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(*place, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=LOST))
-        return dist.PrefixStore(f"bbqrec/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        store = _DIST.TCPStore(*place, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=LOST))
+        return _DIST.PrefixStore(f"bbqrec/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
     def is_first_to_say(self, message: str) -> bool:
         """Whether no other process has said this yet."""
@@ -109,7 +110,7 @@ class Watch:
         sys.stdout.flush()
         os._exit(1)
 
-    def _lost(self, store: dist.Store) -> str | None:
+    def _lost(self, store: Any) -> str | None:
         """What to say of a process that has ended before its time: nothing where it has said why; none of none."""
         try:
             for other in range(self.size):
@@ -119,7 +120,7 @@ class Watch:
             return "the process that all others meet at has died"
         return None
 
-    def _lost_one(self, store: dist.Store, other: int) -> str | None:
+    def _lost_one(self, store: Any, other: int) -> str | None:
         if store.check([f"left/{other}"]):
             return None if store.get(f"left/{other}") == b"well" else ""
         if self._is_near(other, store):
@@ -134,7 +135,7 @@ class Watch:
         host, _, pid = self._others.get(other, ["?", 0, 0])
         return f"process {other} of {self.size} (numbered from 0; pid {pid} on {host}) has died"
 
-    def _is_near(self, other: int, store: dist.Store | None = None) -> bool:
+    def _is_near(self, other: int, store: Any | None = None) -> bool:
         """Whether another process has been started by the same `torchrun`, on this machine."""
         store = store or self._store
         with contextlib.suppress(Exception):

@@ -4,14 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 from .. import distributed
 from ..data.dataloader import WindowDataLoader
 
 
-def joint_loss(model: nn.Module) -> Callable[[Any], torch.Tensor]:
-    """Return a loss of shares of batches, see `WindowDataLoader`, whose gradients are those of the whole batches.
+def joint_loss(model: Any) -> Callable[[Any], torch.Tensor]:
+    """Return a model's loss of shares of batches, see `WindowDataLoader`, whose gradients are those of the whole batches.
 
     A model's loss is a mean over the targets it is shown, so it counts by the share of the targets. Once `backward`
     returns, gradients have been added up over the processes, before anything clips, scales or looks at them.
