@@ -31,12 +31,15 @@ _joint: list[torch.Tensor] | None = None
 """States of the generators that `joint_draws` draws from, where processes otherwise draw on their own."""
 
 
+def is_asked_for() -> bool:
+    """Whether this process is one of several that `torchrun` has started."""
+    return all(os.environ.get(name) for name in STARTED_BY) and int(os.environ["WORLD_SIZE"]) > 1
+
+
 def start() -> None:
     """Join the processes of this run; nothing where there is one alone. Called again, it does nothing."""
     global _watch
-    if _watch is not None or not all(os.environ.get(name) for name in STARTED_BY):
-        return
-    if int(os.environ["WORLD_SIZE"]) < 2:
+    if _watch is not None or not is_asked_for():
         return
     local = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
     # Each process sees one GPU, which everything then calls `cuda`; it has to be chosen before CUDA is asked for.
@@ -259,7 +262,7 @@ def _restore(states: Sequence[torch.Tensor]) -> None:
         torch.cuda.set_rng_state(states[1])
 
 
-def tells(message: str) -> bool:
+def is_first_to_say(message: str) -> bool:
     """Whether this process is the one to print an error, which others may have met as well."""
     return _watch is None or _watch.is_first_to_say(message)
 

@@ -10,7 +10,7 @@ from ..data.dataloader import WindowDataLoader
 
 
 def joint_loss(model: Any) -> Callable[[Any], torch.Tensor]:
-    """Return a model's loss of shares of batches, see `WindowDataLoader`, whose gradients are those of the whole batches.
+    """Return a model's loss of shares of batches, see `WindowDataLoader`; its gradients are those of whole batches.
 
     A model's loss is a mean over the targets it is shown, so it counts by the share of the targets. Once `backward`
     returns, gradients have been added up over the processes, before anything clips, scales or looks at them.
