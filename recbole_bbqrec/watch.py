@@ -25,8 +25,9 @@ import torch.distributed
 _DIST: Any = torch.distributed  # whose stores are documented, but not exported to type checkers
 PERIOD = 1.0
 """Seconds between two looks at the others."""
-LOST = 30.0
-"""Seconds after which a process of another machine that gives no sign is lost."""
+LOST, MISSED = 50.0, 10.0
+"""Seconds after which a process of another machine that gives no sign is lost: so long that a long call of C code
+is no end, and where talking to it has failed already."""
 NEAR = 3.0
 """Seconds in which the end of a process of this machine is seen for sure."""
 
@@ -55,7 +56,7 @@ class Watch:
     @staticmethod
     def _connected() -> Any:
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = _DIST.TCPStore(*place, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=LOST))
+        store = _DIST.TCPStore(*place, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=MISSED))
         return _DIST.PrefixStore(f"bbqrec/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
     def is_first_to_say(self, message: str) -> bool:
@@ -74,8 +75,8 @@ class Watch:
     def tell_who_is_lost(self) -> bool:
         """Return whether another process has ended before its time; say so in one line, once for all processes."""
         near = all(self._is_near(other) for other in range(self.size) if other != self.rank)
-        end = time.monotonic() + NEAR + (0 if near else LOST)
-        while (lost := self._lost(self._store)) is None and time.monotonic() < end:
+        end = time.monotonic() + NEAR + (0 if near else MISSED)
+        while (lost := self._lost(self._store, MISSED)) is None and time.monotonic() < end:
             time.sleep(PERIOD / 5)
         return lost is not None and self._tell(lost)
 
@@ -110,17 +111,17 @@ class Watch:
         sys.stdout.flush()
         os._exit(1)
 
-    def _lost(self, store: Any) -> str | None:
+    def _lost(self, store: Any, after: float = LOST) -> str | None:
         """What to say of a process that has ended before its time: nothing where it has said why; none of none."""
         try:
             for other in range(self.size):
-                if other != self.rank and (found := self._lost_one(store, other)) is not None:
+                if other != self.rank and (found := self._lost_one(store, other, after)) is not None:
                     return found
         except Exception:  # torch has several errors for this
             return "the process that all others meet at has died"
         return None
 
-    def _lost_one(self, store: Any, other: int) -> str | None:
+    def _lost_one(self, store: Any, other: int, after: float) -> str | None:
         if store.check([f"left/{other}"]):
             return None if store.get(f"left/{other}") == b"well" else ""
         if self._is_near(other, store):
@@ -129,7 +130,7 @@ class Watch:
             beat = store.get(f"beat/{other}").decode() if store.check([f"beat/{other}"]) else ""
             if self._seen.get(other, ("?", 0.0))[0] != beat:
                 self._seen[other] = beat, time.monotonic()
-            is_gone = time.monotonic() > self._seen[other][1] + LOST
+            is_gone = time.monotonic() > self._seen[other][1] + after
         if not is_gone:
             return None
         host, _, pid = self._others.get(other, ["?", 0, 0])

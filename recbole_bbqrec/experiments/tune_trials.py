@@ -39,8 +39,8 @@ class Search:
     minutes : CPU time that it may use in all.
     results : folder below which it is kept, as `tune/<Dataset>/<Model>-<key>`.
     place : folder of its processes on this disk.
-    url : database to keep the trials in, or a journal on a disk that several machines share; without one, a journal
-        beside the best settings.
+    url : database to keep the trials in, or a journal, a .jsonl file that several machines share; without one, a
+        journal beside the best settings.
     """
 
     def __init__(self, head: dict[str, Any], minutes: float, results: Path, place: Path, url: str | None = None):
@@ -48,12 +48,11 @@ class Search:
         name = f"{head['dataset']}/{head['model']}-{head['key']}"
         self.title = f"{head['model']} on {head['dataset']}, search {head['key']}, seed {head['seed']}"
         self.path = results / "tune" / f"{name}.jsonl"
-        is_database = bool(url) and "://" in str(url)
-        journal = Path(url) if url and not is_database else self.path
+        self.is_shared = bool(url) and "://" not in str(url) and Path(str(url)).suffix == self.path.suffix
+        is_database, journal = bool(url) and not self.is_shared, Path(str(url)) if self.is_shared else self.path
         # Where its trials run. A journal beside the settings belongs to one machine: an unknown place is this one.
         self.here = (f"{platform.node()}:{place.resolve()}",) if url else (str(place), None)
         # Where those who run them are known: of a shared journal on all machines, else on each its own.
-        self.is_shared = journal != self.path
         self.claims = journal.with_name(f"{journal.name}.claims") / head["key"] if self.is_shared else place
         self.where = f"study {name} in --storage" if url else str(self.path)
         for folder in (place, self.path.parent, journal.parent):
@@ -64,8 +63,10 @@ class Search:
         lock: Any = JournalFileOpenLock(str(journal)) if self.is_shared else FileLock(place / ".journal.lock")
         try:
             with claims.alone(place / "search"):
-                kept: Any = RDBStorage(str(url)) if is_database else JournalFileBackend(str(journal), lock)
-                self.storage = kept if is_database else JournalStorage(kept)
+                if is_database:
+                    self.storage = RDBStorage(str(url))
+                else:
+                    self.storage = JournalStorage(JournalFileBackend(str(journal), lock))
                 self.study = optuna.create_study(
                     study_name=name, storage=self.storage, direction="maximize", load_if_exists=True
                 )
@@ -79,7 +80,11 @@ class Search:
                     self.study.add_trial(optuna.create_trial(state=state, value=score, user_attrs=kept))
         except Exception as error:  # every database has errors of its own
             text = " ".join(f"{type(error).__name__}: {error}".split())
-            mend = "give a URL such as sqlite:///search.db, or a file" if url else "delete it to begin again"
+            mend = (
+                "give a URL such as sqlite:///search.db or a file such as search.jsonl"
+                if url
+                else "delete it to begin again"
+            )
             raise InputError(f"{self.where}: not readable ({text}); {mend}") from error
 
     @property
