@@ -74,7 +74,7 @@ class Watch:
 
     def tell_who_is_lost(self) -> bool:
         """Return whether another process has ended before its time; say so in one line, once for all processes."""
-        near = all(self._is_near(other) for other in range(self.size) if other != self.rank)
+        near = all(self._is_near(other, self._store) for other in range(self.size) if other != self.rank)
         end = time.monotonic() + NEAR + (0 if near else MISSED)
         while (lost := self._lost(self._store, MISSED)) is None and time.monotonic() < end:
             time.sleep(PERIOD / 5)
@@ -136,9 +136,8 @@ class Watch:
         host, _, pid = self._others.get(other, ["?", 0, 0])
         return f"process {other} of {self.size} (numbered from 0; pid {pid} on {host}) has died"
 
-    def _is_near(self, other: int, store: Any | None = None) -> bool:
+    def _is_near(self, other: int, store: Any) -> bool:
         """Whether another process has been started by the same `torchrun`, on this machine."""
-        store = store or self._store
         with contextlib.suppress(Exception):
             if other not in self._others and store.check([f"process/{other}"]):
                 self._others[other] = json.loads(store.get(f"process/{other}"))
