@@ -144,6 +144,19 @@ def agreed(ask: Callable[[], Any]) -> bool:
     return bool(answer)
 
 
+def told(text: str) -> str:
+    """What the main process says, whatever the others would."""
+    if world() == 1:
+        return text
+    content = torch.tensor([*text.encode()], dtype=torch.uint8)
+    size = torch.tensor([len(content)])
+    broadcast([size])
+    if not is_main():
+        content = torch.zeros(int(size), dtype=torch.uint8)
+    broadcast([content])
+    return bytes(content.tolist()).decode()
+
+
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
     """Let the main process go through the block before all others, which find what it has left on the disk."""

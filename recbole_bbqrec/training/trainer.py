@@ -138,7 +138,10 @@ class ProtocolTrainer(SecondStageFit):
         self._train_dataset = train_data._dataset
         socket.attach(self.model, None)
         parts = [data._dataset for data in (train_data, valid_data) if data is not None]
-        self.folder = RunFolder.of(self.config, parts, [type(self), type(self.model)])
+        found = RunFolder.of(self.config, parts, [type(self), type(self.model)])
+        # Features of another machine may differ in their last bits, and with them the names.
+        path, training = (Path(distributed.told(str(place))) for place in (found.path, found.training))
+        self.folder = found._replace(path=path, training=training)
         self.saved_model_file = str(self.folder.training / WEIGHTS_FILE)
         return valid_data
 
