@@ -108,6 +108,19 @@ def init_seed(config: Any) -> None:
 
 
 @contextlib.contextmanager
+def writing_no_events() -> Iterator[None]:
+    """Let RecBole's trainers be made without files for TensorBoard: of several processes one writes them."""
+    module: Any = importlib.import_module("recbole.trainer.trainer")
+    with _ONE_AT_A_TIME:
+        original, nothing = module.get_tensorboard, lambda *_, **__: None
+        module.get_tensorboard = lambda _: types.SimpleNamespace(add_scalar=nothing, add_hparams=nothing)
+        try:
+            yield
+        finally:
+            module.get_tensorboard = original
+
+
+@contextlib.contextmanager
 def keeping_anomaly_mode() -> Iterator[None]:
     """Undo what RecBole's `sine.py` does on import: it switches on autograd's anomaly mode for the whole process.
 

@@ -15,7 +15,7 @@ from recbole.config import Config as RecBoleConfig
 from recbole.evaluator.register import metric_types
 from recbole.utils import InputType
 
-from . import compat, registry, schema
+from . import compat, distributed, registry, schema
 from .data.cold_items import check_cold_items
 from .data.presplit import EXAMPLE, check_files
 from .data.selected_features import load_selected_features
@@ -194,6 +194,9 @@ class Config(RecBoleConfig):
         return final
 
     def _init_device(self) -> None:
+        self.final_config_dict["gpu_id"] = distributed.gpu(self.final_config_dict["gpu_id"])
+        if not distributed.is_main():
+            self.final_config_dict |= {"show_progress": False, "state": "ERROR", "log_wandb": False}
         super()._init_device()
         if not self.final_config_dict["use_gpu"]:  # RecBole looks at gpu_id alone
             self.final_config_dict["device"] = torch.device("cpu")

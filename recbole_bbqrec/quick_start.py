@@ -15,7 +15,7 @@ import numpy as np
 import recbole
 from recbole.utils import init_logger
 
-from . import compat, registry, storage
+from . import compat, distributed, registry, storage
 from .config import Config, MissingDataSetError, parse_command_line
 from .data.dataloader import split_loaders
 from .data.dataset import SEMANTIC_ID
@@ -114,14 +114,20 @@ def execute(
     of the run. Seconds and memory of what a cache or an earlier process has spared are those of when it was made, none
     where nobody has measured them.
     """
-    fetch_missing(arguments, config_dict)
+    distributed.start()
+    with distributed.main_first():
+        fetch_missing(arguments, config_dict)
     config = Config(arguments=arguments, config_dict=config_dict)
+    _check_processes(config)
     _check_outputs(config)
     tested = TimesTested(config)
     memory = PeakMemory()
-    init_logger(config)
     logger = getLogger()
-    logger.info(config)
+    if distributed.is_main():
+        init_logger(config)
+        logger.info(config)
+    else:
+        logger.setLevel("ERROR")
 
     watch, decided = {"inspect": inspect, "after_epoch": after_epoch}, None
     if config["train_on"] == "all":
@@ -130,7 +136,8 @@ def execute(
         if "valid" in judged_parts(ordinary):
             first = train(ordinary, **watch)
             decided = first.trainer.decide()
-            keep_bundle(first.trainer.folder.path, ordinary, first.dataset)
+            if distributed.is_main():
+                keep_bundle(first.trainer.folder.path, ordinary, first.dataset)
             logger.info(f"validation has decided ({decided.epochs} epochs); now training on all interactions")
             watch = {}
     trained = train(config, **watch, decided=decided)
@@ -144,17 +151,16 @@ def execute(
     if ranks:
         logger.info(f"judged in {time.perf_counter() - started:.1f} s")
 
-    record = {
-        **record_of(config, trained, ranks, memory),
-        "times_tested": tested.after_run(),
-        **trained.inspected,
-    }
-    if config["result_file"]:
-        storage.write_json(config["result_file"], record)
-    if config["ranks_file"]:
-        write_ranks(config["ranks_file"], ranks, dict(zip(("valid", "test"), datasets[1:], strict=True)))
-    keep_bundle(trainer.folder.path, config, trained.dataset)
-    print("\n" + report.result_table(record))
+    record = {**record_of(config, trained, ranks, memory), **trained.inspected}
+    if distributed.is_main():
+        record["times_tested"] = tested.after_run()
+        if config["result_file"]:
+            storage.write_json(config["result_file"], record)
+        if config["ranks_file"]:
+            write_ranks(config["ranks_file"], ranks, dict(zip(("valid", "test"), datasets[1:], strict=True)))
+        keep_bundle(trainer.folder.path, config, trained.dataset)
+        print("\n" + report.result_table(record))
+    distributed.barrier()
     return record, ranks
 
 
@@ -225,6 +231,17 @@ def fetch_missing(arguments: Sequence[str], config_dict: dict[str, Any] | None) 
         print(fetch_images(folder, place, config["show_progress"], partial=False))
 
 
+def _check_processes(config: Config) -> None:
+    """Find out before a run of several processes what they cannot do together."""
+    if distributed.world() == 1:
+        return
+    if config["model"] not in registry.MODELS:
+        ours = "their losses may look at a whole batch at once; run it without torchrun"
+        raise InputError(f"--model={config['model']}: RecBole's own models are trained by one process, {ours}")
+    distributed.check_devices(config["device"].type)
+    distributed.check_folder(Path(config["checkpoint_dir"]))
+
+
 def _check_outputs(config: Config) -> None:
     """Find out before the run, not after it, what it is asked for and cannot give or write."""
     kept = judged_parts(config)
@@ -282,6 +299,7 @@ def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memo
         "peak_memory_is_bound": not memory.is_own,
         "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "run_dir": str(trainer.folder.path),
+        **({"processes": distributed.world()} if distributed.world() > 1 else {}),
         "settings": plain_settings(config),
         "versions": report.versions(),
     }

@@ -71,7 +71,7 @@ CHECKED_BELOW = never("RecBole's pickled data is not used", "drop it: features a
 # fmt: off
 RECBOLE: dict[str, Key] = {
     # Environment
-    "gpu_id": Key(str, "the GPU of the run, by its number; '' for none", Allowed("one GPU, as a run uses one process", lambda value: "," not in value), used=ON_A_GPU, form=_gpu),
+    "gpu_id": Key(str, "the GPU of the run, by its number; '' for none", Allowed("one GPU; torchrun uses several, see docs/scale.md", lambda value: "," not in value), used=ON_A_GPU, form=_gpu),
     "use_gpu": Key(bool, "False computes on the CPU"),
     "worker": Key(int, "processes that load training batches", NOT_NEGATIVE, used=RECBOLES),
     "state": Key(str, "level of the log", Allowed(f"one of {', '.join(STATES)}", lambda value: value.lower() in STATES)),
@@ -158,7 +158,7 @@ READ_WITHOUT_DEFAULT = {
 }
 """Keys that RecBole uses although none of its YAML files names them: in every run, and in single models."""
 
-_ONE_PROCESS = "a run uses one process; drop it"
+_PROCESSES = "for several processes: torchrun --nproc_per_node=2 run_recbole_bbqrec.py ..., see docs/scale.md; drop it"
 _DEVICE = "use_gpu=False computes on the CPU, gpu_id=1 on that GPU"
 _OF_TRANSFORMS = "it is of RecBole's transform, which no model but BERT4Rec and SHAN reads; drop it"
 _SPLIT = "the split is eval_args={'split': {'LS': 'valid_and_test'}}"
@@ -199,7 +199,7 @@ HABITS: dict[str, tuple[str, ...] | str] = {
     "leave_one_num": _SPLIT,
     "real_time_process": "drop it",
     **dict.fromkeys(("device", "cuda", "gpu", "gpus", "use_cuda", "no_cuda", "ngpu"), _DEVICE),
-    **dict.fromkeys(("nproc", "world_size", "ip", "port", "group_offset", "offset", "local_rank"), _ONE_PROCESS),
+    **dict.fromkeys(("nproc", "world_size", "ip", "port", "group_offset", "offset", "local_rank"), _PROCESSES),
     **dict.fromkeys(("eta", "beta", "mask_ratio", "ft_ratio"), _OF_TRANSFORMS),
     "tool": "searches are made by `bbqrec tune`",
 }

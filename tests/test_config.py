@@ -163,7 +163,10 @@ BAD = {
     "interval": (["--user_inter_num_interval=5-9"], "expected a number of interactions at least, such as 5, or an int"),
     "no wandb": (["--log_wandb=True"], "log_wandb: found True, but wandb is not installed; pip install wandb"),
     "device": (["--device=cpu"], "unknown key 'device' for model BBQRec; use_gpu=False computes on the CPU, gpu_id=1"),
-    "processes": (["--nproc=2"], "unknown key 'nproc' for model BBQRec; a run uses one process"),
+    "processes": (
+        ["--nproc=2"],
+        "unknown key 'nproc' for model BBQRec; for several processes: torchrun",
+    ),
     "lr": (["--lr=0.1"], "unknown key 'lr' for model BBQRec; did you mean learning_rate"),
     "dropout": (
         ["--model=GRU4Rec", "--dropout=0.1"],

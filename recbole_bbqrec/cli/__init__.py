@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..errors import InputError
 from ..training.allocation import keep_freed_memory
@@ -12,6 +13,8 @@ from ..training.allocation import keep_freed_memory
 from . import data, studies, use  # noqa: F401  # isort: skip
 from .parser import PARSER  # isort: skip
 
+SHARED = "give the command several times without it, and each takes runs that no other has taken"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code: 0, 1 where a run failed, 2 where the user has something to mend."""
@@ -19,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given.settings = settings
 
     def work() -> int | None:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            raise InputError(f"torchrun: found bbqrec {given.command}, which it does not share out; {SHARED}")
         if settings and not given.takes_settings:
             why = f"{given.command} takes no settings; bbqrec {given.command} --help lists its options"
             if not settings[0].startswith("-"):
@@ -35,23 +40,27 @@ def run(arguments: Sequence[str]) -> int:
     Several models or data sets, or `--seeds`, ask for many runs, see `experiments.many`. `--debug` is read here: with
     it, the traceback stands before the error's one line.
     """
-    from .. import quick_start
+    from .. import distributed, quick_start
     from ..experiments import many
 
     debug = any(argument in ("--debug", "--debug=True") for argument in arguments)
     arguments = [argument for argument in arguments if argument.partition("=")[0] != "--debug"]
 
     def work() -> int | None:
+        distributed.start()
         if many.asked_for(arguments):
+            if distributed.world() > 1:
+                raise InputError(f"torchrun: found a command of many runs, which it does not share out; {SHARED}")
             return many.run_many(arguments)
         quick_start.run(arguments)
+        distributed.stop()
         return None
 
-    return _answer(work, debug)
+    return _answer(work, debug, distributed)
 
 
-def _answer(work: Callable[[], int | None], debug: bool) -> int:
-    """Exit code of `work`, errors told in one line."""
+def _answer(work: Callable[[], int | None], debug: bool, processes: Any = None) -> int:
+    """Exit code of `work`, errors told in one line; once where several `processes` work together."""
     keep_freed_memory()
     try:
         code = work()
@@ -60,11 +69,21 @@ def _answer(work: Callable[[], int | None], debug: bool) -> int:
     except InputError as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        if processes is None or processes.is_first_to_say(str(error)):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        if processes is not None:
+            processes.leave()
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        if processes is None or processes.is_first_to_say("interrupted"):
+            print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        if processes is not None:
+            processes.leave()
         return 130
     except BrokenPipeError:  # what read the output, such as head, has had enough; nothing is left to flush into
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Exception:
+        if processes is None or not processes.others_failed():
+            raise
+        return 1

@@ -64,7 +64,7 @@ def _cold(given: argparse.Namespace) -> int:
     *STUDY,
     option("--minutes", type=float, default=60.0, help="CPU time of all trials together (default 60)"),
     option("--space", type=Path, metavar="FILE", help="keys and their values (default: the model's own)"),
-    option("--storage", metavar="URL", help="database of the trials, for many processes (default: a file)"),
+    option("--storage", metavar="URL|FILE", help="database or shared journal of the trials, for many machines"),
     settings=True,
 )
 def _tune(given: argparse.Namespace) -> int:

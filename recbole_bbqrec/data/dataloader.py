@@ -12,6 +12,7 @@ from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 
+from .. import distributed
 from .sequences import Sequences, windows
 
 POOL = 16
@@ -27,9 +28,12 @@ class WindowDataLoader:
     A batch is an `Interaction` with `item_id_list` [B, T] (0 pads on the right), `item_length` [B] and `target_list`
     [B, T], the item after each position; 0 where there is none or an earlier window has it. `target_place` [n] says
     where the others are in the flattened list: a GPU that had to find out would have to be waited for.
+
+    Of several processes each gets a share of the windows of every batch, and in `target_share`, the same in each row,
+    which share of the batch's targets is in them.
     """
 
-    TARGETS, PLACE = "target_list", "target_place"
+    TARGETS, PLACE, SHARE = "target_list", "target_place", "target_share"
 
     def __init__(self, config: Any, dataset: Any, sequences: Sequences) -> None:
         self.config = config
@@ -52,7 +56,7 @@ class WindowDataLoader:
         batches = self._batches(order)
         if self.shuffle:
             batches = [batches[index] for index in torch.randperm(len(batches), generator=self.generator).tolist()]
-        yield from map(self._collate, batches)
+        yield from map(self._collate if distributed.world() == 1 else self._collate_share, batches)
 
     def _batches(self, order: np.ndarray) -> list[np.ndarray]:
         if not len(order):
@@ -68,6 +72,14 @@ class WindowDataLoader:
         cut = np.searchsorted(edges, np.arange(1, n_batches), side="left")
         order = order[by_length]
         return [rows for rows in np.split(order, cut) if len(rows)]
+
+    def _collate_share(self, rows: np.ndarray) -> Interaction:
+        """The share of a batch that is this process's; where there is none, a window that counts nothing."""
+        own, targets = distributed.share(rows), self._size - self._skipped  # of about equal length, so equal work
+        part = targets[own].sum() / targets[rows].sum()
+        shown = self._collate(own if len(own) else rows[:1])
+        shown.update(Interaction({self.SHARE: torch.full((len(shown),), float(part))}))
+        return shown
 
     def _collate(self, rows: np.ndarray) -> Interaction:
         size, skipped = self._size[rows], self._skipped[rows]

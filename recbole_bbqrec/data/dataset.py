@@ -10,6 +10,7 @@ import torch
 from recbole.data.interaction import Interaction, cat_interactions
 from recbole.utils import FeatureSource, FeatureType
 
+from .. import distributed
 from ..errors import InputError
 from ..model.catalogue import Catalogue, SemanticIds
 from .cold_items import apart, cold_tokens, with_cold_items
@@ -60,7 +61,8 @@ class MultiModalSequentialDataset(LoadedDataset):
         compares = bool(config["attach_semantic_ids"]) or config["similarity_attention"] != "off"
         self._needs_codes = compares and config["codes"] != "none"
         if config["attach_item_features"] or compares:
-            built = build_item_features(config, tokens[1:], self.cache_dir, unfitted)
+            with distributed.main_first():
+                built = build_item_features(config, tokens[1:], self.cache_dir, unfitted)
             self.seconds["features"], self.feature_files = built.seconds, built.files
             self.catalogue = Catalogue(tokens, built.features.reindex(tokens))
 
@@ -84,7 +86,9 @@ class MultiModalSequentialDataset(LoadedDataset):
             catalogue, cold = apart(catalogue, self.n_cold)
             sequences = sequences.only(sequences.items < len(catalogue.tokens))
         if self._needs_codes:
-            ids, self.tokenizer_file, seconds = fit_semantic_ids(self.config, catalogue, sequences, self.cache_dir)
+            with distributed.main_first():
+                ids, self.tokenizer_file, seconds = fit_semantic_ids(self.config, catalogue, sequences, self.cache_dir)
+            distributed.broadcast((ids.codes, ids.vectors))  # the same, though another machine had to learn them again
             catalogue = replace(catalogue, semantic_ids=ids)
             self.seconds |= seconds
         whole = with_cold_items(self.config, catalogue, cold, self.tokenizer_file) if cold else catalogue

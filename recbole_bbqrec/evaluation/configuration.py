@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from .. import schema, storage
+from .. import claims, schema, storage
 from ..errors import InputError
 from ..preparation.images import images_by_token
 from ..preparation.vectors import files_of
@@ -124,7 +122,7 @@ class TimesTested:
         """Return the count; where the run was judged on test, with it included."""
         if not self._final:
             return self._counted()
-        with FileLock(self._path.with_suffix(".lock")):  # no count is lost where two runs end at once
+        with claims.alone(self._path):  # no count is lost where two runs end at once
             count = self._counted() + 1
             storage.write_json(self._path, {"times_tested": count})
         return count

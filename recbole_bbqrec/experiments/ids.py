@@ -1,6 +1,7 @@
 """Whether the semantic IDs of a data set are sound whatever the seed: report cards of the item tokenizer side by side.
 
 Tokenizers and cards are kept in the cache of the runs, so a stopped study goes on, and runs find what it has fitted.
+Several processes that share the cache share the fits.
 """
 
 import statistics
@@ -11,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .. import compat, registry
+from .. import claims, compat, registry, storage
 from ..config import Config
 from ..data.semantic_ids import compared_card
 from ..errors import InputError
@@ -51,12 +52,15 @@ def study(
     rows: dict[str, dict[str, Any]] = {AS_SET: {}}
     if config["tokenizer"] == "behavior_bind" and config["sid_independence_weight"]:
         rows[NO_PROBE] = {"sid_independence_weight": 0.0}
-    found: dict[str, list[dict[str, Any]]] = {row: [] for row in rows}
     plan = [(row, config["seed"] + index) for row in rows for index in range(seeds)]
-    for row, seed in tqdm(plan, "Tokenizers", ncols=100):
-        found[row].append(
-            _card(Config(arguments=files, config_dict={**given, **rows[row], "seed": seed, MAY_BE_UNUSED: True}))
-        )
+    fitted = {(row, seed): {**given, **rows[row], "seed": seed, MAY_BE_UNUSED: True} for row, seed in plan}
+    work = records.folder_of(results, dataset) / "claims" / f"ids-{storage.fingerprint(given, list(rows))}"
+    cards, bar = {}, tqdm(total=len(plan), desc="Tokenizers", ncols=100)
+    with bar:
+        for row, seed in claims.in_turn(plan, lambda fit: work.with_name(f"{work.name}-{plan.index(fit)}")):
+            cards[row, seed] = _card(Config(arguments=files, config_dict=fitted[row, seed]))
+            bar.update()
+    found = {row: [cards[one] for one in plan if one[0] == row] for row in rows}
     measured = {"dataset": dataset, "versions": report.versions()}
     measured |= {"settings": records.comparable_settings(config), "rows": found}
     page = markdown(measured)

@@ -183,6 +183,15 @@ def keep_error(folder: Path, name: str, seed: int, key: str, text: str) -> None:
     report.write_file(folder / f"{name}-{seed}-{key}{_ERROR}", text)
 
 
+def failure_of(folder: Path, name: str, seed: int, key: str) -> tuple[float, str] | None:
+    """When a run failed that has not succeeded since, and the last line of its error; none where it has not failed."""
+    path = folder / f"{name}-{seed}-{key}{_ERROR}"
+    try:
+        return path.stat().st_mtime, path.read_text(encoding="utf-8").strip().splitlines()[-1]
+    except FileNotFoundError:
+        return None
+
+
 def failures_in(folder: Path) -> dict[tuple[str, str, str], str]:
     """Runs that failed and have not succeeded since: name, seed and key -> "name, seed n: last line of the error"."""
     found = {}

@@ -1,4 +1,8 @@
-"""Many runs, one after the other: those that have a record are not run again, a failing one does not end the others."""
+"""Many runs, one after the other: those that have a record are not run again, a failing one does not end the others.
+
+Several processes may be given the same runs, on machines that share the folder of results: each takes those that no
+other is at, see `claims`.
+"""
 
 import sys
 import time
@@ -8,12 +12,12 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from .. import quick_start
+from .. import claims, quick_start, storage
 from ..config import Config, joined, parse_command_line
 from ..errors import InputError
 from ..evaluation.configuration import judged_parts
 from ..evaluation.leakage import check_leakage
-from ..settings import MAY_BE_UNUSED
+from ..settings import FITTED_AFTER_TRAINING, MAY_BE_UNUSED, trained_as
 from . import records
 
 QUIET = {"state": "WARNING", "report_card": False}
@@ -64,6 +68,11 @@ class Job:
         check_judged(config)
         self.settings = records.comparable_settings(config)
         self.key = records.run_key(self.settings, data["data_fingerprint"])
+        # Runs that share a training are not made at once: the second would train beside the first.
+        learned = {key: value for key, value in self.settings.items() if key not in FITTED_AFTER_TRAINING}
+        training = {**learned, "model": trained_as(config["model"])}
+        name = f"{self.seed}-{storage.fingerprint(training, data['data_fingerprint'])}"
+        self.claim = folder / "claims" / name
 
 
 def run_jobs(jobs: Sequence[Job], final: bool, after: Callable[[Job], object]) -> dict[str, str]:
@@ -71,7 +80,7 @@ def run_jobs(jobs: Sequence[Job], final: bool, after: Callable[[Job], object]) -
 
     A model that turns out to be untrained has nothing that a seed could change: its further seeds are passed over.
     Where `final`, a record has to be judged on test to count. Returns "name, seed n" -> message of the error, for each
-    run that failed; the data set is named where there are several.
+    run that failed, here or meanwhile in another process; the data set is named where there are several.
     """
     source = records.code_fingerprint()  # of the code that is running, whatever is edited meanwhile
     splits = ("valid", "test") if final else ("valid",)
@@ -80,37 +89,57 @@ def run_jobs(jobs: Sequence[Job], final: bool, after: Callable[[Job], object]) -
     missing = [job for job in jobs if found[job] is None and job.key not in untrained]
     say(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them finished before")
     several = len({job.folder for job in jobs}) > 1
-    started, done, failures = time.monotonic(), 0, {}
-    while missing:
-        job, total = missing[0], done + len(missing)
+    before = {job: records.failure_of(job.folder, job.name, job.seed, job.key) for job in missing}
+    started, done, failures, left = time.monotonic(), 0, {}, missing
+    for job in claims.in_turn(missing, lambda job: job.claim, _waits):
+        left = [other for other in left if other.key not in untrained]
+        if job not in left:
+            continue
         title = job.name + f" on {job.dataset}" * several + f", seed {job.seed}"
-        elapsed = time.monotonic() - started
-        times = (timedelta(seconds=round(seconds)) for seconds in (elapsed, elapsed / max(done, 1) * len(missing)))
-        say(f"[{done + 1}/{total}] {title}" + " (elapsed {}, about {} left)".format(*times) * bool(done))
-        try:
-            given = {**job.given, "results": str(job.folder.parent.parent)}
-            record, ranks = quick_start.execute(job.files, given, inspect=check_leakage)
-        except Exception as error:  # whatever it is, the other runs are worth having
-            failures[title] = " ".join(f"{type(error).__name__}: {error}".split())
-            records.keep_error(job.folder, job.name, job.seed, job.key, traceback.format_exc())
-            say(f"  failed: {failures[title]}")
+        made = records.find(job.folder, job.seed, job.key, splits)
+        error = records.failure_of(job.folder, job.name, job.seed, job.key)
+        if made is None and error == before[job]:  # no other process has been at it
+            elapsed = time.monotonic() - started
+            times = (timedelta(seconds=round(seconds)) for seconds in (elapsed, elapsed / max(done, 1) * len(left)))
+            say(f"[{done + 1}/{done + len(left)}] {title}" + " (elapsed {}, about {} left)".format(*times) * bool(done))
+            made, message = _make(job, source)
+            after(job)
+            done += 1
         else:
-            kept = {
-                **record,
-                "run_dir": Path(record["run_dir"]).name,  # not this machine's folders
-                **job.data,
-                "source": source,
-                "settings": job.settings,
-                "run_key": job.key,
-                "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            }
-            records.write(job.folder, job.name, kept, ranks)
-            if record["epochs"]["done"] == 0:
-                untrained.add(job.key)
-        after(job)
-        missing, done = [left for left in missing[1:] if left.key not in untrained], done + 1
+            message = f"{error[1]} (in another process)" if made is None and error else ""
+        if message:
+            failures[title] = message
+        elif made and made.record["epochs"]["done"] == 0:
+            untrained.add(job.key)
+        left.remove(job)
     say(f"{done} runs in {timedelta(seconds=round(time.monotonic() - started))}" if done else "nothing left to run")
     return failures
+
+
+def _make(job: Job, source: str) -> tuple[records.Run | None, str]:
+    """Run a job and keep its record, which is returned, or the message of what it failed by."""
+    try:
+        given = {**job.given, "results": str(job.folder.parent.parent)}
+        record, ranks = quick_start.execute(job.files, given, inspect=check_leakage)
+    except Exception as error:  # whatever it is, the other runs are worth having
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        records.keep_error(job.folder, job.name, job.seed, job.key, traceback.format_exc())
+        say(f"  failed: {message}")
+        return None, message
+    kept = {
+        **record,
+        "run_dir": Path(record["run_dir"]).name,  # not this machine's folders
+        **job.data,
+        "source": source,
+        "settings": job.settings,
+        "run_key": job.key,
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    return records.Run(records.write(job.folder, job.name, kept, ranks)), ""
+
+
+def _waits(n_left: int) -> None:
+    say(f"{n_left} more runs are under way in other processes, which this one waits for; it may be interrupted")
 
 
 def exit_code(failures: Mapping[str, str]) -> int:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from recbole.utils import init_logger
 
-from .. import quick_start
+from .. import claims, quick_start
 from ..config import Config, layered, read_files
 from ..data.sequences import seen_before
 from ..errors import InputError
@@ -77,7 +77,9 @@ def study(
     if not second_stage_settings(config):
         raise InputError("candidate_similarity: found no signal, which leaves no second stage to study; drop it")
     data = records.about_data(config)
-    for seed in range(config["seed"], config["seed"] + n_seeds):
+    seeds, key = range(config["seed"], config["seed"] + n_seeds), _key(config, data)
+    work = records.folder_of(results, dataset) / "claims" / f"second-stage-{key}"
+    for seed in claims.in_turn(seeds, lambda seed: work.with_name(f"{work.name}-{seed}")):
         _study_seed({**QUIET, **given, "seed": seed, MAY_BE_UNUSED: True}, data, results)
         page = second_stage_page.write(dataset, results)
     return page
@@ -95,11 +97,14 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**given, "second_stage": GBDT}
 
 
+def _key(config: Config, data: Mapping[str, Any]) -> str:
+    return records.run_key(records.comparable_settings(config), data["data_fingerprint"])
+
+
 def _study_seed(given: dict[str, Any], data: Mapping[str, Any], results: Path) -> None:
     """Train one seed, fit its variants and keep the record up to date."""
     config, source, memory = Config(config_dict=given), records.code_fingerprint(), PeakMemory()
-    settings = records.comparable_settings(config)
-    key = records.run_key(settings, data["data_fingerprint"])
+    settings, key = records.comparable_settings(config), _key(config, data)
     folder, title = second_stage_page.folder_of(results, config["dataset"]), f"{config['model']}, seed {config['seed']}"
     path = folder / f"{config['model']}-{config['seed']}-{key}.json"
     known = records.Run(path) if path.is_file() else None

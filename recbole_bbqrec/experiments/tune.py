@@ -16,10 +16,10 @@ from typing import Any
 
 import optuna
 import yaml
-from filelock import FileLock
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .. import quick_start, registry
+from ..claims import Claim
 from ..config import Config, unused_settings
 from ..data.feature_sources import modalities
 from ..errors import InputError
@@ -69,7 +69,8 @@ def tune(
     arguments : `--key=value` settings of all trials; a key that the space has too is not searched.
     space : file of the space, in place of the one that comes with the program.
     results : folder that holds `tune/<Dataset>/<Model>-<key>.jsonl` and `.yaml`.
-    storage : URL of a database that keeps the trials instead of the `.jsonl` file, for processes on many machines.
+    storage : URL of a database that keeps the trials instead of the `.jsonl` file, or a journal of their own on a disk
+        that many machines share.
 
     Returns
     -------
@@ -147,7 +148,7 @@ def _go_on(search: Search, given: dict[str, Any], files: Sequence[str], config: 
     return 0
 
 
-def _run(search: Search, trial: optuna.Trial, lock: FileLock, given: dict[str, Any], files: Sequence[str]) -> None:
+def _run(search: Search, trial: optuna.Trial, claim: Claim, given: dict[str, Any], files: Sequence[str]) -> None:
     """Run a trial to its end or to that of the budget, its time kept all along."""
     number, settings, before = (trial.number, *(trial.user_attrs[key] for key in ("settings", "cpu_seconds")))
     best, folder = search.score(search.ordered[0]), search.folder(number)
@@ -188,7 +189,7 @@ def _run(search: Search, trial: optuna.Trial, lock: FileLock, given: dict[str, A
         steps.remove()
         seconds = before + time.process_time() - started
         search.keep(trial, state, cpu_seconds=seconds, **known)
-        lock.release()
+        claim.release()
     if state != CUT:
         shutil.rmtree(folder, ignore_errors=True)
     say(f"  {search.summary(search.study.trials[number])}, {seconds:.0f} CPU seconds")

@@ -3,7 +3,6 @@
 A trial's number stands for its settings, so a new trial is one atomic step of the storage and no settings run twice.
 """
 
-import contextlib
 import itertools
 import json
 import math
@@ -15,11 +14,13 @@ from typing import Any
 import numpy as np
 import optuna
 import yaml
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from optuna.storages import JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from .. import claims
+from ..claims import Claim
 from ..errors import InputError
 from ..evaluation import report
 from . import records
@@ -38,7 +39,8 @@ class Search:
     minutes : CPU time that it may use in all.
     results : folder below which it is kept, as `tune/<Dataset>/<Model>-<key>`.
     place : folder of its processes on this disk.
-    url : database to keep the trials in; without one, a journal beside the best settings.
+    url : database to keep the trials in, or a journal, a .jsonl file that several machines share; without one, a
+        journal beside the best settings.
     """
 
     def __init__(self, head: dict[str, Any], minutes: float, results: Path, place: Path, url: str | None = None):
@@ -46,18 +48,25 @@ class Search:
         name = f"{head['dataset']}/{head['model']}-{head['key']}"
         self.title = f"{head['model']} on {head['dataset']}, search {head['key']}, seed {head['seed']}"
         self.path = results / "tune" / f"{name}.jsonl"
-        # Where its trials run. A journal belongs to one machine, so there an unknown place is this one.
+        self.is_shared = bool(url) and "://" not in str(url) and Path(str(url)).suffix == self.path.suffix
+        is_database, journal = bool(url) and not self.is_shared, Path(str(url)) if self.is_shared else self.path
+        # Where its trials run. A journal beside the settings belongs to one machine: an unknown place is this one.
         self.here = (f"{platform.node()}:{place.resolve()}",) if url else (str(place), None)
+        # Where those who run them are known: of a shared journal on all machines, else on each its own.
+        self.claims = journal.with_name(f"{journal.name}.claims") / head["key"] if self.is_shared else place
         self.where = f"study {name} in --storage" if url else str(self.path)
-        for folder in (place, self.path.parent):
+        for folder in (place, self.path.parent, journal.parent):
             folder.mkdir(parents=True, exist_ok=True)
         before = self.path.with_suffix(".json")  # the form in which searches were kept before there were journals
         earlier = records.read(before)["trials"] if before.is_file() else []
         # Optuna's own lock on a journal outlives a kill by half a minute; the system's does not.
-        lock: Any = FileLock(place / ".journal.lock")
+        lock: Any = JournalFileOpenLock(str(journal)) if self.is_shared else FileLock(place / ".journal.lock")
         try:
-            with FileLock(place / ".lock"):
-                self.storage = RDBStorage(url) if url else JournalStorage(JournalFileBackend(str(self.path), lock))
+            with claims.alone(place / "search"):
+                if is_database:
+                    self.storage = RDBStorage(str(url))
+                else:
+                    self.storage = JournalStorage(JournalFileBackend(str(journal), lock))
                 self.study = optuna.create_study(
                     study_name=name, storage=self.storage, direction="maximize", load_if_exists=True
                 )
@@ -71,7 +80,11 @@ class Search:
                     self.study.add_trial(optuna.create_trial(state=state, value=score, user_attrs=kept))
         except Exception as error:  # every database has errors of its own
             text = " ".join(f"{type(error).__name__}: {error}".split())
-            mend = "give a URL such as sqlite:///search.db" if url else "delete it to begin again"
+            mend = (
+                "give a URL such as sqlite:///search.db or a file such as search.jsonl"
+                if url
+                else "delete it to begin again"
+            )
             raise InputError(f"{self.where}: not readable ({text}); {mend}") from error
 
     @property
@@ -88,18 +101,20 @@ class Search:
     def is_spent(self) -> bool:
         return self.used >= 60 * self.minutes
 
-    def take(self, source: str) -> tuple[Trial, FileLock] | None:
-        """Take a trial that was killed, or else cut, or else a new one, with the lock that makes it this process's.
+    def take(self, source: str) -> tuple[Trial, Claim] | None:
+        """Take a trial that was killed, or else cut, or else a new one, with the claim that makes it this process's.
 
         What it has reached with other code than `source` does not count, its time does. None where nothing is left.
         """
-        with FileLock(self.place / ".lock"):  # others here wait until the trial is locked
+        with claims.alone(self.place / "search"):  # others here wait until the trial is claimed
             if (taken := self._killed()) is None:
                 known = self.study.get_trials(deepcopy=False)
                 if all(trial.state != CUT for trial in known) and self._settings(len(known)) is None:
                     return None
                 trial = self.study.ask()
-                taken = trial, self._locked(trial.number)
+                if (claim := self._claimed(trial.number)) is None:
+                    return None  # another machine has taken it for one that was killed
+                taken = trial, claim
         trial, reached = taken[0], taken[0].user_attrs
         if (settings := self._settings(trial.number)) is None:  # another machine was faster to take the last ones
             self.keep(trial, FAILED)
@@ -110,15 +125,14 @@ class Search:
         self.keep(trial, place=self.here[0])
         return taken
 
-    def _killed(self) -> tuple[Trial, FileLock] | None:
-        """The first trial that ran here and whose process is gone; one of another machine may be running."""
+    def _killed(self) -> tuple[Trial, Claim] | None:
+        """The first trial whose process is gone; in a database, of those that ran on this machine."""
         for trial in self.study.get_trials(deepcopy=False, states=(RUNNING,)):
-            if trial.user_attrs.get("place") in self.here:
-                with contextlib.suppress(Timeout):
-                    lock = self._locked(trial.number)
-                    if self.storage.get_trial(trial._trial_id).state == RUNNING:  # it may just have ended
-                        return Trial(self.study, trial._trial_id), lock
-                    lock.release()
+            place = trial.user_attrs.get("place")
+            if (place is not None if self.is_shared else place in self.here) and (claim := self._claimed(trial.number)):
+                if self.storage.get_trial(trial._trial_id).state == RUNNING:  # it may just have ended
+                    return Trial(self.study, trial._trial_id), claim
+                claim.release()
         return None
 
     def _settings(self, number: int) -> dict[str, Any] | None:
@@ -130,12 +144,10 @@ class Search:
         """Folder of what a trial writes while it runs."""
         return self.place / f"trial-{number}"
 
-    def _locked(self, number: int) -> FileLock:
-        """The lock of a trial; a `Timeout` where another process has it."""
+    def _claimed(self, number: int) -> Claim | None:
+        """The claim to a trial, and its folder made; none where another process has it."""
         self.folder(number).mkdir(exist_ok=True)
-        lock = FileLock(self.folder(number) / ".lock")
-        lock.acquire(timeout=0)
-        return lock
+        return claims.take(self.claims / f"trial-{number}")
 
     def keep(self, trial: Trial, state: TrialState = RUNNING, **known: Any) -> None:
         """Keep what is known of a trial, and how it has ended; done and failed are for good, a cut one has no place."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .. import distributed
 from ..errors import InputError
 from .attention import LayerSettings, TransformerLayer, causal_mask, initialise
 from .batch_items import LARGE, different, draw_negatives
@@ -139,7 +140,8 @@ class BBQRec(RankingModel):
 
         Each stands for as many items as it was drawn from, so the loss is as large for few negatives as for many.
         """
-        negatives = draw_negatives(self.n_items, self.n_negatives, item_seq.device)
+        with distributed.joint_draws():
+            negatives = draw_negatives(self.n_items, self.n_negatives, item_seq.device)
         stands_for = math.log((self.n_items - 1) / len(negatives))
         unique, place = different(torch.cat([item_seq.flatten(), targets, negatives]))
         table = self.item_table(unique)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .. import distributed
 from ..evaluation.ranking import per_row
 from ..model.protocol import FirstStage
 from .features import Feature
@@ -86,6 +87,8 @@ def fit_boosted(
     """
     rows = chosen(stage, histories, targets)
     examples = collect(stage, first, histories[rows], targets[rows], progress)
+    if not distributed.is_main():
+        return "fitted by the main process", False
     if len(np.unique(examples.fold)) < 2:
         return f"{len(examples.fold)} histories have their next item among the candidates, too few: left out", False
     found = cross_fit(examples, stage.features, seed, progress)
@@ -125,17 +128,21 @@ def collect(
     targets: Tensor,
     progress: bool = False,
 ) -> Examples:
-    """Choose candidates, and compute the features of those histories [R, T] whose target [R] is among theirs."""
-    # Of the features, nearly all of what is kept, there is one copy: memory for as many as there may be, of which the
-    # system gives what is written to.
-    features = np.empty((len(histories) * stage.most_candidates(histories.shape[1]), len(stage.features)), np.float32)
-    parts: list[tuple[np.ndarray, ...]] = []
-    n_histories = n = 0
+    """Choose candidates, and compute the features of those histories [R, T] whose target [R] is among theirs.
+
+    Of several processes each computes those of a share of the histories, and the main one gets all of them.
+    """
     lengths = (histories != 0).sum(1)
     order = lengths.argsort(stable=True)  # little padding
-    at_once = max(1, min(ROWS, CELLS // stage.n_items))
-    with tqdm(desc="Candidates", total=len(order), ncols=100, disable=not progress, leave=False) as bar:
-        for rows in order.split(at_once):
+    own = distributed.share(order.split(max(1, min(ROWS, CELLS // stage.n_items))))
+    n_own = sum(map(len, own))
+    # Of the features, nearly all of what is kept, there is one copy: memory for as many as there may be, of which the
+    # system gives what is written to.
+    features = np.empty((n_own * stage.most_candidates(histories.shape[1]), len(stage.features)), np.float32)
+    parts: list[tuple[np.ndarray, ...]] = []
+    n_histories = n = 0
+    with tqdm(desc="Candidates", total=n_own, ncols=100, disable=not progress, leave=False) as bar:
+        for rows in own:
             bar.update(len(rows))
             trimmed = histories[rows, : int(lengths[rows].max())]
             said = first(trimmed)
@@ -150,15 +157,7 @@ def collect(
             history = torch.arange(n_histories, n_histories + len(known), device=known.device, dtype=torch.int32)
             of_candidates = history.unsqueeze(1).expand_as(known), batch.items.int(), slot, is_target, is_seen
             of_histories = fold_of(stage.folds.hashes(trimmed[has]), FOLDS), rows[has]
-            values = stage.features_of(said, batch)[known].cpu().numpy()
-            features[n : n + len(values)] = values
-            parts.append(tuple(part.cpu().numpy() for part in (*(of[known] for of in of_candidates), *of_histories)))
-            n_histories, n = n_histories + len(known), n + len(values)
-    if not parts:
-        no, none = np.zeros(0, int), np.zeros(0, bool)
-        return Examples(features[:0], no, no, no, none, none, no, no)
-    return Examples(features[:n], *(np.concatenate(part) for part in zip(*parts, strict=True)))
-
+XXX
 
 class CrossFit(NamedTuple):
     """Trees of each fold, fitted on all others, and the log-odds [n] that so many of them give, by their number."""

@@ -17,6 +17,7 @@ import scipy.sparse
 import torch
 from tqdm import tqdm
 
+from .. import distributed
 from ..model.protocol import FirstStage
 from .hashing import fold_of
 from .linear import HALVES, CandidateSimilarity
@@ -116,7 +117,9 @@ def fit_and_tell(
     seed: int,
     progress: bool = False,
 ) -> tuple[str, bool]:
-    """As `fit_linear`, for `socket.FORMS`: what has come of it, and that it is kept."""
+    """As `fit_linear`, for `socket.FORMS`: what has come of it, and that it is kept. The main process fits alone."""
+    if not distributed.is_main():
+        return "fitted by the main process", True
     shares = fit_linear(candidates, first, histories, targets, seed, progress)
     kept = ", ".join(f"{share:.2f}" for share in shares)
     signals = ", ".join(candidates.signals) or "none"

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from recbole.trainer import Trainer
 
+from .. import distributed
 from ..evaluation.ranking import Ranks
 from ..evaluation.sample import rows_of_some
 from ..second_stage import socket
@@ -100,12 +101,16 @@ class SecondStageFit(Trainer):
         path = self.folder.path / WEIGHTS_FILE
         if path == Path(self.saved_model_file):
             return
-        if not (self.config["resume"] and self._load_fitted(path)):
+        if not (self.config["resume"] and distributed.agreed(path.is_file) and self._load_fitted(path)):
             started = time.perf_counter()
             self._fit_second_stage(valid_data, show_progress)
             self._stage_seconds = time.perf_counter() - started
             header = {SECONDS: self._stage_seconds, MEMORY: self._memory.mib}
-            checkpoint.save_weights(path, self.model, {**self._header(self.state.best_epoch), **header})
+            if distributed.is_main():
+                checkpoint.save_weights(path, self.model, {**self._header(self.state.best_epoch), **header})
+            distributed.barrier()
+            if not distributed.is_main():  # which alone has fitted it
+                checkpoint.load_weights(path, self.model)
         self.saved_model_file = str(path)
 
     def _header(self, epoch: int | None) -> dict[str, Any]:
@@ -113,8 +118,6 @@ class SecondStageFit(Trainer):
 
     def _load_fitted(self, path: Path) -> bool:
         """Load what has been fitted already, if it was for the very weights that the model has now."""
-        if not path.is_file():
-            return False
         best = {name: value.clone() for name, value in self.model.state_dict().items()}
         header = checkpoint.load_weights(path, self.model)
         loaded = self.model.state_dict()
@@ -150,7 +153,7 @@ class SecondStageFit(Trainer):
             stage = stage.to(self.device)
             words, is_better = socket.fit(stage, self.model, self.config, histories, targets, show_progress)
             self.logger.info(f"second stage: {words}")
-            if is_better:
+            if distributed.agreed(lambda better=is_better: better):
                 socket.attach(self.model, stage)
                 return
             form = socket.INSTEAD.get(form)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import distributed
 from .by_row import BETAS, EPS, Rows, caught_up, stepped
 
 ETA = 8
@@ -85,8 +86,10 @@ class AveragedAdamW(torch.optim.AdamW):
 
     def _step_rows(self, group: dict[str, Any], table: nn.Parameter, gradient: Tensor) -> None:
         rows, values = gradient._indices()[0], gradient._values()
-        n_steps = group["n_steps"]
-        new = stepped(self._read(table, rows), values, n_steps, group["lr"], group["weight_decay"], share(n_steps))
+        n_steps, now = group["n_steps"], self._read(table, rows)
+        if distributed.world() > 1:  # other processes have read rows that this one has not brought up to date
+            now = caught_up(now, n_steps - 1, group["lr"], group["weight_decay"], ETA)
+        new = stepped(now, values, n_steps, group["lr"], group["weight_decay"], share(n_steps))
         self._write(table, rows, new)
 
     @torch.no_grad()

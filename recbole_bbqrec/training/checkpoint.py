@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .. import storage
+from .. import distributed, storage
 from ..errors import InputError
 from ..second_stage import socket
 from ..settings import learning_settings, second_stage_settings, trained_as
@@ -50,6 +50,8 @@ class RunFolder(NamedTuple):
             torch.__version__,
         )
         root, begins = Path(config["checkpoint_dir"]), f"{config['dataset']}-{config['seed']}"
+        if distributed.world() > 1:  # which draws of their own
+            of_all_lengths = storage.fingerprint(of_all_lengths, distributed.world())
         if config["train_on"] == "all":
             begins = f"{config['dataset']}-all-{config['seed']}"
 

@@ -1,5 +1,6 @@
 """RecBole's `Trainer` under this project's protocol: masked early stopping, exact resume, no pickle."""
 
+import contextlib
 import functools
 import random
 import shutil
@@ -17,6 +18,7 @@ from recbole.utils import set_color
 from scipy.sparse import csr_array
 from tqdm import tqdm
 
+from .. import compat, distributed
 from ..data.cold_items import is_cold
 from ..data.sequences import seen_before
 from ..errors import InputError
@@ -32,6 +34,7 @@ from ..tokenizer.memory import PeakMemory
 from . import checkpoint
 from .afterwards import Decided, SecondStageFit, TrainingState
 from .checkpoint import LAST_FILE, WEIGHTS_FILE, RunFolder
+from .shares import joint_loss
 from .steps import check_finite
 
 CELLS = 2**24
@@ -58,7 +61,8 @@ class ProtocolTrainer(SecondStageFit):
     _keeps_last = False
 
     def __init__(self, config: Any, model: Any) -> None:
-        super().__init__(config, model)
+        with contextlib.nullcontext() if distributed.is_main() else compat.writing_no_events():
+            super().__init__(config, model)
         if config["length_groups"] and config["model"] in LENGTH_INDEPENDENT:
             group_by_length(model)
         self.ranker, self._grown = ranker_of(model, config), None
@@ -83,7 +87,7 @@ class ProtocolTrainer(SecondStageFit):
         train_data = self._training_batches(train_data)
         valid_data = self._open_run(train_data, valid_data)
         path = self.folder.training / LAST_FILE
-        if saved and self.config["resume"] and (path.is_file() or self._take_over()):
+        if saved and self.config["resume"] and distributed.agreed(lambda: path.is_file() or self._take_over()):
             header = checkpoint.load_training(path, self.model, self.optimizer)
             self.start_epoch, self.state = header["epoch"] + 1, TrainingState(**header["state"])
             for name in RESUMED:
@@ -92,8 +96,9 @@ class ProtocolTrainer(SecondStageFit):
             going_on = f"going on at epoch {self.start_epoch}"
             done = "finished run found, training is skipped" if self._is_finished else going_on
             self.logger.info(f"{path}: {done} (--resume=False trains anew)")
-        elif saved:
+        elif saved and distributed.is_main():
             shutil.rmtree(self.folder.training, ignore_errors=True)
+        distributed.broadcast(self.model.state_dict().values())
 
         def after_epoch(epoch: int, score: float) -> None:
             if saved:
@@ -108,6 +113,7 @@ class ProtocolTrainer(SecondStageFit):
                 self._save_last(self.state.epochs_done - 1)
         elif saved and not self.epochs:  # the model as it begins
             self._save_checkpoint(-1, verbose)
+        distributed.barrier()  # what the main process has kept is there for all
         return self.best_valid_score, self.best_valid_result
 
     @property
@@ -138,7 +144,10 @@ class ProtocolTrainer(SecondStageFit):
         self._train_dataset = train_data._dataset
         socket.attach(self.model, None)
         parts = [data._dataset for data in (train_data, valid_data) if data is not None]
-        self.folder = RunFolder.of(self.config, parts, [type(self), type(self.model)])
+        found = RunFolder.of(self.config, parts, [type(self), type(self.model)])
+        # Features of another machine may differ in their last bits, and with them the names.
+        path, training = (Path(distributed.told(str(place))) for place in (found.path, found.training))
+        self.folder = found._replace(path=path, training=training)
         self.saved_model_file = str(self.folder.training / WEIGHTS_FILE)
         return valid_data
 
@@ -149,12 +158,15 @@ class ProtocolTrainer(SecondStageFit):
         seed = int(np.random.SeedSequence([self.config["seed"], epoch_idx]).generate_state(1)[0])
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 (RecBole's samplers draw from numpy's global state)
-        torch.manual_seed(seed)
+        distributed.part_draws(seed)
         train_data.generator.manual_seed(seed)
         started = time.perf_counter()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r".*GradScaler", category=FutureWarning)
+            if distributed.world() > 1:
+                loss_func = joint_loss(self.model)
             loss = self._take_steps(train_data, epoch_idx, loss_func, show_progress)
+        loss = distributed.total(loss)
         self.state.epoch_seconds.append(time.perf_counter() - started)
         self.state.epochs_done = epoch_idx + 1
         if not self._validates:
@@ -193,12 +205,16 @@ class ProtocolTrainer(SecondStageFit):
         return groups.get("warm", groups["all"]).metrics(self.config["metrics"], self.config["topk"])
 
     def _save_checkpoint(self, epoch: int | None, verbose: bool = True, **kwargs: Any) -> None:
+        if not distributed.is_main():
+            return
         path = Path(kwargs.get("saved_model_file", self.saved_model_file))
         checkpoint.save_weights(path, self.model, self._header(epoch))
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {path}")
 
     def _save_last(self, epoch: int) -> None:
+        if not distributed.is_main():
+            return
         self.state.peak_memory_mib = self._memory.mib
         header = {"epoch": epoch, "state": asdict(self.state), **{name: getattr(self, name) for name in RESUMED}}
         checkpoint.save_training(self.folder.training / LAST_FILE, self.model, self.optimizer, header)
@@ -234,7 +250,8 @@ class ProtocolTrainer(SecondStageFit):
     ) -> Ranks:
         """Rank the target of every row of `eval_data`, or of some `rows` [R], with the model as it is.
 
-        `eval_data` is RecBole's full-sort evaluation loader, `earlier` the data sets before it, see `seen_before`.
+        `eval_data` is RecBole's full-sort evaluation loader, `earlier` the data sets before it, see `seen_before`. Of
+        several processes each ranks a share of the rows, and all of them get all ranks.
         """
         self.model.eval()
         dataset = eval_data._dataset
@@ -246,17 +263,19 @@ class ProtocolTrainer(SecondStageFit):
         # Rows of one length side by side: a model that trims its batches has no work with padding.
         order = np.argsort(lengths[judged], kind="stable")
         seen, ties = self._seen_before(dataset, tuple(earlier)), tie_order(dataset.item_num, self.config["seed"])
-        bar = tqdm(total=len(order), desc="Rank", ncols=100, disable=not show_progress)
+        n_parts = distributed.rounded(-(-len(order) // self.config["eval_batch_size"]))
+        own = [part for part in distributed.share(np.array_split(order, n_parts)) if len(part)] if n_parts else []
+        bar = tqdm(total=sum(map(len, own)), desc="Rank", ncols=100, disable=not show_progress)
         ranker, cold = self._ranker_for(dataset), is_cold(dataset)
         shared, ties, parts = ranker.shared(), ties.to(self.device), []
-        n_parts = -(-len(order) // self.config["eval_batch_size"])
         with bar:
-            for part in np.array_split(judged[order], n_parts) if n_parts else ():
-                parts.append(self._rank_rows(eval_data, part, seen, ties, ranker, shared))
+            for part in own:
+                parts.append(self._rank_rows(eval_data, judged[part], seen, ties, ranker, shared))
                 bar.update(len(part))
         ranks = np.zeros((len(COLUMNS), len(order)), np.int64)
         if parts:  # they come from the device once, after the last one
-            ranks[:, order] = torch.cat(parts, dim=1).cpu().numpy()
+            ranks[:, np.concatenate(own)] = torch.cat(parts, dim=1).cpu().numpy()
+        distributed.add(ranks)  # zeros, where other processes have ranked
         users = dataset.inter_feat[dataset.uid_field].numpy()[judged]
         return Ranks(users, *ranks, cold=None if cold is None else cold[judged], rows=rows)
 

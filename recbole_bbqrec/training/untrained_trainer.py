@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .. import storage
+from .. import distributed, storage
 from ..data.cold_items import is_cold
 from ..evaluation.ranking import per_row, rank_targets, tie_order
 from ..model.untrained import Untrained
@@ -52,22 +52,24 @@ class UntrainedTrainer(ProtocolTrainer):
         self.state.best_epoch = -1
         valid_data = self._open_run(train_data, valid_data)
         path = self.folder.training / CHOSEN
-        if saved and self.config["resume"] and path.is_file():
+        if saved and self.config["resume"] and distributed.agreed(path.is_file):
             self.load_best()
             found = json.loads(path.read_text(encoding="utf-8"))
             self._fit_seconds = found["fit_seconds"]
             memory.count(found["peak_memory_mib"])
         else:
-            shutil.rmtree(path.parent, ignore_errors=True)
+            if distributed.is_main():
+                shutil.rmtree(path.parent, ignore_errors=True)
             started = time.perf_counter()
             sequences = self._train_dataset.train_sequences
             self.ranker.count(sequences.offsets, sequences.items)
             self.ranker.choose(self._point(valid_data, show_progress))
             self._fit_seconds = time.perf_counter() - started
-            if saved:
+            if saved and distributed.is_main():
                 self._save_checkpoint(-1, verbose)
                 cost = {"fit_seconds": self._fit_seconds, "peak_memory_mib": self._memory.mib}
                 storage.write_json(path, {"chosen": self.ranker.chosen, **cost})
+            distributed.barrier()
         self.state.chosen = self.ranker.chosen
         if self.state.chosen:
             values = ", ".join(f"{key} {value}" for key, value in self.state.chosen.items())

@@ -1,0 +1,141 @@
+"""Who does which work in a folder that several processes share, be they on one machine or on many.
+
+A claim is a file that one process alone can create, `O_EXCL`, which a shared disk without locks keeps too. Its owner
+touches it every few seconds; one that nobody has touched for `STALE` seconds is of a process that has died. Its
+successor is not written over it, which two could do at once, but beside it, with the next number: again one process
+alone can create that. The highest number counts.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+BEAT, STALE = 10.0, 60.0
+"""Seconds between two touches of a claim, and after which one that nobody has touched is taken over."""
+PAUSE = 1.0
+"""Seconds between two looks at claims of others."""
+
+Job = TypeVar("Job")
+
+
+class Claim:
+    """The claim of this process to a work called `path`; hold it no longer than the work takes, see `take`."""
+
+    def __init__(self, path: Path, number: int) -> None:
+        self._path, self._number, self._released = path, number, threading.Event()
+        threading.Thread(target=self._touch, daemon=True).start()
+
+    def _touch(self) -> None:
+        while not self._released.wait(BEAT):
+            with contextlib.suppress(OSError):  # a shared disk may be away for a moment
+                os.utime(_file(self._path, self._number))
+
+    def release(self) -> None:
+        """Let others have it. Earlier claims go first: one alone would look like that of a dead process."""
+        self._released.set()
+        for number in sorted(number for number in _numbers(self._path) if number <= self._number):
+            _file(self._path, number).unlink(missing_ok=True)
+
+
+def take(path: Path) -> Claim | None:
+    """Claim the work called `path`, whose folder is made; none where another process that lives has claimed it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    last = max(_numbers(path), default=0)
+    if last and not _is_dead(path, last):
+        return None
+    try:
+        handle = os.open(_file(path, last + 1), os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except FileExistsError:
+        return None
+    with os.fdopen(handle, "w") as file:
+        json.dump({"host": platform.node(), "pid": os.getpid(), "place": _place()}, file)
+    return Claim(path, last + 1)
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Wait until no other process is at the work called `path`, and keep others from it within the block."""
+    while (claim := take(path)) is None:
+        time.sleep(PAUSE / 10)
+    try:
+        yield
+    finally:
+        claim.release()
+
+
+def in_turn(
+    jobs: Iterable[Job], work_of: Callable[[Job], Path], waits: Callable[[int], object] = lambda n: None
+) -> Iterator[Job]:
+    """Yield each job while this process has claimed its work; those that others are at come later.
+
+    Whether they have done it meanwhile is for the caller to find out. `waits` is told how many jobs are left when
+    others are at all of them for the first time.
+    """
+    left, told = list(jobs), False
+    while left:
+        for job in left:
+            if claim := take(work_of(job)):
+                break
+        else:
+            if not told:
+                waits(len(left))
+            told = True
+            time.sleep(PAUSE)
+            continue
+        left.remove(job)
+        try:
+            yield job
+        finally:
+            claim.release()
+
+
+def _file(path: Path, number: int) -> Path:
+    return path.with_name(f".{path.name}.claim-{number}")
+
+
+def _numbers(path: Path) -> list[int]:
+    found = (re.search(r"\.claim-(\d+)$", file.name) for file in path.parent.glob(f".{path.name}.claim-*"))
+    return [int(match.group(1)) for match in found if match]
+
+
+def _is_dead(path: Path, number: int) -> bool:
+    """Whether the owner of a claim is dead: this machine knows it of its own processes, of others time tells."""
+    file = _file(path, number)
+    try:
+        touched = file.stat().st_mtime
+        if _now(path.parent) - touched > STALE:
+            return True
+        owner = json.loads(file.read_text())
+    except FileNotFoundError:
+        return False  # released just now; the next look finds none
+    except ValueError:
+        return False  # its owner is about to write it
+    return owner["place"] is not None and owner["place"] == _place() and not psutil.pid_exists(owner["pid"])
+
+
+def _now(folder: Path) -> float:
+    """The time by the clock that gives files in a folder theirs."""
+    probe = folder / f".{uuid.uuid4().hex}.tmp"
+    probe.touch()
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink()
+
+
+def _place() -> str | None:
+    """What has the same numbers of processes: a start of a system and a space of numbers in it; none where unknown."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
