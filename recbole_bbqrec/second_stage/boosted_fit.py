@@ -157,7 +157,33 @@ def collect(
             history = torch.arange(n_histories, n_histories + len(known), device=known.device, dtype=torch.int32)
             of_candidates = history.unsqueeze(1).expand_as(known), batch.items.int(), slot, is_target, is_seen
             of_histories = fold_of(stage.folds.hashes(trimmed[has]), FOLDS), rows[has]
-XXX
+            values = stage.features_of(said, batch)[known].cpu().numpy()
+            features[n : n + len(values)] = values
+            parts.append(tuple(part.cpu().numpy() for part in (*(of[known] for of in of_candidates), *of_histories)))
+            n_histories, n = n_histories + len(known), n + len(values)
+    nothing = [np.zeros(0, kind) for kind in (np.int32, np.int32, np.int16, bool, bool, np.int64, np.int64)]
+    found = Examples(features[:n], *(np.concatenate(part) for part in zip(nothing, *parts, strict=True)))
+    return found if distributed.world() == 1 else _gathered(found, order.argsort().cpu().numpy())
+
+
+def _gathered(own: Examples, place: np.ndarray) -> Examples:
+    """The examples of all processes on the main one, in the order in which one alone would have made them.
+
+    Of each history there is its `place` [R] in that order.
+    """
+    found = [distributed.gather(part) for part in own]
+    if not distributed.is_main():
+        return own
+    parts = dict(zip(Examples._fields, found, strict=True))
+    before = np.cumsum([0, *map(len, parts["fold"][:-1])])
+    parts["history"] = [part + n for part, n in zip(parts["history"], before, strict=True)]
+    whole = Examples(**{name: np.concatenate(of_all) for name, of_all in parts.items()})
+    order = place[whole.row].argsort()  # of the histories
+    history = order.argsort()[whole.history]
+    rows = history.argsort(kind="stable")
+    of_rows = {name: getattr(whole, name)[rows] for name in Examples._fields[:6]}
+    return Examples(**{**of_rows, "history": history[rows], "fold": whole.fold[order], "row": whole.row[order]})
+
 
 class CrossFit(NamedTuple):
     """Trees of each fold, fitted on all others, and the log-odds [n] that so many of them give, by their number."""
