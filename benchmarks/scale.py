@@ -126,8 +126,10 @@ class Watch:
     """Seconds and the largest memory (MiB) by stage; while a stage is inside another, the outer one is not at work."""
 
     def __init__(self) -> None:
-        self.seconds, self.mib = dict.fromkeys(STAGES, 0.0), dict.fromkeys(STAGES, 0.0)
-        self._stack, self._since, self._peak = ["rest"], time.perf_counter(), PeakMemory()
+        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+        self.mib: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+        self._stack: list[str] = ["rest"]
+        self._since, self._peak = time.perf_counter(), PeakMemory()
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
