@@ -84,16 +84,16 @@ def main() -> None:
 def run_alone(folder: Path, size: int, arguments: argparse.Namespace, more: Sequence[str]) -> dict[str, Any]:
     """Make the data of one size and measure its run in a process of its own."""
     share, name = size / arguments.interactions, f"scale-{size}"
-    counts = [max(round(share * n), 10 * CLUSTER) for n in (arguments.users, arguments.items)]
+    n_users, n_items = (max(round(share * n), 10 * CLUSTER) for n in (arguments.users, arguments.items))
     if not (folder / name / f"{name}.item").is_file():
-        make(folder / name, *counts, size, arguments.seed)
+        make(folder / name, n_users, n_items, size, arguments.seed)
     given = [f"--one={folder / name}", f"--threads={arguments.threads}", f"--seed={arguments.seed}", *more]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "POLARS_MAX_THREADS"), str(arguments.threads))
     command, environment = [sys.executable, __file__, *given], {**os.environ, **threads}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
         sys.exit(f"{name}: the run failed ({done.returncode}); its words are above")
-    return {"users": counts[0], "items": counts[1], **json.loads(done.stdout.splitlines()[-1])}
+    return {"users": n_users, "items": n_items, **json.loads(done.stdout.splitlines()[-1])}
 
 
 def make(folder: Path, n_users: int, n_items: int, n_rows: int, seed: int) -> None:
