@@ -84,16 +84,16 @@ def main() -> None:
 def run_alone(folder: Path, size: int, arguments: argparse.Namespace, more: Sequence[str]) -> dict[str, Any]:
     """Make the data of one size and measure its run in a process of its own."""
     share, name = size / arguments.interactions, f"scale-{size}"
-    counts = [max(round(share * n), 10 * CLUSTER) for n in (arguments.users, arguments.items)]
+    n_users, n_items = (max(round(share * n), 10 * CLUSTER) for n in (arguments.users, arguments.items))
     if not (folder / name / f"{name}.item").is_file():
-        make(folder / name, *counts, size, arguments.seed)
+        make(folder / name, n_users, n_items, size, arguments.seed)
     given = [f"--one={folder / name}", f"--threads={arguments.threads}", f"--seed={arguments.seed}", *more]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "POLARS_MAX_THREADS"), str(arguments.threads))
     command, environment = [sys.executable, __file__, *given], {**os.environ, **threads}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
         sys.exit(f"{name}: the run failed ({done.returncode}); its words are above")
-    return {"users": counts[0], "items": counts[1], **json.loads(done.stdout.splitlines()[-1])}
+    return {"users": n_users, "items": n_items, **json.loads(done.stdout.splitlines()[-1])}
 
 
 def make(folder: Path, n_users: int, n_items: int, n_rows: int, seed: int) -> None:
@@ -126,8 +126,10 @@ class Watch:
     """Seconds and the largest memory (MiB) by stage; while a stage is inside another, the outer one is not at work."""
 
     def __init__(self) -> None:
-        self.seconds, self.mib = dict.fromkeys(STAGES, 0.0), dict.fromkeys(STAGES, 0.0)
-        self._stack, self._since, self._peak = ["rest"], time.perf_counter(), PeakMemory()
+        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+        self.mib: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+        self._stack: list[str] = ["rest"]
+        self._since, self._peak = time.perf_counter(), PeakMemory()
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
