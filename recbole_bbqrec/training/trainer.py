@@ -235,15 +235,15 @@ class ProtocolTrainer(SecondStageFit):
         seen, ties = self._seen_before(dataset, tuple(earlier)), tie_order(dataset.item_num, self.config["seed"])
         bar = tqdm(total=len(order), desc="Rank", ncols=100, disable=not show_progress)
         ranker, cold = self._ranker_for(dataset), is_cold(dataset)
-        shared, ties, parts = ranker.shared(), ties.to(self.device), []
-        n_parts = -(-len(order) // self.config["eval_batch_size"])
+        shared, ties, found = ranker.shared(), ties.to(self.device), []
+        parts = np.array_split(order, -(-len(order) // self.config["eval_batch_size"])) if len(order) else []
         with bar:
-            for part in np.array_split(judged[order], n_parts) if n_parts else ():
-                parts.append(self._rank_rows(eval_data, part, seen, ties, ranker, shared))
+            for part in parts:
+                found.append(self._rank_rows(eval_data, judged[part], seen, ties, ranker, shared))
                 bar.update(len(part))
         ranks = np.zeros((len(COLUMNS), len(order)), np.int64)
-        if parts:  # they come from the device once, after the last one
-            ranks[:, order] = torch.cat(parts, dim=1).cpu().numpy()
+        if found:  # they come from the device once, after the last one
+            ranks[:, np.concatenate(parts)] = torch.cat(found, dim=1).cpu().numpy()
         users = dataset.inter_feat[dataset.uid_field].numpy()[judged]
         return Ranks(users, *ranks, cold=None if cold is None else cold[judged], rows=rows)
 
