@@ -13,6 +13,7 @@ import torch
 
 from ..errors import InputError
 from ..model.decoding import Pairs
+from .sample import sampled_rows
 
 NOT_FOUND = 2**31 - 1
 """Rank of what a model does not find at all."""
@@ -41,6 +42,14 @@ METRICS: Mapping[str, Callable[[np.ndarray, int], np.ndarray | float]] = {
 def tie_order(n_items: int, seed: int) -> torch.Tensor:
     """Return the fixed random order [N] of the items that breaks ties: of two equal scores the smaller entry wins."""
     return torch.randperm(n_items, generator=torch.Generator().manual_seed(seed))
+
+
+def rows_of_some(users: np.ndarray, n_users: int) -> np.ndarray | None:
+    """Return the rows of `n_users` of the `users` [R], the same ones in every run; none where that is all (0: all)."""
+    known = np.unique(users)
+    if not 0 < n_users < len(known):
+        return None
+    return np.flatnonzero(np.isin(users, known[sampled_rows(len(known), n_users, seed=0)]))
 
 
 def rank_targets(

@@ -11,11 +11,3 @@ def sampled_rows(n_rows: int, n_wanted: int, seed: int) -> np.ndarray:
     if not 0 < n_wanted < n_rows:
         return np.arange(n_rows)
     return np.sort(np.random.default_rng(seed).permutation(n_rows)[:n_wanted])
-
-
-def rows_of_some(users: np.ndarray, n_users: int) -> np.ndarray | None:
-    """Return the rows of `n_users` of the `users` [R], the same ones in every run; none where that is all (0: all)."""
-    known = np.unique(users)
-    if not 0 < n_users < len(known):
-        return None
-    return np.flatnonzero(np.isin(users, known[sampled_rows(len(known), n_users, seed=0)]))

@@ -10,8 +10,7 @@ import torch
 from recbole.trainer import Trainer
 
 from .. import distributed
-from ..evaluation.ranking import Ranks
-from ..evaluation.sample import rows_of_some
+from ..evaluation.ranking import Ranks, rows_of_some
 from ..second_stage import socket
 from ..settings import plain_settings, second_stage_settings
 from ..tokenizer import memory

@@ -1,48 +1,19 @@
 import numpy as np
-import polars as pl
 import pytest
-from conftest import settings
 
-from recbole_bbqrec import quick_start
-from recbole_bbqrec.errors import InputError
-from recbole_bbqrec.evaluation.report import result_table
-from recbole_bbqrec.evaluation.sample import rows_of_some, sampled_rows
+from recbole_bbqrec.evaluation.sample import sampled_rows
 
 
-def test_rows_are_drawn_by_the_seed_each_once():
-    rows = sampled_rows(1000, 100, seed=1)
+def test_rows_are_different_sorted_and_those_of_the_seed() -> None:
+    rows = sampled_rows(1000, 100, 7)
     assert len(rows) == 100 and (np.diff(rows) > 0).all() and rows.min() >= 0 and rows.max() < 1000
-    assert np.array_equal(rows, sampled_rows(1000, 100, seed=1))
-    assert not np.array_equal(rows, sampled_rows(1000, 100, seed=2))
-    assert np.array_equal(sampled_rows(5, 9, seed=1), np.arange(5))
-    assert set(sampled_rows(1000, 10, seed=1)) < set(rows), "a smaller sample is part of a larger one"
+    assert np.array_equal(rows, sampled_rows(1000, 100, 7)) and not np.array_equal(rows, sampled_rows(1000, 100, 8))
 
 
-def test_a_user_is_judged_on_all_rows_or_none():
-    users = np.array([4, 4, 2, 9, 9, 9, 7])
-    rows = rows_of_some(users, 2)
-    chosen = set(users[rows].tolist())
-    assert len(chosen) == 2 and np.array_equal(rows, np.flatnonzero(np.isin(users, [*chosen])))
-    assert rows_of_some(users, 0) is None and rows_of_some(users, 4) is None
+def test_a_smaller_sample_is_part_of_a_larger_one() -> None:
+    assert set(sampled_rows(1000, 50, 7)) < set(sampled_rows(1000, 100, 7))
 
 
-@pytest.mark.parametrize("model", ["SASRecPlus", "Pop", "SASRec", "BBQRec"])
-def test_validation_figures_of_some_users_are_theirs_among_all(tiny, tmp_path, model):
-    given = settings(tiny, model, checkpoint_dir=str(tmp_path / "all"), epochs=1)
-    second = {"second_stage": "linear"} if model == "BBQRec" else {}
-    _, everybody = quick_start.execute(config_dict={**given, **second})
-    some = {"valid_users": 7, "checkpoint_dir": str(tmp_path / "some"), "ranks_file": str(tmp_path / "ranks.csv")}
-    record, ranks = quick_start.execute(config_dict={**given, **second, **some})
-    found = ranks["valid"]
-    assert record["users"] == {"valid": 7} and record["drawn_from"] == {"valid": len(everybody["valid"].users)}
-    assert f"users: 7 of {len(everybody['valid'].users)} valid" in result_table(record)
-    for column in ("masked", "unmasked"):
-        of_user = dict(zip(everybody["valid"].users, getattr(everybody["valid"], column), strict=True))
-        assert getattr(found, column).tolist() == [of_user[user] for user in found.users]
-    assert pl.read_csv(tmp_path / "ranks.csv").height == 7
-
-
-def test_without_validation_there_are_no_users_to_draw(tiny, tmp_path):
-    given = settings(tiny, checkpoint_dir=str(tmp_path), valid_users=7)
-    with pytest.raises(InputError, match="valid_users: found 7, but nothing is validated"):
-        quick_start.run(config_dict={**given, "eval_args": {"split": {"LS": "test_only"}}})
+@pytest.mark.parametrize("n_wanted", [0, 10, 11])
+def test_all_rows_where_none_are_to_be_left_out(n_wanted) -> None:
+    assert sampled_rows(10, n_wanted, 7).tolist() == list(range(10))
