@@ -53,7 +53,7 @@ class ProtocolTrainer(SecondStageFit):
     decided : set before `fit` where another run has decided what validation decides.
     """
 
-    _keeps_last = False
+    _keeps_last, _samples = False, True
 
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
@@ -183,7 +183,8 @@ class ProtocolTrainer(SecondStageFit):
         """
         n_rows = len(valid_data._dataset.inter_feat)
         n_wanted = min(self.config["valid_users"] or STOPS_ON, STOPS_ON)
-        rows = sampled_rows(n_rows, n_wanted, self.config["seed"]) if n_wanted < n_rows else None
+        few = self._samples and n_wanted < n_rows
+        rows = sampled_rows(n_rows, n_wanted, self.config["seed"]) if few else None
         groups = self.rank(valid_data, [self._train_dataset], show_progress, rows).groups()
         return groups.get("warm", groups["all"]).metrics(self.config["metrics"], self.config["topk"])
 

@@ -34,6 +34,7 @@ class UntrainedTrainer(ProtocolTrainer):
     """
 
     ranker: Untrained
+    _samples = False  # it ranks once, so nothing is spared
     _ranked: tuple[Any, list[Any], Any, Ranks] | None = None
     _fit_seconds = 0.0
 
@@ -78,8 +79,12 @@ class UntrainedTrainer(ProtocolTrainer):
             self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data, show_progress)
         return self.best_valid_score, self.best_valid_result
 
-    def rank(self, eval_data: Any, earlier: list[Any], show_progress: bool = False) -> Ranks:
-        """As `ProtocolTrainer.rank`; the last ranking is kept: only another second stage would change it."""
+    def rank(
+        self, eval_data: Any, earlier: list[Any], show_progress: bool = False, rows: np.ndarray | None = None
+    ) -> Ranks:
+        """As `ProtocolTrainer.rank`; the last ranking of all is kept: only another second stage would change it."""
+        if rows is not None:
+            return super().rank(eval_data, earlier, show_progress, rows)
         stage = self.model.second_stage
         if self._ranked is None or self._ranked[:2] != (eval_data, earlier) or self._ranked[2] is not stage:
             self._ranked = eval_data, earlier, stage, super().rank(eval_data, earlier, show_progress)
