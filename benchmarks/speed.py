@@ -162,7 +162,8 @@ def measure(systems: dict[str, Measured], given: argparse.Namespace) -> dict[str
     """Seconds of an epoch and of a ranking by system and round; a turn of each before them is not counted."""
     seconds: dict[str, list[list[float]]] = {name: [] for name in systems}
     for each in systems.values():
-        each.train(1), each.rank(64)
+        each.train(1)
+        each.rank(64)
     turns = [name for round_ in range(given.rounds) for name in list(systems)[:: 1 - 2 * (round_ % 2)]]
     for name in tqdm(turns, desc="Turns", ncols=100, file=sys.stderr):
         each, taken = systems[name], []

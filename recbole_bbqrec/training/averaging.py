@@ -40,9 +40,7 @@ class AveragedAdamW(torch.optim.AdamW):
     settings : `lr`, `weight_decay` and `fused`, as those of `torch.optim.AdamW`.
     """
 
-    def __init__(
-        self, parameters: Iterable[nn.Parameter], tables: Iterable[nn.Embedding] = (), **settings: Any
-    ) -> None:
+    def __init__(self, parameters: Iterable[Tensor], tables: Iterable[nn.Embedding] = (), **settings: Any) -> None:
         parameters, tables = list(parameters), list(tables)
         by_row = {id(table.weight) for table in tables}
         groups: list[dict[str, Any]] = [
@@ -82,9 +80,9 @@ class AveragedAdamW(torch.optim.AdamW):
                 self.state[parameter]["average"] = parameter.detach().clone()
         if weights:
             averages = [self.state[parameter]["average"] for parameter in weights]
-            torch._foreach_lerp_(averages, weights, share(group["n_steps"]))
+            torch._foreach_lerp_(averages, weights, share(group["n_steps"]))  # pyright: ignore[reportPrivateImportUsage]
 
-    def _step_rows(self, group: dict[str, Any], table: nn.Parameter, gradient: Tensor) -> None:
+    def _step_rows(self, group: dict[str, Any], table: Tensor, gradient: Tensor) -> None:
         rows, values = gradient._indices()[0], gradient._values()
         n_steps, now = group["n_steps"], self._read(table, rows)
         if distributed.world() > 1:  # other processes have read rows that this one has not brought up to date
@@ -99,12 +97,12 @@ class AveragedAdamW(torch.optim.AdamW):
             rows = arguments[0].flatten()
             self._write(embedding.weight, rows, self._now(embedding.weight, rows))
 
-    def _now(self, table: nn.Parameter, rows: Tensor) -> Rows:
+    def _now(self, table: Tensor, rows: Tensor) -> Rows:
         """Rows [n] of a table as they are after the steps so far."""
         group = next(group for group in self.param_groups if any(each is table for each in group["params"]))
         return caught_up(self._read(table, rows), group["n_steps"], group["lr"], group["weight_decay"], ETA)
 
-    def _read(self, table: nn.Parameter, rows: Tensor) -> Rows:
+    def _read(self, table: Tensor, rows: Tensor) -> Rows:
         state = self.state[table]
         if not state:
             state.update({name: torch.zeros_like(table) for name in ("exp_avg", "exp_avg_sq")})
@@ -115,7 +113,7 @@ class AveragedAdamW(torch.optim.AdamW):
         values = (table.detach(), *(state[name] for name in Rows._fields[1:]))
         return Rows(*(each.index_select(0, rows) for each in values))
 
-    def _write(self, table: nn.Parameter, rows: Tensor, new: Rows) -> None:
+    def _write(self, table: Tensor, rows: Tensor, new: Rows) -> None:
         table.detach().index_copy_(0, rows, new.weights)
         for name, values in zip(Rows._fields[1:], new[1:], strict=True):
             self.state[table][name].index_copy_(0, rows, values)
@@ -135,7 +133,9 @@ class AveragedAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def _take_averages(self) -> None:
         for group in self.param_groups:
-            for parameter in filter(self.state.__contains__, group["params"]):
+            for parameter in group["params"]:
+                if parameter not in self.state:
+                    continue
                 if not group["by_row"]:
                     parameter.copy_(self.state[parameter]["average"])
                     continue

@@ -66,7 +66,7 @@ def check_finite(total: Tensor) -> float:
     """Return the sum of losses as a number; one that is not finite is an `InputError`."""
     if not torch.isfinite(total):
         raise InputError("the training loss is not finite; lower learning_rate or set clip_grad_norm")
-    return float(total)
+    return float(total.detach())
 
 
 def on_device(batches: Iterable[Interaction], device: torch.device) -> Iterator[Interaction]:

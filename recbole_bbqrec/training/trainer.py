@@ -58,7 +58,7 @@ class ProtocolTrainer(SecondStageFit):
     decided : set before `fit` where another run has decided what validation decides.
     """
 
-    _keeps_last = False
+    _keeps_last, _samples = False, True
 
     def __init__(self, config: Any, model: Any) -> None:
         with contextlib.nullcontext() if distributed.is_main() else compat.writing_no_events():
@@ -197,7 +197,7 @@ class ProtocolTrainer(SecondStageFit):
         """
         told = self._told_of(valid_data)
         judged = np.arange(len(valid_data._dataset.inter_feat)) if told is None else told
-        sample = judged[sampled_rows(len(judged), STOPS_ON, self.config["seed"])]
+        sample = judged[sampled_rows(len(judged), STOPS_ON if self._samples else 0, self.config["seed"])]
         are_all = len(sample) == len(judged)
         ranks = self.rank(valid_data, [self._train_dataset], show_progress, told if are_all else sample)
         self._last_ranks = ranks if are_all else None

@@ -34,6 +34,7 @@ class UntrainedTrainer(ProtocolTrainer):
     """
 
     ranker: Untrained
+    _samples = False  # it ranks once, so nothing is spared
     _fit_seconds = 0.0
 
     def _build_optimizer(self, **kwargs: Any) -> None:
