@@ -1,8 +1,8 @@
 """What this project does on a GPU, in one command of at most eight minutes: the same answers as a CPU, and how fast.
 
 First whether scores and ranks of a trained model are those of a CPU; then seconds by stage of a run from nothing to its
-result, of epochs and evaluations of several models, and of a catalogue of a million items; as one Markdown table. A part
-that fails or for which no time is left says so in its row, and the exit status is 1 then.
+result, of epochs and evaluations of several models, and of a catalogue of a million items, as one Markdown table. Parts
+that fail or for which no time is left say so in their rows, and the exit status is 1 then.
 
     python benchmarks/gpu.py --data_path=/data/recsys --dataset=Sports
     python benchmarks/gpu.py                                # data of that size, made by a seed
