@@ -42,21 +42,26 @@ def start() -> None:
     if _watch is not None or not is_asked_for():
         return
     local = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
+    n_here, n_gpus = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])), torch.cuda.device_count()
+    if 0 < n_gpus < n_here:
+        mend = f"give --nproc_per_node={n_gpus}, or compute on the CPU with CUDA_VISIBLE_DEVICES= before the command"
+        raise InputError(f"torchrun: found {n_here} processes and {n_gpus} GPUs on this machine; {mend}")
     # Each process sees one GPU, which everything then calls `cuda`; it has to be chosen before CUDA is asked for.
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = [str(local)] if visible is None else visible.split(",")[local : local + 1]
     os.environ["CUDA_VISIBLE_DEVICES"] = gpus[0] if gpus else ""
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if n_gpus else "gloo", timeout=PATIENCE)
     _watch = Watch(dist.get_rank(), dist.get_world_size())
     barrier()  # all are known to each other before anything else happens
 
 
 def stop() -> None:
     """Wait for the others and leave them, after work that has ended well."""
+    global _watch
     if _watch is not None:
         barrier()
         _watch.leave(well=True)
+        _watch = None
         dist.destroy_process_group()
 
 
@@ -277,7 +282,9 @@ def _restore(states: Sequence[torch.Tensor]) -> None:
 
 def is_first_to_say(message: str) -> bool:
     """Whether this process is the one to print an error, which others may have met as well."""
-    return _watch is None or _watch.is_first_to_say(message)
+    if _watch is None:  # one process, or several that have not met yet
+        return not is_asked_for() or os.environ.get("LOCAL_RANK", os.environ["RANK"]) == "0"
+    return _watch.is_first_to_say(message)
 
 
 def leave() -> None:

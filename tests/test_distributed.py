@@ -16,6 +16,7 @@ from conftest import as_arguments, settings
 from recbole_bbqrec import distributed, quick_start, registry
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.dataloader import WindowDataLoader, split_loaders
+from recbole_bbqrec.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_DROPOUT = dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob", "id_dropout_prob"), 0.0)
@@ -131,6 +132,17 @@ def test_errors_of_input_are_told_once(tiny, place):
     code, _, err, _ = torchrun(2, ROOT / "run_recbole_bbqrec.py", arguments, place / "error-work")
     told = [line for line in err.splitlines() if line.startswith("error: ")]
     assert code and len(told) == 1 and "RecBole's own models are trained by one process" in told[0], err
+
+
+def test_more_processes_than_gpus_are_refused_before_they_meet(monkeypatch):
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1", "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in {**place, "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match="found 2 processes and 1 GPUs on this machine; give --nproc_per_node=1"):
+        distributed.start()
+    assert not distributed.is_first_to_say("that"), "the first process of the machine says it"
+    assert distributed.world() == 1 and distributed.is_main()
 
 
 def test_shares_of_batches(tiny, tmp_path, monkeypatch):
