@@ -37,7 +37,7 @@ def _is_interval(text: str) -> bool:
 
 
 class TokenIds(Mapping[str, int]):
-    """Ids by token, of tokens by id; made where somebody looks one up."""
+    """Ids by token, of tokens by id; made where somebody looks one up. RecBole's knowledge graphs add a relation."""
 
     def __init__(self, tokens: np.ndarray) -> None:
         self._tokens = tokens
@@ -49,11 +49,14 @@ class TokenIds(Mapping[str, int]):
     def __getitem__(self, token: str) -> int:
         return self._ids[token]
 
+    def __setitem__(self, token: str, index: int) -> None:
+        self._ids[token] = index
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tokens)
+        return iter(self._ids)
 
     def __len__(self) -> int:
-        return len(self._tokens)
+        return len(self._ids)
 
 
 class CodedDataset(SequentialDataset):

@@ -9,7 +9,7 @@ from .. import claims, schema, storage
 from ..errors import InputError
 from ..preparation.images import images_by_token
 from ..preparation.vectors import files_of
-from ..settings import FITTED_AFTER_TRAINING, learning_settings
+from ..settings import ADDED_LATER, FITTED_AFTER_TRAINING, learning_settings
 
 COUNTED_ONCE = {"topk": [5, 10, 20], "metrics": ["Recall", "NDCG"], "use_gpu": True}
 """Settings that stood in the key although no result depends on them: their defaults stay in it, so that records and
@@ -63,7 +63,8 @@ def data_fingerprint(config: Any) -> str:
 
 def run_key(settings: Mapping[str, Any], data: str) -> str:
     """Fingerprint of what makes runs the same but for their seed: `comparable_settings` and `data_fingerprint`."""
-    learned = {key: value for key, value in settings.items() if key not in FITTED_AFTER_TRAINING}
+    later = {key for key, value in ADDED_LATER.items() if settings.get(key, value) == value}
+    learned = {key: value for key, value in settings.items() if key not in later.union(FITTED_AFTER_TRAINING)}
     return storage.fingerprint({**COUNTED_ONCE, **learned, **_as_first_recorded(settings)}, data)
 
 

@@ -70,7 +70,8 @@ def applicable(names: Iterable[str], full: Mapping[str, Any]) -> tuple[dict[str,
 
 def changes_of(name: str, full: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that row `name` changes, given those of `full`; a `NotApplicableError` where it would mean nothing."""
-    row, full = definition()["rows"][name], {"second_stage": "linear", **full}  # before there were others
+    # As it was before there were other forms, and before there were identity codes.
+    row, full = definition()["rows"][name], {"second_stage": "linear", "n_identity_codes": 0, **full}
     for need in (definition()["needs"][name] for name in row.get("needs", ())):
         wrong = [key for key, value in need.get("is", {}).items() if full[key] != value]
         wrong += [key for key, values in need.get("not", {}).items() if full[key] in values]
