@@ -347,6 +347,8 @@ def settings_to_load(plain: dict[str, Any]) -> dict[str, Any]:
     if (given.get("train_neg_sample_args") or {}).get("distribution") == "none":
         given["train_neg_sample_args"] = None
     given["data_path"] = str(Path(given["data_path"]).parent)
+    if "scoring" in given:  # what runs of before the key had; the files of some models say otherwise now
+        given.setdefault("n_identity_codes", ADDED_LATER["n_identity_codes"])
     return given
 
 

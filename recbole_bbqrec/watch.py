@@ -42,7 +42,7 @@ class Watch:
         self._store.set(f"process/{rank}", json.dumps([platform.node(), os.getppid(), os.getpid()]))
         self._others: dict[int, list[Any]] = {}
         self._seen: dict[int, tuple[str, float]] = {}
-        self._left, self._beats = False, 0
+        self._left, self._beats, self._before = False, 0, None
         atexit.register(lambda: self.leave(well=getattr(sys, "last_value", None) is None))
         # The system writes to the socket when the signal comes, also while the main thread waits outside Python.
         self._wake, sender = socket.socketpair()
@@ -69,6 +69,9 @@ class Watch:
         """End the watch. The others go on where this process has done its work `well`, else they end too."""
         if not self._left:
             self._left = True
+            if self._before is not None and threading.current_thread() is threading.main_thread():
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGTERM, self._before)
             with contextlib.suppress(Exception):
                 self._store.set(f"left/{self.rank}", "well" if well else "failed")
 

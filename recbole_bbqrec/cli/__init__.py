@@ -22,7 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given.settings = settings
 
     def work() -> int | None:
-        if "TORCHELASTIC_RUN_ID" in os.environ:
+        from .. import distributed
+
+        if distributed.is_asked_for():
             raise InputError(f"torchrun: found bbqrec {given.command}, which it does not share out; {SHARED}")
         if settings and not given.takes_settings:
             why = f"{given.command} takes no settings; bbqrec {given.command} --help lists its options"
@@ -82,6 +84,8 @@ def _answer(work: Callable[[], int | None], debug: bool, processes: Any = None) 
         return 130
     except BrokenPipeError:  # what read the output, such as head, has had enough; nothing is left to flush into
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if processes is not None:
+            processes.leave()
         return 141
     except Exception:
         if processes is None or not processes.others_failed():

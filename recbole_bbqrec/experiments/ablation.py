@@ -193,7 +193,7 @@ def write(dataset: str, full: dict[str, Any], data: Mapping[str, Any], final: bo
         return "no run has a record yet"
     # The settings of `full` that our property files have, as they would be given: RecBole turns a few into others.
     given = settings_to_load({**full, "data_path": ""})
-    shown = {key: given[key] for key in tables.keys_of(property_files(full["model"], dataset)) if key in full}
+    shown = {key: given[key] for key in tables.keys_of(property_files(full["model"], dataset)) if key in given}
     text = yaml.safe_dump(shown, sort_keys=False, default_flow_style=None, width=110).rstrip()
     form, question = next(
         (form, of["question"]) for form, of in definition()["forms"].items() if of["model"] == full["model"]

@@ -207,7 +207,10 @@ class Search:
         header = ["trial", *self.head["space"], *self._metrics, "epochs", "CPU s", "state"]
         spent = f"{self.used / 60:.1f} of {self.minutes:g} CPU minutes used"
         if any(trial.state == CUT for trial in self.trials):
-            notes += ["cut: stopped where the budget ended; its best epoch counts, nothing is fitted after training"]
+            notes += [
+                "cut: stopped where the budget ended; its best epoch counts, "
+                "of more than 10,000 targets on a sample, and nothing is fitted after training"
+            ]
         failed = [trial for trial in self.trials if trial.state == FAILED]
         notes += [f"failed: trial {trial.number}: {trial.user_attrs['error']}" for trial in failed]
         if any(trial.user_attrs["source"] != source for trial in self.trials):

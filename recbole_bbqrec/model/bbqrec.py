@@ -59,7 +59,7 @@ class BBQRec(RankingModel):
         self.is_beam_search = self.scoring == "generate" and self.beam_size > 0  # 0: exact likelihood of every item
         layer, n_layers = LayerSettings.from_config(config), config["n_layers"]
         catalogue = dataset.catalogue
-        if config["n_identity_codes"] and catalogue.semantic_ids is not None:
+        if config["n_identity_codes"] and catalogue.semantic_ids is not None and self.scoring != "generate":
             ids = catalogue.semantic_ids.with_identity(catalogue.tokens, config["n_identity_codes"])
             catalogue = replace(catalogue, semantic_ids=ids)
         ids = catalogue.semantic_ids

@@ -176,7 +176,7 @@ def _gathered(own: Examples, place: np.ndarray) -> Examples:
         return own
     parts = dict(zip(Examples._fields, found, strict=True))
     before = np.cumsum([0, *map(len, parts["fold"][:-1])])
-    parts["history"] = [part + n for part, n in zip(parts["history"], before, strict=True)]
+    parts["history"] = [(part + n).astype(part.dtype) for part, n in zip(parts["history"], before, strict=True)]
     whole = Examples(**{name: np.concatenate(of_all) for name, of_all in parts.items()})
     order = place[whole.row].argsort()  # of the histories
     history = order.argsort()[whole.history]

@@ -10,6 +10,9 @@ import torch
 from recbole.trainer import Trainer
 
 from .. import distributed
+from ..data.cold_items import is_cold
+from ..data.sequences import token_places
+from ..errors import InputError
 from ..evaluation.ranking import Ranks, rows_of_some
 from ..second_stage import socket
 from ..settings import plain_settings, second_stage_settings
@@ -92,7 +95,11 @@ class SecondStageFit(Trainer):
     def _told_of(self, valid_data: Any) -> np.ndarray | None:
         """Rows of validation that tables tell of, see `valid_users`; none where those are all."""
         dataset = valid_data._dataset
-        return rows_of_some(dataset.inter_feat[dataset.uid_field].numpy(), self.config["valid_users"])
+        places = token_places(dataset)[dataset.inter_feat[dataset.uid_field].numpy()]
+        rows, cold = rows_of_some(places, self.config["valid_users"]), is_cold(dataset)
+        if rows is not None and cold is not None and len(np.unique(cold[rows])) < 2:
+            raise InputError("valid_users: found only warm or only cold targets among those drawn; raise it")
+        return rows
 
     def finish(self, valid_data: Any, show_progress: bool = False) -> None:
         """Bring the best weights into the model, and fit its second stage on validation, once a folder."""

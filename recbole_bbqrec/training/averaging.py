@@ -110,6 +110,7 @@ class AveragedAdamW(torch.optim.AdamW):
             # A float, as `load_state_dict` would make it one: exact up to 16 million steps.
             state["step"] = torch.zeros(())  # torch looks for it when it loads; `n_steps` counts
             state["at_step"] = torch.zeros(len(table), 1, device=table.device)
+            state["rate"] = torch.full_like(state["at_step"], self.param_groups[0]["lr"])
         values = (table.detach(), *(state[name] for name in Rows._fields[1:]))
         return Rows(*(each.index_select(0, rows) for each in values))
 
