@@ -37,3 +37,13 @@ def test_without_validation_there_are_no_users_to_draw(tiny, tmp_path):
     given = settings(tiny, checkpoint_dir=str(tmp_path), valid_users=7)
     with pytest.raises(InputError, match="valid_users: found 7, but nothing is validated"):
         quick_start.run(config_dict={**given, "eval_args": {"split": {"LS": "test_only"}}})
+
+
+def test_which_users_are_drawn_does_not_depend_on_their_numbers(tiny, tmp_path):
+    drawn = []
+    for shuffled in (None, 1):  # rows in another order number users otherwise
+        path = tmp_path / f"{shuffled}.csv"
+        given = settings(tiny, "Pop", checkpoint_dir=str(tmp_path / str(shuffled)), ranks_file=str(path))
+        quick_start.execute(config_dict={**given, "valid_users": 7, "shuffle_ties": shuffled})
+        drawn.append(set(pl.read_csv(path)["user"]))
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 7

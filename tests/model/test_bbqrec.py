@@ -90,6 +90,11 @@ def test_items_of_equal_learned_codes_are_told_apart_by_their_identity_codes(dat
     assert apart[0] < 1e-4 < apart[4]
 
 
+def test_ids_are_decoded_without_identity_codes(data):
+    model, _, _ = make(data, scoring="generate", n_identity_codes=4)
+    assert model.decoder.trie.depth == data[1][0]._dataset.catalogue.semantic_ids.codes.shape[1]
+
+
 def test_full_loss_is_the_cross_entropy_over_all_items(data):
     model, batches, _ = make(data, n_negatives=0, **PLAIN)
     model.eval()
