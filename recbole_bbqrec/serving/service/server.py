@@ -74,8 +74,7 @@ def serve(folder: str | Path, options: Options) -> None:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a file, for its worker and for us
     torch.set_num_threads(1)  # before anything is computed: a process with a pool of threads must not be forked
-    with tempfile.TemporaryDirectory(prefix="bbqrec-metrics-") as metrics, _listen(options) as listening:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics  # read when prometheus_client is imported
+    with _folder_of_metrics(), _listen(options) as listening:
         bundle = load_bundle(folder)
         from .store import Store
 
@@ -88,6 +87,17 @@ def serve(folder: str | Path, options: Options) -> None:
         logging.basicConfig(level=logging.ERROR, format="%(asctime)s %(process)d %(message)s", force=True)
         logging.getLogger(__package__).setLevel(logging.INFO)
         _Supervisor(bundle, listening, options).run()
+
+
+@contextlib.contextmanager
+def _folder_of_metrics() -> Iterator[None]:
+    """Name a folder for what the workers count, before prometheus_client is imported and reads the name."""
+    with tempfile.TemporaryDirectory(prefix="bbqrec-metrics-") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        try:
+            yield
+        finally:  # whoever goes on in this process counts for itself
+            del os.environ["PROMETHEUS_MULTIPROC_DIR"]
 
 
 class _Shared(socket.socket):
