@@ -4,7 +4,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ..errors import InputError
 from ..training.allocation import keep_freed_memory
@@ -58,11 +57,13 @@ def run(arguments: Sequence[str]) -> int:
         distributed.stop()
         return None
 
-    return _answer(work, debug, distributed)
+    return _answer(work, debug)
 
 
-def _answer(work: Callable[[], int | None], debug: bool, processes: Any = None) -> int:
-    """Exit code of `work`, errors told in one line; once where several `processes` work together."""
+def _answer(work: Callable[[], int | None], debug: bool) -> int:
+    """Exit code of `work`, errors told in one line; once where several processes work together."""
+    from .. import distributed
+
     keep_freed_memory()
     try:
         code = work()
@@ -71,23 +72,20 @@ def _answer(work: Callable[[], int | None], debug: bool, processes: Any = None) 
     except InputError as error:
         if debug:
             traceback.print_exc()
-        if processes is None or processes.is_first_to_say(str(error)):
+        if distributed.is_first_to_say(str(error)):
             print(f"error: {error}", file=sys.stderr, flush=True)
-        if processes is not None:
-            processes.leave()
+        distributed.leave()
         return 2
     except KeyboardInterrupt:
-        if processes is None or processes.is_first_to_say("interrupted"):
+        if distributed.is_first_to_say("interrupted"):
             print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        if processes is not None:
-            processes.leave()
+        distributed.leave()
         return 130
     except BrokenPipeError:  # what read the output, such as head, has had enough; nothing is left to flush into
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if processes is not None:
-            processes.leave()
+        distributed.leave()
         return 141
     except Exception:
-        if processes is None or not processes.others_failed():
+        if not distributed.others_failed():
             raise
         return 1
