@@ -94,6 +94,8 @@ class SecondStageFit(Trainer):
 
     def _told_of(self, valid_data: Any) -> np.ndarray | None:
         """Rows of validation that tables tell of, see `valid_users`; none where those are all."""
+        if not self.config["valid_users"]:
+            return None
         dataset = valid_data._dataset
         places = token_places(dataset)[dataset.inter_feat[dataset.uid_field].numpy()]
         rows, cold = rows_of_some(places, self.config["valid_users"]), is_cold(dataset)
