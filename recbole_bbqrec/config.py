@@ -28,6 +28,9 @@ from .training.untrained_trainer import UntrainedTrainer
 SHORT = {"-m": "--model", "-d": "--dataset", "-p": "--config_files"}
 """Options of RecBole's own scripts."""
 
+SWITCHES = ("--final", "--verbose")
+"""Options that may stand without a value."""
+
 MERGED = ("eval_args", "load_col")
 """Dicts of which a layer of settings may give a part: the rest stays that of the layers below."""
 
@@ -58,7 +61,7 @@ def joined(arguments: Sequence[str]) -> list[str]:
             found[-1] += f"={argument}"
         else:
             found.append(SHORT.get(key, key) + equals + text)
-    return [f"{argument}=True" if argument == "--final" else argument for argument in found]  # a plain switch
+    return [f"{argument}=True" if argument in SWITCHES else argument for argument in found]
 
 
 def parse_command_line(arguments: Sequence[str]) -> dict[str, Any]:

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import recbole
-from recbole.utils import init_logger
 
-from . import compat, distributed, registry, storage
+from . import compat, distributed, registry, run_log, storage
 from .config import Config, MissingDataSetError, parse_command_line
 from .data.dataloader import split_loaders
 from .data.dataset import SEMANTIC_ID
@@ -124,8 +123,8 @@ def execute(
     memory = PeakMemory()
     logger = getLogger()
     if distributed.is_main():
-        init_logger(config)
-        logger.info(config)
+        run_log.start(config)
+        logger.info(config, **run_log.DETAIL)
     else:
         logger.setLevel("ERROR")
 
@@ -149,7 +148,7 @@ def execute(
         if split in judged_parts(config) and (split == "valid" or config["final"]):
             ranks[split] = trainer.judge(split, loaders[at], datasets[:at], config["show_progress"])
     if ranks:
-        logger.info(f"judged in {time.perf_counter() - started:.1f} s")
+        logger.info(f"judged in {time.perf_counter() - started:.1f} s", **run_log.DETAIL)
 
     record = {**record_of(config, trained, ranks, memory), **trained.inspected}
     if distributed.is_main():
@@ -158,8 +157,9 @@ def execute(
             storage.write_json(config["result_file"], record)
         if config["ranks_file"]:
             write_ranks(config["ranks_file"], ranks, dict(zip(("valid", "test"), datasets[1:], strict=True)))
-        keep_bundle(trainer.folder.path, config, trained.dataset)
+        serves = keep_bundle(trainer.folder.path, config, trained.dataset)
         print("\n" + report.result_table(record))
+        print(report.next_steps(trainer.folder.path, serves))
     distributed.barrier()
     return record, ranks
 
@@ -190,12 +190,13 @@ def train(
     compat.init_seed(config)
     with _recbole_refusals(config):
         dataset = registry.get_dataset(config["model"])(config)
-        logger.info(dataset)
+        logger.info(dataset, **run_log.DETAIL)
+        logger.info(f"data: {dataset.user_num - 1} users, {dataset.item_num - 1} items, {dataset.inter_num} interactions")
         train, valid, test = split_loaders(config, dataset)
 
         compat.init_seed(config)  # the model's start does not depend on what data took
         model = registry.build_model(config, train._dataset).to(config["device"])
-        logger.info(model)
+        logger.info(model, **run_log.DETAIL)
 
     inspected = inspect(dataset, train, valid, test) if inspect else {}
     trainer = registry.get_trainer(config)(config, model)

@@ -33,6 +33,7 @@ KEYS: dict[str, Key] = {
     "eval_batch_size": Key(int, "histories scored at once", POSITIVE),
     "valid_users": Key(int, "users of validation that its figures are of, the same ones for every seed; 0: all", NOT_NEGATIVE),
     "load_col": Key(dict, "columns RecBole loads; item texts are read by the item features alone"),
+    "verbose": Key(bool, "show on the screen what the log file has: all settings, the model, tables of the report card, every evaluation"),
     "final": Key(bool, "also evaluate the test split; leave it off while developing"),
     "seed": Key(int, "every source of randomness starts here", SEED),
     "shuffle_ties": Key(int, "seed that shuffles a user's interactions of equal time; empty keeps the file's order", NOT_NEGATIVE, True, schema.FILTERED),
@@ -215,7 +216,7 @@ def _when(use: schema.Use) -> str:
 # Keys that change where a run computes and writes or what it prints, never what it learns.
 NOT_LEARNED_FROM = {
     *("final", "resume", "result_file", "ranks_file", "train_on"),  # what is trained on counts by its content
-    *("cache_dir", "checkpoint_dir", "show_progress", "state", "data_path"),
+    *("cache_dir", "checkpoint_dir", "show_progress", "state", "verbose", "data_path"),
     *(
         "report_card",
         "log_wandb",

@@ -13,6 +13,7 @@ import torch
 from .. import storage
 from ..errors import InputError
 from ..model.catalogue import Catalogue, SemanticIds
+from ..run_log import DETAIL
 from ..tokenizer import memory
 from ..tokenizer.base import ItemTokenizer
 from ..tokenizer.registry import TOKENIZERS
@@ -110,10 +111,9 @@ def _report(fitted: ItemTokenizer, features: Features, sequences: Sequences, pat
         card = json.loads(file.read_text(encoding="utf-8"))
         memory.count_growth(card["cost"].get("card_peak_memory_mib"))
     else:
-        logger.info("ID report card: measuring the codes (--report_card=False leaves it out)")
         card = report_card(fitted, *features, (sequences.offsets, sequences.items))
         write_report_card(card, stem)
-        logger.info("\n" + report_card_table(card))
+        logger.info("\n" + report_card_table(card), **DETAIL)
         for warning in card["warnings"]:
             logger.warning(f"semantic IDs: {warning}")
     logger.info(f"ID report card: {file} and .png")

@@ -70,6 +70,14 @@ def result_table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def next_steps(folder: Path, serves: bool) -> str:
+    """Where the run is kept, and what to do with it next; `serves` where it works without its data set."""
+    lines = [f"\nkept in {folder}"]
+    if serves:
+        lines += [f"recommend:  bbqrec recommend {folder} --history=ITEM,ITEM", f"try it:     bbqrec serve {folder}"]
+    return "\n".join(lines)
+
+
 def _shown(value: float | None, form: str) -> str:
     return "unknown" if value is None else format(value, form)
 

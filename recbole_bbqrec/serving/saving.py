@@ -47,14 +47,17 @@ def _head(config: Any) -> dict[str, Any]:
     return {"format": storage.FORMAT, "version": __version__, "settings": plain_settings(config)}
 
 
-def keep_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
-    """As `write_bundle`; where one of RecBole's models needs its data set, `bundle.json` says so in place of items."""
+def keep_bundle(run_dir: Path, config: Any, dataset: Any) -> bool:
+    """As `write_bundle`; where one of RecBole's models needs its data set, `bundle.json` says so in place of items.
+
+    Returns whether the folder works without the data set.
+    """
     write_bundle(run_dir, config, dataset)
     logger = logging.getLogger()
     try:
         bundle = load_bundle(run_dir)
         bundle.recommend([[bundle.item_tokens[1]]], k=1)
-        logger.info(f"bundle: recbole_bbqrec.load_bundle({str(run_dir)!r}).recommend([[item tokens]], k=10)")
+        return True
     except Exception as error:
         (run_dir / BUNDLE).unlink()
         if isinstance(error, NeedsDataError) and config["model"] not in registry.MODELS:
@@ -63,3 +66,4 @@ def keep_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
             logger.warning(f"no bundle: {run_dir}: {needs}")
         else:  # whatever it is, the run is finished and worth its record
             logger.exception(f"no bundle: {config['model']} fails to recommend without its data set")
+        return False

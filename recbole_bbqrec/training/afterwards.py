@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from recbole.trainer import Trainer
 
-from .. import distributed
+from .. import distributed, run_log
 from ..data.cold_items import is_cold
 from ..data.sequences import token_places
 from ..errors import InputError
@@ -83,7 +83,7 @@ class SecondStageFit(Trainer):
         """Put the best weights by validation into the model."""
         path = Path(model_file or self.saved_model_file)
         checkpoint.load_weights(path, self.model)
-        self.logger.info(f"Loading model structure and parameters from {path}")
+        self.logger.info(f"Loading model structure and parameters from {path}", **run_log.DETAIL)
 
     def judge(self, split: str, eval_data: Any, earlier: list[Any], show_progress: bool = False) -> Ranks:
         """Ranks of a split for tables; those of the best epoch where they are of the same users and still hold."""

@@ -42,7 +42,9 @@ def take_steps(
     device, optimizer = trainer.device, trainer.optimizer
     scaler = torch.amp.GradScaler(device.type, enabled=trainer.enable_scaler)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    bar = tqdm(total=len(batches), ncols=100, desc=f"Train {epoch:>5}", disable=not show_progress)
+    known = f", best {trainer.best_valid_score:.4f}" if trainer.state.evaluate_seconds else ""
+    title = f"epoch {epoch + 1}{known}"
+    bar = tqdm(total=len(batches), ncols=100, desc=title, disable=not show_progress, leave=False)
     with bar:
         for at, batch in enumerate(on_device(batches, device), 1):
             before_step(at)

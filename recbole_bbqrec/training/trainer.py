@@ -18,7 +18,7 @@ from recbole.utils import set_color
 from scipy.sparse import csr_array
 from tqdm import tqdm
 
-from .. import compat, distributed
+from .. import compat, distributed, run_log
 from ..data.cold_items import is_cold
 from ..data.sequences import seen_before
 from ..errors import InputError
@@ -111,10 +111,16 @@ class ProtocolTrainer(SecondStageFit):
             super().fit(train_data, valid_data, verbose, saved, show_progress, after_epoch)
             if saved:
                 self._save_last(self.state.epochs_done - 1)
+            self._tell_end()
         elif saved and not self.epochs:  # the model as it begins
             self._save_checkpoint(-1, verbose)
         distributed.barrier()  # what the main process has kept is there for all
         return self.best_valid_score, self.best_valid_result
+
+    def _tell_end(self) -> None:
+        seconds = sum(self.state.epoch_seconds) + sum(self.state.evaluate_seconds)
+        best = f"; best {self.valid_metric} {self.best_valid_score:.4f}, in epoch {(self.state.best_epoch or 0) + 1}"
+        self.logger.info(f"trained {self.state.epochs_done} epochs in {seconds:.0f} s" + best * self._validates)
 
     @property
     def _is_finished(self) -> bool:
@@ -186,9 +192,17 @@ class ProtocolTrainer(SecondStageFit):
         score = metrics["masked"][self.valid_metric]
         if score >= self.best_valid_score:  # RecBole's rule: an equal score counts as better
             self.state.best_epoch, self._best_ranks = self.state.epochs_done - 1, self._last_ranks
+        self._tell(score, show_progress)
         # RecBole's own names stay what RecBole means by them, the unmasked column.
         masked = {f"masked_{name}": value for name, value in metrics["masked"].items()}
         return score, OrderedDict({**masked, **metrics["unmasked"]})
+
+    def _tell(self, score: float, show_progress: bool) -> None:
+        """Say how the epoch was judged; where bars show it, in the log file alone."""
+        best = (self.state.best_epoch or 0) + 1
+        what = f"epoch {self.state.epochs_done}: {self.valid_metric} {score:.4f}"
+        marked = ", the best so far" if best == self.state.epochs_done else f"; best {self.best_valid_score:.4f} in {best}"
+        self.logger.info(what + marked, **(run_log.DETAIL if show_progress else {}))
 
     def _validate(self, valid_data: Any, show_progress: bool) -> dict[str, dict[str, float]]:
         """Metrics of validation by column; where items are held out of training, they judge training as little.
@@ -210,7 +224,7 @@ class ProtocolTrainer(SecondStageFit):
         path = Path(kwargs.get("saved_model_file", self.saved_model_file))
         checkpoint.save_weights(path, self.model, self._header(epoch))
         if verbose:
-            self.logger.info(set_color("Saving current", "blue") + f": {path}")
+            self.logger.info(set_color("Saving current", "blue") + f": {path}", **run_log.DETAIL)
 
     def _save_last(self, epoch: int) -> None:
         if not distributed.is_main():
@@ -265,7 +279,7 @@ class ProtocolTrainer(SecondStageFit):
         seen, ties = self._seen_before(dataset, tuple(earlier)), tie_order(dataset.item_num, self.config["seed"])
         n_parts = distributed.rounded(-(-len(order) // self.config["eval_batch_size"]))
         own = [part for part in distributed.share(np.array_split(order, n_parts)) if len(part)] if n_parts else []
-        bar = tqdm(total=sum(map(len, own)), desc="Rank", ncols=100, disable=not show_progress)
+        bar = tqdm(total=sum(map(len, own)), desc="rank", ncols=100, disable=not show_progress, leave=False)
         ranker, cold = self._ranker_for(dataset), is_cold(dataset)
         shared, ties, parts = ranker.shared(), ties.to(self.device), []
         with bar:

@@ -1,0 +1,52 @@
+"""What a run says: on the screen what people follow, in the log file everything."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import recbole
+from recbole.utils import init_logger
+
+DETAIL = {"extra": {"detail": True}}
+"""Arguments of a log call whose message goes into the file, and on the screen with `verbose` alone."""
+
+_RECBOLE = Path(str(recbole.__file__)).parent
+
+
+class _ForPeople(logging.Filter):
+    """Lets pass what this project says of a run, and warnings of anybody."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        is_detail = getattr(record, "detail", False) or Path(record.pathname).is_relative_to(_RECBOLE)
+        return record.levelno > logging.INFO or not is_detail
+
+
+class _Plain(logging.Formatter):
+    """The time and the message; what is more than a message says so."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        return f"{self.formatTime(record, '%H:%M:%S')}  {level}{super().format(record)}"
+
+
+_FILTER = _ForPeople()
+
+
+def start(config: Any) -> None:
+    """Log to the screen and, whole, to a file under `log/`, which the first line names."""
+    init_logger(config)
+    handlers = logging.getLogger().handlers
+    for handler in handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.removeFilter(_FILTER)  # of a run before in this process
+            if not config["verbose"]:
+                handler.setFormatter(_Plain())
+                handler.addFilter(_FILTER)
+    files = [Path(handler.baseFilename) for handler in handlers if isinstance(handler, logging.FileHandler)]
+    where = f"; everything is in {_short(files[0])}" + "; --verbose shows it here" * (not config["verbose"])
+    title = f"{config['model']} on {config['dataset']}, seed {config['seed']}"
+    logging.getLogger().info(title + where * bool(files))
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
