@@ -132,6 +132,16 @@ class Bundle(ItemLookup):
         Raises
         ------
         InputError : what was given is something else.
+
+        Examples
+        --------
+        >>> from recbole_bbqrec import load_bundle
+        >>> bundle = load_bundle(folder)
+        >>> [len(found.items) for found in bundle.recommend([["i01", "i02"], ["i03"]], k=5)]
+        [5, 5]
+        >>> best = bundle.recommend([["i01"]], k=1, allow=["i04", "i05"], deny=["i05"])[0]
+        >>> best.items
+        ['i04']
         """
         given = histories_of(histories, self._ids)
         if k is None and allow is None:

@@ -138,6 +138,15 @@ class ResidualKMeansTokenizer(FeatureTokenizer):
     Parameters
     ----------
     levels, codebook_size : codes of an ID, and codes per codebook; the latter shrinks where there are fewer items.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> texts, all_have_one = torch.randn(20, 8), torch.ones(20, dtype=torch.bool)
+    >>> nothing = np.array([0]), np.array([], dtype=int)  # no histories are read
+    >>> tokenizer = ResidualKMeansTokenizer(levels=2, codebook_size=8)
+    >>> tokenizer.fit({"text": texts}, {"text": all_have_one}, nothing, n_items=20).codes_.shape
+    torch.Size([20, 2])
     """
 
     name: ClassVar[str] = "kmeans"

@@ -39,6 +39,16 @@ class BehaviorBindTokenizer(ItemTokenizer):
     learning_rate : of AdamW; larger ones (Adagrad 0.4) collapse the codes.
     independence_weight : weight of what a probe predicts of the behaviour part from the specific part; 0: no probe.
     sequence_contrast_weight, cross_contrast_weight : weights of these objectives, see `losses`; 0 switches off.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> texts, all_have_one = torch.randn(20, 8), torch.ones(20, dtype=torch.bool)
+    >>> offsets, items = np.array([0, 3, 6]), np.array([0, 1, 2, 4, 5, 6])  # two histories of three items
+    >>> tokenizer = BehaviorBindTokenizer(codebook_size=8, code_dim=4, epochs=1, min_steps=2, seed=1)
+    >>> tokenizer = tokenizer.fit({"text": texts}, {"text": all_have_one}, (offsets, items), n_items=20)
+    >>> tokenizer.signals_, tokenizer.codes_.shape  # two codes of each signal
+    (['text', 'id'], torch.Size([20, 4]))
     """
 
     name: ClassVar[str] = "behavior_bind"
