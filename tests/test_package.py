@@ -47,7 +47,7 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
     metadata = HeaderParser().parsestr(wheel.read(name).decode())
     assert metadata["Version"] == recbole_bbqrec.__version__
-    extras = {"dev", "export", "faiss", "hyperopt", "images", "parquet", "serve", "test"}
+    extras = {"dev", "docs", "export", "faiss", "hyperopt", "images", "parquet", "serve", "test"}
     assert set(metadata.get_all("Provides-Extra")) == extras
     needed = metadata.get_all("Requires-Dist")
     assert [line for line in needed if line.startswith("recbole=")] == ["recbole==1.2.1; python_version < '3.12'"]

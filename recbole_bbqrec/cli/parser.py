@@ -4,6 +4,7 @@ The parts behind a command are imported when it is called: `bbqrec --help` needs
 """
 
 import argparse
+import textwrap
 from collections.abc import Callable
 from functools import partial
 from operator import methodcaller
@@ -16,19 +17,36 @@ SETTINGS = "Further --key=value arguments are settings, as for run_recbole_bbqre
 Work = Callable[[argparse.Namespace], int | None]
 
 # No abbreviations: --row would be taken for --rows, and a mistyped setting for an option.
-ABOUT = "Data sets, experiments on top of single runs, and recommendations from a finished run."
-PARSER = argparse.ArgumentParser("bbqrec", description=ABOUT, allow_abbrev=False)
+ABOUT = "Data sets, studies on top of single runs, and recommendations from a finished run."
+PARSER = argparse.ArgumentParser(
+    "bbqrec",
+    usage="bbqrec [-h] [--debug] command ...",
+    description=ABOUT,
+    allow_abbrev=False,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+)
 PARSER.add_argument("--debug", action="store_true", help="show the traceback of an error")
-COMMANDS = PARSER.add_subparsers(dest="command", required=True, metavar="command")
+COMMANDS = PARSER.add_subparsers(dest="command", required=True, prog="bbqrec", metavar="command", help=argparse.SUPPRESS)
 """All sub-commands, in the order in which people work: data, studies, use."""
+GROUPS: dict[str, list[str]] = {
+    "data": [],
+    "train and judge": ["  python run_recbole_bbqrec.py --model=BBQRec --dataset=ml-100k"],
+    "studies": [],
+    "use": [],
+}
+"""Lines of the help by what people are about to do; a command stands with those of its module."""
 
 
 def command(help: str, *options: Any, settings: bool = False, note: str = "") -> Callable[[Work], Work]:
     """Make a sub-command of the function of its name; settings that follow its options stand in `given.settings`."""
 
     def enter(work: Work) -> Work:
-        about: dict[str, Any] = {"help": help, "description": help, "epilog": note or SETTINGS * settings}
-        parser = COMMANDS.add_parser(work.__name__.removeprefix("_").replace("_", "-"), **about, allow_abbrev=False)
+        name = work.__name__.removeprefix("_").replace("_", "-")
+        about: dict[str, Any] = {"description": help, "epilog": note or SETTINGS * settings}
+        parser = COMMANDS.add_parser(name, **about, allow_abbrev=False)
+        lines = textwrap.wrap(help, 78, initial_indent=f"  {name:14}", subsequent_indent=" " * 16)
+        GROUPS[work.__module__.rpartition(".")[2]] += lines
+        PARSER.epilog = "\n\n".join("\n".join([f"{title}:", *found]) for title, found in GROUPS.items())
         parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         for option in options:
             option(parser)
