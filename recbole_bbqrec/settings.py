@@ -300,6 +300,12 @@ def _dataset_file(dataset: str) -> Path:
     return family if not own.is_file() and "categories" in _content(family).get(SOURCE, {}) else own
 
 
+def dataset_settings(dataset: str) -> dict[str, Any]:
+    """Return the settings of runs in the YAML file of a data set, those left out that are empty."""
+    content = _content(_dataset_file(dataset))
+    return {key: value for key, value in content.items() if key not in NO_SETTINGS and value is not None}
+
+
 def public_source(dataset: str) -> dict[str, Any] | None:
     """Return the description of where a public data set comes from, see `preparation.public`; none where none is known.
 
