@@ -28,6 +28,7 @@ from . import amazon, kuairec, microlens, movielens, yambda
 from .atomic import read_atomic
 from .build import build, check_options, refuse_existing
 from .download import Source, fetch
+from .raw import Item
 
 
 class Form(NamedTuple):
@@ -45,17 +46,16 @@ class Form(NamedTuple):
 
     variants: tuple[str, ...]
     reviews: Callable[[Path, str, Counter[str]], Iterable[pl.DataFrame]]
-    items: Callable[..., Iterable[Any]]
+    items: Callable[..., Iterable[Item]]
     texts: tuple[str, ...] = ("items",)
     media: tuple[str, ...] = ()
     add: Callable[[Path, Sequence[str], Mapping[str, Path]], dict[str, int]] | None = None
 
 
 READERS = {
-    **{
-        found.__name__.rpartition(".")[2]: Form(found.VARIANTS, found.reviews, found.items)
-        for found in (amazon, movielens, kuairec)
-    },
+    "amazon": Form(amazon.VARIANTS, amazon.reviews, amazon.items),
+    "movielens": Form(movielens.VARIANTS, movielens.reviews, movielens.items),
+    "kuairec": Form(kuairec.VARIANTS, kuairec.reviews, kuairec.items),
     "microlens": Form(
         microlens.VARIANTS,
         microlens.reviews,
