@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .modalities import MODALITIES
+
 Settings = Mapping[str, Any]
 
 KIND, WINDOWS, UNTRAINED, STOCK = "model_kind", "windows", "untrained", "stock"
@@ -114,7 +116,7 @@ def _encoder(run: Settings, modality: str) -> str:
 
 def encoders(run: Settings) -> list[str]:
     """Return the encoders of the modalities that have one."""
-    return [name for name in (_encoder(run, "text"), _encoder(run, "image")) if name]
+    return [name for name in (_encoder(run, modality) for modality in MODALITIES) if name]
 
 
 def _is_model(encoder: str) -> bool:
@@ -129,7 +131,7 @@ def _reads_columns(run: Settings, modality: str) -> bool:
 
 
 def _picks_columns(run: Settings) -> bool:
-    """Whether the item columns that RecBole's model reads are picked from those of texts and image codes."""
+    """Whether the item columns that RecBole's model reads are picked from those of texts and codes."""
     default, columns = run.get("selected_features") == ["class"], run["load_col"] or {}
     return run["model"] in FEATURE_MODELS and default and not columns.get("item")
 
@@ -193,7 +195,7 @@ def _is_bbqrec(run: Settings) -> bool:
 def _reads_features(run: Settings, attach: Any) -> bool:
     if not attach:  # to leave them out, nothing else may bring them along
         return not _compares(run)
-    ranked = not {"text", "image"}.isdisjoint(_candidates(run))
+    ranked = not MODALITIES.keys().isdisjoint(_candidates(run))
     read = _compares(run) or not {"graph_hops", "content_last_items"}.isdisjoint(run) or ranked
     return read or (_is_bbqrec(run) and bool(run.get("use_features")))
 
@@ -278,10 +280,10 @@ HISTORIES = only(
 
 ATTACH_FEATURES = (
     Use(
-        "True only where something reads the features (use_features, text or image of a second_stage, "
+        "True only where something reads the features (use_features, a modality of a second_stage, "
         "TransitionGraph), False only where neither semantic IDs nor similarity attention are made from them",
         _reads_features,
-        "to go without features empty text_encoder and image_encoder",
+        "to go without features empty text_encoder and those of other modalities",
     ),
 )
 ATTACH_IDS = (
@@ -306,10 +308,14 @@ TEXTS = (
         "drop it, or set text_encoder in a model that reads features",
     ),
 )
-IMAGE_CODES = only(
-    f"with image_encoder=codes, and in {', '.join(FEATURE_MODELS)} without selected_features",
-    lambda run: _picks_columns(run) or (_builds(run) and _reads_columns(run, "image")),
-)
+
+
+def code_columns(modality: str) -> tuple[Use, ...]:
+    """Make the condition of `<modality>_fields`, which name code columns."""
+    words = f"with {modality}_encoder=codes, and in {', '.join(FEATURE_MODELS)} without selected_features"
+    return only(words, lambda run: _picks_columns(run) or (_builds(run) and _reads_columns(run, modality)))
+
+
 IMAGES = (
     Use(
         "only where image_encoder names a model and features are built",
@@ -335,7 +341,7 @@ NETWORK = _tokenizer("behavior_bind", "rqvae", "aligned", learned=False)
 LEARNED_NETWORK = _tokenizer("behavior_bind", "rqvae", "aligned")
 RQVAE, ALIGNED = _tokenizer("rqvae", "aligned"), _tokenizer("aligned")
 BOUND, BOUND_SHAPE = _tokenizer("behavior_bind"), _tokenizer("behavior_bind", learned=False)
-BOUND_FEATURES = (*BOUND, *only("where items have texts or images", lambda run: bool(encoders(run))))
+BOUND_FEATURES = (*BOUND, *only("where items have features", lambda run: bool(encoders(run))))
 SHARED = (*BOUND_FEATURES, *only("without sid_mode=fused", lambda run: run.get("sid_mode") != "fused"))
 ATTENTION = only("in BBQRec, its controls and RecBole's own models", lambda run: run[KIND] == STOCK or _is_bbqrec(run))
 SIMILARITY = (*ATTENTION, *only("with similarity_attention", _attends))
@@ -348,7 +354,7 @@ IDENTITY = (
 )
 PROJECTED = (
     Use(
-        "True only with item features: attach_item_features and a text_encoder or image_encoder",
+        "True only with item features: attach_item_features and an encoder of a modality, such as text_encoder",
         lambda run, value: not value or (_builds(run) and bool(encoders(run))),
     ),
 )
@@ -371,14 +377,14 @@ SECOND_STAGE = (
 )
 CANDIDATES = (
     Use(
-        "only with a second_stage; text and image only where they have an encoder and features are built, codes only "
+        "only with a second_stage; a modality only where it has an encoder and features are built, codes only "
         "with semantic IDs, seen only with second_stage=linear, popularity only with second_stage=gbdt",
         lambda run, value: not value or _known_signals(run, value),
         "drop it, or give what it needs",
     ),
 )
 NEIGHBOURS = only(
-    "with second_stage=linear and candidate_similarity by behavior, text, image or codes",
+    "with second_stage=linear and candidate_similarity by behavior, a modality or codes",
     lambda run: second_stage(run) == "linear" and bool(set(_candidates(run)) - {"seen"}),
 )
 
@@ -389,6 +395,4 @@ def _beyond_one(key: str, words: str) -> tuple[Use, ...]:
 
 HOPS, STEPS = _beyond_one("graph_hops", "more than one hop"), _beyond_one("graph_last_items", "more than one last item")
 CONTENT_STEPS = _beyond_one("content_last_items", "more than one last item")
-HAS_FEATURES = only(
-    "where items have features: text_encoder or image_encoder", lambda run: _builds(run) and bool(encoders(run))
-)
+HAS_FEATURES = only("where items have features, as by text_encoder", lambda run: _builds(run) and bool(encoders(run)))

@@ -12,6 +12,7 @@ import yaml
 
 from . import schema
 from .errors import InputError
+from .modalities import MODALITIES
 from .recbole_keys import RECBOLE
 from .schema import FACTOR, NOT_NEGATIVE, POSITIVE, PROBABILITY, SEED, Allowed, Key
 from .schema import one_of as _one_of
@@ -20,6 +21,11 @@ from .schema import whole as _whole
 _INSTALLED = Path(__file__).parent / "properties"
 PROPERTIES = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parent.parent / "properties"
 """Our YAML files: inside the installed package, or at the top of a source checkout."""
+
+_READY = schema.Allowed(
+    f"codes or a file of vectors ({', '.join(schema.VECTORS)}): no model is known for it",
+    lambda value: value in ("", "~", "codes") or Path(value).suffix in schema.VECTORS,
+)
 
 
 # fmt: off
@@ -56,9 +62,13 @@ KEYS: dict[str, Key] = {
     "attach_semantic_ids": Key(bool, "learn semantic IDs on the training split and attach them as item feature `semantic_id`", used=schema.ATTACH_IDS),
     "text_fields": Key(str, "columns of the .item file joined to one text, `title brand`, or a template, `{title}[ by {brand}]`", used=schema.TEXTS),
     "text_encoder": Key(str, "`tfidf`, `codes`, a file of vectors (.npy, .safetensors) or a `transformers` model; empty: no texts", None, True, used=schema.FEATURES),
-    "image_fields": Key(str, "code columns of the .item file, for image_encoder `codes`", used=schema.IMAGE_CODES),
+    "image_fields": Key(str, "code columns of the .item file, for image_encoder `codes`", used=schema.code_columns("image")),
     "image_folder": Key(str, "folder with <item token>.jpg or .png; relative paths start at the data set", None, True, used=schema.IMAGES),
     "image_encoder": Key(str, "`codes`, a file of vectors or a `transformers` vision model; empty: no images", None, True, used=schema.FEATURES),
+    "audio_fields": Key(str, "code columns of the .item file, for audio_encoder `codes`", used=schema.code_columns("audio")),
+    "audio_encoder": Key(str, "`codes`, or a file of vectors; empty: nothing to hear", _READY, True, used=schema.FEATURES),
+    "video_fields": Key(str, "code columns of the .item file, for video_encoder `codes`", used=schema.code_columns("video")),
+    "video_encoder": Key(str, "`codes`, or a file of vectors; empty: no moving pictures", _READY, True, used=schema.FEATURES),
     "feature_dim": Key(int, "width of `tfidf` and `codes` features", POSITIVE, used=schema.COUNTED_FEATURES),
     "encode_batch_size": Key(int, "texts or images that a `transformers` model encodes at once", POSITIVE, used=schema.MODEL_FEATURES),
     "max_text_tokens": Key(int, "tokens of a text that a `transformers` model reads", POSITIVE, used=schema.TEXT_MODEL),
@@ -113,7 +123,7 @@ KEYS: dict[str, Key] = {
     "n_negatives": Key(int, "uniform negatives a step, all different, shared by its targets; 0: all items", NOT_NEGATIVE, used=schema.DENSE),
     # Second stage
     "second_stage": Key(str, "fitted on validation over the scores of the trained model: `gbdt`, trees that rank its best candidates; `linear`, a weight for each bucket of candidate similarity", _one_of("gbdt", "linear", "off"), used=schema.SECOND_STAGE),
-    "candidate_similarity": Key(list, "signals that a second stage knows of candidates and the last items; linear also `seen`: a weight for seen items; gbdt also `popularity`", _one_of("behavior", "text", "image", "codes", "seen", "popularity", words="some of {}, or [] for none"), used=schema.CANDIDATES),
+    "candidate_similarity": Key(list, "signals that a second stage knows of candidates and the last items; linear also `seen`: a weight for seen items; gbdt also `popularity`", _one_of("behavior", *MODALITIES, "codes", "seen", "popularity", words="some of {}, or [] for none"), used=schema.CANDIDATES),
     "n_candidate_last": Key(int, "last items of the history that candidates are compared with", POSITIVE, used=schema.NEIGHBOURS),
     "n_candidate_neighbours": Key(int, "nearest neighbours kept per item and signal", POSITIVE, used=schema.NEIGHBOURS),
     # Transition graph: validation chooses among the values of a list; one value fixes it
@@ -233,7 +243,7 @@ NOT_LEARNED_FROM = {
 
 ADDED_LATER = {
     **{"cold_items": 0.0, "cycle_epochs": 0, "id_dim": None, "n_identity_codes": 0, "sid_alignment_weight": 1000.0},
-    "valid_users": 0,
+    **{"valid_users": 0, "audio_fields": "", "audio_encoder": None, "video_fields": "", "video_encoder": None},
 }
 """Keys that came after the first records, by the value with which a run is what it was without the key."""
 
@@ -248,7 +258,17 @@ def second_stage_settings(config: Any) -> dict[str, Any]:
     """
     form = schema.second_stage(config.final_config_dict)
     read = {"off": (), "gbdt": FITTED_AFTER_TRAINING[:2], "linear": FITTED_AFTER_TRAINING}[form]
-    return {key: _plain(config[key]) for key in read}
+    found = {key: _plain(config[key]) for key in read}
+    return found and {**found, "candidate_similarity": candidate_signals(config.final_config_dict)}
+
+
+def candidate_signals(run: Mapping[str, Any]) -> list[str]:
+    """Return `candidate_similarity` of a run without modalities that came after the first records and that it has not.
+
+    The default names all modalities, so that a run without the later ones is what it was before.
+    """
+    later = {key.removesuffix("_encoder") for key in ADDED_LATER if key.endswith("_encoder")}
+    return [name for name in run.get("candidate_similarity") or [] if name not in later or run.get(f"{name}_encoder")]
 
 
 SOURCE, EXTENDS = NO_SETTINGS = ("source", "extends")
@@ -279,6 +299,12 @@ def _dataset_file(dataset: str) -> Path:
     """Return the YAML file of a data set: its own, or that of its family, as of `Amazon2018-Video_Games`."""
     own, family = (PROPERTIES / "dataset" / f"{name}.yaml" for name in (dataset, dataset.partition("-")[0]))
     return family if not own.is_file() and "categories" in _content(family).get(SOURCE, {}) else own
+
+
+def dataset_settings(dataset: str) -> dict[str, Any]:
+    """Return the settings of runs in the YAML file of a data set, those left out that are empty."""
+    content = _content(_dataset_file(dataset))
+    return {key: value for key, value in content.items() if key not in NO_SETTINGS and value is not None}
 
 
 def public_source(dataset: str) -> dict[str, Any] | None:

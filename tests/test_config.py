@@ -105,7 +105,7 @@ BAD = {
     "list of names": (["--candidate_similarity=['text','colour']"], "found 'colour', expected some of behavior, text"),
     "number beside words": (
         ["--candidate_similarity=[3]"],
-        "found 3, expected some of behavior, text, image, codes, seen",
+        "found 3, expected some of behavior, text, image, audio, video, codes, seen",
     ),
     "negatives": (["--n_negatives=-5"], "n_negatives: found -5, expected 0 or more"),
     "hops": (

@@ -14,6 +14,7 @@ from .parser import DATA_PATH, NAME, command, option
     DATA_PATH,
     option("--user-core", type=int, help="fewest interactions of a user (default 5, or as published)"),
     option("--item-core", type=int, help="fewest interactions of an item (default 5, or as published)"),
+    option("--least-rating", type=float, help="public: leave out what is rated lower (default as published)"),
     option("--shuffle-ties", type=int, metavar="SEED", help="shuffle equal times by this seed"),
     option("--raw_dir", type=Path, metavar="FOLDER", help="public: raw files, fetched by hand or to be fetched"),
     option("--as", dest="written", metavar="NAME", help="public: name of the data set to write"),
@@ -30,7 +31,10 @@ from .parser import DATA_PATH, NAME, command, option
 def _prepare(given: argparse.Namespace) -> None:
     said = {key: value for key, value in vars(given).items() if value is not None}
     both = {key: said[key] for key in ("user_core", "item_core", "shuffle_ties") if key in said}
-    wrong, why = {"raw_dir": "--raw_dir", "written": "--as"}, "with --from, but it is for public data sets; drop it"
+    wrong, why = (
+        {"raw_dir": "--raw_dir", "written": "--as", "least_rating": "--least-rating"},
+        "with --from, but it is for public data sets; drop it",
+    )
     if given.interactions is None:
         wrong = {"items": "--items", "images": "--images", "on_bad": "--on-bad", **COLUMN_FLAGS}
         why = "without --from, which names your table of interactions"
@@ -41,7 +45,8 @@ def _prepare(given: argparse.Namespace) -> None:
         from ..preparation.obtain import advice, obtain
         from ..preparation.public import describe
 
-        report = obtain(given.name, given.data_path, written=given.written, raw_dir=given.raw_dir, **both)
+        public = {"written": given.written, "raw_dir": given.raw_dir, "least_rating": given.least_rating}
+        report = obtain(given.name, given.data_path, **public, **both)
         print(f"{describe(report)}\n{advice(given.name, report)}")
     else:
         from ..preparation.own_data import describe, prepare_own

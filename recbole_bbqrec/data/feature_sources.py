@@ -1,8 +1,8 @@
 """Where the features of a modality come from, and everything they depend on.
 
-A modality (`text`, `image`) has an encoder and a source: columns of the .item file, a folder of images, or a file of
-vectors, which stands in the encoder's place. Columns become a text as a plain list of their names, or by a template
-such as `{title}[ by {brand}][, in {tags}]`.
+A modality (`modalities.MODALITIES`) has an encoder and a source: columns of the .item file, a folder of images, or a
+file of vectors, which stands in the encoder's place. Columns become a text as a plain list of their names, or by a
+template such as `{title}[ by {brand}][, in {tags}]`.
 """
 
 import functools
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .. import storage
 from ..errors import InputError
+from ..modalities import MODALITIES
 from ..preparation import atomic, counted, encoders, images, vectors
 
 # Encoders without a model; all others read vectors or are transformers models.
@@ -29,7 +30,7 @@ COUNTED = {"tfidf": counted.tfidf, "codes": counted.codes}
 
 def modalities(config: Any) -> dict[str, str]:
     """Return the encoders by modality of a configuration or a mapping; modalities without one are left out."""
-    found = {name: _given(config, f"{name}_encoder") for name in ("text", "image")}
+    found = {name: _given(config, f"{name}_encoder") for name in MODALITIES}
     return {name: encoder for name, encoder in found.items() if encoder is not None}
 
 
@@ -112,7 +113,7 @@ def read_texts(config: Any, tokens: list[str], names: Iterable[str]) -> dict[str
     file, item = item_file(config), config["ITEM_ID_FIELD"]
     for name, template in made.items():
         if not template.columns:
-            source = f"{name}_fields" + (" or image_folder" if name == "image" else "")
+            source = f"{name}_fields" + (f" or {name}_folder" if MODALITIES[name].folder else "")
             raise InputError(f"{source}: found nothing for {name}_encoder; name columns of {file}")
         if not file.is_file():
             asked = f"{name}_fields asks for its columns {' '.join(template.columns)}"

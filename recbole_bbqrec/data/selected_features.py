@@ -3,13 +3,14 @@
 from typing import Any
 
 from ..errors import InputError
+from ..modalities import MODALITIES
 from ..preparation import atomic
 from .dataset import SEMANTIC_ID
 from .feature_sources import item_file, template_of
 
 
 def load_selected_features(config: Any, chosen: bool) -> None:
-    """Let RecBole load the item columns of `selected_features`; where none are chosen, those of texts and image codes.
+    """Let RecBole load the item columns of `selected_features`; where none are chosen, those of texts and codes.
 
     RecBole's default is the column `class` of its ml-100k, and its models end in a `KeyError` where that is not loaded.
     Models without the key, and runs whose `load_col` names item columns, are left alone. `chosen` says whether the
@@ -27,7 +28,7 @@ def load_selected_features(config: Any, chosen: bool) -> None:
         raise InputError(f"{path}: no such file, but {reads}; add it, or take a model that reads none, such as SASRec")
     there = atomic.read_header(path, config["field_separator"], config["encoding"] or "utf-8")
     if not chosen and not set(selected) <= {*there, *attached}:
-        described = template_of(config, "text").columns + template_of(config, "image").columns
+        described = [column for name in MODALITIES for column in template_of(config, name).columns]
         selected = list(dict.fromkeys(described)) or selected
     wanted = [name for name in selected if name not in attached]
     for name in wanted:

@@ -7,9 +7,10 @@ from typing import Any
 
 from .. import claims, schema, storage
 from ..errors import InputError
+from ..modalities import MODALITIES
 from ..preparation.images import images_by_token
 from ..preparation.vectors import files_of
-from ..settings import ADDED_LATER, FITTED_AFTER_TRAINING, learning_settings
+from ..settings import ADDED_LATER, FITTED_AFTER_TRAINING, candidate_signals, learning_settings
 
 COUNTED_ONCE = {"topk": [5, 10, 20], "metrics": ["Recall", "NDCG"], "use_gpu": True}
 """Settings that stood in the key although no result depends on them: their defaults stay in it, so that records and
@@ -38,7 +39,7 @@ def comparable_settings(config: Any) -> dict[str, Any]:
     afterwards = {key: config[key] for key in FITTED_AFTER_TRAINING}
     settings = {**learning_settings(config), **afterwards}
     del settings["seed"]
-    for key in ("text_encoder", "image_encoder"):
+    for key in (f"{modality}_encoder" for modality in MODALITIES):
         name = settings.get(key)
         if isinstance(name, str) and (path := Path(config["data_path"]) / Path(name).expanduser()).exists():
             files = [file for file in (files_of(path) if path.is_file() else sorted(path.iterdir())) if file.is_file()]
@@ -77,6 +78,7 @@ def _as_first_recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
         return {key: settings[key] for key in FITTED_AFTER_TRAINING if key in settings}
     form = schema.second_stage(settings)
     found = {key: settings[key] for key in FITTED_AFTER_TRAINING if key in settings} | {"second_stage": form}
+    found["candidate_similarity"] = candidate_signals(settings)
     sizes = {key: found.pop(key, None) for key in FITTED_AFTER_TRAINING[2:]}
     if form == "gbdt":
         return found

@@ -18,7 +18,7 @@ from ..data.feature_sources import modalities
 from ..errors import InputError
 from ..evaluation import report
 from ..evaluation.statistics import PairedValues
-from ..settings import PROPERTIES, property_files, settings_to_load
+from ..settings import ADDED_LATER, PROPERTIES, property_files, settings_to_load
 from . import records, tables
 from .runner import QUIET, Job, check_seeds, exit_code, given_and_files, run_jobs, say
 from .tables import FULL, SPLITS, TESTED, short
@@ -70,8 +70,8 @@ def applicable(names: Iterable[str], full: Mapping[str, Any]) -> tuple[dict[str,
 
 def changes_of(name: str, full: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that row `name` changes, given those of `full`; a `NotApplicableError` where it would mean nothing."""
-    # As it was before there were other forms, and before there were identity codes.
-    row, full = definition()["rows"][name], {"second_stage": "linear", "n_identity_codes": 0, **full}
+    # As it was before there were other forms, and before there were the keys that came later.
+    row, full = definition()["rows"][name], {"second_stage": "linear", **ADDED_LATER, **full}
     for need in (definition()["needs"][name] for name in row.get("needs", ())):
         wrong = [key for key, value in need.get("is", {}).items() if full[key] != value]
         wrong += [key for key, values in need.get("not", {}).items() if full[key] in values]

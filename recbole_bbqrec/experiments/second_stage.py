@@ -24,6 +24,7 @@ from ..data.sequences import seen_before
 from ..errors import InputError
 from ..evaluation.leakage import check_leakage
 from ..evaluation.ranking import Ranks
+from ..modalities import MODALITIES
 from ..second_stage import socket
 from ..second_stage.boosted import POPULARITY
 from ..second_stage.boosted_fit import Examples, chosen, collect, cross_fit, gains
@@ -39,8 +40,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "transitions": ("behavior", ("next_",)),
     "together": ("behavior", ("together",)),
     "walks": ("behavior", ("step", "walk", "side_")),
-    "text": ("text", ("",)),
-    "image": ("image", ("",)),
+    **{name: (name, ("",)) for name in MODALITIES},
     "towers": ("towers", ("",)),
     "codes": ("codes", ("",)),
     "transitions of codes": ("codes", ("codes_",)),

@@ -27,8 +27,8 @@ class UniSRec(BBQRec):
     def __init__(self, config: Any, dataset: Any) -> None:
         if not dataset.catalogue.modalities:
             raise InputError(
-                "UniSRec: found no item features, expected text or image; set text_fields and text_encoder, or an "
-                "image_encoder"
+                "UniSRec: found no item features, expected some; set text_fields and text_encoder, or the encoder of "
+                "another modality, such as image_encoder"
             )
         super().__init__(config, dataset)
 

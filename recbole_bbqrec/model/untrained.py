@@ -113,8 +113,8 @@ class ContentNeighbors(Untrained):
         super().__init__(config, dataset)
         if not dataset.catalogue.modalities:
             raise InputError(
-                "ContentNeighbors: found no item features, expected text or image; set text_fields and text_encoder, "
-                "or an image_encoder"
+                "ContentNeighbors: found no item features, expected some; set text_fields and text_encoder, or the "
+                "encoder of another modality, such as image_encoder"
             )
         self.register_buffer("features", side_by_side(dataset.catalogue), persistent=False)
 

@@ -30,7 +30,6 @@ _REVIEW_KEYS = {
 }
 VARIANTS = tuple(_REVIEW_KEYS)
 
-_REMEDIES = ("fetch it, or give its folder with --raw_dir", "expected a whole file, remove it and fetch it again")
 _PRICE = re.compile(r"\s*(?:from\s+)?\$?\s*(\d[\d,]*(?:\.\d+)?)(?:\s*-\s*\$?\s*\d[\d,]*(?:\.\d+)?)?\s*")
 """A price in dollars, or a range of them, whose lower end counts."""
 
@@ -55,7 +54,7 @@ def reviews(path: str | os.PathLike, release: str, dirt: Counter[str]) -> Iterat
         dirt["reviews without a rating, kept"] += rating != rating
         return Review(user, item, rating, time)
 
-    with raw.open_text(path, "\n", *_REMEDIES) as file:
+    with raw.open_text(path, "\n", *raw.REMEDIES) as file:
         yield from raw.read_lines(
             path, file, lambda lines: raw.typed(raw.json_cells(lines, keys), raw.digits(15)), exact
         )
@@ -65,7 +64,7 @@ def items(path: str | os.PathLike, release: str, dirt: Counter[str]) -> Iterator
     """Yield the items of one metadata file in file order; lines that are no record or name no item are counted."""
     parse = _parse_literal if release == "2014" else _decode
     token_key = "parent_asin" if release == "2023" else "asin"
-    with raw.open_text(path, "\n", *_REMEDIES) as file:
+    with raw.open_text(path, "\n", *raw.REMEDIES) as file:
         for line in file:
             record = _record(line, parse, "item", dirt)
             if record is None:

@@ -47,12 +47,13 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Source:
-    """A public file: its name in the folder, its mirrors in order, and what is known about its content."""
+    """A public file: its name in the folder, its mirrors in order, what is known of its content, and a page of it."""
 
     name: str
     urls: tuple[str, ...]
     size: int | None = None
     sha256: str | None = None
+    page: str = ""
 
 
 def fetch(sources: Sequence[Source], folder: Path, progress: bool = True) -> list[Path]:
@@ -180,7 +181,9 @@ class _File:
             except Failed as error:
                 reasons.append(f"{url}: {error}")
         why = "; ".join(reasons) or "no address is known"
-        remedy = "run again to go on where it stopped, or fetch it by hand and name its folder with --raw_dir="
+        place = f" from {self.source.page}" if self.source.page else ""
+        remedy = f"fetch it by hand{place} and name its folder with --raw_dir="
+        remedy = f"run again to go on where it stopped, or {remedy}" if self.source.urls else remedy
         raise InputError(f"{self.path}: could not be fetched ({why}); {remedy}")
 
     def _version(self) -> tuple[str, str, int | None]:

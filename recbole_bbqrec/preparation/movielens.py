@@ -5,15 +5,13 @@ F. M. Harper and J. A. Konstan, *The MovieLens Datasets: History and Context*, A
 
 import os
 import re
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 
 import polars as pl
 
 from ..errors import InputError
-from .raw import Item, Review, as_rating, as_time, as_token, frames
+from .raw import Item, Review, as_rating, as_time, as_token, frames, open_member
 
 VARIANTS = ("ml-100k", "ml-1m")
 
@@ -67,16 +65,7 @@ def items(path: str | os.PathLike, name: str, dirt: Counter[str]) -> Iterator[It
 
 def _lines(path: str | os.PathLike, member: str) -> Iterator[str]:
     """Yield the lines of a Latin-1 file within the archive, blank ones left out."""
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(member) as file:
-            for raw in file:
-                if line := raw.decode("latin-1").rstrip("\r\n"):
-                    yield line
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; fetch it, or give its folder with --raw_dir") from None
-    except KeyError:
-        raise InputError(f"{path}: found no {member} in the archive; fetch the archive of this set again") from None
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"{path}: cannot be read to its end ({error}); expected a whole zip archive, remove it and fetch it again"
-        ) from error
+    with open_member(path, member, "latin-1") as file:
+        for raw in file:
+            if line := raw.rstrip("\r\n"):
+                yield line

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..settings import public_sets, public_source
+from ..settings import dataset_settings, public_sets, public_source
 from .own_data import run_command
 from .public import PublicSet, prepare_public
 
@@ -48,5 +48,5 @@ def advice(name: str, report: Mapping[str, Any]) -> str:
     """Return what to do with the public data set `name` once it has been obtained, as lines to read."""
     written = Path(report["folder"])
     if written.name != name:  # without a YAML file of its own, so the command has to say what those of others say
-        return f"next: {run_command(written, 'title brand categories')}"
-    return f"{public_set(name).note}\nnext: {run_command(written)}".lstrip()
+        return f"next: {run_command(written, dataset_settings(name))}"
+    return f"{public_set(name).note}\nnext: {run_command(written, {})}".lstrip()

@@ -132,14 +132,15 @@ def describe(report: Mapping[str, Any]) -> str:
     if len(report["columns"]) > 1 and not chosen:
         flags = ", ".join(COLUMN_FLAGS[field] for field in TEXTS)
         lines.append(f"no column is known to hold texts of the items: name one with {flags}")
-    lines.append(f"next: {run_command(Path(report['folder']), chosen)}")
+    features = {"text_fields": chosen, "text_encoder": "tfidf"} if chosen else {}
+    lines.append(f"next: {run_command(Path(report['folder']), features)}")
     if report["pictured"]:
         lines.append("to use the images add --image_folder=images --image_encoder=<a transformers vision model>")
     return "\n".join(lines)
 
 
-def run_command(folder: Path, text_fields: str = "") -> str:
-    """Return the command that trains on the data set in `folder`; without text fields those of its YAML file hold."""
+def run_command(folder: Path, settings: Mapping[str, Any]) -> str:
+    """Return the command that trains on the data set in `folder`, its YAML file saying what `settings` do not."""
     command = f"python run_recbole_bbqrec.py --model=BBQRec --dataset={shlex.quote(folder.name)}"
     command += f" --data_path={shlex.quote(str(folder.parent))}" if str(folder.parent) != "dataset" else ""
-    return command + (f" --text_fields='{text_fields}' --text_encoder=tfidf" if text_fields else "")
+    return command + "".join(f" --{key}={shlex.quote(str(value))}" for key, value in settings.items())

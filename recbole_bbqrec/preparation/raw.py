@@ -11,9 +11,11 @@ with its line, to a function of its reader that salvages, counts or names it, so
 import contextlib
 import gzip
 import html
+import io
 import math
 import os
 import re
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -79,6 +81,9 @@ class Item(NamedTuple):
     year: str = ""
     """Year of release, of films."""
 
+
+REMEDIES = ("fetch it, or give its folder with --raw_dir", "expected a whole file, remove it and fetch it again")
+"""What to do about a raw file that is not there, and about one that is damaged, see `open_text`."""
 
 COLUMN_FLAGS = {
     field: f"--{'item-id' if field == 'token' else field.replace('_', '-')}-column"
@@ -169,6 +174,25 @@ def open_text(path: str | os.PathLike, newline: str, missing: str, damaged: str)
         raise InputError(f"{path}: cannot be read ({reason}); {damaged}") from error
 
 
+@contextlib.contextmanager
+def open_member(path: str | os.PathLike, member: str, encoding: str = "utf-8") -> Iterator[TextIO]:
+    """Open a text file of a zip archive, called `member` there or within further folders; faults are `InputError`s."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            found = next((name for name in names if name == member or name.endswith(f"/{member}")), None)
+            if found is None:
+                raise InputError(f"{path}: found no {member} in the archive; fetch the archive of this set again")
+            with archive.open(found) as file:
+                yield io.TextIOWrapper(file, encoding=encoding, errors="surrogateescape", newline="\n")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; {REMEDIES[0]}") from None
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"{path}: cannot be read to its end ({error}); expected a whole zip archive, remove it and fetch it again"
+        ) from error
+
+
 def read_lines(
     path: str | os.PathLike,
     file: TextIO,
@@ -196,9 +220,19 @@ def read_lines(
             return
     for _ in islice(file, done):
         pass
+    yield from in_blocks(done + 1, file, plain, exact)
+
+
+def in_blocks(
+    start: int,
+    file: TextIO,
+    plain: Callable[[pl.Series], pl.DataFrame],
+    exact: Callable[[int, str], Review | None],
+) -> Iterator[pl.DataFrame]:
+    """As `read_lines`, of a file that Python reads, such as one in an archive; its next line has the number `start`."""
     while taken := file.readlines(_BYTES):
-        yield merged(done + 1, taken, plain, exact)
-        done += len(taken)
+        yield merged(start, taken, plain, exact)
+        start += len(taken)
 
 
 def merged(

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..evaluation.report import markdown_table
+from ..modalities import MODALITIES
 from ..settings import public_source
 from ..tokenizer.report_card import report_card_table
 from .folder import REPORT_CARD
@@ -53,7 +54,7 @@ def model_card(folder: Path, content: dict[str, Any], files: Sequence[str], repo
 
 def _about(content: dict[str, Any]) -> str:
     settings = content["settings"]
-    encoders = [(name, settings.get(f"{name}_encoder")) for name in ("text", "image")]
+    encoders = [(name, settings.get(f"{name}_encoder")) for name in MODALITIES]
     facts = {
         "items": str(len(content["item_tokens"]) - 1),
         "reads": f"the last {settings['MAX_ITEM_LIST_LENGTH']} items of a history",

@@ -18,6 +18,8 @@ ROWS, FORMS = (list(ablation.definition()[part]) for part in ("rows", "forms"))
 RESULTS = Path(__file__).parents[2] / "results"
 OFF = ["identity-codes", "similarity-attention"]  # which the model does not have
 IMAGE = ["candidate-image", "text-only", "image-only", "neither"]
+MEDIA = ["candidate-audio", "candidate-video", "audio-only", "video-only"]
+NO_AUDIO = "the items have no audio"
 BOTH = {"image_fields": "image_codes", "image_encoder": "codes"}
 
 
@@ -48,10 +50,13 @@ def run(
 
 def test_rows_that_apply(tiny):
     found, left_out = applicable(ROWS, full(tiny))
-    assert list(found) == [name for name in ROWS if name not in IMAGE + OFF]
-    assert list(left_out) == OFF + IMAGE
+    assert list(found) == [name for name in ROWS if name not in IMAGE + MEDIA + OFF]
+    assert set(left_out) == {*OFF, *IMAGE, *MEDIA}
     found, left_out = applicable(ROWS, full(tiny, **BOTH))
-    assert list(found) == [name for name in ROWS if name not in OFF] and list(left_out) == OFF
+    assert list(found) == [name for name in ROWS if name not in OFF + MEDIA] and set(left_out) == {*OFF, *MEDIA}
+    found, left_out = applicable(ROWS, full(tiny, **BOTH, video_fields="text_codes", video_encoder="codes"))
+    assert found["video-only"] == {**dict.fromkeys(("text_encoder", "image_encoder", "audio_encoder")), "sid_levels": 4}
+    assert "video" not in found["candidate-video"]["candidate_similarity"] and left_out["audio-only"] == NO_AUDIO
     _, left_out = applicable(ROWS, full(tiny, text_encoder=None))
     assert "needs 1 modalities, found 0" in left_out["no-codes"] and "independence" in left_out
 
@@ -361,8 +366,8 @@ def test_an_interrupted_ablation_has_a_table_of_what_is_done(tiny, tmp_path):
 
 def test_rows_left_out_are_said(tiny, tmp_path, capsys):
     run(tiny, tmp_path, rows=("text-only",), seeds=1)
-    assert "row text-only is left out: the items do not have both" in capsys.readouterr().err
-    assert "- text-only: the items do not have both" in (tmp_path / "results/ablation-tiny.md").read_text()
+    assert "row text-only is left out: the items have fewer than two" in capsys.readouterr().err
+    assert "- text-only: the items have fewer than two" in (tmp_path / "results/ablation-tiny.md").read_text()
 
 
 @pytest.mark.parametrize(

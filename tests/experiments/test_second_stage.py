@@ -12,6 +12,7 @@ from recbole_bbqrec.evaluation.ranking import Ranks
 from recbole_bbqrec.experiments import records, second_stage
 from recbole_bbqrec.experiments.second_stage import columns_of, judged_ranks, study
 from recbole_bbqrec.experiments.second_stage_page import GBDT, LINEAR, OFF, content, folder_of, write
+from recbole_bbqrec.modalities import MODALITIES
 from recbole_bbqrec.second_stage import boosted_fit, ranker, trees
 from recbole_bbqrec.second_stage.features import Feature
 
@@ -71,7 +72,7 @@ def test_a_killed_study_goes_on_and_the_page_follows_from_the_records(tiny, tmp_
     whole = run.record["variants"][GBDT]["features"]
     left = [run.record["variants"][f"without {part}"]["features"] for part in ("behavior", "transitions")]
     assert 0 < left[0] < left[1] < whole < run.record["variants"]["with popularity"]["features"]
-    assert run.record["settings"]["candidate_similarity"] == ["behavior", "text", "image", "codes"]
+    assert run.record["settings"]["candidate_similarity"] == ["behavior", *MODALITIES, "codes"]
     assert "test" not in run.splits and run.record["times_tested"] == 0 and run.record["leakage_check"]
 
     monkeypatch.setattr(quick_start, "train", lambda *_, **__: pytest.fail("trained again"))

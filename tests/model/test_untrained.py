@@ -64,7 +64,7 @@ def test_content_neighbours_add_up_cosines_with_the_last_items():
     torch.testing.assert_close(scores[1], cosine[2])
     torch.testing.assert_close(scores[2], cosine[2])
     assert not scores[:, 5].any(), "of an item without a text nothing is known"
-    with pytest.raises(InputError, match="ContentNeighbors: found no item features, expected text or image"):
+    with pytest.raises(InputError, match="ContentNeighbors: found no item features, expected some"):
         made(ContentNeighbors, **fixed)
 
 

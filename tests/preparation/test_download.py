@@ -299,6 +299,11 @@ def test_only_what_is_missing_is_fetched(site: Loopback, tmp_path: Path) -> None
 def test_sources_without_an_address_ask_for_the_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no address is known.*--raw_dir"):
         fetch([Source("a.gz", ())], tmp_path)
+    form = Source("b.gz", (), page="https://example.org (its form)")
+    with pytest.raises(
+        InputError, match=r"; fetch it by hand from https://example\.org \(its form\) and name its folder"
+    ):
+        fetch([form], tmp_path, progress=False)
 
 
 def test_a_full_disk_is_said(site: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

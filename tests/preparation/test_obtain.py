@@ -39,7 +39,7 @@ def test_every_description_can_be_read(name: str) -> None:
         public = obtain.public_set(f"{name}-{category}" if category else name)
         assert public.about and public.terms and public.cite
         for source in public.files.values():
-            assert "{" not in source.name and source.name.endswith((".gz", ".zip"))
+            assert "{" not in source.name and source.name.endswith((".gz", ".zip", ".csv", ".npy", ".parquet"))
             assert Path(source.name).name == source.name and not source.name.startswith(".")
             assert source.sha256 is None or re.fullmatch("[0-9a-f]{64}", source.sha256)
             assert source.urls and all(
@@ -68,8 +68,8 @@ def test_names_lead_to_files_and_counts() -> None:
         ("Amazon2014", "expected one of Amazon_Instant_Video"),
         (
             "Shop",
-            "one of Amazon2014-<Category>, Amazon2018-<Category>, Amazon2023-<Category>, Beauty, Sports, Toys, "
-            "ml-100k, ml-1m; your own tables: bbqrec prepare Shop --from",
+            "one of Amazon2014-<Category>, Amazon2018-<Category>, Amazon2023-<Category>, Beauty, KuaiRec, "
+            "MicroLens-100K, Sports, Toys, Yambda-50m, ml-100k, ml-1m; your own tables: bbqrec prepare Shop --from",
         ),
         ("sports-tiny", "not known"),
     ],
@@ -118,6 +118,8 @@ def public(site: Loopback, monkeypatch: pytest.MonkeyPatch) -> Loopback:
     known = settings_module.public_source
     for module in (obtain, quick_start):
         monkeypatch.setattr(module, "public_source", lambda name: source if name == "tiny" else known(name))
+    texts = {"text_fields": "title", "text_encoder": "tfidf"}
+    monkeypatch.setattr(obtain, "dataset_settings", lambda _: texts)
     return site
 
 
@@ -219,7 +221,8 @@ def test_prepare_by_name_and_under_another(public: Loopback, tmp_path: Path, cap
     )
     raw = tmp_path / "d" / "raw" / "amazon-2023"
     assert cli.main(["prepare", "tiny", place, "--as=small", "--item-core=12", f"--raw_dir={raw}"]) == 0
-    assert "--dataset=small" in (last := capsys.readouterr().out.splitlines()[-1]) and "--text_fields=" in last
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(f"--dataset=small {place} --text_fields=title --text_encoder=tfidf"), last
     assert public.count("/r.jsonl.gz") == public.count("/m.jsonl.gz") == 1
     assert cli.main(["prepare", "tiny", place]) == 2
     assert "exists already" in capsys.readouterr().err
