@@ -242,8 +242,9 @@ NOT_LEARNED_FROM = {
 }
 
 ADDED_LATER = {
+    **{"audio_fields": "", "audio_encoder": None, "video_fields": "", "video_encoder": None},
     **{"cold_items": 0.0, "cycle_epochs": 0, "id_dim": None, "n_identity_codes": 0, "sid_alignment_weight": 1000.0},
-    **{"valid_users": 0, "audio_fields": "", "audio_encoder": None, "video_fields": "", "video_encoder": None},
+    "valid_users": 0,
 }
 """Keys that came after the first records, by the value with which a run is what it was without the key."""
 
