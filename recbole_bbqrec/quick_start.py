@@ -36,7 +36,7 @@ from .training import checkpoint
 from .training.afterwards import Decided
 
 OURS, RECBOLES = (Path(str(package)).parent for package in (__file__, recbole.__file__))
-HAND_OVER = ("registry.py", "dataloader.py")
+HAND_OVER = ("registry.py", "dataloader.py", "interactions.py")
 """Modules that hand the settings to classes of RecBole; an override does so by calling what it overrides."""
 NAMES_AND_PLACES = ("model", "dataset", "load_col", "data_path", "checkpoint_dir", "config_files", "benchmark_filename")
 """Settings whose words say nothing about an error that has them too."""
@@ -277,7 +277,7 @@ def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memo
     """What a run has come to, as plain data, see `execute`; `ranks` are by split."""
     trainer, model = trained.trainer, trained.trainer.model
     done, best = trainer.state.epochs_done, trainer.state.best_epoch
-    everybody = trained.loaders[1]._dataset
+    data, everybody = trained.dataset, trained.loaders[1]._dataset
     drawn = {
         split: int(everybody.inter_feat[everybody.uid_field].unique().numel())
         for split, rank in ranks.items()
@@ -299,6 +299,7 @@ def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memo
         "peak_memory_mib": memory.mib,
         "peak_memory_is_bound": not memory.is_own,
         "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        **({"behaviour": "order" if data.is_ordered else "sets"} if data.tokenizer_file else {}),
         "run_dir": str(trainer.folder.path),
         **({"processes": distributed.world()} if distributed.world() > 1 else {}),
         "settings": plain_settings(config),
@@ -346,6 +347,7 @@ def load_data_and_model(model_file: str | Path, config_dict: dict[str, Any] | No
     compat.init_seed(config)
     dataset = registry.get_dataset(config["model"])(config)
     train, valid, test = split_loaders(config, dataset)
+    compat.init_seed(config)  # as in training: some of RecBole's models draw what is no weight when they are built
     model = registry.build_model(config, train._dataset).to(config["device"])
     checkpoint.load_weights(weights, model)
     return config, model.eval(), dataset, train, valid, test

@@ -16,19 +16,8 @@ MAX_LINES = 400
 
 # Rooms from the ground up: a module may import its own room and those before it. Modules at the root are rooms too.
 ORDER = (
-    *(
-        "errors",
-        "storage",
-        "claims",
-        "watch",
-        "distributed",
-        "compat",
-        "run_log",
-        "modalities",
-        "schema",
-        "recbole_keys",
-        "settings",
-    ),
+    *("errors", "storage", "claims", "watch", "distributed", "compat", "run_log", "modalities"),
+    *("key_types", "schema", "recbole_keys", "settings"),
     *("preparation", "tokenizer", "model", "data"),
     *("evaluation", "second_stage", "training", "registry", "config", "serving", "quick_start"),
     *("registration", "experiments", "cli"),
@@ -36,9 +25,9 @@ ORDER = (
 # Apart from what stands above them, these do not know each other.
 APART = {("model", "preparation"), ("tokenizer", "preparation"), ("serving", "experiments")}
 WITHOUT_RECBOLE = {"errors", "storage", "schema", "recbole_keys", "settings", "preparation", "tokenizer", "evaluation"}
-WITHOUT_RECBOLE |= {"claims", "watch", "distributed", "modalities"}
+WITHOUT_RECBOLE |= {"claims", "watch", "distributed", "modalities", "key_types"}
 ROOT = {"__init__", "quick_start", "registration", "config", "registry", "compat", "errors", "storage"}
-ROOT |= {"modalities", "run_log", "schema", "recbole_keys", "settings", "claims", "watch", "distributed"}
+ROOT |= {"run_log", "modalities", "key_types", "schema", "recbole_keys", "settings", "claims", "watch", "distributed"}
 FORBIDDEN_IMPORTS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "ray"}
 RECBOLES_CHECKPOINTS = Path("training/recbole_checkpoint.py")  # plain data in torch's own form, which RecBole reads
 FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "torch.save", "pd.read_pickle", "np.fromfile"}

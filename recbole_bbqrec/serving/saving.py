@@ -52,8 +52,17 @@ def keep_bundle(run_dir: Path, config: Any, dataset: Any) -> bool:
 
     Returns whether the folder works without the data set.
     """
-    write_bundle(run_dir, config, dataset)
     logger = logging.getLogger()
+
+    def leave_none(reason: Exception | str) -> bool:
+        needs = f"{config['model']} needs its data set ({reason}); use load_data_and_model"
+        storage.write_json(run_dir / BUNDLE, {**_head(config), "needs": needs})
+        logger.warning(f"no bundle: {run_dir}: {needs}")
+        return False
+
+    if dataset.rows_are_interactions:  # all its model knows of a user are his number and what he had done in training
+        return leave_none(f"the column {dataset.uid_field}")
+    write_bundle(run_dir, config, dataset)
     try:
         bundle = load_bundle(run_dir)
         bundle.recommend([[bundle.item_tokens[1]]], k=1)
@@ -61,9 +70,7 @@ def keep_bundle(run_dir: Path, config: Any, dataset: Any) -> bool:
     except Exception as error:
         (run_dir / BUNDLE).unlink()
         if isinstance(error, NeedsDataError) and config["model"] not in registry.MODELS:
-            needs = f"{config['model']} needs its data set ({error}); use load_data_and_model"
-            storage.write_json(run_dir / BUNDLE, {**_head(config), "needs": needs})
-            logger.warning(f"no bundle: {run_dir}: {needs}")
+            leave_none(error)
         else:  # whatever it is, the run is finished and worth its record
             logger.exception(f"no bundle: {config['model']} fails to recommend without its data set")
         return False
