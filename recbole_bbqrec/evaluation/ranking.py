@@ -31,6 +31,7 @@ as long; it is a multiple of `WORD`, of fewer than 256 words."""
 CELLS = 2**26
 """Scores that are compared at once on other devices."""
 
+
 def tie_order(n_items: int, seed: int) -> torch.Tensor:
     """Return the fixed random order [N] of the items that breaks ties: of two equal scores the smaller entry wins."""
     return torch.randperm(n_items, generator=torch.Generator().manual_seed(seed))
