@@ -22,7 +22,9 @@ from .data.dataset import SEMANTIC_ID
 from .data.feature_sources import image_folder
 from .errors import InputError
 from .evaluation import report
+from .evaluation.candidates import sampling_of
 from .evaluation.configuration import TimesTested, judged_parts
+from .evaluation.groups import groups_of
 from .evaluation.ranking import Ranks
 from .evaluation.ranks_file import check_name, write_ranks
 from .preparation import obtain
@@ -109,8 +111,8 @@ def execute(
     With `train_on: all` this run comes first, to its end and unjudged, and decides on validation what there is to
     decide; then a second training learns from all interactions, and the record and the folder are its own.
 
-    The record holds model, dataset, seed, metrics by split and column (with `cold_items` also by `groups` of targets),
-    judged users and rows, epochs, seconds, peak memory (MiB), number of parameters, settings, versions, and the folder
+    The record holds model, dataset, seed, metrics by split and column (with `group_metrics` and `cold_items` also by
+    `groups` of targets; `ranked_among` says where not all items are ranked), judged users and rows, epochs, seconds, peak memory (MiB), number of parameters, settings, versions, and the folder
     of the run. Seconds and memory of what a cache or an earlier process has spared are those of when it was made, none
     where nobody has measured them.
     """
@@ -276,7 +278,17 @@ def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memo
     """What a run has come to, as plain data, see `execute`; `ranks` are by split."""
     trainer, model = trained.trainer, trained.trainer.model
     done, best = trainer.state.epochs_done, trainer.state.best_epoch
-    everybody = trained.loaders[1]._dataset
+    train, everybody = (loader._dataset for loader in trained.loaders[:2])
+    datasets = dict(zip(("valid", "test"), (loader._dataset for loader in trained.loaders[1:]), strict=True))
+    sampled = {split: sampling_of(config.final_config_dict, split) for split in ranks}
+    sampled = {split: sampling.words for split, sampling in sampled.items() if sampling}
+    grouped = {"grouped_by": config["group_metrics"], "groups": {}}
+    for split, rank in ranks.items():
+        parts = groups_of(rank, datasets[split], train, config["group_metrics"])
+        grouped["groups"][split] = {
+            name: {"rows": len(of.users), "metrics": of.metrics(config["metrics"], config["topk"])}
+            for name, of in parts.items()
+        }
     drawn = {
         split: int(everybody.inter_feat[everybody.uid_field].unique().numel())
         for split, rank in ranks.items()
@@ -287,7 +299,9 @@ def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memo
         "dataset": config["dataset"],
         "seed": config["seed"],
         "metrics": {split: rank.metrics(config["metrics"], config["topk"]) for split, rank in ranks.items()},
-        **({"groups": groups_of(config, ranks)} if config["cold_items"] else {}),
+        **(grouped if config["cold_items"] or config["group_metrics"] else {}),
+        **({"ranked_among": sampled} if sampled else {}),
+        **({"per_user": True} if any(rank.per_user for rank in ranks.values()) else {}),
         "users": {split: len(np.unique(rank.users)) for split, rank in ranks.items()},
         "rows": {split: len(rank.users) for split, rank in ranks.items()},
         **({"drawn_from": drawn} if drawn else {}),
@@ -302,17 +316,6 @@ def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memo
         **({"processes": distributed.world()} if distributed.world() > 1 else {}),
         "settings": plain_settings(config),
         "versions": report.versions(),
-    }
-
-
-def groups_of(config: Config, ranks: Mapping[str, Ranks]) -> dict[str, Any]:
-    """By split, of all, warm and cold targets: their number of `rows`, and their `metrics`."""
-    return {
-        split: {
-            name: {"rows": len(found.users), "metrics": found.metrics(config["metrics"], config["topk"])}
-            for name, found in of_split.groups().items()
-        }
-        for split, of_split in ranks.items()
     }
 
 

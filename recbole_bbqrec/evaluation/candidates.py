@@ -27,9 +27,8 @@ class Sampling(NamedTuple):
 
     @property
     def words(self) -> str:
-        """What tables say of it."""
-        how = ", drawn by popularity" if self.by_popularity else ""
-        return f"ranked among {self.n_items} sampled items{how}"
+        """What tables say that targets are ranked among."""
+        return f"{self.n_items} items sampled by popularity" if self.by_popularity else f"{self.n_items} sampled items"
 
 
 def sampling_of(settings: Mapping[str, Any], split: str) -> Sampling | None:

@@ -19,7 +19,7 @@ METRICS: Mapping[str, Callable[[np.ndarray, int], np.ndarray | float]] = {
     "mrr": lambda ranks, k: 1.0 / ranks,
     "map": lambda ranks, k: 1.0 / ranks,
 }
-"""What a target among the first `k` counts; with one target recall and hit rate are the same, and so are MRR and MAP."""
+"""What a target among the first `k` counts; of one target recall and hit rate are the same, and so are MRR and MAP."""
 
 
 def per_row(ranks: np.ndarray, metric: str, k: int) -> np.ndarray:
@@ -93,12 +93,6 @@ LIST_METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray, float], float]] = {
 
 SMALLER = ("averagepopularity", "giniindex")
 """Metrics that RecBole takes for better where they are smaller."""
-
-NAMES = (
-    *("Recall", "NDCG", "MRR", "Hit", "Precision", "MAP"),
-    *("ItemCoverage", "AveragePopularity", "ShannonEntropy", "GiniIndex", "TailPercentage"),
-)
-"""All metrics, as RecBole writes them."""
 
 
 def of_lists(names: Sequence[str]) -> list[str]:

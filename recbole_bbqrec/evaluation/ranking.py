@@ -224,9 +224,9 @@ class Ranks:
 
         Metrics of lists are left out where it is not known what is shown.
         """
-        lower, topk = [name.lower() for name in names], list(topk)
-        lower = [name for name in lower if self.shown is not None or name not in LIST_METRICS]
-        return {column: {f"{name}@{k}": self._mean(column, name, k) for name in lower for k in topk} for column in COLUMNS}
+        known = [name.lower() for name in names if self.shown is not None or name.lower() not in LIST_METRICS]
+        asked = [(name, k) for name in known for k in topk]
+        return {column: {f"{name}@{k}": self._mean(column, name, k) for name, k in asked} for column in COLUMNS}
 
     def _mean(self, column: str, name: str, k: int) -> float:
         if self.shown is not None and name in LIST_METRICS:

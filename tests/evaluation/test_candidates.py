@@ -95,4 +95,4 @@ def test_the_mode_of_a_split():
     both = {"eval_args": {"mode": {"valid": "uni100", "test": "full"}}}
     assert sampling_of(both, "valid") == Sampling(100, False) and sampling_of(both, "test") is None
     popular = sampling_of({"eval_args": {"mode": "pop5"}}, "test")
-    assert popular and popular.words == "ranked among 5 sampled items, drawn by popularity"
+    assert popular and popular.words == "5 items sampled by popularity"

@@ -10,8 +10,9 @@ from recbole.evaluator.register import metrics_dict, smaller_metrics
 
 from recbole_bbqrec import compat
 from recbole_bbqrec.evaluation import metrics
-from recbole_bbqrec.evaluation.metrics import COLUMNS, LIST_METRICS, METRICS, NAMES, SMALLER, Shown, of_users
+from recbole_bbqrec.evaluation.metrics import COLUMNS, LIST_METRICS, METRICS, SMALLER, Shown, of_users
 from recbole_bbqrec.evaluation.ranking import Ranks
+from recbole_bbqrec.schema import METRICS as NAMES
 
 TOPK = [1, 3, 5]
 CONFIG = {"topk": TOPK, "metric_decimal_place": 12, "eval_args": {"mode": "full"}, "device": "cpu"}
