@@ -278,7 +278,7 @@ def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memo
     """What a run has come to, as plain data, see `execute`; `ranks` are by split."""
     trainer, model = trained.trainer, trained.trainer.model
     done, best = trainer.state.epochs_done, trainer.state.best_epoch
-    train, everybody = (loader._dataset for loader in trained.loaders[:2])
+    data, (train, everybody) = trained.dataset, (loader._dataset for loader in trained.loaders[:2])
     datasets = dict(zip(("valid", "test"), (loader._dataset for loader in trained.loaders[1:]), strict=True))
     sampled = {split: sampling_of(config.final_config_dict, split) for split in ranks}
     sampled = {split: sampling.words for split, sampling in sampled.items() if sampling}
@@ -312,6 +312,7 @@ def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memo
         "peak_memory_mib": memory.mib,
         "peak_memory_is_bound": not memory.is_own,
         "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        **({"behaviour": "order" if data.is_ordered else "sets"} if data.tokenizer_file else {}),
         "run_dir": str(trainer.folder.path),
         **({"processes": distributed.world()} if distributed.world() > 1 else {}),
         "settings": plain_settings(config),
