@@ -20,7 +20,7 @@ from .data.dataloader import check_negatives
 from .data.presplit import EXAMPLE, check_files
 from .data.selected_features import load_selected_features
 from .errors import InputError
-from .evaluation.candidates import MODE
+from .evaluation.candidates import check_mode
 from .evaluation.metrics import LIST_METRICS, METRICS
 from .recbole_keys import HABITS, READ_WITHOUT_DEFAULT
 from .settings import MAY_BE_UNUSED, NO_SETTINGS, checked, property_files, public_source, unused
@@ -317,7 +317,7 @@ def check_protocol(final: dict[str, Any]) -> None:
     for name in (name for name in names if name not in METRICS and name not in LIST_METRICS):
         known_elsewhere = " (RecBole has it, our ranker does not)" if name in metric_types else ""
         raise InputError(f"metrics: found {name!r}{known_elsewhere}, expected some of {', '.join(schema.METRICS)}")
-    _check_sampling(final["eval_args"], names)
+    check_mode(final["eval_args"].get("mode", "full"), names)
     allowed = [f"{name}@{k}" for name in names for k in cut_offs]
     if str(final["valid_metric"]).lower() not in allowed:
         how = f"give --valid_metric={allowed[-1]} too" if len(allowed) < 4 else f"expected one of {', '.join(allowed)}"
@@ -348,27 +348,10 @@ def check_protocol(final: dict[str, Any]) -> None:
         raise InputError("log_wandb: found True, but wandb is not installed; pip install wandb, or drop the key")
 
 
-def _modes(mode: Any) -> list[Any]:
-    return list(mode.values()) if isinstance(mode, dict) else [mode]
-
-
-def _check_sampling(eval_args: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Refuse metrics of lists where lists hold sampled items: they would tell of the sample."""
-    sampled = [mode for mode in _modes(eval_args.get("mode", "full")) if mode != "full"]
-    if sampled and (of_lists := [name for name in names if name in LIST_METRICS]):
-        raise InputError(
-            f"metrics: found {of_lists[0]} with eval_args mode {sampled[0]}, but a list of sampled "
-            "items tells of the sample; drop it, or rank all items with mode full"
-        )
-
-
 def _check_eval_args(given: Mapping[str, Any], of_interactions: bool) -> None:
-    mode, split = given.get("mode", "full"), given.get("split")
+    split = given.get("split")
     orders = ("TO", "RO") if of_interactions else ("TO",)
     expected: dict[str, tuple[str, ...]] = {"order": orders, "group_by": ("user", "none")}
-    if not all(found == "full" or MODE.fullmatch(str(found)) for found in _modes(mode)):
-        how = "full, every item is ranked, or uni100 or pop100 with any number, a sample of them is"
-        raise InputError(f"eval_args: found mode {mode!r}, expected {how}")
     for part, names in expected.items():
         if part in given and str(given[part]).lower() not in [name.lower() for name in names]:
             why = (

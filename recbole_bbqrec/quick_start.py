@@ -112,9 +112,9 @@ def execute(
     decide; then a second training learns from all interactions, and the record and the folder are its own.
 
     The record holds model, dataset, seed, metrics by split and column (with `group_metrics` and `cold_items` also by
-    `groups` of targets; `ranked_among` says where not all items are ranked), judged users and rows, epochs, seconds, peak memory (MiB), number of parameters, settings, versions, and the folder
-    of the run. Seconds and memory of what a cache or an earlier process has spared are those of when it was made, none
-    where nobody has measured them.
+    `groups` of targets; `ranked_among` says where not all items are ranked), judged users and rows, epochs, seconds,
+    peak memory (MiB), number of parameters, settings, versions, and the folder of the run. Seconds and memory of what a
+    cache or an earlier process has spared are those of when it was made, none where nobody has measured them.
     """
     distributed.start()
     with distributed.main_first():
@@ -278,17 +278,7 @@ def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memo
     """What a run has come to, as plain data, see `execute`; `ranks` are by split."""
     trainer, model = trained.trainer, trained.trainer.model
     done, best = trainer.state.epochs_done, trainer.state.best_epoch
-    data, (train, everybody) = trained.dataset, (loader._dataset for loader in trained.loaders[:2])
-    datasets = dict(zip(("valid", "test"), (loader._dataset for loader in trained.loaders[1:]), strict=True))
-    sampled = {split: sampling_of(config.final_config_dict, split) for split in ranks}
-    sampled = {split: sampling.words for split, sampling in sampled.items() if sampling}
-    grouped = {"grouped_by": config["group_metrics"], "groups": {}}
-    for split, rank in ranks.items():
-        parts = groups_of(rank, datasets[split], train, config["group_metrics"])
-        grouped["groups"][split] = {
-            name: {"rows": len(of.users), "metrics": of.metrics(config["metrics"], config["topk"])}
-            for name, of in parts.items()
-        }
+    data, everybody = trained.dataset, trained.loaders[1]._dataset
     drawn = {
         split: int(everybody.inter_feat[everybody.uid_field].unique().numel())
         for split, rank in ranks.items()
@@ -299,9 +289,7 @@ def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memo
         "dataset": config["dataset"],
         "seed": config["seed"],
         "metrics": {split: rank.metrics(config["metrics"], config["topk"]) for split, rank in ranks.items()},
-        **(grouped if config["cold_items"] or config["group_metrics"] else {}),
-        **({"ranked_among": sampled} if sampled else {}),
-        **({"per_user": True} if any(rank.per_user for rank in ranks.values()) else {}),
+        **_how_judged(config, trained, ranks),
         "users": {split: len(np.unique(rank.users)) for split, rank in ranks.items()},
         "rows": {split: len(rank.users) for split, rank in ranks.items()},
         **({"drawn_from": drawn} if drawn else {}),
@@ -318,6 +306,23 @@ def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memo
         "settings": plain_settings(config),
         "versions": report.versions(),
     }
+
+
+def _how_judged(config: Config, trained: Trained, ranks: Mapping[str, Ranks]) -> dict[str, Any]:
+    """What a record says where targets are told apart by groups, or not each ranked by itself among all items."""
+    asked, found = (config["metrics"], config["topk"]), {}
+    if config["cold_items"] or config["group_metrics"]:
+        train, *judged = (loader._dataset for loader in trained.loaders)
+        found |= {"grouped_by": config["group_metrics"] or [], "groups": {}}
+        for split, dataset in zip(("valid", "test"), judged, strict=True):
+            if split in ranks:
+                parts = groups_of(ranks[split], dataset, train, config["group_metrics"] or ())
+                of_parts = {name: {"rows": len(of.users), "metrics": of.metrics(*asked)} for name, of in parts.items()}
+                found["groups"][split] = of_parts
+    sampled = {split: sampling_of(config.final_config_dict, split) for split in ranks}
+    if sampled := {split: sampling.words for split, sampling in sampled.items() if sampling}:
+        found["ranked_among"] = sampled
+    return found | ({"per_user": True} if any(rank.per_user for rank in ranks.values()) else {})
 
 
 def load_data_and_model(model_file: str | Path, config_dict: dict[str, Any] | None = None) -> tuple[Any, ...]:

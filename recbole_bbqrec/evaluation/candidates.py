@@ -7,12 +7,16 @@ Shapes: R rows, N items (column 0 = padding), n sampled items of each row.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
 import torch
+
+from ..data.sequences import targets_by_item
+from ..errors import InputError
+from .metrics import LIST_METRICS
 
 SEED = 0
 """Of the draw, the same for all models and seeds: what is judged is the same, as the targets of a split are."""
@@ -36,6 +40,29 @@ def sampling_of(settings: Mapping[str, Any], split: str) -> Sampling | None:
     mode = (settings.get("eval_args") or {}).get("mode", "full")
     found = MODE.fullmatch(str(mode.get(split, "full") if isinstance(mode, dict) else mode))
     return Sampling(int(found[2]), found[1] == "pop") if found else None
+
+
+def check_mode(mode: Any, metrics: Iterable[str]) -> None:
+    """Raise an `InputError` where a mode is none, or metrics (in lower case) mean nothing by it."""
+    modes = list(mode.values()) if isinstance(mode, dict) else [mode]
+    sampled = [found for found in modes if found != "full"]
+    if not all(MODE.fullmatch(str(found)) for found in sampled):
+        how = "full, where all items are ranked, or uni100 or pop100 with any number, where so many are sampled"
+        raise InputError(f"eval_args: found mode {mode!r}, expected {how}")
+    if sampled and (of_lists := [name for name in metrics if name in LIST_METRICS]):
+        raise InputError(
+            f"metrics: found {of_lists[0]} with eval_args mode {sampled[0]}, but a list of sampled items tells of the "
+            "sample; drop it, or rank all items with mode full"
+        )
+
+
+def draw_candidates(
+    judged: Any, train: Any, sampling: Sampling, seen: scipy.sparse.csr_array
+) -> dict[str, scipy.sparse.csr_array]:
+    """As `candidates_of`, of all rows of the data set `judged`."""
+    users, targets = (judged.inter_feat[field].numpy() for field in (judged.uid_field, judged.iid_field))
+    popularity = targets_by_item(train, judged.item_num)
+    return candidates_of(users, targets, seen, popularity, sampling, judged.rows_are_interactions)
 
 
 def candidates_of(

@@ -5,15 +5,18 @@ Shapes: R rows of the split, B of them at once, N items (0 = padding), C cut-off
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.sparse import csr_array
 
+from .. import distributed
+from ..data.sequences import targets_by_item
 from ..model.decoding import Pairs
 from .candidates import among
 from .lists import Lists
-from .metrics import COLUMNS
+from .metrics import COLUMNS, Shown
 from .ranking import NOT_FOUND
 
 Rank = Callable[[Pairs, Lists | None], Mapping[str, torch.Tensor]]
@@ -43,6 +46,12 @@ class ShownCounts:
             for counts, k in zip(self.counts[COLUMNS.index(column)], self.topk, strict=True):
                 counts += torch.bincount(items[:, :k].flatten(), minlength=len(counts))
         self.counts[:, :, 0] = 0  # where a list ends before
+
+    def total(self, train: Any, tail_ratio: float) -> Shown:
+        """What all processes together have counted, with what metrics ask of the data set of training."""
+        found = self.counts.cpu().numpy()
+        distributed.add(found)
+        return Shown(self.topk, found, targets_by_item(train, found.shape[-1]), tail_ratio)
 
 
 @dataclass(frozen=True)

@@ -152,36 +152,44 @@ def grouped(names: Sequence[str]) -> list[str]:
 
 
 def further(runs: Runs, split: str, metrics: Iterable[str]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Column -> metric -> row -> mean over its seeds, none where a record does not tell; metrics of lists stand there."""
+    """Column -> metric -> row -> mean over its seeds; none where records, which have metrics of lists, do not tell."""
     ranks, found = ranks_of(runs, split), {}
     for column in COLUMNS:
         found[column] = {}
         for metric in metrics:
             name, _, k = metric.partition("@")
-            values: dict[str, list[float | None]] = {
-                row: [run.record["metrics"][split].get(column, {}).get(metric) for run in of.values()]
+            found[column][metric] = {
+                row: _mean(run.record["metrics"][split].get(column, {}).get(metric) for run in of.values())
                 if name in LIST_METRICS
-                else [float(one.values(column, name, int(k))[1].mean()) for one in ranks[row].values()]
+                else _mean(one.values(column, name, int(k))[1].mean() for one in ranks[row].values())
                 for row, of in runs.items()
             }
-            found[column][metric] = {row: None if None in of else float(np.mean(of)) for row, of in values.items()}
     return found
 
 
 def by_groups(runs: Runs, split: str, kinds: Iterable[str], metric: str) -> dict[str, dict[str, Any]]:
     """Group -> its number of targets and, by row, the mean of a masked metric over the seeds; none where not told."""
-    kinds, found = tuple(kinds), {}
     of_runs = {row: [run.record.get("groups", {}).get(split, {}) for run in of.values()] for row, of in runs.items()}
-    for group, one in ((name, one) for of in of_runs.values() for groups in of for name, one in groups.items()):
-        asked = group.partition(" ")[0] in kinds or (group in ("warm", "cold") and "cold" in kinds)
-        if asked and group not in found:
-            values = {row: [groups.get(group) for groups in of] for row, of in of_runs.items()}
-            means = {
-                row: None if None in of else float(np.mean([each["metrics"]["masked"][metric] for each in of if each]))
-                for row, of in values.items()
-            }
-            found[group] = {"rows": one["rows"], "means": means}
-    return found
+    sizes = {name: group["rows"] for of_row in of_runs.values() for of in of_row for name, group in of.items()}
+    begins = tuple(f"{kind} " for kind in kinds)
+    return {
+        group: {
+            "rows": size,
+            "means": {
+                row: _mean(of.get(group, {}).get("metrics", {}).get("masked", {}).get(metric) for of in of_row)
+                for row, of_row in of_runs.items()
+            },
+        }
+        for group, size in sizes.items()
+        if group.startswith(begins) or (group in ("warm", COLD) and f"{COLD} " in begins)
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Mean of values, none where one of them is not known."""
+    found = [*values]
+    known = [value for value in found if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(found) else None
 
 
 def paired_values(runs: Runs, split: str, metrics: Iterable[str], rows: np.ndarray | None = None) -> Values:

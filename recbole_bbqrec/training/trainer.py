@@ -18,19 +18,18 @@ import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import set_color
-from scipy.sparse import csr_array
 from tqdm import tqdm
 
 from .. import compat, distributed
 from ..data.cold_items import is_cold
 from ..data.dataloader import seed_batches
-from ..data.sequences import seen_before, targets_by_item, token_places
+from ..data.sequences import seen_before, token_places
 from ..errors import InputError
-from ..evaluation.candidates import candidates_of, sampling_of
+from ..evaluation.candidates import Sampling, draw_candidates, sampling_of
 from ..evaluation.configuration import judged_parts
 from ..evaluation.judging import Judging, ShownCounts
 from ..evaluation.lists import Lists
-from ..evaluation.metrics import Shown, of_lists
+from ..evaluation.metrics import of_lists
 from ..evaluation.ranking import COLUMNS, Ranks, rank_products, rank_targets, rows_of_some, tie_order
 from ..evaluation.sample import sampled_rows
 from ..model.padding import LENGTH_INDEPENDENT, group_by_length
@@ -77,7 +76,7 @@ class ProtocolTrainer(SecondStageFit):
         self.ranker, self._grown = ranker_of(model, config), None
         self.state, self._memory = TrainingState(), PeakMemory()
         # Of each split, what its users have seen before it: collected once.
-        self._seen_before, self._candidates = functools.cache(seen_before), functools.cache(self._draw_candidates)
+        self._seen_before, self._candidates = functools.cache(seen_before), functools.cache(self._drawn)
 
     def fit(
         self,
@@ -300,7 +299,7 @@ class ProtocolTrainer(SecondStageFit):
         distributed.add(ranks)  # zeros, where other processes have ranked
         users = dataset.inter_feat[dataset.uid_field].numpy()[judged]
         cold = None if cold is None else cold[judged]
-        shown = self._shown(judging.shown, earlier[0])
+        shown = judging.shown and judging.shown.total(earlier[0], self.config["tail_ratio"])
         return Ranks(users, *ranks, cold=cold, rows=rows, per_user=dataset.rows_are_interactions, shown=shown)
 
     def _judging(self, dataset: Any, earlier: tuple[Any, ...], judged: np.ndarray) -> Judging:
@@ -308,26 +307,13 @@ class ProtocolTrainer(SecondStageFit):
         seen, n_items = self._seen_before(dataset, earlier), dataset.item_num
         ties, topk = tie_order(n_items, self.config["seed"]).to(self.device), self.config["topk"]
         users = dataset.inter_feat[dataset.uid_field].numpy() if dataset.rows_are_interactions else None
-        counts = of_lists(self.config["metrics"])
-        shown = ShownCounts(topk, n_items, judged, users, self.device) if counts else None
-        return Judging(seen, ties, self._candidates(dataset, earlier), shown)
-
-    def _draw_candidates(self, dataset: Any, earlier: tuple[Any, ...]) -> dict[str, csr_array] | None:
-        """What targets are ranked among, by column; none where that is all items."""
+        wanted = of_lists(self.config["metrics"])
+        shown = ShownCounts(topk, n_items, judged, users, self.device) if wanted else None
         sampling = sampling_of(self.config.final_config_dict, ("valid", "test")[len(earlier) - 1])
-        if sampling is None:
-            return None
-        users, targets = (dataset.inter_feat[field].numpy() for field in (dataset.uid_field, dataset.iid_field))
-        seen, popularity = self._seen_before(dataset, earlier), targets_by_item(earlier[0], dataset.item_num)
-        return candidates_of(users, targets, seen, popularity, sampling, dataset.rows_are_interactions)
+        return Judging(seen, ties, self._candidates(dataset, earlier, sampling) if sampling else None, shown)
 
-    def _shown(self, counts: ShownCounts | None, train: Any) -> Shown | None:
-        """What all processes together have counted."""
-        if counts is None:
-            return None
-        found = counts.counts.cpu().numpy()
-        distributed.add(found)
-        return Shown(counts.topk, found, targets_by_item(train, found.shape[-1]), self.config["tail_ratio"])
+    def _drawn(self, dataset: Any, earlier: tuple[Any, ...], sampling: Sampling) -> dict[str, Any]:
+        return draw_candidates(dataset, earlier[0], sampling, self._seen_before(dataset, earlier))
 
     def _order(self, dataset: Any, judged: np.ndarray) -> np.ndarray:
         """Places of rows in the order in which they are ranked."""
@@ -363,7 +349,8 @@ class ProtocolTrainer(SecondStageFit):
             return judging.ranks(rows, rank, columns)
 
         if products := ranker.products(histories, shared):
-            ranks = judging.ranks(rows, lambda pairs, lists: rank_products(*products, targets, pairs, ties, lists))
+            queries, keys = products
+            ranks = judging.ranks(rows, lambda seen, lists: rank_products(queries, keys, targets, seen, ties, lists))
         elif len(rows) > most:
             parts = np.split(rows, range(most, len(rows), most))
             return torch.cat([self._rank_rows(eval_data, part, judging, ranker, shared) for part in parts], dim=1)

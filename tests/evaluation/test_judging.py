@@ -1,11 +1,13 @@
-"""Whole runs: metrics of ranks and of lists beside those of RecBole's own evaluator, and candidates that are sampled."""
+"""Whole runs: metrics of ranks and of lists beside those of RecBole's own evaluator, and sampled candidates."""
 
 import pytest
 from conftest import settings
 
 from recbole_bbqrec import quick_start, schema
 from recbole_bbqrec.config import Config
+from recbole_bbqrec.data.sequences import seen_before
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.evaluation.candidates import Sampling, draw_candidates
 from recbole_bbqrec.evaluation.metrics import LIST_METRICS
 
 NAMES = [name.lower() for name in schema.METRICS]
@@ -96,7 +98,8 @@ def test_two_models_have_the_same_candidates(tiny, tmp_path):
         config = Config(config_dict=settings(tiny, model, checkpoint_dir=str(tmp_path), epochs=1, **SAMPLED))
         found = quick_start.train(config)
         train, valid = (loader._dataset for loader in found.loaders[:2])
-        of_rows = found.trainer._candidates(valid, (train,))["masked"].toarray()
+        seen = seen_before(valid, [train])
+        of_rows = draw_candidates(valid, train, Sampling(10, False), seen)["masked"].toarray()
         rows = zip(valid.inter_feat["user_id"].tolist(), of_rows, strict=True)
         drawn.append(
             {
