@@ -20,7 +20,8 @@ from .data.dataloader import check_negatives
 from .data.presplit import EXAMPLE, check_files
 from .data.selected_features import load_selected_features
 from .errors import InputError
-from .evaluation.ranking import METRICS
+from .evaluation.candidates import check_mode
+from .evaluation.metrics import LIST_METRICS, METRICS
 from .recbole_keys import HABITS, READ_WITHOUT_DEFAULT
 from .settings import MAY_BE_UNUSED, NO_SETTINGS, checked, property_files, public_source, unused
 
@@ -316,11 +317,10 @@ def check_protocol(final: dict[str, Any]) -> None:
     _check_eval_args(final["eval_args"], final.get(schema.KIND) in schema.INTERACTIONS)
     names, cut_offs = (final[key] if isinstance(final[key], list) else [final[key]] for key in ("metrics", "topk"))
     names = [str(name).lower() for name in names]
-    for name in (name for name in names if name not in METRICS):
+    for name in (name for name in names if name not in METRICS and name not in LIST_METRICS):
         known_elsewhere = " (RecBole has it, our ranker does not)" if name in metric_types else ""
-        raise InputError(
-            f"metrics: found {name!r}{known_elsewhere}, expected some of Recall, NDCG, MRR, Hit, Precision"
-        )
+        raise InputError(f"metrics: found {name!r}{known_elsewhere}, expected some of {', '.join(schema.METRICS)}")
+    check_mode(final["eval_args"].get("mode", "full"), names)
     allowed = [f"{name}@{k}" for name in names for k in cut_offs]
     if str(final["valid_metric"]).lower() not in allowed:
         how = f"give --valid_metric={allowed[-1]} too" if len(allowed) < 4 else f"expected one of {', '.join(allowed)}"
@@ -352,11 +352,9 @@ def check_protocol(final: dict[str, Any]) -> None:
 
 
 def _check_eval_args(given: Mapping[str, Any], of_interactions: bool) -> None:
-    mode, split = given.get("mode", "full"), given.get("split")
+    split = given.get("split")
     orders = ("TO", "RO") if of_interactions else ("TO",)
     expected: dict[str, tuple[str, ...]] = {"order": orders, "group_by": ("user", "none")}
-    if set(mode.values() if isinstance(mode, dict) else [mode]) != {"full"}:
-        raise InputError(f"eval_args: found mode {mode!r}, expected full: every item is ranked")
     for part, names in expected.items():
         if part in given and str(given[part]).lower() not in [name.lower() for name in names]:
             why = (
