@@ -132,6 +132,10 @@ class Config(RecBoleConfig):
     def __getitem__(self, key: str) -> Any:
         return self._noted[key] if key in self._noted else super().__getitem__(key)
 
+    def note(self, key: str, value: Any) -> None:
+        """Let models read `value` under a key whose setting stays as it is: what a data set has found out for them."""
+        self._noted[key] = value
+
     # What follows are RecBole's own steps, in the order in which its constructor takes them.
 
     def compatibility_settings(self) -> None:

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from recbole.data.interaction import Interaction, cat_interactions
+from recbole.data.interaction import cat_interactions
 from recbole.utils import FeatureSource, FeatureType
 
 from .. import distributed
 from ..errors import InputError
 from ..model.catalogue import Catalogue, SemanticIds
+from .code_fields import add_item_columns, attach_code_fields, number_tokens
+from .code_graph import CodeGraphDataset
 from .cold_items import apart, cold_tokens, with_cold_items
 from .features import build_item_features
 from .loading import LoadedDataset
@@ -116,16 +117,17 @@ class MultiModalSequentialDataset(LoadedDataset):
         return [(known, self.iid_field, FeatureType.TOKEN), *found]
 
     def _attach_codes(self, ids: SemanticIds) -> None:
-        width = ids.codes.shape[1]
-        names = [f"c{position}_{code}" for position in range(width) for code in range(ids.codebook_size)]
-        tokens = ["[PAD]", *names]  # of all code ids
-        columns = {} if self.item_feat is None else dict(self.item_feat.interaction)
-        columns.setdefault(self.iid_field, torch.arange(self.item_num))
-        self.item_feat = Interaction({**columns, SEMANTIC_ID: ids.code_ids})
-        self.field2source[self.iid_field] = FeatureSource.ITEM_ID
-        self.field2id_token[SEMANTIC_ID] = np.array(tokens)
-        self.field2token_id[SEMANTIC_ID] = {token: index for index, token in enumerate(tokens)}
-        self.set_field_property(SEMANTIC_ID, FeatureType.TOKEN_SEQ, FeatureSource.ITEM, width)
+        """Show RecBole's models the codes in the forms that the run asks for, else as the column `semantic_id`."""
+        if isinstance(self, CodeGraphDataset):
+            self.attach_graph(ids, self.config["code_levels"])
+        elif self.config["code_fields"]:
+            attach_code_fields(self, ids, self.config["code_fields"], self.config["code_levels"])
+        else:
+            width = ids.codes.shape[1]
+            names = [f"c{position}_{code}" for position in range(width) for code in range(ids.codebook_size)]
+            number_tokens(self, SEMANTIC_ID, ["[PAD]", *names])  # of all code ids
+            self.set_field_property(SEMANTIC_ID, FeatureType.TOKEN_SEQ, FeatureSource.ITEM, width)
+            add_item_columns(self, {SEMANTIC_ID: ids.code_ids})
 
 
 class PrefixDataset(MultiModalSequentialDataset):
