@@ -68,4 +68,3 @@ class CodeGraphDataset(KnowledgeBasedDataset):
             number_tokens(self, field, entities)
         number_tokens(self, self.relation_field, [*relations, USER_ITEM])
         self.item2entity = self.entity2item = {token: token for token in items[1:]}
-

@@ -4,6 +4,7 @@ Shapes: R rows.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -41,3 +42,13 @@ def label_metrics(names: Iterable[str], predictions: np.ndarray, labels: np.ndar
             f"metrics {', '.join(names)}: found {kind} rows in {split}, expected both kinds; change threshold or the split"
         )
     return {name: LABEL_METRICS[name](predictions, labels) for name in names}
+
+
+RARE, FEW = "rare", 5
+"""Group of rows whose item has fewer than this many training interactions."""
+
+
+def is_rare(train: Any, judged: Any) -> np.ndarray:
+    """Which rows [R] of the data set `judged` are of a rare item, by the rows of the data set `train`."""
+    known, items = (part.inter_feat[part.iid_field].numpy() for part in (train, judged))
+    return np.bincount(known, minlength=train.item_num)[items] < FEW

@@ -13,7 +13,16 @@ def ids_of(codes, n_signals=1, width=4):
     return SemanticIds(codes, vectors * present.unsqueeze(-1), present, ["text", "id"][:n_signals], 8)
 
 
-SHARED = [[1, 0, 2, 5], [1, 0, 2, 6], [1, 3, 2, 5], [1, 3, 4, 6], [-1, -1, 4, 5], [7, 0, 4, 6], [7, 0, 4, 7], [7, 0, 2, 4]]
+SHARED = [
+    [1, 0, 2, 5],
+    [1, 0, 2, 6],
+    [1, 3, 2, 5],
+    [1, 3, 4, 6],
+    [-1, -1, 4, 5],
+    [7, 0, 4, 6],
+    [7, 0, 4, 7],
+    [7, 0, 2, 4],
+]
 
 
 def test_prefixes_number_the_first_codes_of_each_signal_together():
@@ -40,7 +49,9 @@ def test_recboles_models_make_a_linear_map_of_the_vectors():
     table = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
     values, places = columns["sid_vector_text"].unbind(-1)
     count = (places != 0).sum(1, keepdim=True)
-    mean = (values.unsqueeze(-1) * table[places.long()]).sum(1) / (count + 1e-8)  # ContextRecommender.embed_float_seq_fields
+    mean = (values.unsqueeze(-1) * table[places.long()]).sum(1) / (
+        count + 1e-8
+    )  # ContextRecommender.embed_float_seq_fields
     unit = torch.nn.functional.normalize(ids.vectors[0], dim=-1)
     torch.testing.assert_close(mean, unit @ table[1:])
     assert not mean[[0, 5]].any(), "neither padding nor an item without the signal has any"
