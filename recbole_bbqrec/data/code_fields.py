@@ -56,8 +56,8 @@ def prefixes(ids: SemanticIds, levels: int | None = None) -> list[Prefix]:
             found.append(Prefix(name, torch.from_numpy(column), tokens))
     if not found:
         raise InputError(
-            f"semantic IDs: found a first code for fewer than two of {len(ids.codes) - 1} items each, expected codes that "
-            "items share; lower sid_codebook_size"
+            f"semantic IDs: found a first code for fewer than two of {len(ids.codes) - 1} items each, expected codes "
+            "that items share; lower sid_codebook_size"
         )
     return found
 

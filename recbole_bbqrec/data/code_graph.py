@@ -4,8 +4,6 @@ RecBole reads graphs from files, before it splits; codes are learned from the tr
 is read as if there were no graph, and gets RecBole's structures for one once the codes are known.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 from recbole.data.dataset import KnowledgeBasedDataset
@@ -58,7 +56,7 @@ class CodeGraphDataset(KnowledgeBasedDataset):
         kg = np.concatenate(triples, axis=1)
         if self.kg_reverse_r:
             n_relations = len(relations) - 1
-            kg = np.concatenate([kg, kg[::-1] + [[0], [n_relations], [0]]], axis=1)
+            kg = np.concatenate([kg, np.add(kg[::-1], [[0], [n_relations], [0]])], axis=1)
             relations += [name + REVERSED for name in relations[1:]]
         fields = (self.head_entity_field, self.relation_field, self.tail_entity_field)
         self.kg_feat = Interaction({field: torch.from_numpy(part) for field, part in zip(fields, kg, strict=True)})

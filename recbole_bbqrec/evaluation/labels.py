@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import InputError
 
 CLIP = 1e-15
-"""Probabilities are kept this far from 0 and 1, as in RecBole: a wrong one that is certain would cost infinitely much."""
+"""Probabilities are kept this far from 0 and 1, as in RecBole: one that is certain and wrong would cost without end."""
 
 
 def auc(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -39,7 +39,8 @@ def label_metrics(names: Iterable[str], predictions: np.ndarray, labels: np.ndar
     if names and (len(labels) == 0 or labels.min() == labels.max()):
         kind = "no" if len(labels) == 0 else "only positive" if labels.min() > 0 else "only negative"
         raise InputError(
-            f"metrics {', '.join(names)}: found {kind} rows in {split}, expected both kinds; change threshold or the split"
+            f"metrics {', '.join(names)}: found {kind} rows in {split}, expected both kinds; change threshold or "
+            "the split"
         )
     return {name: LABEL_METRICS[name](predictions, labels) for name in names}
 
