@@ -101,7 +101,9 @@ def split_loaders(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
     RecBole's `data_preparation` does the same, but first unpickles a file of a fixed name wherever it finds one.
     """
     parts = dataset.build()
-    if not (dataset.makes_prefixes or dataset.rows_are_interactions):  # nor is anything sampled, for which RecBole keeps a set for every user
+    if not (
+        dataset.makes_prefixes or dataset.rows_are_interactions
+    ):  # nor is anything sampled, for which RecBole keeps a set for every user
         valid, test = (FullSortEvalDataLoader(config, part, None) for part in parts[1:])
         return WindowDataLoader(config, parts[0], parts[0].train_sequences), valid, test
     samplers = create_samplers(config, dataset, parts)

@@ -184,10 +184,8 @@ def _rows(models: Sequence[str], runs: tables.Runs, split: str, rare: np.ndarray
         for row in ROWS
         if name_of(model, row) in runs
     ]
-    tested = (
-        of[metric] for row in found for of in row["groups"].values() for metric in (RANKED, LABELLED) if metric in of
-    )
-    holm([entry] for entry in tested)
+    cells = [of for row in found for of in row["groups"].values()]
+    holm([of[metric]] for of in cells for metric in (RANKED, LABELLED) if metric in of)
     return found
 
 

@@ -33,7 +33,7 @@ class KGAT(RecBoleKGAT):
         self.register_load_state_dict_post_hook(lambda *_: self._follow_weights())
 
     def init_graph(self) -> torch.Tensor:
-        """Attention before training [E, E] over users and entities: of a node, each relation's edges share a weight of 1."""
+        """Attention before training [E, E] over users and entities: a node's edges of a relation share 1."""
         heads, relations, tails = self.ckg.row, self.ckg.data, self.ckg.col
         _, group, sizes = np.unique(
             np.stack([heads, relations]), axis=1, return_inverse=True, return_counts=True

@@ -19,7 +19,7 @@ def predictions(model: Any, dataset: Any, batch_size: int, device: Any) -> np.nd
 
 
 def judge_labels(config: Any, model: Any, judged: Any, train: Any, split: str) -> dict[str, dict[str, float]]:
-    """Metrics of labels, of all rows and of those of rare items, with the number of `rows` and of `positives` among them.
+    """Metrics of labels with the number of `rows` and `positives`, of all rows and of those of rare items.
 
     Rare items are left out where all of their rows have one label.
     """

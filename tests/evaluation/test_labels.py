@@ -21,7 +21,7 @@ def test_values_are_those_of_recboles_evaluator(digits):
 
 
 def test_rows_of_one_kind_have_no_metric():
-    with pytest.raises(InputError, match="auc: found only positive rows in valid.*threshold"):
+    with pytest.raises(InputError, match=r"auc: found only positive rows in valid.*threshold"):
         label_metrics(["AUC"], np.full(3, 0.5), np.ones(3), "valid")
     with pytest.raises(InputError, match="logloss: found no rows in test"):
         label_metrics(["LogLoss"], np.zeros(0), np.zeros(0), "test")
