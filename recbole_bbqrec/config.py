@@ -13,13 +13,14 @@ import torch
 import yaml
 from recbole.config import Config as RecBoleConfig
 from recbole.evaluator.register import metric_types
-from recbole.utils import InputType
+from recbole.utils import InputType, ModelType
 
 from . import compat, distributed, registry, schema
 from .data.cold_items import check_cold_items
 from .data.presplit import EXAMPLE, check_files
 from .data.selected_features import load_selected_features
 from .errors import InputError
+from .evaluation.labels import LABEL_METRICS, of_rankings
 from .evaluation.ranking import METRICS
 from .recbole_keys import HABITS, READ_WITHOUT_DEFAULT
 from .settings import MAY_BE_UNUSED, NO_SETTINGS, checked, property_files, public_source, unused
@@ -121,6 +122,7 @@ class Config(RecBoleConfig):
             text = str(error.args[0]) if error.args else repr(error)
             raise InputError(f"settings: {' '.join(text.split())}; see docs/settings.md") from error
         _check_negatives(self)
+        _check_labels(self)
         check_cold_items(self)
         _check_data_path(self)
         load_selected_features(self, chosen="selected_features" in self.external_config_dict)
@@ -180,6 +182,9 @@ class Config(RecBoleConfig):
             self.internal_config_dict.update(content, load_col=columns)
         if registry.kind_of(model) in schema.INTERACTIONS:
             self.internal_config_dict.update(OF_INTERACTIONS)
+            given = layered(self.internal_config_dict, self.external_config_dict)
+            if self.internal_config_dict["MODEL_TYPE"] == ModelType.CONTEXT and schema.is_labelled(given):
+                self.internal_config_dict["train_neg_sample_args"] = None  # rows below the threshold are the negatives
         # RecBole takes one suffix or a list of them, and makes a list of the one.
         if isinstance(suffix := self.internal_config_dict.get("additional_feat_suffix"), str):
             self.internal_config_dict["additional_feat_suffix"] = [suffix]
@@ -201,6 +206,13 @@ class Config(RecBoleConfig):
         if not self._may_be_unused:
             refuse_unused([self.unused])
         return final
+
+    def _set_default_parameters(self) -> None:
+        # RecBole judges rankings or labels, a run here may be asked for both.
+        final, names = self.final_config_dict, self.final_config_dict["metrics"]
+        final["metrics"] = of_rankings(names) or names
+        super()._set_default_parameters()
+        final["metrics"] = names
 
     def _init_device(self) -> None:
         self.final_config_dict["gpu_id"] = distributed.gpu(self.final_config_dict["gpu_id"])
@@ -314,12 +326,13 @@ def check_protocol(final: dict[str, Any]) -> None:
     _check_eval_args(final["eval_args"])
     names, cut_offs = (final[key] if isinstance(final[key], list) else [final[key]] for key in ("metrics", "topk"))
     names = [str(name).lower() for name in names]
-    for name in (name for name in names if name not in METRICS):
+    of_labels = [name for name in names if name in LABEL_METRICS]
+    for name in (name for name in names if name not in METRICS and name not in of_labels):
         known_elsewhere = " (RecBole has it, our ranker does not)" if name in metric_types else ""
         raise InputError(
             f"metrics: found {name!r}{known_elsewhere}, expected some of Recall, NDCG, MRR, Hit, Precision"
         )
-    allowed = [f"{name}@{k}" for name in names for k in cut_offs]
+    allowed = [*of_labels, *(f"{name}@{k}" for name in names if name not in of_labels for k in cut_offs)]
     if str(final["valid_metric"]).lower() not in allowed:
         how = f"give --valid_metric={allowed[-1]} too" if len(allowed) < 4 else f"expected one of {', '.join(allowed)}"
         raise InputError(f"valid_metric: found {final['valid_metric']!r}, which metrics and topk leave out; {how}")
@@ -352,8 +365,9 @@ def check_protocol(final: dict[str, Any]) -> None:
 def _check_eval_args(given: Mapping[str, Any]) -> None:
     mode, split = given.get("mode", "full"), given.get("split")
     expected: dict[str, tuple[str, ...]] = {"order": ("TO",), "group_by": ("user", "none")}
-    if set(mode.values() if isinstance(mode, dict) else [mode]) != {"full"}:
-        raise InputError(f"eval_args: found mode {mode!r}, expected full: every item is ranked")
+    if set(mode.values() if isinstance(mode, dict) else [mode]) not in ({"full"}, {"labeled"}):
+        how = "full: every item is ranked, or labeled for AUC and LogLoss beside that"
+        raise InputError(f"eval_args: found mode {mode!r}, expected {how}")
     for part, names in expected.items():
         if part in given and str(given[part]).lower() not in [name.lower() for name in names]:
             raise InputError(f"eval_args: found {part} {given[part]!r}, expected {' or '.join(names)}")
@@ -367,12 +381,32 @@ def _check_eval_args(given: Mapping[str, Any]) -> None:
 
 
 def _check_negatives(config: Config) -> None:
-    columns, sampled = config["load_col"], config["train_neg_sample_args"]["distribution"] != "none"
-    has_labels = config["threshold"] or columns is None or config["LABEL_FIELD"] in (columns.get("inter") or ())
+    sampled = config["train_neg_sample_args"]["distribution"] != "none"
     pairs = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and config["loss_type"] != "CE"
-    needs = pairs or (config["model"] in schema.CLICK_MODELS and not has_labels)
+    learns = config["model"] in schema.CLICK_MODELS or config["MODEL_TYPE"] == ModelType.CONTEXT
+    needs = pairs or (learns and not schema.is_labelled(config.final_config_dict))
     if needs and not sampled:
         raise InputError(f"train_neg_sample_args: found none, but {config['model']} here trains on negatives; drop it")
+
+
+def _check_labels(config: Config) -> None:
+    """Raise an `InputError` where labels are judged and there are none, or training would not go by them."""
+    run, is_context = config.final_config_dict, config["MODEL_TYPE"] == ModelType.CONTEXT
+    labelled, judges = schema.is_labelled(run), "labeled" in config["eval_args"]["mode"].values()
+    names = [name for name in config["metrics"] if name.lower() in LABEL_METRICS]
+    example = "--threshold=\"{'rating': 4}\" and the column rating in load_col"
+    if (judges or names) and not (is_context and labelled):
+        what = f"metrics: found {names[0]}" if names else "eval_args: found mode labeled"
+        raise InputError(f"{what}, expected a context-aware model, such as DeepFM, and labels: {example}")
+    if names and not judges:
+        raise InputError(
+            f"metrics: found {names[0]}, expected eval_args with mode labeled; --eval_args=\"{{'mode': 'labeled'}}\""
+        )
+    if is_context and labelled and config["train_neg_sample_args"]["distribution"] != "none":
+        why = "beside labels, which RecBole would all make positive to draw negatives"
+        raise InputError(
+            f"train_neg_sample_args: found {config['train_neg_sample_args']['distribution']} {why}; drop one"
+        )
 
 
 def _check_data_path(config: Config) -> None:

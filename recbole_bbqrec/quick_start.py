@@ -23,6 +23,7 @@ from .data.feature_sources import image_folder
 from .errors import InputError
 from .evaluation import report
 from .evaluation.configuration import TimesTested, judged_parts
+from .evaluation.labels import of_rankings
 from .evaluation.ranking import Ranks
 from .evaluation.ranks_file import check_name, write_ranks
 from .preparation import obtain
@@ -109,10 +110,10 @@ def execute(
     With `train_on: all` this run comes first, to its end and unjudged, and decides on validation what there is to
     decide; then a second training learns from all interactions, and the record and the folder are its own.
 
-    The record holds model, dataset, seed, metrics by split and column (with `cold_items` also by `groups` of targets),
-    judged users and rows, epochs, seconds, peak memory (MiB), number of parameters, settings, versions, and the folder
-    of the run. Seconds and memory of what a cache or an earlier process has spared are those of when it was made, none
-    where nobody has measured them.
+    The record holds model, dataset, seed, metrics by split and column (with `cold_items` also by `groups` of targets,
+    of labelled rows also `labels` by split and group of rows), judged users and rows, epochs, seconds, peak memory
+    (MiB), number of parameters, settings, versions, and the folder of the run. Seconds and memory of what a cache or an
+    earlier process has spared are those of when it was made, none where nobody has measured them.
     """
     distributed.start()
     with distributed.main_first():
@@ -144,14 +145,19 @@ def execute(
     trainer, loaders = trained.trainer, trained.loaders
 
     started = time.perf_counter()
-    datasets, ranks = [loader._dataset for loader in loaders], {}
+    datasets, ranks, labels = [loader._dataset for loader in loaders], {}, {}
     for at, split in enumerate(("valid", "test"), start=1):
         if split in judged_parts(config) and (split == "valid" or config["final"]):
             ranks[split] = trainer.judge(split, loaders[at], datasets[:at], config["show_progress"])
+            labels[split] = trainer.judge_labels(split, loaders[at])
     if ranks:
         logger.info(f"judged in {time.perf_counter() - started:.1f} s")
 
-    record = {**record_of(config, trained, ranks, memory), **trained.inspected}
+    record = {
+        **record_of(config, trained, ranks, memory),
+        **({"labels": labels} if any(labels.values()) else {}),
+        **trained.inspected,
+    }
     if distributed.is_main():
         record["times_tested"] = tested.after_run()
         if config["result_file"]:
@@ -189,7 +195,7 @@ def train(
         config["epochs"] = decided.epochs
     compat.init_seed(config)
     with _recbole_refusals(config):
-        dataset = registry.get_dataset(config["model"])(config)
+        dataset = registry.get_dataset(config["model"], config["kg"])(config)
         logger.info(dataset)
         train, valid, test = split_loaders(config, dataset)
 
@@ -286,7 +292,9 @@ def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memo
         "model": config["model"],
         "dataset": config["dataset"],
         "seed": config["seed"],
-        "metrics": {split: rank.metrics(config["metrics"], config["topk"]) for split, rank in ranks.items()},
+        "metrics": {
+            split: rank.metrics(of_rankings(config["metrics"]), config["topk"]) for split, rank in ranks.items()
+        },
         **({"groups": groups_of(config, ranks)} if config["cold_items"] else {}),
         "users": {split: len(np.unique(rank.users)) for split, rank in ranks.items()},
         "rows": {split: len(rank.users) for split, rank in ranks.items()},
@@ -309,7 +317,7 @@ def groups_of(config: Config, ranks: Mapping[str, Ranks]) -> dict[str, Any]:
     """By split, of all, warm and cold targets: their number of `rows`, and their `metrics`."""
     return {
         split: {
-            name: {"rows": len(found.users), "metrics": found.metrics(config["metrics"], config["topk"])}
+            name: {"rows": len(found.users), "metrics": found.metrics(of_rankings(config["metrics"]), config["topk"])}
             for name, found in of_split.groups().items()
         }
         for split, of_split in ranks.items()
@@ -343,7 +351,7 @@ def load_data_and_model(model_file: str | Path, config_dict: dict[str, Any] | No
         trained_on = settings.get("train_on", "train")
         raise InputError(f"train_on: found {config['train_on']!r}, but {path} was trained on {trained_on!r}; drop it")
     compat.init_seed(config)
-    dataset = registry.get_dataset(config["model"])(config)
+    dataset = registry.get_dataset(config["model"], config["kg"])(config)
     train, valid, test = split_loaders(config, dataset)
     compat.init_seed(config)  # as in training: some of RecBole's models draw what is no weight when they are built
     model = registry.build_model(config, train._dataset).to(config["device"])

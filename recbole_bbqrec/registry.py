@@ -10,6 +10,7 @@ from recbole.utils import ModelType
 from recbole.utils import get_trainer as recbole_trainer
 
 from . import compat, schema
+from .data.code_graph import CodeGraphDataset
 from .data.dataset import MultiModalSequentialDataset, PrefixDataset
 from .data.interactions import InteractionDataset
 from .errors import InputError
@@ -127,13 +128,17 @@ def recbole_models(*packages: str) -> dict[str, type[AbstractRecommender]]:
     return found
 
 
-def get_dataset(model: str) -> type[MultiModalSequentialDataset]:
-    """Return the data set class of a model of ours, or of RecBole's, over its special one where it has one (DIEN)."""
+def get_dataset(model: str, kg: str = "files") -> type[MultiModalSequentialDataset]:
+    """Return the data set class of a model of ours, or of RecBole's, over its special one where it has one (DIEN).
+
+    `kg` is where the knowledge graph of a model that reads one comes from, as the key of this name says.
+    """
     if model in MODELS:
         return MultiModalSequentialDataset
     kind = kind_of(model)
     base = InteractionDataset if kind in schema.INTERACTIONS else PrefixDataset
-    usual = {schema.STOCK: SequentialDataset, schema.KNOWLEDGE: KGSeqDataset}.get(kind, Dataset)
+    graph = CodeGraphDataset if kg == "codes" else KGSeqDataset
+    usual = {schema.STOCK: SequentialDataset, schema.KNOWLEDGE: graph}.get(kind, Dataset)
     special = getattr(importlib.import_module("recbole.data.dataset"), f"{model}Dataset", usual)
     if issubclass(base, special):
         return base

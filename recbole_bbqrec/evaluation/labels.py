@@ -33,6 +33,11 @@ LABEL_METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {"auc":
 SMALLER_IS_BETTER = ("logloss",)
 
 
+def of_rankings(names: Iterable[str]) -> list[str]:
+    """Return the names of metrics that are of rankings, not of labels."""
+    return [name for name in names if name.lower() not in LABEL_METRICS]
+
+
 def label_metrics(names: Iterable[str], predictions: np.ndarray, labels: np.ndarray, split: str) -> dict[str, float]:
     """Return the metrics among `names` that are of labels; an `InputError` where all rows have one label."""
     names = [name.lower() for name in names if name.lower() in LABEL_METRICS]

@@ -55,6 +55,8 @@ def result_table(record: dict[str, Any]) -> str:
         f"{record['parameters']} parameters; peak memory {_shown(record['peak_memory_mib'], '.0f')} MiB",
         f"seconds: {times}",
     ]
+    if labels := record.get("labels"):
+        lines.insert(2 if rows else 1, _label_table(labels) + "\n")
     if epochs["hit_cap"] and on_all:
         lines.append("* validation, which decided on the epochs, was cut short by their cap; raise epochs")
     elif epochs["hit_cap"]:
@@ -68,6 +70,17 @@ def result_table(record: dict[str, Any]) -> str:
     if "test" not in record["metrics"] and not on_all:
         lines.append("test is looked at last: add --final to judge it")
     return "\n".join(lines)
+
+
+def _label_table(labels: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Metrics of labelled rows as a Markdown table: a row per split and group of rows."""
+    names = [name for name in next(iter(labels.values()))["all"] if name not in ("rows", "positives")]
+    rows = [
+        [split, f"{group} ({of['rows']}, {of['positives']} positive)", *(f"{of[name]:.4f}" for name in names)]
+        for split, groups in labels.items()
+        for group, of in groups.items()
+    ]
+    return tabulate(rows, ["split", "labelled rows", *names], tablefmt="github", disable_numparse=True)
 
 
 def _shown(value: float | None, form: str) -> str:

@@ -25,6 +25,7 @@ from ..data.dataloader import seed_batches
 from ..data.sequences import seen_before, token_places
 from ..errors import InputError
 from ..evaluation.configuration import judged_parts
+from ..evaluation.labels import LABEL_METRICS, of_rankings
 from ..evaluation.ranking import COLUMNS, Ranks, rank_products, rank_targets, rows_of_some, tie_order
 from ..evaluation.sample import sampled_rows
 from ..model.padding import LENGTH_INDEPENDENT, group_by_length
@@ -36,6 +37,7 @@ from ..tokenizer.memory import PeakMemory
 from . import checkpoint
 from .afterwards import Decided, SecondStageFit, TrainingState
 from .checkpoint import LAST_FILE, WEIGHTS_FILE, RunFolder
+from .labelled import judge_labels
 from .shares import joint_loss
 from .steps import check_finite
 
@@ -183,10 +185,14 @@ class ProtocolTrainer(SecondStageFit):
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, Any]:
         started = time.perf_counter()
-        metrics = self._validate(valid_data, show_progress)
+        if self.valid_metric in LABEL_METRICS:
+            metrics, self._last_ranks = {"masked": {}, "unmasked": self.judge_labels("valid", valid_data)["all"]}, None
+        else:
+            metrics = self._validate(valid_data, show_progress)
         self.state.evaluate_seconds.append(time.perf_counter() - started)
-        score = metrics["masked"][self.valid_metric]
-        if score >= self.best_valid_score:  # RecBole's rule: an equal score counts as better
+        score = {**metrics["unmasked"], **metrics["masked"]}[self.valid_metric]
+        better = score - self.best_valid_score if self.valid_metric_bigger else self.best_valid_score - score
+        if better >= 0:  # RecBole's rule: an equal score counts as better
             self.state.best_epoch, self._best_ranks = self.state.epochs_done - 1, self._last_ranks
         # RecBole's own names stay what RecBole means by them, the unmasked column.
         masked = {f"masked_{name}": value for name, value in metrics["masked"].items()}
@@ -204,7 +210,7 @@ class ProtocolTrainer(SecondStageFit):
         ranks = self.rank(valid_data, [self._train_dataset], show_progress, told if are_all else sample)
         self._last_ranks = ranks if are_all else None
         groups = ranks.groups()
-        return groups.get("warm", groups["all"]).metrics(self.config["metrics"], self.config["topk"])
+        return groups.get("warm", groups["all"]).metrics(of_rankings(self.config["metrics"]), self.config["topk"])
 
     def _sampled(self, dataset: Any, judged: np.ndarray) -> np.ndarray:
         """Places of rows among the `judged` that decide when to stop; where users have several, of so many users."""
@@ -249,11 +255,21 @@ class ProtocolTrainer(SecondStageFit):
 
         It cannot rank items that the model was not trained with (`cold_items`), which is an `InputError`.
         """
+        if 0 < len(of_rankings(self.config["metrics"])) < len(self.config["metrics"]):
+            raise InputError(
+                "metrics: RecBole's evaluator judges labels or rankings; take the run script, or name one kind"
+            )
         if self.config["cold_items"]:
             raise InputError("cold_items: RecBole's evaluator ranks no new items; take the run script, or drop it")
         if load_best_model:
             self.load_best(model_file)
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+
+    def judge_labels(self, split: str, eval_data: Any) -> dict[str, dict[str, float]]:
+        """Metrics of a split's labels by group of rows, see `labelled.judge_labels`; none without such metrics."""
+        if len(of_rankings(self.config["metrics"])) == len(self.config["metrics"]):
+            return {}
+        return judge_labels(self.config, self.model, eval_data._dataset, self._train_dataset, split)
 
     @torch.no_grad()
     def rank(
@@ -269,6 +285,8 @@ class ProtocolTrainer(SecondStageFit):
         self.tot_item_num = dataset.item_num
         if self.item_tensor is None:
             self.item_tensor = dataset.get_item_feature().to(self.device)
+        if (liked := dataset.positive_rows) is not None:
+            rows = liked if rows is None else np.intersect1d(rows, liked)
         judged = np.arange(len(dataset.inter_feat)) if rows is None else rows
         order = self._order(dataset, judged)
         seen, ties = self._seen_before(dataset, tuple(earlier)), tie_order(dataset.item_num, self.config["seed"])
