@@ -342,7 +342,7 @@ def check_protocol(final: dict[str, Any]) -> None:
 
     further = final.get("additional_feat_suffix") or []
     there = {"inter", "user", "item", *([further] if isinstance(further, str) else further)}
-    there |= {"kg", "link"} if final.get("model") in schema.GRAPH_MODELS else set()
+    there |= {"kg", "link"} if final.get("model") in schema.GRAPH_MODELS or "kg_reverse_r" in final else set()
     for key in ("load_col", "unload_col", "unused_col"):
         for part, columns in (final.get(key) or {}).items():
             if part not in there:

@@ -16,6 +16,7 @@ from .data.interactions import InteractionDataset
 from .errors import InputError
 from .model.bbqrec import BBQRec
 from .model.stock_attention import add_similarity
+from .model.stock_kgat import KGAT
 from .model.tiger import TIGER
 from .model.unisrec import UniSRec
 from .model.untrained import ContentNeighbors, Pop, TransitionGraph, Untrained
@@ -57,6 +58,9 @@ _TREES = "it grows trees over labelled rows, for which RecBole has a trainer and
 NOT_RUN = {"S3Rec": _PRETRAINED, "RaCT": _PRETRAINED, "LightGBM": _TREES, "XGBoost": _TREES}
 """RecBole's models that this script does not run, and why."""
 
+MENDED: dict[str, type[AbstractRecommender]] = {"KGAT": KGAT}
+"""RecBole's models that stand in for those of the same name."""
+
 PACKAGES = ("sequential", "general", "context_aware", "knowledge_aware")
 """RecBole's packages of models, `recbole.model.<name>_recommender`."""
 _KINDS = {
@@ -78,7 +82,7 @@ def get_model(name: str) -> type[AbstractRecommender]:
         )
     stock: dict[str, type[AbstractRecommender]] = {}
     for package in PACKAGES:
-        stock |= recbole_models(package)
+        stock |= recbole_models(package) | MENDED
         if name in stock:
             return stock[name]
     names = sorted({*MODELS, *stock})

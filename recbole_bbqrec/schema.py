@@ -346,9 +346,16 @@ COMPARES = only(
     lambda run: run[KIND] != UNTRAINED and _compares(run),
 )
 CODES = only(f"with {IDS}", has_codes)
-FIELDS = only(
-    "in context-aware models, such as DeepFM, and with codes not none",
-    lambda run: run[KIND] == CONTEXT and run.get("codes") != "none",
+FIELDS = (
+    *only(
+        "in context-aware models, such as DeepFM, and with codes not none",
+        lambda run: run[KIND] == CONTEXT and run.get("codes") != "none",
+    ),
+    Use(
+        "vectors only in models that read sequences of numbers, not in FwFM",
+        lambda run, value: run["model"] != "FwFM" or "vectors" not in value,
+        "give --code_fields=prefixes",
+    ),
 )
 GRAPH = only(
     "in knowledge-aware models, such as CKE, and with codes not none",
