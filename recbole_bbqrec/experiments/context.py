@@ -14,7 +14,7 @@ from ..evaluation import report
 from ..evaluation.labels import RARE, is_rare
 from ..evaluation.statistics import holm
 from ..preparation.atomic import read_header
-from ..settings import NOT_LEARNED_FROM
+from ..settings import MAY_BE_UNUSED, NOT_LEARNED_FROM
 from . import records, tables
 from .runner import QUIET, Job, check_seeds, exit_code, given_and_files, run_jobs
 from .tables import SPLITS, short
@@ -69,8 +69,10 @@ def study(
         if registry.kind_of(model) != schema.CONTEXT:
             raise InputError(f"--models: found {model}, expected context-aware models, such as {' and '.join(MODELS)}")
     given = {**QUIET, "text_encoder": "tfidf", **given, "dataset": dataset, "final": final}
-    given = {**labelled(Config(arguments=files, config_dict={**given, "model": models[0]})), **given}
-    config = Config(arguments=files, config_dict={**given, "model": models[0]})
+    # All that a row may use is used by this one; what it would not use is refused.
+    full = {"model": models[0], "code_fields": BOTH}
+    given = {**labelled(Config(arguments=files, config_dict={**given, **full})), **given}
+    config = Config(arguments=files, config_dict={**given, **full})
     data, folder = records.about_data(config), records.folder_of(results, dataset)
     jobs = [
         Job(name_of(model, row), {**given, **changes, "model": model, "seed": seed}, files, data, folder)
@@ -80,7 +82,8 @@ def study(
     ]
     about = {"dataset": dataset, "data": data["data"], "models": models}
     about["given"] = {key: value for key, value in given.items() if key not in {*NOT_LEARNED_FROM, *QUIET, *about}}
-    rare = rare_targets(config, final)
+    without = {**given, "model": models[0], MAY_BE_UNUSED: True}
+    rare = rare_targets(Config(arguments=files, config_dict=without), final)
     failures = run_jobs(jobs, final, lambda _: write(about, jobs, rare, results))
     print(write(about, jobs, rare, results))
     return exit_code(failures)
