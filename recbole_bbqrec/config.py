@@ -13,14 +13,14 @@ import torch
 import yaml
 from recbole.config import Config as RecBoleConfig
 from recbole.evaluator.register import metric_types
-from recbole.utils import InputType, ModelType
 
 from . import compat, distributed, registry, schema
 from .data.cold_items import check_cold_items
+from .data.dataloader import check_negatives
 from .data.presplit import EXAMPLE, check_files
 from .data.selected_features import load_selected_features
 from .errors import InputError
-from .evaluation.labels import LABEL_METRICS, of_rankings
+from .evaluation.labels import LABEL_METRICS, check_labels, of_rankings
 from .evaluation.ranking import METRICS
 from .recbole_keys import HABITS, READ_WITHOUT_DEFAULT
 from .settings import MAY_BE_UNUSED, NO_SETTINGS, checked, property_files, public_source, unused
@@ -121,8 +121,9 @@ class Config(RecBoleConfig):
                 raise
             text = str(error.args[0]) if error.args else repr(error)
             raise InputError(f"settings: {' '.join(text.split())}; see docs/settings.md") from error
-        _check_negatives(self)
-        _check_labels(self)
+        kind = registry.kind_of(self.model)
+        check_negatives(self, kind)
+        check_labels(self, kind)
         check_cold_items(self)
         _check_data_path(self)
         load_selected_features(self, chosen="selected_features" in self.external_config_dict)
@@ -183,7 +184,7 @@ class Config(RecBoleConfig):
         if registry.kind_of(model) in schema.INTERACTIONS:
             self.internal_config_dict.update(OF_INTERACTIONS)
             given = layered(self.internal_config_dict, self.external_config_dict)
-            if self.internal_config_dict["MODEL_TYPE"] == ModelType.CONTEXT and schema.is_labelled(given):
+            if registry.kind_of(model) == schema.CONTEXT and schema.is_labelled(given):
                 self.internal_config_dict["train_neg_sample_args"] = None  # rows below the threshold are the negatives
         # RecBole takes one suffix or a list of them, and makes a list of the one.
         if isinstance(suffix := self.internal_config_dict.get("additional_feat_suffix"), str):
@@ -201,8 +202,11 @@ class Config(RecBoleConfig):
                 raise RefusedKeyError(f"unknown key {key!r} for model {self.model}; {_hint(key, known)}", key)
         given |= completed(given, internal)
         final = super()._get_final_config_dict()
-        check_protocol(final)
+        kind = registry.kind_of(self.model)
+        check_protocol({**final, "model": self.model, schema.KIND: kind})
         self.unused = unused_settings({**final, "model": self.model}, given, internal)
+        if kind in schema.INTERACTIONS:  # where that may be unused
+            final["second_stage"] = "off"
         if not self._may_be_unused:
             refuse_unused([self.unused])
         return final
@@ -323,7 +327,7 @@ def check_protocol(final: dict[str, Any]) -> None:
                 f"{key}: RecBole's pickled data cache is not used, it runs code when read and does not notice changed "
                 "files; drop the key, features and codes are cached by fingerprint already"
             )
-    _check_eval_args(final["eval_args"])
+    _check_eval_args(final["eval_args"], final.get(schema.KIND) in schema.INTERACTIONS)
     names, cut_offs = (final[key] if isinstance(final[key], list) else [final[key]] for key in ("metrics", "topk"))
     names = [str(name).lower() for name in names]
     of_labels = [name for name in names if name in LABEL_METRICS]
@@ -342,7 +346,7 @@ def check_protocol(final: dict[str, Any]) -> None:
 
     further = final.get("additional_feat_suffix") or []
     there = {"inter", "user", "item", *([further] if isinstance(further, str) else further)}
-    there |= {"kg", "link"} if final.get("model") in schema.GRAPH_MODELS or "kg_reverse_r" in final else set()
+    there |= {"kg", "link"} if schema.reads_graph(final) else set()
     for key in ("load_col", "unload_col", "unused_col"):
         for part, columns in (final.get(key) or {}).items():
             if part not in there:
@@ -362,15 +366,19 @@ def check_protocol(final: dict[str, Any]) -> None:
         raise InputError("log_wandb: found True, but wandb is not installed; pip install wandb, or drop the key")
 
 
-def _check_eval_args(given: Mapping[str, Any]) -> None:
+def _check_eval_args(given: Mapping[str, Any], of_interactions: bool) -> None:
     mode, split = given.get("mode", "full"), given.get("split")
-    expected: dict[str, tuple[str, ...]] = {"order": ("TO",), "group_by": ("user", "none")}
+    orders = ("TO", "RO") if of_interactions else ("TO",)
+    expected: dict[str, tuple[str, ...]] = {"order": orders, "group_by": ("user", "none")}
     if set(mode.values() if isinstance(mode, dict) else [mode]) not in ({"full"}, {"labeled"}):
         how = "full: every item is ranked, or labeled for AUC and LogLoss beside that"
         raise InputError(f"eval_args: found mode {mode!r}, expected {how}")
     for part, names in expected.items():
         if part in given and str(given[part]).lower() not in [name.lower() for name in names]:
-            raise InputError(f"eval_args: found {part} {given[part]!r}, expected {' or '.join(names)}")
+            why = (
+                "" if of_interactions or part != "order" else ", as histories of sequential models are in order of time"
+            )
+            raise InputError(f"eval_args: found {part} {given[part]!r}, expected {' or '.join(names)}{why}")
     kind, value = next(iter(split.items())) if isinstance(split, dict) and len(split) == 1 else (None, None)
     parts = value if isinstance(value, (list, tuple)) else ()
     three = len(parts) == 3 and all(type(part) in (int, float) and part >= 0 for part in parts) and parts[0] > 0
@@ -378,35 +386,6 @@ def _check_eval_args(given: Mapping[str, Any]) -> None:
     if not one_out and not (kind in ("RS", "TS") and three):
         how = "{'LS': 'valid_and_test'} or three parts for training, validation and test, {'RS': [0.8, 0.1, 0.1]}"
         raise InputError(f"eval_args: found split {split!r}, expected {how}")
-
-
-def _check_negatives(config: Config) -> None:
-    sampled = config["train_neg_sample_args"]["distribution"] != "none"
-    pairs = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and config["loss_type"] != "CE"
-    learns = config["model"] in schema.CLICK_MODELS or config["MODEL_TYPE"] == ModelType.CONTEXT
-    needs = pairs or (learns and not schema.is_labelled(config.final_config_dict))
-    if needs and not sampled:
-        raise InputError(f"train_neg_sample_args: found none, but {config['model']} here trains on negatives; drop it")
-
-
-def _check_labels(config: Config) -> None:
-    """Raise an `InputError` where labels are judged and there are none, or training would not go by them."""
-    run, is_context = config.final_config_dict, config["MODEL_TYPE"] == ModelType.CONTEXT
-    labelled, judges = schema.is_labelled(run), "labeled" in config["eval_args"]["mode"].values()
-    names = [name for name in config["metrics"] if name.lower() in LABEL_METRICS]
-    example = "--threshold=\"{'rating': 4}\" and the column rating in load_col"
-    if (judges or names) and not (is_context and labelled):
-        what = f"metrics: found {names[0]}" if names else "eval_args: found mode labeled"
-        raise InputError(f"{what}, expected a context-aware model, such as DeepFM, and labels: {example}")
-    if names and not judges:
-        raise InputError(
-            f"metrics: found {names[0]}, expected eval_args with mode labeled; --eval_args=\"{{'mode': 'labeled'}}\""
-        )
-    if is_context and labelled and config["train_neg_sample_args"]["distribution"] != "none":
-        why = "beside labels, which RecBole would all make positive to draw negatives"
-        raise InputError(
-            f"train_neg_sample_args: found {config['train_neg_sample_args']['distribution']} {why}; drop one"
-        )
 
 
 def _check_data_path(config: Config) -> None:

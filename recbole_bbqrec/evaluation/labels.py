@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import schema
 from ..errors import InputError
 
 CLIP = 1e-15
@@ -58,3 +59,26 @@ def is_rare(train: Any, judged: Any) -> np.ndarray:
     """Which rows [R] of the data set `judged` are of a rare item, by the rows of the data set `train`."""
     known, items = (part.inter_feat[part.iid_field].numpy() for part in (train, judged))
     return np.bincount(known, minlength=train.item_num)[items] < FEW
+
+
+def check_labels(config: Any, kind: str) -> None:
+    """Raise an `InputError` where labels are judged and there are none, or training would not go by them.
+
+    `kind` is the model's, see `schema`.
+    """
+    is_context, labelled = kind == schema.CONTEXT, schema.is_labelled(config.final_config_dict)
+    judges = "labeled" in config["eval_args"]["mode"].values()
+    names = [name for name in config["metrics"] if name.lower() in LABEL_METRICS]
+    example = "--threshold=\"{'rating': 4}\" and the column rating in load_col"
+    if (judges or names) and not (is_context and labelled):
+        what = f"metrics: found {names[0]}" if names else "eval_args: found mode labeled"
+        raise InputError(f"{what}, expected a context-aware model, such as DeepFM, and labels: {example}")
+    if names and not judges:
+        raise InputError(
+            f"metrics: found {names[0]}, expected eval_args with mode labeled; --eval_args=\"{{'mode': 'labeled'}}\""
+        )
+    if is_context and labelled and config["train_neg_sample_args"]["distribution"] != "none":
+        why = "beside labels, which RecBole would all make positive to draw negatives"
+        raise InputError(
+            f"train_neg_sample_args: found {config['train_neg_sample_args']['distribution']} {why}; drop one"
+        )
