@@ -50,13 +50,12 @@ def result_table(record: dict[str, Any]) -> str:
     on_all, marked = record["settings"].get("train_on") == "all", "*" * epochs["hit_cap"]
     lines = [
         f"{record['model']}{marked} on {record['dataset']}, seed {record['seed']}\n",
-        *([tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n"] if rows else []),
+        *([tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n"] if any(found.values()) else []),
+        *([_label_table(labels) + "\n"] if (labels := record.get("labels")) else []),
         f"users: {judged}; {spent}; "
         f"{record['parameters']} parameters; peak memory {_shown(record['peak_memory_mib'], '.0f')} MiB",
         f"seconds: {times}",
     ]
-    if labels := record.get("labels"):
-        lines.insert(2 if rows else 1, _label_table(labels) + "\n")
     if epochs["hit_cap"] and on_all:
         lines.append("* validation, which decided on the epochs, was cut short by their cap; raise epochs")
     elif epochs["hit_cap"]:

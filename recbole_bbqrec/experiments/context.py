@@ -1,5 +1,10 @@
-"""What codes as columns of items are worth to context-aware models: runs with and without them, and their page."""
+"""What codes as columns of items are worth to context-aware models: runs with and without them, and their page.
 
+Two tasks have trainings of their own. By *labels* a model learns which of the items that a user has rated he likes; of
+those that he has not rated it learns nothing, so for *ranking* all items it is trained on sampled negatives.
+"""
+
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from .. import registry, schema
-from ..config import Config
+from ..config import Config, layered
 from ..errors import InputError
 from ..evaluation import report
 from ..evaluation.labels import RARE, is_rare
@@ -33,6 +38,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "both, shuffled codes": {"code_fields": BOTH, "codes": "shuffled"},
 }
 """What the rows of a model change; the last two are controls."""
+LABELS, RANKING = "labels", "ranking"
+SPLIT = {"split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "user", "order": "TO"}
+"""Each user's last tenths are validation and test."""
 RATED = 4
 """A rating from which a row is a positive one."""
 RANKED, LABELLED = "ndcg@10", "auc"
@@ -53,8 +61,7 @@ def study(
     ----------
     models : names of context-aware models; none means `MODELS`.
     n_seeds : runs of each row, from the base seed upwards; the first seed of all rows comes first.
-    arguments : `--key=value` settings of all runs. Unless given, rows are labelled by their ratings, where there are
-        ratings, and each user's last tenths are validation and test.
+    arguments : `--key=value` settings of all runs. The split is `SPLIT` unless it is given.
     final : also judge the test split.
     results : folder of pages and records.
 
@@ -69,18 +76,25 @@ def study(
         if registry.kind_of(model) != schema.CONTEXT:
             raise InputError(f"--models: found {model}, expected context-aware models, such as {' and '.join(MODELS)}")
     given = {**QUIET, "text_encoder": "tfidf", **given, "dataset": dataset, "final": final}
+    given = layered({"eval_args": SPLIT}, given)
     # All that a row may use is used by this one; what it would not use is refused.
-    full = {"model": models[0], "code_fields": BOTH}
-    given = {**labelled(Config(arguments=files, config_dict={**given, **full})), **given}
-    config = Config(arguments=files, config_dict={**given, **full})
+    config = Config(arguments=files, config_dict={**given, "model": models[0], "code_fields": BOTH})
     data, folder = records.about_data(config), records.folder_of(results, dataset)
+    tasks = tasks_of(config)
     jobs = [
-        Job(name_of(model, row), {**given, **changes, "model": model, "seed": seed}, files, data, folder)
+        Job(
+            name_of(task, model, row),
+            {**layered(given, changes, of_task), "model": model, "seed": seed},
+            files,
+            data,
+            folder,
+        )
         for seed in range(config["seed"], config["seed"] + n_seeds)
         for row, changes in ROWS.items()
         for model in models
+        for task, of_task in tasks.items()
     ]
-    about = {"dataset": dataset, "data": data["data"], "models": models}
+    about = {"dataset": dataset, "data": data["data"], "models": models, "tasks": tasks}
     about["given"] = {key: value for key, value in given.items() if key not in {*NOT_LEARNED_FROM, *QUIET, *about}}
     without = {**given, "model": models[0], MAY_BE_UNUSED: True}
     rare = rare_targets(Config(arguments=files, config_dict=without), final)
@@ -89,34 +103,34 @@ def study(
     return exit_code(failures)
 
 
-def labelled(config: Config) -> dict[str, Any]:
-    """Settings under which rows have labels; none where the data set has no ratings."""
+def tasks_of(config: Config) -> dict[str, dict[str, Any]]:
+    """Return the settings of the tasks by name; without ratings there are no labels to learn."""
+    ranking = {"metrics": ["Recall", "NDCG"], "valid_metric": "NDCG@10", "eval_args": {"mode": "full"}}
     path, rating = Path(config["data_path"]) / f"{config['dataset']}.inter", config["RATING_FIELD"]
     if rating not in read_header(path, config["field_separator"], config["encoding"] or "utf-8"):
-        return {}
-    columns = [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"], rating, config["TIME_FIELD"]]
-    return {
+        return {RANKING: ranking}
+    labels = {
         "threshold": {rating: RATED},
-        "load_col": {"inter": [column for column in columns if column]},
-        "eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "user", "order": "TO", "mode": "labeled"},
-        "metrics": ["AUC", "LogLoss", "Recall", "NDCG"],
+        "load_col": {"inter": [*config["load_col"]["inter"], rating]},
+        "metrics": ["AUC", "LogLoss"],
         "valid_metric": "AUC",
+        "eval_args": {"mode": "labeled"},
     }
+    return {LABELS: labels, RANKING: ranking}
 
 
-def name_of(model: str, row: str) -> str:
+def name_of(task: str, model: str, row: str) -> str:
     """Name of the runs of a row; no leaderboard shows it."""
-    return f"context-{model}-{row.replace(', ', '-').replace(' ', '-')}"
+    return f"context-{task}-{model}-{row.replace(', ', '-').replace(' ', '-')}"
 
 
 def rare_targets(config: Config, final: bool) -> dict[str, np.ndarray]:
-    """Of each split, which ranked rows have a rare item; rows of one user together, as records keep them."""
+    """Of each split, which rows have a rare item; those of one user together, as records keep them."""
     train, *parts = registry.get_dataset(config["model"])(config).build()
     found = {}
     for split, part in zip(SPLITS if final else ("valid",), parts, strict=False):
-        rows = part.positive_rows
-        users = part.inter_feat[part.uid_field].numpy()[rows]
-        found[split] = is_rare(train, part)[rows][np.argsort(users, kind="stable")]
+        users = part.inter_feat[part.uid_field].numpy()
+        found[split] = is_rare(train, part)[np.argsort(users, kind="stable")]
     return found
 
 
@@ -131,9 +145,7 @@ def write(about: Mapping[str, Any], jobs: Sequence[Job], rare: Mapping[str, np.n
     name = f"context-{about['dataset']}"
     split, judged = list(found["splits"].items())[-1]
     panels = {
-        f"{title} {group}": {
-            f"{row['model']} {row['row']}": row["groups"][group][metric] for row in judged if group in row["groups"]
-        }
+        f"{title} {group}": {f"{row['model']} {row['row']}": row["groups"].get(group, {}).get(metric) for row in judged}
         for group in GROUPS
         for metric, title in ((RANKED, short(RANKED)), (LABELLED, "AUC"))
     }
@@ -162,39 +174,39 @@ def content(about: Mapping[str, Any], jobs: Sequence[Job], rare: Mapping[str, np
 
 def _rows(models: Sequence[str], runs: tables.Runs, split: str, rare: np.ndarray) -> list[tables.Row]:
     """The rows of a split's tables, by group of items, with Holm's correction over all tests."""
-    kept = {"all": np.ones(len(rare), bool), RARE: rare}
-    values = {group: tables.paired_values(runs, split, [RANKED], rows) for group, rows in kept.items() if rows.any()}
+    kept = {"all": np.ones(len(rare), bool), **({RARE: rare} if rare.any() else {})}
+    ranked = {name: of for name, of in runs.items() if name.startswith(f"context-{RANKING}-")}
+    values = {group: tables.paired_values(ranked, split, [RANKED], rows) for group, rows in kept.items() if ranked}
 
     def metrics(group: str, model: str, row: str) -> Iterator[tuple[str, tables.Row]]:
-        name, reference = name_of(model, row), name_of(model, IDS)
-        compared, of_metric = row != IDS and reference in runs, values[group]["masked", RANKED]
-        yield RANKED, {**of_metric.estimate(name), "p": of_metric.p_value(name, reference) if compared else None}
+        name, reference = name_of(RANKING, model, row), name_of(RANKING, model, IDS)
+        if name in ranked:
+            of_metric = values[group]["masked", RANKED]
+            compared = row != IDS and reference in ranked
+            yield RANKED, {**of_metric.estimate(name), "p": of_metric.p_value(name, reference) if compared else None}
         for metric in (LABELLED, "logloss"):
-            found = _labelled(runs[name], split, group, metric)
+            found, others = (_labelled(runs, split, group, metric, model, of) for of in (row, IDS))
             if found:
-                p = _paired_p(found, _labelled(runs[reference], split, group, metric)) if compared else None
-                yield metric, {**_estimate(list(found.values())), "p": p}
+                yield metric, {**_estimate(list(found.values())), "p": None if row == IDS else _paired_p(found, others)}
 
-    found = [
-        {
-            "model": model,
-            "row": row,
-            "seeds": list(runs[name_of(model, row)]),
-            **tables.cautions(runs, name_of(model, row)),
-            "groups": {group: dict(metrics(group, model, row)) for group in values},
-        }
-        for model in models
-        for row in ROWS
-        if name_of(model, row) in runs
-    ]
+    found = []
+    for model, row in itertools.product(models, ROWS):
+        of_row = {name: runs[name] for task in (RANKING, LABELS) if (name := name_of(task, model, row)) in runs}
+        if of_row:
+            marks = [tables.cautions(runs, name) for name in of_row]
+            summed = {key: max(of[key] for of in marks) for key in marks[0]}
+            seeds = list(next(iter(of_row.values())))
+            groups = {group: dict(metrics(group, model, row)) for group in kept}
+            found.append({"model": model, "row": row, "seeds": seeds, **summed, "groups": groups})
     cells = [of for row in found for of in row["groups"].values()]
     holm([of[metric]] for of in cells for metric in (RANKED, LABELLED) if metric in of)
     return found
 
 
-def _labelled(runs: Mapping[int, records.Run], split: str, group: str, metric: str) -> dict[int, float]:
+def _labelled(runs: tables.Runs, split: str, group: str, metric: str, model: str, row: str) -> dict[int, float]:
     """A metric of labels by seed."""
-    found = {seed: run.record.get("labels", {}).get(split, {}).get(group, {}) for seed, run in runs.items()}
+    of_row = runs.get(name_of(LABELS, model, row), {})
+    found = {seed: run.record.get("labels", {}).get(split, {}).get(group, {}) for seed, run in of_row.items()}
     return {seed: of[metric] for seed, of in found.items() if metric in of}
 
 

@@ -31,8 +31,12 @@ class Fake(FakeExecute):
 
     def __call__(self, arguments=(), config_dict=None, inspect=None):
         record, ranks = super().__call__(arguments, config_dict, inspect)
-        if config_dict["threshold"]:
-            auc = 0.7 + 0.1 * self.learned(config_dict) + config_dict["seed"] % 5 / 1000
+        if config_dict["eval_args"]["mode"] == "labeled":
+            auc = (
+                0.7
+                + 0.1 * self.learned(config_dict)
+                + config_dict["seed"] % 5 / (1000 + 100 * self.learned(config_dict))
+            )
             values = {"auc": auc, "logloss": 1 - auc}
             found = {"all": {"rows": 800, "positives": 400, **values}, "rare": {"rows": 9, "positives": 4, **values}}
             record["labels"] = {"valid": found}
@@ -59,12 +63,13 @@ def run(folder, tmp_path, monkeypatch, models=("FM",), seeds=2, execute=None, **
 
 def test_rows_differ_in_what_the_model_reads_first_seeds_first(rated, tmp_path, monkeypatch):
     code, execute, found = run(rated, tmp_path, monkeypatch, models=("FM", "LR"), seeds=2)
-    assert code == 0 and len(execute.calls) == 24
-    assert [call["seed"] for call in execute.calls] == [2020] * 12 + [2021] * 12
-    assert [call["model"] for call in execute.calls[:4]] == ["FM", "LR", "FM", "LR"]
-    assert [call.get("codes") for call in execute.calls[:12:2]] == [None] * 4 + ["random", "shuffled"]
-    assert len({*found["keys"].values()}) == 12
-    assert all(call["threshold"] == {"rating": 4} and call["valid_metric"] == "AUC" for call in execute.calls)
+    assert code == 0 and len(execute.calls) == 48
+    assert [call["seed"] for call in execute.calls] == [2020] * 24 + [2021] * 24
+    assert [call["model"] for call in execute.calls[:6]] == ["FM", "FM", "LR", "LR", "FM", "FM"]
+    assert [call.get("codes") for call in execute.calls[:24:4]] == [None] * 4 + ["random", "shuffled"]
+    assert len({*found["keys"].values()}) == 24
+    assert all(call["threshold"] == {"rating": 4} and call["valid_metric"] == "AUC" for call in execute.calls[::2])
+    assert all("threshold" not in call and call["valid_metric"] == "NDCG@10" for call in execute.calls[1::2])
     again = run(rated, tmp_path, monkeypatch, models=("FM", "LR"), seeds=2)
     assert not again[1].calls and again[2] == found
 
@@ -91,7 +96,7 @@ def test_one_seed_has_no_test_over_seeds(rated, tmp_path, monkeypatch):
 
 def test_without_ratings_targets_are_ranked_alone(tmp_path, monkeypatch, capsys):
     _, execute, found = run(write_dataset(tmp_path / "data"), tmp_path, monkeypatch, seeds=1)
-    assert not any(call.get("threshold") for call in execute.calls)
+    assert len(execute.calls) == 6 and {call["eval_args"]["mode"] for call in execute.calls} == {"full"}
     assert "auc" not in found["splits"]["valid"][0]["groups"]["all"]
     assert "AUC [95 %]" not in capsys.readouterr().out
 
@@ -101,12 +106,11 @@ def test_models_that_read_no_columns_are_refused(rated, tmp_path, monkeypatch):
         run(rated, tmp_path, monkeypatch, models=("SASRec",))
 
 
-def test_rare_targets_are_those_of_the_labels(rated):
+def test_rare_targets_are_those_that_labels_count(rated):
     config = Config(config_dict={**settings(rated, "FM"), **LABELLED, **CODES, "code_fields": []})
     found = context.rare_targets(config, final=True)
     train, *parts = split_loaders(config, registry.get_dataset("FM")(config))
     model = registry.build_model(config, train._dataset)
     for split, part in zip(("valid", "test"), parts, strict=True):
         judged = judge_labels(config, model, part._dataset, train._dataset, split)
-        assert len(found[split]) == judged["all"]["positives"]
-        assert found[split].sum() == judged.get("rare", {"positives": 0})["positives"]
+        assert len(found[split]) == judged["all"]["rows"] and 0 < found[split].sum() == judged["rare"]["rows"]
