@@ -23,16 +23,13 @@ def check_leakage(dataset: Any, train: Any, valid: Any, test: Any) -> dict[str, 
     items masked for a target are exactly those before it. Where that is not so an `InputError` names the first user.
     `dataset` is RecBole's before its split, the others are loaders of its parts.
 
-    Where rows are interactions each stands in one part, those of a user in the order of time where the split goes by
-    it, and training sequences hold the liked ones of training.
-
     Where the files were split already, what comes first is theirs to say: training sequences must hold the steps of the
-    training rows and no others, masks what stands in earlier files and in the row's own history.
+    training rows and no others, masks what stands in earlier files and in the row's own history. Where rows are
+    interactions, they are those of `dataset`, each in one part, and by time where they are split by time.
     """
     parts = [loader._dataset for loader in (train, valid, test)]
     if dataset.rows_are_interactions:
-        _check_interactions(dataset, parts)
-        return {"leakage_check": "passed"}
+        return {"leakage_check": _check_interactions(dataset, parts)}
     if dataset.config["benchmark_filename"] is not None:
         return {"leakage_check": _check_files(parts)}
     (users, targets, times), (split_users, split_targets, split_times) = _rows(dataset), _rows(*parts)
@@ -65,44 +62,41 @@ def check_leakage(dataset: Any, train: Any, valid: Any, test: Any) -> dict[str, 
     return {"leakage_check": "passed"}
 
 
-def _check_interactions(dataset: Any, parts: list[Any]) -> None:
-    sizes, n_items = [len(part.inter_feat) for part in parts], dataset.item_num + dataset.n_cold
-    users, items, times = _rows(*parts)
-    pairs = users * n_items + items
-    whole = _rows(dataset)
-    if not np.array_equal(np.sort(pairs), np.sort(whole[0] * n_items + whole[1])):
-        raise InputError(
-            f"leakage check: the {len(pairs)} rows of the parts are not the {len(whole[0])} of the data set"
-        )
-    phase = np.repeat(np.arange(len(parts)), sizes)
-    if dataset.is_ordered and dataset.config["eval_args"]["group_by"] == "user":
+def _check_interactions(dataset: Any, parts: list[Any]) -> str:
+    rows, split_rows = _rows(dataset), _rows(*parts)
+    phase = np.repeat(np.arange(len(parts)), [len(part.inter_feat) for part in parts])
+    (users, items, _), (owners, found, _) = (
+        [column[np.lexsort(columns)] for column in columns] for columns in (rows, split_rows)
+    )
+    if not (np.array_equal(users, owners) and np.array_equal(items, found)):
+        raise InputError("leakage check: the parts of the split do not have every interaction once")
+    says = ", in random order: what is held out may be older than what is trained on"
+    if dataset.config["benchmark_filename"] is not None:
+        says = ", the files were split already"
+    elif dataset.config["eval_args"]["order"] == "TO":
+        says, (users, _, times) = "", split_rows
         by_phase = np.lexsort((times, phase, users))
-        same = np.diff(users[by_phase]) == 0
-        _refuse(
-            dataset,
-            users[by_phase][1:][same & (np.diff(times[by_phase]) < 0)],
-            "a row earlier than one of a part before",
-        )
-
+        later = (np.diff(users[by_phase]) == 0) & (np.diff(times[by_phase]) < 0)
+        _refuse(dataset, users[by_phase][1:][later], "a held-out item that is not behind all training items in time")
     train = parts[0]
-    liked = slice(None) if train.positive_rows is None else train.positive_rows
-    owner, known = token_places(train, train.uid_field)[users[: sizes[0]][liked]], items[: sizes[0]][liked]
-    owner, known = owner[known < train.item_num], known[known < train.item_num]
+    users, items, _ = _rows(train.positive())
     learned = train.train_sequences
-    sequence = np.repeat(np.arange(len(learned)), np.diff(learned.offsets))
-    expected = np.sort(np.unique(owner, return_inverse=True)[1] * n_items + known)
-    if not np.array_equal(np.sort(sequence * n_items + learned.items), expected):
+    places = token_places(train, train.uid_field)
+    owners = np.unique(users)[np.argsort(places[np.unique(users)])]  # of the sequences
+    trained = np.repeat(owners, np.diff(learned.offsets)) if len(owners) == len(learned) else np.zeros(0, np.int64)
+    pairs = (np.sort(one * train.item_num + other) for one, other in ((users, items), (trained, learned.items)))
+    if len(trained) != len(learned.items) or not np.array_equal(*pairs):
         raise InputError("leakage check: the training sequences are not the liked training rows of the users")
     for at in (1, 2):
-        before, judged = phase < at, phase == at
-        met = scipy.sparse.csr_array(
-            (np.ones(before.sum(), bool), (users[before], items[before])), shape=(dataset.user_num, n_items)
-        )
-        row, item = met[users[judged]].nonzero()
-        other = item != items[judged][row]
-        entries = np.ones(other.sum(), bool), (row[other], item[other])
-        wrong = scipy.sparse.csr_array(entries, shape=(sizes[at], n_items)) != seen_before(parts[at], parts[:at])
-        _refuse(dataset, users[judged][wrong.nonzero()[0]], "masked items that are not those of the parts before")
+        users, targets, _ = _rows(parts[at])
+        before = np.unique(np.concatenate([of[0] * train.item_num + of[1] for of in map(_rows, parts[:at])]))
+        before = np.setdiff1d(before, users * train.item_num + targets)
+        masked = seen_before(parts[at], parts[:at]).tocoo()
+        pairs = np.unique(users[masked.row] * train.item_num + masked.col)
+        expected = before[np.isin(before // train.item_num, users)]
+        wrong = np.setxor1d(pairs, expected) // train.item_num
+        _refuse(parts[at], wrong, "masked items that are not those of earlier parts")
+    return f"passed{says}"
 
 
 def _check_files(parts: list[Any]) -> str:
