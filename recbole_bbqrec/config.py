@@ -19,7 +19,7 @@ from .data.cold_items import check_cold_items
 from .data.dataloader import check_negatives
 from .data.presplit import EXAMPLE, check_files
 from .data.selected_features import load_selected_features
-from .errors import InputError
+from .errors import InputError, MissingDataSetError, RefusedKeyError
 from .evaluation.labels import LABEL_METRICS, check_labels, of_rankings
 from .evaluation.ranking import METRICS
 from .recbole_keys import HABITS, READ_WITHOUT_DEFAULT
@@ -34,22 +34,6 @@ MERGED = ("eval_args", "load_col")
 OF_INTERACTIONS = {"repeatable": False, "train_neg_sample_args": {"distribution": "uniform"}, "threshold": None}
 """What models of users and items have as RecBole's general models have it, context-aware ones too: RecBole gives these
 labels by ratings where the data set is its ml-100k. What a user has met is no negative."""
-
-
-class RefusedKeyError(InputError):
-    """A run does not know or does not use the key `key`."""
-
-    def __init__(self, message: str, key: str = "") -> None:  # a copy is made of the message, and given its key then
-        super().__init__(message)
-        self.key = key
-
-
-class MissingDataSetError(InputError):
-    """The data set `name` is not in `folder`, the folder of data sets; `unused` is that of the `Config`."""
-
-    def __init__(self, message: str, name: str, folder: Path, unused: dict[str, RefusedKeyError]) -> None:
-        super().__init__(message)
-        self.name, self.folder, self.unused = name, folder, unused
 
 
 def joined(arguments: Sequence[str]) -> list[str]:
