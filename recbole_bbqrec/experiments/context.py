@@ -90,9 +90,9 @@ def study(
             folder,
         )
         for seed in range(config["seed"], config["seed"] + n_seeds)
+        for task, of_task in tasks.items()
         for row, changes in ROWS.items()
         for model in models
-        for task, of_task in tasks.items()
     ]
     about = {"dataset": dataset, "data": data["data"], "models": models, "tasks": tasks}
     about["given"] = {key: value for key, value in given.items() if key not in {*NOT_LEARNED_FROM, *QUIET, *about}}
