@@ -314,9 +314,12 @@ def check_protocol(final: dict[str, Any]) -> None:
     _check_eval_args(final["eval_args"], final.get(schema.KIND) in schema.INTERACTIONS)
     names, cut_offs = (final[key] if isinstance(final[key], list) else [final[key]] for key in ("metrics", "topk"))
     names = [str(name).lower() for name in names]
-    of_labels = [name for name in names if name in LABEL_METRICS]
+    of_labels = [name for name in names if name in LABEL_METRICS and "labeled" in str(final["eval_args"].get("mode"))]
     for name in (name for name in names if name not in METRICS and name not in of_labels):
         known_elsewhere = " (RecBole has it, our ranker does not)" if name in metric_types else ""
+        known_elsewhere = (
+            " (of labelled rows, with eval_args.mode labeled)" if name in LABEL_METRICS else known_elsewhere
+        )
         raise InputError(
             f"metrics: found {name!r}{known_elsewhere}, expected some of Recall, NDCG, MRR, Hit, Precision"
         )

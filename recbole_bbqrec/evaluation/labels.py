@@ -68,15 +68,10 @@ def check_labels(config: Any, kind: str) -> None:
     """
     is_context, labelled = kind == schema.CONTEXT, schema.is_labelled(config.final_config_dict)
     judges = "labeled" in config["eval_args"]["mode"].values()
-    names = [name for name in config["metrics"] if name.lower() in LABEL_METRICS]
     example = "--threshold=\"{'rating': 4}\" and the column rating in load_col"
-    if (judges or names) and not (is_context and labelled):
-        what = f"metrics: found {names[0]}" if names else "eval_args: found mode labeled"
-        raise InputError(f"{what}, expected a context-aware model, such as DeepFM, and labels: {example}")
-    if names and not judges:
-        raise InputError(
-            f"metrics: found {names[0]}, expected eval_args with mode labeled; --eval_args=\"{{'mode': 'labeled'}}\""
-        )
+    if judges and not (is_context and labelled):
+        what = "eval_args: found mode labeled, expected a context-aware model, such as DeepFM, and labels"
+        raise InputError(f"{what}: {example}")
     if is_context and labelled and config["train_neg_sample_args"]["distribution"] != "none":
         why = "beside labels, which RecBole would all make positive to draw negatives"
         raise InputError(

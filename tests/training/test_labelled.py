@@ -106,9 +106,9 @@ def test_all_context_aware_models_learn_from_the_columns(model, built, rated):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model": "BPR"}, "metrics: found AUC, expected a context-aware model"),
-        ({"threshold": None}, "metrics: found AUC, expected a context-aware model, such as DeepFM, and labels"),
-        ({"eval_args": {"mode": "full"}}, "metrics: found AUC, expected eval_args with mode labeled"),
+        ({"model": "BPR"}, "eval_args: found mode labeled, expected a context-aware model"),
+        ({"threshold": None}, "eval_args: found mode labeled, .* and labels: --threshold"),
+        ({"eval_args": {"mode": "full"}}, "metrics: found 'auc' .of labelled rows, with eval_args.mode labeled"),
         ({"train_neg_sample_args": {"distribution": "uniform"}}, "train_neg_sample_args: found uniform beside labels"),
     ],
 )
