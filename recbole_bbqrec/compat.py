@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import recbole.utils
 import torch
+from recbole.evaluator import Collector
 from scipy.sparse import dok_matrix
 
 _ONE_AT_A_TIME = threading.RLock()
@@ -132,6 +133,22 @@ def init_seed(config: Any) -> None:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(config["reproducibility"], warn_only=True)
     recbole.utils.init_seed(config["seed"], config["reproducibility"])
+
+
+class ListCollector(Collector):
+    """RecBole's collector, with which metrics of lists can be evaluated: it asks numbers for a copy on the CPU."""
+
+    def data_collect(self, train_data: Any) -> None:
+        """Keep what metrics need of the training data apart from the tensors that are collected."""
+        super().data_collect(train_data)
+        found = self.data_struct._data_dict
+        self._of_data = {name: found.pop(name) for name in [*found] if not isinstance(found[name], torch.Tensor)}
+
+    def get_data_struct(self) -> Any:
+        """Everything collected, what is known of the data among it."""
+        found = super().get_data_struct()
+        found._data_dict.update(getattr(self, "_of_data", {}))
+        return found
 
 
 @contextlib.contextmanager

@@ -20,8 +20,9 @@ from .data.dataloader import check_negatives
 from .data.presplit import EXAMPLE, check_files
 from .data.selected_features import load_selected_features
 from .errors import InputError, MissingDataSetError, RefusedKeyError
+from .evaluation.candidates import check_mode
 from .evaluation.labels import LABEL_METRICS, check_labels, of_rankings
-from .evaluation.ranking import METRICS
+from .evaluation.metrics import LIST_METRICS, METRICS
 from .recbole_keys import HABITS, READ_WITHOUT_DEFAULT
 from .settings import MAY_BE_UNUSED, NO_SETTINGS, checked, property_files, public_source, unused
 
@@ -315,14 +316,12 @@ def check_protocol(final: dict[str, Any]) -> None:
     names, cut_offs = (final[key] if isinstance(final[key], list) else [final[key]] for key in ("metrics", "topk"))
     names = [str(name).lower() for name in names]
     of_labels = [name for name in names if name in LABEL_METRICS and "labeled" in str(final["eval_args"].get("mode"))]
-    for name in (name for name in names if name not in METRICS and name not in of_labels):
+    for name in (name for name in names if name not in (*METRICS, *LIST_METRICS, *of_labels)):
         known_elsewhere = " (RecBole has it, our ranker does not)" if name in metric_types else ""
-        known_elsewhere = (
-            " (of labelled rows, with eval_args.mode labeled)" if name in LABEL_METRICS else known_elsewhere
-        )
-        raise InputError(
-            f"metrics: found {name!r}{known_elsewhere}, expected some of Recall, NDCG, MRR, Hit, Precision"
-        )
+        if name in LABEL_METRICS:
+            known_elsewhere = " (of labelled rows, with eval_args.mode labeled)"
+        raise InputError(f"metrics: found {name!r}{known_elsewhere}, expected some of {', '.join(schema.METRICS)}")
+    check_mode(final["eval_args"].get("mode", "full"), names)
     allowed = [*of_labels, *(f"{name}@{k}" for name in names if name not in of_labels for k in cut_offs)]
     if str(final["valid_metric"]).lower() not in allowed:
         how = f"give --valid_metric={allowed[-1]} too" if len(allowed) < 4 else f"expected one of {', '.join(allowed)}"
@@ -354,12 +353,9 @@ def check_protocol(final: dict[str, Any]) -> None:
 
 
 def _check_eval_args(given: Mapping[str, Any], of_interactions: bool) -> None:
-    mode, split = given.get("mode", "full"), given.get("split")
+    split = given.get("split")
     orders = ("TO", "RO") if of_interactions else ("TO",)
     expected: dict[str, tuple[str, ...]] = {"order": orders, "group_by": ("user", "none")}
-    if set(mode.values() if isinstance(mode, dict) else [mode]) not in ({"full"}, {"labeled"}):
-        how = "full: every item is ranked, or labeled for AUC and LogLoss beside that"
-        raise InputError(f"eval_args: found mode {mode!r}, expected {how}")
     for part, names in expected.items():
         if part in given and str(given[part]).lower() not in [name.lower() for name in names]:
             why = (

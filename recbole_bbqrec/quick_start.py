@@ -22,8 +22,9 @@ from .data.dataset import SEMANTIC_ID
 from .data.feature_sources import image_folder
 from .errors import InputError
 from .evaluation import report
+from .evaluation.candidates import sampling_of
 from .evaluation.configuration import TimesTested, judged_parts
-from .evaluation.labels import of_rankings
+from .evaluation.groups import groups_of
 from .evaluation.ranking import Ranks
 from .evaluation.ranks_file import check_name, write_ranks
 from .preparation import obtain
@@ -110,10 +111,11 @@ def execute(
     With `train_on: all` this run comes first, to its end and unjudged, and decides on validation what there is to
     decide; then a second training learns from all interactions, and the record and the folder are its own.
 
-    The record holds model, dataset, seed, metrics by split and column (with `cold_items` also by `groups` of targets,
-    of labelled rows also `labels` by split and group of rows), judged users and rows, epochs, seconds, peak memory
-    (MiB), number of parameters, settings, versions, and the folder of the run. Seconds and memory of what a cache or an
-    earlier process has spared are those of when it was made, none where nobody has measured them.
+    The record holds model, dataset, seed, metrics by split and column (with `group_metrics` and `cold_items` also by
+    `groups` of targets, of labelled rows also `labels`; `ranked_among` says where not all items are ranked), judged
+    users and rows, epochs, seconds, peak memory (MiB), number of parameters, settings, versions, and the folder of the
+    run. Seconds and memory of what a cache or an earlier process has spared are those of when it was made, none where
+    nobody has measured them.
     """
     distributed.start()
     with distributed.main_first():
@@ -292,10 +294,8 @@ def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memo
         "model": config["model"],
         "dataset": config["dataset"],
         "seed": config["seed"],
-        "metrics": {
-            split: rank.metrics(of_rankings(config["metrics"]), config["topk"]) for split, rank in ranks.items()
-        },
-        **({"groups": groups_of(config, ranks)} if config["cold_items"] else {}),
+        "metrics": {split: rank.metrics(config["metrics"], config["topk"]) for split, rank in ranks.items()},
+        **_how_judged(config, trained, ranks),
         "users": {split: len(np.unique(rank.users)) for split, rank in ranks.items()},
         "rows": {split: len(rank.users) for split, rank in ranks.items()},
         **({"drawn_from": drawn} if drawn else {}),
@@ -314,15 +314,21 @@ def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memo
     }
 
 
-def groups_of(config: Config, ranks: Mapping[str, Ranks]) -> dict[str, Any]:
-    """By split, of all, warm and cold targets: their number of `rows`, and their `metrics`."""
-    return {
-        split: {
-            name: {"rows": len(found.users), "metrics": found.metrics(of_rankings(config["metrics"]), config["topk"])}
-            for name, found in of_split.groups().items()
-        }
-        for split, of_split in ranks.items()
-    }
+def _how_judged(config: Config, trained: Trained, ranks: Mapping[str, Ranks]) -> dict[str, Any]:
+    """What a record says where targets are told apart by groups, or not each ranked by itself among all items."""
+    asked, found = (config["metrics"], config["topk"]), {}
+    if config["cold_items"] or config["group_metrics"]:
+        train, *judged = (loader._dataset for loader in trained.loaders)
+        found |= {"grouped_by": config["group_metrics"] or [], "groups": {}}
+        for split, dataset in zip(("valid", "test"), judged, strict=True):
+            if split in ranks:
+                parts = groups_of(ranks[split], dataset, train, config["group_metrics"] or ())
+                of_parts = {name: {"rows": len(of.users), "metrics": of.metrics(*asked)} for name, of in parts.items()}
+                found["groups"][split] = of_parts
+    sampled = {split: sampling_of(config.final_config_dict, split) for split in ranks}
+    if sampled := {split: sampling.words for split, sampling in sampled.items() if sampling}:
+        found["ranked_among"] = sampled
+    return found | ({"per_user": True} if any(rank.per_user for rank in ranks.values()) else {})
 
 
 def load_data_and_model(model_file: str | Path, config_dict: dict[str, Any] | None = None) -> tuple[Any, ...]:

@@ -105,7 +105,7 @@ RECBOLE: dict[str, Key] = {
     "enable_scaler": Key(bool, "scale the loss of mixed precision", used=(*TRAINED, *ON_A_GPU)),
     "transform": Key(str, "RecBole's changed copies of the history, mask_itemseq of BERT4Rec and inverse_itemseq of SHAN", None, True, never("it adds changed histories beside the true ones, and a model reads its own alone: BERT4Rec mask_itemseq, SHAN inverse_itemseq, all others none")),
     # Evaluation
-    "valid_metric_bigger": Key(bool, "whether a larger valid_metric is better", used=never("all metrics of this project are better when larger")),
+    "valid_metric_bigger": Key(bool, "whether a larger valid_metric is better", used=never("every metric says that by itself")),
     "metric_decimal_place": Key(int, "digits of the metrics", used=never("tables show four digits, records keep all of them", "read more digits in the record of --result_file=run.json")),
     # Data: names
     "field_separator": Key(str, "between the columns of atomic files"),

@@ -18,11 +18,12 @@ from recbole.utils import EvaluatorType, InputType, ModelType
 from . import compat, config, quick_start, registry
 from .data.dataset import MultiModalSequentialDataset
 from .errors import InputError
+from .evaluation.candidates import sampling_of
 from .registry import REGISTERED, TRAINERS
 from .settings import NO_SETTINGS, property_files
 from .training import recbole_checkpoint
 
-OF_OUR_SCRIPT = ("final", "train_on", "result_file", "ranks_file")
+OF_OUR_SCRIPT = ("final", "train_on", "result_file", "ranks_file", "group_metrics")
 """Settings of our models that say what `run_recbole_bbqrec.py` does with a run."""
 
 _load_internal, _get_final = RecBoleConfig._load_internal_config_dict, RecBoleConfig._get_final_config_dict
@@ -83,6 +84,9 @@ def _with_our_checks(self: Any) -> dict[str, Any]:
             )
     final = _get_final(self)
     config.check_protocol(final)
+    if any(sampling_of(final, split) for split in ("valid", "test")):
+        mode = final["eval_args"]["mode"]
+        raise InputError(f"eval_args: found mode {mode}, which run_recbole_bbqrec.py alone has for our models; drop it")
     # Of keys without effect these alone: people share files of settings among models there.
     config.refuse_unused([config.unused_settings({**final, "model": self.model}, ["transform"], internal)])
     return final

@@ -66,7 +66,8 @@ def place(tmp_path_factory):
 def given_of(tiny, place, name, **changes):
     given = {"cache_dir": str(place / "cache"), "checkpoint_dir": str(place / name), "epochs": 3, "eval_batch_size": 16}
     files = {"result_file": str(place / f"{name}.json"), "ranks_file": str(place / f"{name}.csv")}
-    return settings(tiny, **{**NO_DROPOUT, **given, **files, "final": True, **changes})
+    judged = {"metrics": ["Recall", "NDCG", "ItemCoverage", "TailPercentage"], "final": True}
+    return settings(tiny, **{**NO_DROPOUT, **given, **files, **judged, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,17 @@ from .parser import STUDY, command, names, option
     option("--models", type=names, default=[], help="rows, separated by commas (default: all that have a record)"),
     option("--keys", type=names, default=[], help="run keys to show instead of the latest of their models"),
     option("--against", metavar="MODEL", help="compare with this row (default: BBQRec, else the first of --models)"),
+    option("--metrics", type=names, default=[], help="further metrics to show: MAP,GiniIndex, or at 5 MAP@5"),
+    option("--group_metrics", type=names, default=[], help="show groups of targets: popularity, length, cold"),
+    option("--mode", default="full", help="rows ranked among sampled items, such as uni100 (default: full)"),
     note="Records are made by run_recbole_bbqrec.py --model=A,B --dataset=X,Y --seeds=5, see there.",
 )
 def _leaderboard(given: argparse.Namespace) -> None:
-    from ..experiments import leaderboard_page
+    from ..experiments import leaderboard_page, tables
 
     rows = given.models, given.keys, given.against
-    print(leaderboard_page.write(given.dataset, given.results, given.final, *rows))
+    more = {"metrics": tables.named(given.metrics), "groups": tables.grouped(given.group_metrics), "mode": given.mode}
+    print(leaderboard_page.write(given.dataset, given.results, given.final, *rows, **more))
 
 
 @command(

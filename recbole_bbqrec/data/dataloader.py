@@ -124,11 +124,10 @@ def split_loaders(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
         valid, test = (FullSortEvalDataLoader(config, part, None) for part in parts[1:])
         return WindowDataLoader(config, parts[0], parts[0].train_sequences), valid, test
     samplers = create_samplers(config, dataset, parts)
-    phases: tuple[Any, ...] = ("train", "valid", "test")
-    kinds = [get_dataloader(config, phase) for phase in phases]
-    of_graph = [_graph_sampler(config, dataset)] if kinds[0] is KnowledgeBasedDataLoader else []
-    train = kinds[0](config, parts[0], samplers[0], *of_graph, shuffle=config["shuffle"])
-    valid, test = (kinds[at](config, parts[at], samplers[at], shuffle=False) for at in (1, 2))
+    kind = get_dataloader(config, "train")
+    of_graph = [_graph_sampler(config, dataset)] if kind is KnowledgeBasedDataLoader else []
+    train = kind(config, parts[0], samplers[0], *of_graph, shuffle=config["shuffle"])
+    valid, test = (FullSortEvalDataLoader(config, parts[at], samplers[at]) for at in (1, 2))
     return train, valid, test
 
 

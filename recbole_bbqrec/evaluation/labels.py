@@ -31,8 +31,6 @@ def log_loss(predictions: np.ndarray, labels: np.ndarray) -> float:
 LABEL_METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {"auc": auc, "logloss": log_loss}
 """RecBole's metrics of values, by its names in lower case: of predictions [R] and labels [R], 0 or 1."""
 
-SMALLER_IS_BETTER = ("logloss",)
-
 
 def of_rankings(names: Iterable[str]) -> list[str]:
     """Return the names of metrics that are of rankings, not of labels."""

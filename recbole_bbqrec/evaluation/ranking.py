@@ -5,21 +5,23 @@ Scores are compared a block of items at a time; where they are products of vecto
 Shapes: B histories, N items (column 0 = padding), R evaluated rows, W width of vectors.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from ..errors import InputError
 from ..model.decoding import Pairs
+from .lists import Lists
+from .metrics import COLUMNS as COLUMNS
+from .metrics import LIST_METRICS, Shown, of_users
+from .metrics import METRICS as METRICS
+from .metrics import per_row as per_row
 from .sample import sampled_rows
 
 NOT_FOUND = 2**31 - 1
 """Rank of what a model does not find at all."""
-
-COLUMNS = ("masked", "unmasked")
-"""Whether what the user had seen before the target leaves the ranking. The two are never mixed."""
 
 WORD = 8
 """Bytes of a word."""
@@ -28,15 +30,6 @@ BLOCK = 1024
 as long; it is a multiple of `WORD`, of fewer than 256 words."""
 CELLS = 2**26
 """Scores that are compared at once on other devices."""
-
-METRICS: Mapping[str, Callable[[np.ndarray, int], np.ndarray | float]] = {
-    "recall": lambda ranks, k: 1.0,
-    "hit": lambda ranks, k: 1.0,
-    "precision": lambda ranks, k: 1.0 / k,
-    "ndcg": lambda ranks, k: 1.0 / np.log2(1.0 + ranks),
-    "mrr": lambda ranks, k: 1.0 / ranks,
-}
-"""What a target among the first `k` counts; with one target recall and hit rate are the same."""
 
 
 def tie_order(n_items: int, seed: int) -> torch.Tensor:
@@ -58,6 +51,7 @@ def rank_targets(
     seen: Pairs,
     order: torch.Tensor,
     is_beam_search: bool = False,
+    lists: Lists | None = None,
 ) -> dict[str, torch.Tensor]:
     """Rank each row's target among all items, with and without the items the user has seen.
 
@@ -68,6 +62,7 @@ def rank_targets(
     seen : (row, item) pairs to leave out of the masked column; a row's own target may not be among them.
     order : [N] from `tie_order`.
     is_beam_search : whether minus infinity stands for an item that the model has not found, which no list shows.
+    lists : looks at the same scores, where the first items of the ranking are asked for.
 
     Returns
     -------
@@ -78,11 +73,16 @@ def rank_targets(
     scores = scores if scores.dtype in (torch.float32, torch.float64) else scores.float()
     comparison = _Comparison(targets, seen, order)
     wanted = scores.gather(1, targets.unsqueeze(1)).squeeze(1)
-    return comparison.ranks(*comparison.count(lambda begin, end: scores[:, begin:end], wanted))
+    return comparison.ranks(*comparison.count(lambda begin, end: scores[:, begin:end], wanted, lists))
 
 
 def rank_products(
-    queries: torch.Tensor, keys: torch.Tensor, targets: torch.Tensor, seen: Pairs, order: torch.Tensor
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    targets: torch.Tensor,
+    seen: Pairs,
+    order: torch.Tensor,
+    lists: Lists | None = None,
 ) -> dict[str, torch.Tensor]:
     """As `rank_targets`, of scores `queries @ keys.T` with queries [B, W] and keys [N, W].
 
@@ -97,7 +97,7 @@ def rank_products(
         return queries @ keys[begin:end].T
 
     wanted = (queries @ keys[targets].T).diagonal()
-    better, found = comparison.count(scores_of, wanted)
+    better, found = comparison.count(scores_of, wanted, lists)
     if not torch.equal(of_targets := found[len(seen[0]) :], wanted):
         # The last bit of a product may depend on its shape: what counts is the target's score among the others.
         better, found = comparison.count(scores_of, of_targets)
@@ -127,7 +127,7 @@ class _Comparison:
         self.ends = torch.searchsorted(self.items[self.by_item], ends).tolist()
 
     def count(
-        self, scores_of: Callable[[int, int], torch.Tensor], wanted: torch.Tensor
+        self, scores_of: Callable[[int, int], torch.Tensor], wanted: torch.Tensor, lists: Lists | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return how many items beat each target, whose scores are `wanted` [B], and the scores [n] of the pairs.
 
@@ -139,6 +139,8 @@ class _Comparison:
         for begin, last in zip(self.begins, self.ends, strict=True):
             end = min(begin + self.size, len(self.order))
             scores, order = scores_of(begin, end), self.order[begin:end]
+            if lists is not None:
+                lists.look(scores, begin)
             pairs, first = self.by_item[first:last], last
             found[pairs] = scores[self.rows[pairs], self.items[pairs] - begin]
             if not self.on_cpu:
@@ -189,7 +191,9 @@ class Ranks:
     """Of each evaluated row [R] the user's id, and the rank of its target in both columns, 1 is best.
 
     `cold` says whether the target was held out of training; none where no item was. `rows` are those of the split that
-    were judged; none where all were. `per_user`: a user may have several targets, and figures are means over users.
+    were judged; none where all were. With `per_user` the rows of a user are targets of one list of his, and metrics are
+    those of RecBole's evaluator: of users, each with all of his targets. `shown` is known where metrics of lists are
+    asked for.
     """
 
     users: np.ndarray
@@ -198,6 +202,7 @@ class Ranks:
     cold: np.ndarray | None = None
     rows: np.ndarray | None = None
     per_user: bool = False
+    shown: Shown | None = None
 
     def groups(self) -> dict[str, "Ranks"]:
         """All rows; where items were held out, also those with warm and those with cold targets."""
@@ -205,22 +210,26 @@ class Ranks:
         return {"all": self, **{name: self.of(rows) for name, rows in parts.items()}}
 
     def of(self, rows: np.ndarray) -> "Ranks":
-        """The `rows`, bool [R], alone."""
-        return Ranks(self.users[rows], self.masked[rows], self.unmasked[rows])
+        """The `rows`, bool [R], alone; what is shown does not belong to some targets."""
+        found = replace(self, cold=None, rows=None, shown=None)
+        return replace(found, **{name: getattr(self, name)[rows] for name in ("users", *COLUMNS)})
+
+    def values(self, column: str, metric: str, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Users and values of a metric of ranks: of each row, or with `per_user` of each user."""
+        ranks = getattr(self, column)
+        return of_users(self.users, ranks, metric, k) if self.per_user else (self.users, per_row(ranks, metric, k))
 
     def metrics(self, names: Iterable[str], topk: Iterable[int]) -> dict[str, dict[str, float]]:
-        """Return `{column: {"recall@10": value, ...}}`, means over the rows."""
-        names, topk = list(names), list(topk)
-        return {
-            column: {
-                f"{name.lower()}@{k}": float(per_row(getattr(self, column), name, k).mean())
-                for name in names
-                for k in topk
-            }
-            for column in COLUMNS
-        }
+        """Return `{column: {"recall@10": value, ...}}`, means over the rows, or with `per_user` over the users.
 
+        Metrics of labels are left out, and those of lists where it is not known what is shown.
+        """
+        there = METRICS.keys() | (LIST_METRICS.keys() if self.shown is not None else set())
+        known = [name.lower() for name in names if name.lower() in there]
+        asked = [(name, k) for name in known for k in topk]
+        return {column: {f"{name}@{k}": self._mean(column, name, k) for name, k in asked} for column in COLUMNS}
 
-def per_row(ranks: np.ndarray, metric: str, k: int) -> np.ndarray:
-    """Return a metric's value [R] for each row with one target at the given rank; zero beyond `k`."""
-    return (ranks <= k) * METRICS[metric.lower()](ranks, k)
+    def _mean(self, column: str, name: str, k: int) -> float:
+        if self.shown is not None and name in LIST_METRICS:
+            return self.shown.value(column, name, k)
+        return float(self.values(column, name, k)[1].mean())

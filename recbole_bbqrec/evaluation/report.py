@@ -28,24 +28,29 @@ def versions() -> dict[str, str]:
 def result_table(record: dict[str, Any]) -> str:
     """Return the record's metrics as a Markdown table: a row per split and column, a column per metric.
 
-    Where items were held out of training, a row per group of targets too.
+    Where targets are told apart by groups, a row per group too; what is shown as a whole belongs to none.
     """
     found = {(split, column): of for split, columns in record["metrics"].items() for column, of in columns.items()}
+    names = next(iter(found.values()), {})
     if groups := record.get("groups"):
         found = {
             (split, column, f"{name} ({group['rows']})"): group["metrics"][column]
             for split, column in found
             for name, group in groups[split].items()
         }
-    rows = [[*place, *(f"{value:.4f}" for value in of.values())] for place, of in found.items()]
+    among = {split: f"{split}, among {words}" for split, words in record.get("ranked_among", {}).items()}
+    rows = [
+        [among.get(split, split), *place, *(f"{of[name]:.4f}" if name in of else "" for name in names)]
+        for (split, *place), of in found.items()
+    ]
     epochs, users, rows_of = record["epochs"], record["users"], record["rows"]
     times = ", ".join(f"{name} {_shown(value, '.1f')}" for name, value in record["seconds"].items())
     drawn = {split: f" of {count}" for split, count in record.get("drawn_from", {}).items()}
     judged = ", ".join(f"{count}{drawn.get(split, '')} {split}" for split, count in users.items()) or "none judged"
     if rows_of != users:
         judged += "; judged rows: " + ", ".join(f"{count} {split}" for split, count in rows_of.items())
-        judged += ", and metrics are means over the rows, as in RecBole"
-    header = ["split", "seen items", *["targets"] * bool(groups), *next(iter(found.values()), ())]
+        judged += f", and metrics are means over the {'users' if record.get('per_user') else 'rows'}, as in RecBole"
+    header = ["split", "seen items", *["targets"] * bool(groups), *names]
     spent = f"best epoch {epochs['best']} of {epochs['done']}" if "valid" in users else f"{epochs['done']} epochs"
     on_all, marked = record["settings"].get("train_on") == "all", "*" * epochs["hit_cap"]
     lines = [
@@ -60,6 +65,8 @@ def result_table(record: dict[str, Any]) -> str:
         lines.append("* validation, which decided on the epochs, was cut short by their cap; raise epochs")
     elif epochs["hit_cap"]:
         lines.append("* training ended at the cap on epochs, not by early stopping; raise epochs to judge the model")
+    if among:
+        lines.append("among sampled items metrics are higher than among all, and may put models in another order")
     if on_all:
         lines.append("no metrics: trained on all interactions (train_on), so nothing is left to judge this model on")
     elif "valid" not in record["metrics"]:

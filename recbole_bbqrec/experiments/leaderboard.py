@@ -11,16 +11,15 @@ import yaml
 
 from .. import schema
 from ..errors import InputError
+from ..evaluation.candidates import sampling_of
 from ..evaluation.statistics import PairedValues, holm
 from ..settings import property_files
 from . import ablation, records, tables
 from .records import Run
-from .tables import FULL, TESTED, Row, Runs, Values
-
-SHOWN = [f"{metric}@{k}" for k in (5, 10, 20) for metric in ("recall", "ndcg")]
-"""Metrics of the tables, in both columns; `TESTED` of the masked one are tested."""
+from .tables import FULL, SHOWN, TESTED, Row, Runs, Values
 
 RANKED_BY = "ndcg@10"
+FULL_RANKING = "full"
 LEVEL = 0.01
 """A difference whose corrected p-value is not below this is none."""
 
@@ -41,6 +40,9 @@ def content(
     keys: Sequence[str] = (),
     against: str | None = None,
     planned: Mapping[str, str] | None = None,
+    metrics: Sequence[str] = (),
+    groups: Sequence[str] = (),
+    mode: str = FULL_RANKING,
 ) -> dict[str, Any]:
     """Everything that the page shows, as plain data; equal records give equal content.
 
@@ -53,9 +55,14 @@ def content(
     against : row that all others are compared with; by default `BBQRec`, or where it has no row, the first of `models`
         or of `planned` that has one. Never a row that this split has chosen: of many, the best is too good by chance.
     planned : model -> run key of runs that are on their way; until there is one of them the model has no row.
+    metrics : further ones to show, such as `map@10` and `giniindex@10`.
+    groups : what to show by groups of targets, of `popularity`, `length` and `cold`.
+    mode : rows whose targets are ranked among these items, `full` or such as `uni100`; others have pages of their own.
     """
     split = "test" if final else "valid"
-    judged = [run for run in records.runs_in(folder) if split in run.splits]
+    sampling = sampling_of({"eval_args": {"mode": mode}}, split)
+    among = sampling.words if sampling else None
+    judged = [run for run in records.runs_in(folder) if split in run.splits and run.among(split) == among]
     # Whole models that know all items, an ablation's `full` among them, the latest first and those without a date last.
     whole = [run for run in judged if not run.record["settings"].get("cold_items")]
     found = [run for run in whole if run.record["name"] in (run.model, FULL)]
@@ -68,7 +75,8 @@ def content(
         raise InputError(
             f"{folder}: found no record of {dataset} to show that was judged on {split}; "
             f"run first: python run_recbole_bbqrec.py --model=... --dataset={dataset} --seeds={HEADLINE_SEEDS}"
-            f"{' --final' * final}"
+            + (f" --eval_args=\"{{'mode': '{mode}'}}\"" if sampling else "")
+            + " --final" * final
         )
     runs = {model: records.by_seed(judged, run.key, split) for model, run in chosen.items()}
     values = tables.paired_values(runs, split, SHOWN)
@@ -78,8 +86,9 @@ def content(
     reference = against or next((model for model in (REFERENCE, *models, *(planned or ())) if model in runs), None)
     rows = [_row(model, runs, values, reference) for model in runs]
     if final:
+        before = _valid_means(runs)
         for row in rows:
-            row["valid_masked"] = {k: {"mean": mean} for k, mean in _means(runs[row["model"]], "valid", SHOWN).items()}
+            row["valid_masked"] = {metric: {"mean": means[row["model"]]} for metric, means in before.items()}
     tables.correct({row["model"]: row for row in rows}, runs)
     rows.sort(key=lambda row: (-row["masked"][RANKED_BY]["mean"], row["model"]))
     data = [chosen[row["model"]].record["data"] for row in rows]
@@ -91,6 +100,10 @@ def content(
         "users": ranked.n_users,
         **({"targets": ranked.n_values} if ranked.n_values != ranked.n_users else {}),
         **({"drawn_from": drawn} if drawn else {}),
+        **({"mode": mode, "among": among} if among else {}),
+        **({"is_mixed": True} if tables.is_mixed(runs, split) else {}),
+        **({"further": tables.further(runs, split, metrics)} if metrics else {}),
+        **({"groups": {metric: tables.by_groups(runs, split, groups, metric) for metric in TESTED}} if groups else {}),
         "data": functools.reduce(dict.__or__, [*data, {"modalities": modalities}]),
         "reference": reference,
         "against": against,
@@ -272,6 +285,14 @@ def _other_ties(found: Sequence[Run], judged: Sequence[Run], chosen: Mapping[str
             means = _means(runs, split, TESTED)
             rows[run.key] = {"model": run.model, "shuffle_ties": run.ties, "seeds": list(runs), "masked": means}
     return sorted(rows.values(), key=lambda row: (row["model"], row["shuffle_ties"] is not None, row["shuffle_ties"]))
+
+
+def _valid_means(runs: Runs) -> dict[str, dict[str, float | None]]:
+    """Metric -> row -> what its runs reached on validation, none where they rank other items there."""
+    try:
+        return tables.further(runs, "valid", SHOWN)["masked"]
+    except InputError:
+        return {metric: dict.fromkeys(runs) for metric in SHOWN}
 
 
 def _means(runs: Mapping[int, Run], split: str, metrics: Sequence[str]) -> dict[str, float]:

@@ -30,12 +30,14 @@ def write(dataset: str, results: Path = Path("results"), *shown: Any, **more: An
     `shown` and `more` say what they show, see `leaderboard.content`.
     """
     found = content(dataset, records.folder_of(results, dataset), *shown, **more)
+    name = f"{dataset}-{found['mode']}" if "mode" in found else dataset
     page, tex = pages(found)
     panels = {short(metric): {row["model"]: row["masked"][metric] for row in found["rows"]} for metric in TESTED}
     title = f"{dataset}, {SPLITS[found['split']].lower()}, seen items masked"
+    title += f", among {found['among']}" if "among" in found else ""
     figure = report.bar_figure(title, panels, found["reference"])
     files = {"png": figure, "tex": tex, "csv": csv_text(found), "md": page}
-    tables.write(results, dataset, found, files)
+    tables.write(results, name, found, files)
     return page
 
 
@@ -59,6 +61,7 @@ def pages(content: Mapping[str, Any]) -> tuple[str, str]:
         "own": own,
         "inline": _inline,
         "yaml": yaml_block,
+        "file": f"{content['dataset']}-{content['mode']}" if "mode" in content else content["dataset"],
         "has_own_file": (PROPERTIES / "dataset" / f"{content['dataset']}.yaml").is_file(),
     }
     return tables.page("leaderboard.md.jinja", **shown), tables.page("leaderboard.tex.jinja", **shown)
@@ -122,6 +125,8 @@ def csv_text(content: Mapping[str, Any]) -> str:
             line |= {f"{metric} difference": change.get("mean")}
             line |= {f"{metric} difference {end}": change.get(end) for end in ("low", "high")}
             line |= {f"{metric} p (Holm)": entry.get("p_holm")}
+        for column, of in content.get("further", {}).items():
+            line |= {f"{column} {metric}": means[row["model"]] for metric, means in of.items()}
         more = ("second_stage", *COSTS, "hit_cap", "other_code", "times_tested", "run_key")
         lines.append(line | {key: row[key] for key in more})
     return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")

@@ -8,7 +8,7 @@ from .. import quick_start, registry
 from ..config import Config, MissingDataSetError, joined, layered, read_files, refuse_unused, usable
 from ..errors import InputError
 from ..settings import public_source
-from . import leaderboard, leaderboard_page, records
+from . import leaderboard, leaderboard_page, records, tables
 from .runner import QUIET, Job, exit_code, given_and_files, run_jobs, say
 
 
@@ -52,11 +52,14 @@ def run_many(arguments: Sequence[str]) -> int:
         except MissingDataSetError as error:
             if public_source(error.name) is None:
                 raise
-    jobs = []
+    jobs, modes, further, groups = [], {}, [], []
     for pair in pairs:
         quick_start.fetch_missing((), pair)
         config = Config(config_dict=pair)
         results = Path(config["results"])
+        modes[pair["dataset"]] = config["eval_args"]["mode"]["test" if shared["final"] else "valid"]
+        further = list(dict.fromkeys([*further, *tables.named(config["metrics"], config["topk"])]))
+        groups = list(dict.fromkeys([*groups, *config["group_metrics"]]))
         data, folder = records.about_data(config), records.folder_of(results, config["dataset"])
         seeds = range(config["seed"], config["seed"] + (1 if pair["model"] in single else n_seeds))
         jobs += [(at, Job(pair["model"], {**pair, "seed": seed}, (), data, folder)) for at, seed in enumerate(seeds)]
@@ -68,8 +71,9 @@ def run_many(arguments: Sequence[str]) -> int:
             planned[job.dataset][job.name] = job.key
 
     def write(dataset: str) -> str | None:
+        more = {"metrics": further, "groups": groups, "mode": modes[dataset]}
         try:
-            return leaderboard_page.write(dataset, results, shared["final"], planned=planned[dataset])
+            return leaderboard_page.write(dataset, results, shared["final"], planned=planned[dataset], **more)
         except InputError as error:  # the other runs are worth having
             say(f"no leaderboard of {dataset}: {error}")
             return None

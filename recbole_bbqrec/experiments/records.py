@@ -9,7 +9,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,10 +18,12 @@ from ..data.feature_sources import modalities
 from ..data.presplit import read_rows
 from ..errors import InputError
 from ..evaluation import report
+from ..evaluation.candidates import sampling_of
 from ..evaluation.configuration import COUNTED_ONCE, data_fingerprint
 from ..evaluation.configuration import comparable_settings as comparable_settings
 from ..evaluation.configuration import folder_of as folder_of
 from ..evaluation.configuration import run_key as run_key
+from ..evaluation.metrics import of_lists
 from ..evaluation.ranking import COLUMNS, Ranks
 
 MAX_RANK = 1000
@@ -100,6 +102,22 @@ def as_now(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**record, "settings": settings, "seconds": seconds}
 
 
+class Asked(NamedTuple):
+    """What does not follow from kept ranks: metrics of lists, such as `giniindex@10`, and groups of targets."""
+
+    metrics: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: Any) -> "Asked":
+        """What a run of these settings is asked for."""
+        metrics = [f"{name}@{k}" for name in of_lists(config["metrics"]) for k in config["topk"]]
+        return cls(tuple(metrics), tuple(config["group_metrics"] or ()))
+
+
+NOTHING = Asked()
+
+
 class Run:
     """A finished run: its record and what it is found by; its ranks by split are read when they are asked for.
 
@@ -112,6 +130,18 @@ class Run:
         self.key, self.data = self.record["run_key"], self.record["data_fingerprint"]
         self.splits = set(self.record["metrics"])
         self.ties = self.record["settings"].get("shuffle_ties")
+
+    def among(self, split: str) -> str | None:
+        """What the targets of a split are ranked among, in words; none where among all items."""
+        sampling = sampling_of(self.record["settings"], split)
+        return sampling.words if sampling else None
+
+    def tells(self, splits: Iterable[str], asked: Asked = NOTHING) -> bool:
+        """Whether the run was judged on all of `splits`, and its record holds what is `asked` of each."""
+        metrics, known = self.record["metrics"], self.record.get("grouped_by", ())
+        return {*asked.groups} <= {*known} and all(
+            split in metrics and {*asked.metrics} <= {*metrics[split].get("masked", ())} for split in splits
+        )
 
     @functools.cached_property
     def ranks(self) -> dict[str, Ranks]:
@@ -127,9 +157,23 @@ def runs_in(folder: Path, pattern: str = "*") -> list[Run]:
     return [Run(path) for path in sorted(folder.glob(f"{pattern}.json"))]
 
 
-def find(folder: Path, seed: int, key: str, splits: Iterable[str] = ()) -> Run | None:
-    """Return the run with this seed and key that was judged on `splits`; none where there is none."""
-    return next((run for run in runs_in(folder, f"*-{seed}-{key}") if run.splits.issuperset(splits)), None)
+def find(folder: Path, seed: int, key: str, splits: Iterable[str] = (), asked: Asked = NOTHING) -> Run | None:
+    """Return the run with this seed and key that was judged on `splits` as `asked`; none where there is none."""
+    return next((run for run in runs_in(folder, f"*-{seed}-{key}") if run.tells(splits, asked)), None)
+
+
+def joined(
+    known: Run | None, record: Mapping[str, Any], ranks: Mapping[str, Ranks]
+) -> tuple[dict[str, Any], dict[str, Ranks]]:
+    """Return a run judged anew, with the splits that an earlier record of it `known` alone has."""
+    if known is None or not (left := known.splits - ranks.keys()):
+        return dict(record), dict(ranks)
+    found = dict(record)
+    for key in ("metrics", "users", "rows", "groups", "drawn_from", "ranked_among"):
+        of_splits = {split: value for split, value in known.record.get(key, {}).items() if split in left}
+        if of_splits or key in record:
+            found[key] = {**record.get(key, {}), **of_splits}
+    return found, {**ranks, **{split: known.ranks[split] for split in left}}
 
 
 def by_seed(runs: Iterable[Run], key: str, split: str) -> dict[int, Run]:
@@ -148,6 +192,8 @@ def pack_ranks(ranks: Mapping[str, Ranks]) -> bytes:
     for split, split_ranks in ranks.items():
         order = np.argsort(split_ranks.users, kind="stable")
         arrays[f"{split}/gaps"] = np.diff(split_ranks.users[order], prepend=0).astype(np.int32)
+        if split_ranks.per_user:
+            arrays[f"{split}/per_user"] = np.ones(1, bool)
         if split_ranks.cold is not None:
             arrays[f"{split}/cold"] = np.packbits(split_ranks.cold[order])
         for column in COLUMNS:
@@ -166,7 +212,7 @@ def unpack_ranks(content: bytes) -> dict[str, Ranks]:
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         for split in sorted({name.partition("/")[0] for name in arrays.files}):
             users = np.cumsum(arrays[f"{split}/gaps"], dtype=np.int64)
-            columns = {}
+            columns: dict[str, Any] = {"per_user": f"{split}/per_user" in arrays.files}
             if f"{split}/cold" in arrays.files:
                 columns["cold"] = np.unpackbits(arrays[f"{split}/cold"], count=len(users)).astype(bool)
             for column in COLUMNS:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import claims, quick_start, storage
-from ..config import Config, joined, parse_command_line
+from ..config import Config, joined, layered, parse_command_line, read_files
 from ..errors import InputError
+from ..evaluation.candidates import sampling_of
 from ..evaluation.configuration import judged_parts
 from ..evaluation.leakage import check_leakage
 from ..settings import FITTED_AFTER_TRAINING, MAY_BE_UNUSED, trained_as
@@ -36,6 +37,10 @@ def given_and_files(arguments: Sequence[str], owner: str = "") -> tuple[dict[str
     for key in ("model", "dataset", "result_file", "ranks_file", "train_on"):
         if owner and key in given:
             raise InputError(f"--{key}: {owner} sets it for its runs; drop it")
+    settings = layered(read_files(files), given)
+    if owner and any(sampling_of(settings, split) for split in ("valid", "test")):
+        mode = settings["eval_args"]["mode"]
+        raise InputError(f"eval_args: found mode {mode}, but {owner} compares by the ranks among all items; drop it")
     return given, files
 
 
@@ -66,7 +71,7 @@ class Job:
         self.dataset, self.seed = given["dataset"], given["seed"]
         config = Config(arguments=files, config_dict=self.given)
         check_judged(config)
-        self.settings = records.comparable_settings(config)
+        self.settings, self.asked = records.comparable_settings(config), records.Asked.of(config)
         self.key = records.run_key(self.settings, data["data_fingerprint"])
         # Runs that share a training are not made at once: the second would train beside the first.
         learned = {key: value for key, value in self.settings.items() if key not in FITTED_AFTER_TRAINING}
@@ -84,7 +89,7 @@ def run_jobs(jobs: Sequence[Job], final: bool, after: Callable[[Job], object]) -
     """
     source = records.code_fingerprint()  # of the code that is running, whatever is edited meanwhile
     splits = ("valid", "test") if final else ("valid",)
-    found = {job: records.find(job.folder, job.seed, job.key, splits) for job in jobs}
+    found = {job: records.find(job.folder, job.seed, job.key, splits, job.asked) for job in jobs}
     untrained = {run.key for run in found.values() if run and run.record["epochs"]["done"] == 0}
     missing = [job for job in jobs if found[job] is None and job.key not in untrained]
     say(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them finished before")
@@ -96,7 +101,7 @@ def run_jobs(jobs: Sequence[Job], final: bool, after: Callable[[Job], object]) -
         if job not in left:
             continue
         title = job.name + f" on {job.dataset}" * several + f", seed {job.seed}"
-        made = records.find(job.folder, job.seed, job.key, splits)
+        made = records.find(job.folder, job.seed, job.key, splits, job.asked)
         error = records.failure_of(job.folder, job.name, job.seed, job.key)
         if made is None and error == before[job]:  # no other process has been at it
             elapsed = time.monotonic() - started
@@ -135,7 +140,8 @@ def _make(job: Job, source: str) -> tuple[records.Run | None, str]:
         "run_key": job.key,
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    return records.Run(records.write(job.folder, job.name, kept, ranks)), ""
+    before = records.find(job.folder, job.seed, job.key)
+    return records.Run(records.write(job.folder, job.name, *records.joined(before, kept, ranks))), ""
 
 
 def _waits(n_left: int) -> None:

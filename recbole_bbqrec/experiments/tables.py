@@ -6,7 +6,8 @@ A row is plain data: its name (`model` or `row`), `seeds`, what the marks beside
 
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ import numpy as np
 import yaml
 
 from .. import schema, storage
+from ..errors import InputError
 from ..evaluation import report
-from ..evaluation.ranking import COLUMNS, per_row
+from ..evaluation.groups import COLD, EDGES
+from ..evaluation.metrics import COLUMNS, LIST_METRICS, METRICS
+from ..evaluation.ranking import Ranks
 from ..evaluation.statistics import PairedValues, holm
 from .records import Run
 
@@ -25,6 +29,9 @@ FULL = "full"
 
 TESTED = ("recall@10", "ndcg@10")
 """Metrics that claims are made on, seen items masked."""
+
+SHOWN = tuple(f"{metric}@{k}" for k in (5, 10, 20) for metric in ("recall", "ndcg"))
+"""Metrics of leaderboards, in both columns; `TESTED` of the masked one are tested."""
 
 SPLITS = {"valid": "Validation", "test": "Test"}
 
@@ -36,8 +43,7 @@ Values = Mapping[tuple[str, str], PairedValues]
 def values_of(run: Run, split: str, column: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
     """Users and values [R] of one metric of a run, such as `ndcg@10`, as `PairedValues` takes them."""
     name, _, k = metric.partition("@")
-    ranks = run.ranks[split]
-    return ranks.users, per_row(getattr(ranks, column), name, int(k))
+    return run.ranks[split].values(column, name, int(k))
 
 
 def results_of(run_dir: Path, results: Path) -> str | None:
@@ -49,13 +55,19 @@ def results_of(run_dir: Path, results: Path) -> str | None:
         return None
     splits, rows = [split for split in SPLITS if split in run.splits], []
     for metric in run.record["metrics"][splits[0]]["masked"]:
+        if metric.partition("@")[0] in LIST_METRICS:
+            shown = (run.record["metrics"][split]["masked"].get(metric) for split in splits)
+            rows.append([metric, *("-" if value is None else f"{value:.4f}" for value in shown)])
+            continue
         cells = (values_of(run, split, "masked", metric) for split in splits)
         estimates = [PairedValues({"": {run.seed: cell}}).estimate("") for cell in cells]
         rows.append([metric, *(f"{each['mean']:.4f} {_interval(each)}" for each in estimates)])
     drawn = {split: f" drawn from {count}" for split, count in run.record.get("drawn_from", {}).items()}
     counts = run.record["users"].items()
     users = ", ".join(f"{count} users of {split}{drawn.get(split, '')}" for split, count in counts)
+    among = ", ".join(f"{SPLITS[split].lower()} among {words}" for split in splits if (words := run.among(split)))
     note = f"Seen items left out, seed {run.seed}; means over {users}, with 95 % intervals over the users alone."
+    note += f" Targets are ranked: {among}." if among else ""
     return f"{report.markdown_table(['', *(SPLITS[split] for split in splits)], rows)}\n\n{note}"
 
 
@@ -95,24 +107,108 @@ def correct(rows: Mapping[str, Row], runs: Runs) -> None:
     holm(cells.values())
 
 
+def is_mixed(runs: Runs, split: str) -> bool:
+    """Whether some rows judge each target by itself, sequential models, and others all targets of a user together."""
+    return len({run.ranks[split].per_user for of in runs.values() for run in of.values()}) > 1
+
+
+def ranks_of(runs: Runs, split: str) -> dict[str, dict[int, Ranks]]:
+    """Ranks of all rows by seed, in a form in which they can be compared: where they differ, each target by itself.
+
+    Ranks among all items and among sampled ones cannot be, which is an `InputError`.
+    """
+    among = {run.among(split): run.path for of in runs.values() for run in of.values()}
+    if len(among) > 1:
+        found = "; ".join(f"{path.name} among {words or 'all items'}" for words, path in among.items())
+        raise InputError(f"{split}: found targets ranked among different items ({found}); compare those of one kind")
+    found = {row: {seed: run.ranks[split] for seed, run in of.items()} for row, of in runs.items()}
+    if not is_mixed(runs, split):
+        return found
+    return {row: {seed: replace(one, per_user=False) for seed, one in of.items()} for row, of in found.items()}
+
+
+def named(names: Sequence[str], topk: Sequence[int] = (10,)) -> list[str]:
+    """Metrics of records by their names, `GiniIndex` or `GiniIndex@5`; without a cut-off at 10, or the last of `topk`.
+
+    Those that every page shows are left out; an `InputError` where there is no such metric.
+    """
+    found, cut_off = [], 10 if 10 in topk else topk[-1]
+    for text in names:
+        name, _, k = text.lower().partition("@")
+        if name not in (*METRICS, *LIST_METRICS) or not (k or str(cut_off)).isdigit():
+            raise InputError(
+                f"--metrics: found {text!r}, expected some of {', '.join(schema.METRICS)}, or such as MAP@5"
+            )
+        found.append(f"{name}@{k or cut_off}")
+    return [metric for metric in dict.fromkeys(found) if metric not in SHOWN]
+
+
+def grouped(names: Sequence[str]) -> list[str]:
+    """Names of groups, checked."""
+    for name in names:
+        if name not in (*EDGES, COLD):
+            raise InputError(f"--group_metrics: found {name!r}, expected some of {', '.join((*EDGES, COLD))}")
+    return list(names)
+
+
+def further(runs: Runs, split: str, metrics: Iterable[str]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Column -> metric -> row -> mean over its seeds; none where records, which have metrics of lists, do not tell."""
+    ranks, found = ranks_of(runs, split), {}
+    for column in COLUMNS:
+        found[column] = {}
+        for metric in metrics:
+            name, _, k = metric.partition("@")
+            found[column][metric] = {
+                row: _mean(run.record["metrics"][split].get(column, {}).get(metric) for run in of.values())
+                if name in LIST_METRICS
+                else _mean(one.values(column, name, int(k))[1].mean() for one in ranks[row].values())
+                for row, of in runs.items()
+            }
+    return found
+
+
+def by_groups(runs: Runs, split: str, kinds: Iterable[str], metric: str) -> dict[str, dict[str, Any]]:
+    """Group -> its number of targets and, by row, the mean of a masked metric over the seeds; none where not told."""
+    of_runs = {row: [run.record.get("groups", {}).get(split, {}) for run in of.values()] for row, of in runs.items()}
+    sizes = {name: group["rows"] for of_row in of_runs.values() for of in of_row for name, group in of.items()}
+    begins = tuple(f"{kind} " for kind in kinds)
+    return {
+        group: {
+            "rows": size,
+            "means": {
+                row: _mean(of.get(group, {}).get("metrics", {}).get("masked", {}).get(metric) for of in of_row)
+                for row, of_row in of_runs.items()
+            },
+        }
+        for group, size in sizes.items()
+        if group.startswith(begins) or (group in ("warm", COLD) and f"{COLD} " in begins)
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Mean of values, none where one of them is not known."""
+    found = [*values]
+    known = [value for value in found if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(found) else None
+
+
 def paired_values(runs: Runs, split: str, metrics: Iterable[str], rows: np.ndarray | None = None) -> Values:
     """Values per user of all rows, by column and metric; of the judged `rows`, bool [R], alone where there are any."""
-    kept = slice(None) if rows is None else rows
     trainings = {row: _trainings(of) for row, of in runs.items()}
+    ranks = ranks_of(runs, split)
+    if rows is not None:
+        ranks = {row: {seed: one.of(rows) for seed, one in by_seed.items()} for row, by_seed in ranks.items()}
     return {
         (column, metric): PairedValues(
             {
-                row: {
-                    seed: (users[kept], values[kept])
-                    for seed, run in of.items()
-                    for users, values in [values_of(run, split, column, metric)]
-                }
-                for row, of in runs.items()
+                row: {seed: one.values(column, name, int(k)) for seed, one in by_seed.items()}
+                for row, by_seed in ranks.items()
             },
             trainings,
         )
         for column in COLUMNS
         for metric in metrics
+        for name, _, k in [metric.partition("@")]
     }
 
 

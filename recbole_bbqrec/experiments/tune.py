@@ -151,8 +151,8 @@ def _go_on(search: Search, given: dict[str, Any], files: Sequence[str], config: 
 def _run(search: Search, trial: optuna.Trial, claim: Claim, given: dict[str, Any], files: Sequence[str]) -> None:
     """Run a trial to its end or to that of the budget, its time kept all along."""
     number, settings, before = (trial.number, *(trial.user_attrs[key] for key in ("settings", "cpu_seconds")))
-    best, folder = search.score(search.ordered[0]), search.folder(number)
-    so_far = f", best so far {search.head['metric']} {best:.4f}" if best > 0 else ""
+    best = search.ordered[0].user_attrs["metrics"].get(search.head["metric"])
+    folder, so_far = search.folder(number), f", best so far {search.head['metric']} {best:.4f}" if best else ""
     name = f"trial {number}" + " (the defaults)" * (number == 0)
     what = ", ".join(f"{key} {value}" for key, value in settings.items())
     say(f"[{search.used / 60:.1f} of {search.minutes:g} CPU minutes{so_far}] {name}: {what}")

@@ -23,6 +23,7 @@ from .. import claims
 from ..claims import Claim
 from ..errors import InputError
 from ..evaluation import report
+from ..evaluation.metrics import SMALLER
 from . import records
 
 RUNNING, CUT, DONE, FAILED = TrialState.RUNNING, TrialState.WAITING, TrialState.COMPLETE, TrialState.FAIL
@@ -67,8 +68,9 @@ class Search:
                     self.storage = RDBStorage(str(url))
                 else:
                     self.storage = JournalStorage(JournalFileBackend(str(journal), lock))
+                direction = "minimize" if self._is_smaller_better else "maximize"
                 self.study = optuna.create_study(
-                    study_name=name, storage=self.storage, direction="maximize", load_if_exists=True
+                    study_name=name, storage=self.storage, direction=direction, load_if_exists=True
                 )
                 for key, value in {**head, "minutes": minutes}.items():
                     if self.study.user_attrs.get(key) != value:
@@ -159,9 +161,14 @@ class Search:
             values = [known["metrics"][self.head["metric"]]] if state == DONE else None
             self.storage.set_trial_state_values(trial._trial_id, state, values)
 
+    @property
+    def _is_smaller_better(self) -> bool:
+        return self.head["metric"].partition("@")[0] in SMALLER
+
     def score(self, trial: FrozenTrial) -> float:
-        """Value by which trials are compared; below all others where validation has not judged it."""
-        return trial.user_attrs["metrics"].get(self.head["metric"], -math.inf)
+        """Value by which trials are compared, more is better; below all others where validation has not judged it."""
+        value = trial.user_attrs["metrics"].get(self.head["metric"])
+        return -math.inf if value is None else -value if self._is_smaller_better else value
 
     @property
     def ordered(self) -> list[FrozenTrial]:
@@ -189,9 +196,12 @@ class Search:
 
     @property
     def _metrics(self) -> list[str]:
-        """The metric of the search, and NDCG@10 and recall@10 where all trials that were judged have them."""
+        """The metric of the search, NDCG@10, recall@10 and others at the cut-off of the search, where all trials that
+        were judged have them."""
         measured = [trial.user_attrs["metrics"] for trial in self.ordered if self.score(trial) > -math.inf]
-        names = dict.fromkeys([self.head["metric"], "ndcg@10", "recall@10"])
+        cut_off = "@" + self.head["metric"].partition("@")[2]
+        others = [name for name in (measured[0] if measured else ()) if name.endswith(cut_off)]
+        names = dict.fromkeys([self.head["metric"], "ndcg@10", "recall@10", *others])
         return [name for name in names if all(name in metrics for metrics in measured)]
 
     def page(self) -> str:

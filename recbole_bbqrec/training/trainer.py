@@ -8,15 +8,16 @@ import statistics
 import time
 import warnings
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import set_color
-from scipy.sparse import csr_array
 from tqdm import tqdm
 
 from .. import compat, distributed
@@ -24,8 +25,12 @@ from ..data.cold_items import is_cold
 from ..data.dataloader import seed_batches, seeded_draws
 from ..data.sequences import seen_before, token_places
 from ..errors import InputError
+from ..evaluation.candidates import Sampling, draw_candidates, sampling_of
 from ..evaluation.configuration import judged_parts
+from ..evaluation.judging import Judging, ShownCounts
 from ..evaluation.labels import LABEL_METRICS, of_rankings
+from ..evaluation.lists import Lists
+from ..evaluation.metrics import of_lists
 from ..evaluation.ranking import COLUMNS, Ranks, rank_products, rank_targets, rows_of_some, tie_order
 from ..evaluation.sample import sampled_rows
 from ..model.padding import LENGTH_INDEPENDENT, group_by_length
@@ -67,12 +72,13 @@ class ProtocolTrainer(SecondStageFit):
     def __init__(self, config: Any, model: Any) -> None:
         with contextlib.nullcontext() if distributed.is_main() else compat.writing_no_events():
             super().__init__(config, model)
+        self.eval_collector = compat.ListCollector(config)
         if config["length_groups"] and config["model"] in LENGTH_INDEPENDENT:
             group_by_length(model)
         self.ranker, self._grown = ranker_of(model, config), None
         self.state, self._memory = TrainingState(), PeakMemory()
         # Of each split, what its users have seen before it: collected once.
-        self._seen_before = functools.cache(seen_before)
+        self._seen_before, self._candidates = functools.cache(seen_before), functools.cache(self._drawn)
 
     def fit(
         self,
@@ -153,6 +159,7 @@ class ProtocolTrainer(SecondStageFit):
         self._validates, self._best_ranks = valid_data is not None and self.eval_step > 0, None
         socket.check(self.model, self.config)
         self._train_dataset = train_data._dataset
+        self.eval_collector.data_collect(SimpleNamespace(dataset=self._train_dataset))
         socket.attach(self.model, None)
         parts = [data._dataset for data in (train_data, valid_data) if data is not None]
         found = RunFolder.of(self.config, parts, [type(self), type(self.model)])
@@ -198,8 +205,8 @@ class ProtocolTrainer(SecondStageFit):
             metrics = self._validate(valid_data, show_progress)
         self.state.evaluate_seconds.append(time.perf_counter() - started)
         score = {**metrics["unmasked"], **metrics["masked"]}[self.valid_metric]
-        better = score - self.best_valid_score if self.valid_metric_bigger else self.best_valid_score - score
-        if better >= 0:  # RecBole's rule: an equal score counts as better
+        better, worse = (score, self.best_valid_score)[:: 1 if self.valid_metric_bigger else -1]
+        if better >= worse:  # RecBole's rule: an equal score counts as better
             self.state.best_epoch, self._best_ranks = self.state.epochs_done - 1, self._last_ranks
         # RecBole's own names stay what RecBole means by them, the unmasked column.
         masked = {f"masked_{name}": value for name, value in metrics["masked"].items()}
@@ -216,8 +223,9 @@ class ProtocolTrainer(SecondStageFit):
         are_all = len(sample) == len(judged)
         ranks = self.rank(valid_data, [self._train_dataset], show_progress, told if are_all else sample)
         self._last_ranks = ranks if are_all else None
-        groups = ranks.groups()
-        return groups.get("warm", groups["all"]).metrics(of_rankings(self.config["metrics"]), self.config["topk"])
+        asked, groups = (self.config["metrics"], self.config["topk"]), ranks.groups()
+        warm = groups["warm"].metrics(*asked) if "warm" in groups else {}
+        return {column: {**found, **warm.get(column, {})} for column, found in ranks.metrics(*asked).items()}
 
     def _sampled(self, dataset: Any, judged: np.ndarray) -> np.ndarray:
         """Places of rows among the `judged` that decide when to stop; where users have several, of so many users."""
@@ -260,12 +268,15 @@ class ProtocolTrainer(SecondStageFit):
     ) -> Any:
         """Evaluate with RecBole's own evaluator (unmasked column), on the best weights unless told otherwise.
 
-        It cannot rank items that the model was not trained with (`cold_items`), which is an `InputError`.
+        It cannot rank items that the model was not trained with (`cold_items`), nor the candidates of our samples
+        (`eval_args.mode`), which is an `InputError`.
         """
         if 0 < len(of_rankings(self.config["metrics"])) < len(self.config["metrics"]):
             raise InputError(
                 "metrics: RecBole's evaluator judges labels or rankings; take the run script, or name one kind"
             )
+        if any(sampling_of(self.config.final_config_dict, split) for split in ("valid", "test")):
+            raise InputError("eval_args: RecBole's evaluator samples other items; take the run script, or mode full")
         if self.config["cold_items"]:
             raise InputError("cold_items: RecBole's evaluator ranks no new items; take the run script, or drop it")
         if load_best_model:
@@ -296,16 +307,16 @@ class ProtocolTrainer(SecondStageFit):
             rows = liked if rows is None else np.intersect1d(rows, liked)
         judged = np.arange(len(dataset.inter_feat)) if rows is None else rows
         order = self._order(dataset, judged)
-        seen, ties = self._seen_before(dataset, tuple(earlier)), tie_order(dataset.item_num, self.config["seed"])
+        judging = self._judging(dataset, tuple(earlier), judged)
         n_parts = distributed.rounded(-(-len(order) // self.config["eval_batch_size"]))
         own = [part for part in distributed.share(np.array_split(order, n_parts)) if len(part)] if n_parts else []
         bar = tqdm(total=sum(map(len, own)), desc="Rank", ncols=100, disable=not show_progress)
         ranker, cold = self._ranker_for(dataset), is_cold(dataset)
-        shared, ties, parts = ranker.shared(), ties.to(self.device), []
+        shared, parts = ranker.shared(), []
         # Some of RecBole's models of users draw while they score.
         with bar, seeded_draws(self.config["seed"], dataset.rows_are_interactions):
             for part in own:
-                parts.append(self._rank_rows(eval_data, judged[part], seen, ties, ranker, shared))
+                parts.append(self._rank_rows(eval_data, judged[part], judging, ranker, shared))
                 bar.update(len(part))
         ranks = np.zeros((len(COLUMNS), len(order)), np.int64)
         if parts:  # they come from the device once, after the last one
@@ -313,7 +324,21 @@ class ProtocolTrainer(SecondStageFit):
         distributed.add(ranks)  # zeros, where other processes have ranked
         users = dataset.inter_feat[dataset.uid_field].numpy()[judged]
         cold = None if cold is None else cold[judged]
-        return Ranks(users, *ranks, cold=cold, rows=rows, per_user=dataset.rows_are_interactions)
+        shown = judging.shown and judging.shown.total(earlier[0], self.config["tail_ratio"])
+        return Ranks(users, *ranks, cold=cold, rows=rows, per_user=dataset.rows_are_interactions, shown=shown)
+
+    def _judging(self, dataset: Any, earlier: tuple[Any, ...], judged: np.ndarray) -> Judging:
+        """What the `judged` rows [R] are ranked by, and whether what is shown is counted."""
+        seen, n_items = self._seen_before(dataset, earlier), dataset.item_num
+        ties, topk = tie_order(n_items, self.config["seed"]).to(self.device), self.config["topk"]
+        users = dataset.inter_feat[dataset.uid_field].numpy() if dataset.rows_are_interactions else None
+        wanted = of_lists(self.config["metrics"])
+        shown = ShownCounts(topk, n_items, judged, users, self.device) if wanted else None
+        sampling = sampling_of(self.config.final_config_dict, ("valid", "test")[len(earlier) - 1])
+        return Judging(seen, ties, self._candidates(dataset, earlier, sampling) if sampling else None, shown)
+
+    def _drawn(self, dataset: Any, earlier: tuple[Any, ...], sampling: Sampling) -> dict[str, Any]:
+        return draw_candidates(dataset, earlier[0], sampling, self._seen_before(dataset, earlier))
 
     def _order(self, dataset: Any, judged: np.ndarray) -> np.ndarray:
         """Places of rows in the order in which they are ranked."""
@@ -332,33 +357,40 @@ class ProtocolTrainer(SecondStageFit):
         self._grown.load_state_dict(self.model.state_dict())
         return self._grown.eval()
 
-    def _rank_rows(
-        self, eval_data: Any, rows: np.ndarray, seen: csr_array, ties: torch.Tensor, ranker: Any, shared: Any
-    ) -> torch.Tensor:
+    def _rank_rows(self, eval_data: Any, rows: np.ndarray, judging: Judging, ranker: Any, shared: Any) -> torch.Tensor:
         """Ranks [2, B] of some rows in the order of `COLUMNS`."""
-        most = max(1, CELLS // len(ties))  # rows whose scores of all items are held at once
+        most = max(1, CELLS // len(judging.ties))  # rows whose scores of all items are held at once
         if eval_data._dataset.rows_are_interactions:
             parts = np.split(rows, range(most, len(rows), most))
-            return torch.cat([self._rank_users(eval_data._dataset, part, seen, ties) for part in parts], dim=1)
+            return torch.cat([self._rank_users(eval_data._dataset, part, judging) for part in parts], dim=1)
         interaction, _, _, targets = eval_data.collate_fn(rows)
-        given, ranks = (targets.to(self.device), self._pairs(seen, rows), ties), {}
+        targets, ties, ranks = targets.to(self.device), judging.ties, {}
         histories = interaction[self.model.ITEM_SEQ].to(self.device)
+
+        def ranked(scores: torch.Tensor, columns: Sequence[str] = COLUMNS) -> dict[str, torch.Tensor]:
+            def rank(pairs: Pairs, lists: Lists | None) -> dict[str, torch.Tensor]:
+                return rank_targets(scores, targets, pairs, ties, ranker.is_beam_search, lists)
+
+            return judging.ranks(rows, rank, columns)
+
         if products := ranker.products(histories, shared):
-            ranks = rank_products(products.queries, products.keys, *given)
+            queries, keys = products
+            ranks = judging.ranks(rows, lambda seen, lists: rank_products(queries, keys, targets, seen, ties, lists))
         elif len(rows) > most:
             parts = np.split(rows, range(most, len(rows), most))
-            return torch.cat([self._rank_rows(eval_data, part, seen, ties, ranker, shared) for part in parts], dim=1)
+            return torch.cat([self._rank_rows(eval_data, part, judging, ranker, shared) for part in parts], dim=1)
         elif self.ranker is not self.model:  # RecBole's own models may read more than histories
-            ranks = rank_targets(self._full_sort_batch_eval((interaction, None, None, None))[1], *given)
+            ranks = ranked(self._full_sort_batch_eval((interaction, None, None, None))[1])
         elif not ranker.is_beam_search:
-            ranks = rank_targets(ranker.scores_to_rank(histories, given[0], shared), *given)
+            # Of what is shown every item has to stand in its place, not the target alone.
+            scores = ranker.score(histories, shared=shared) if judging.shown else None
+            ranks = ranked(ranker.scores_to_rank(histories, targets, shared) if scores is None else scores)
         else:  # what a user has seen is masked before the beam is cut: two searches, one for each column
-            for column, excluded in (("masked", given[1]), ("unmasked", None)):
-                scores = ranker.score(histories, excluded=excluded, shared=shared)
-                ranks[column] = rank_targets(scores, *given, is_beam_search=True)[column]
+            for column, excluded in (("masked", judging.pairs(judging.seen, rows)), ("unmasked", None)):
+                ranks |= ranked(ranker.score(histories, excluded=excluded, shared=shared), [column])
         return torch.stack([ranks[column] for column in COLUMNS])
 
-    def _rank_users(self, dataset: Any, rows: np.ndarray, seen: csr_array, ties: torch.Tensor) -> torch.Tensor:
+    def _rank_users(self, dataset: Any, rows: np.ndarray, judging: Judging) -> torch.Tensor:
         """Ranks [2, B] of rows that are interactions; of a user they share their scores if they are equal."""
         known, context = dataset.inter_feat, context_fields(self.model, dataset)
         first, place = rows, np.arange(len(rows))
@@ -369,13 +401,9 @@ class ProtocolTrainer(SecondStageFit):
         ranker: Any = self.ranker
         scores = ranker.of_users(dataset.join(asked).to(self.device), self.item_tensor)
         targets = known[dataset.iid_field][rows].to(self.device)
-        ranks = rank_targets(scores[torch.from_numpy(place)], targets, self._pairs(seen, rows), ties)
+        scores, ties = scores[torch.from_numpy(place)], judging.ties
+        ranks = judging.ranks(rows, lambda pairs, lists: rank_targets(scores, targets, pairs, ties, lists=lists))
         return torch.stack([ranks[column] for column in COLUMNS])
-
-    def _pairs(self, seen: csr_array, rows: np.ndarray) -> Pairs:
-        """Everything seen by the given rows, as (index into rows, item) pairs."""
-        index, items = (torch.from_numpy(part).long().to(self.device) for part in seen[rows].nonzero())
-        return index, items
 
     def timings(self) -> dict[str, float]:
         """Seconds of `train` (all epochs with their validation), of a median `epoch` and of a median `evaluate`.

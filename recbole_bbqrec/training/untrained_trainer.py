@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from .. import distributed, storage
 from ..data.cold_items import is_cold
+from ..evaluation.judging import Judging
 from ..evaluation.ranking import per_row, rank_targets, tie_order
 from ..model.untrained import Untrained
 from ..tokenizer import memory
@@ -106,6 +107,7 @@ class UntrainedTrainer(ProtocolTrainer):
         rows = rows if cold is None else rows[~cold[rows]]
         rows = np.random.default_rng(seed).permutation(rows)[:USERS]
         seen, ties = self._seen_before(dataset, (self._train_dataset,)), tie_order(dataset.item_num, seed)
+        judging = Judging(seen, ties.to(self.device))
         bar = tqdm(desc="Choose", ncols=100, disable=not show_progress, leave=False)
 
         def judge(points: list[Point]) -> list[float]:
@@ -115,7 +117,7 @@ class UntrainedTrainer(ProtocolTrainer):
                 interaction, _, _, targets = valid_data.collate_fn(part)
                 histories, targets = interaction[self.model.ITEM_SEQ].to(self.device), targets.to(self.device)
                 for found, scores in zip(values, ranker.scores_at(histories, points), strict=True):
-                    ranks = rank_targets(scores, targets, self._pairs(seen, part), ties)["masked"]
+                    ranks = rank_targets(scores, targets, judging.pairs(seen, part), ties)["masked"]
                     found.append(per_row(ranks.cpu().numpy(), METRIC, CUT_OFF))
             return [float(np.concatenate(found).mean()) for found in values]
 

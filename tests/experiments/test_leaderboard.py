@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.evaluation import report
 from recbole_bbqrec.evaluation.ranking import Ranks, per_row
 from recbole_bbqrec.evaluation.statistics import PairedValues
-from recbole_bbqrec.experiments import leaderboard, leaderboard_page, records
+from recbole_bbqrec.experiments import leaderboard, leaderboard_page, records, tables
 
 USERS = 24
 SETTINGS = {
@@ -96,6 +97,69 @@ def table(page, title):
     """Cells of the table below a heading, without the line of dashes."""
     lines = [line for line in page.split(f"## {title}\n\n")[1].split("\n\n")[0].splitlines() if ":--" not in line]
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def test_further_metrics_and_groups_are_shown_where_asked_for(keep, tmp_path):
+    def told(gini):
+        group = {"rows": 7, "metrics": {"masked": {"recall@10": gini / 2, "ndcg@10": gini / 4}}}
+        groups = {"valid": {"all": group, "popularity 0": group, "length 0-4": group}}
+        columns = {column: {"giniindex@10": gini} for column in ("masked", "unmasked")}
+        return {"metrics": {"valid": columns}, "groups": groups}
+
+    for seed, gini in ((1, 0.25), (2, 0.75)):
+        keep("A", 2, 4, seed=seed, **told(gini))
+    keep("B", 4)
+    asked = {"metrics": tables.named(["MRR@5", "GiniIndex", "NDCG@10"]), "groups": ["popularity"]}
+    found = content(tmp_path, **asked)
+    assert found["further"]["masked"] == {"mrr@5": {"A": 0.5, "B": 0.25}, "giniindex@10": {"A": 0.5, "B": None}}
+    assert found["further"]["unmasked"]["mrr@5"] == {"A": 0.25, "B": 0.25}
+    assert found["groups"]["recall@10"] == {"popularity 0": {"rows": 7, "means": {"A": 0.25, "B": None}}}
+    page, _ = leaderboard_page.pages(found)
+    rows = table(page, "Validation, further metrics, seen items masked")
+    assert rows == [["model", "mrr@5", "giniindex@10"], ["A", "0.5000", "0.5000"], ["B", "0.2500", "-"]]
+    rows = table(page, "Validation, N@10 by groups of targets, seen items masked")
+    assert rows == [["model", "popularity 0 (7)"], ["A", "0.1250"], ["B", "-"]]
+    assert "further metrics" not in leaderboard_page.pages(content(tmp_path))[0]
+    with pytest.raises(InputError, match="--metrics: found 'AUC', expected some of Recall"):
+        tables.named(["AUC"])
+    with pytest.raises(InputError, match="--group_metrics: found 'age'"):
+        tables.grouped(["age"])
+
+
+def test_targets_among_sampled_items_stand_on_a_page_of_their_own(keep, tmp_path):
+    sampled = {"eval_args": {**SETTINGS["eval_args"], "mode": {"valid": "uni100", "test": "uni100"}}}
+    keep("A", 3)
+    keep("A", 1, settings=sampled, finished="2026-02-01T00:00:00+00:00")
+    keep("B", 2, settings=sampled)
+    whole, few = content(tmp_path), content(tmp_path, mode="uni100")
+    assert [row["model"] for row in whole["rows"]] == ["A"] and not whole["others"], "later, but of another ranking"
+    assert [row["model"] for row in few["rows"]] == ["A", "B"] and few["among"] == "100 sampled items"
+    page, tex = leaderboard_page.pages(few)
+    assert page.startswith("# Toy, targets among 100 sampled items\n") and "among 100 sampled items;" in tex
+    assert "every target is ranked among 100 sampled items" in page and "(Toy-uni100.png)" in page
+    leaderboard_page.write("Toy", tmp_path, mode="uni100")
+    assert {path.name for path in tmp_path.glob("Toy*.md")} == {"Toy-uni100.md"}
+    with pytest.raises(InputError, match=r"--eval_args=.{'mode': 'pop9'}"):
+        content(tmp_path, mode="pop9")
+    by_mode = {run.among("valid"): {1: run} for run in records.runs_in(folder(tmp_path)) if run.model == "A"}
+    with pytest.raises(InputError, match="found targets ranked among different items"):
+        tables.paired_values({str(mode): of for mode, of in by_mode.items()}, "valid", ["ndcg@10"])
+
+
+def test_models_of_users_beside_models_of_sequences_are_judged_target_by_target(keep, tmp_path):
+    keep("A", [1] * USERS + [4], targets=2)
+    alone = content(tmp_path)
+    assert alone["rows"][0]["masked"]["recall@5"]["mean"] == 1.0 and "is_mixed" not in alone
+    path = next(iter(folder(tmp_path).glob("A-*.npz")))
+    ranks = records.unpack_ranks(path.read_bytes())["valid"]
+    keep("B", [1] * USERS + [4], targets=2)
+    (of_users,) = folder(tmp_path).glob("B-*.npz")
+    of_users.write_bytes(records.pack_ranks({"valid": replace(ranks, per_user=True)}))
+    found = content(tmp_path)
+    by_model = {row["model"]: row["masked"] for row in found["rows"]}
+    assert by_model["A"] == by_model["B"] and "every target counts by itself here" in leaderboard_page.pages(found)[0]
+    whole = content(tmp_path, models=["B"])["rows"][0]["masked"]["ndcg@5"]["mean"]
+    assert whole != pytest.approx(by_model["B"]["ndcg@5"]["mean"]), "of users, each with all of his targets"
 
 
 def three(keep):

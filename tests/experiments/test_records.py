@@ -65,6 +65,36 @@ def test_which_targets_are_cold_is_kept_with_the_ranks():
     assert records.unpack_ranks(records.pack_ranks(RANKS))["valid"].cold is None
 
 
+def test_that_ranks_are_of_one_list_a_user_is_kept_with_them():
+    ranks = Ranks(np.array([2, 1, 2]), np.array([3, 1, 1]), np.array([3, 1, 1]), per_user=True)
+    back = records.unpack_ranks(records.pack_ranks({"valid": ranks}))["valid"]
+    assert back.per_user and back.metrics(["Recall"], [1]) == ranks.metrics(["Recall"], [1])
+    assert not records.unpack_ranks(records.pack_ranks(RANKS))["valid"].per_user
+
+
+def test_a_record_counts_where_it_tells_what_is_asked(tmp_path):
+    told = {"metrics": {"valid": {"masked": {"giniindex@10": 0.5}}}, "grouped_by": ["length"]}
+    records.write(tmp_path, "full", record(**told), RANKS)
+
+    def is_found(metrics=(), groups=()):
+        return records.find(tmp_path, 1, "a" * 16, ("valid",), records.Asked(metrics, groups)) is not None
+
+    assert is_found() and is_found(("giniindex@10",), ("length",))
+    assert not is_found(("giniindex@5",)) and not is_found((), ("popularity",))
+
+
+def test_a_run_that_is_judged_again_keeps_the_splits_that_it_was_not_asked_for(tmp_path):
+    both = record(
+        metrics={"valid": {"masked": {}}, "test": {"masked": {"ndcg@10": 0.5}}}, users={"valid": 3, "test": 3}
+    )
+    records.write(tmp_path, "full", both, {**RANKS, "test": RANKS["valid"]})
+    new = record(metrics={"valid": {"masked": {"giniindex@10": 0.1}}}, users={"valid": 3})
+    found, ranks = records.joined(records.find(tmp_path, 1, "a" * 16), new, RANKS)
+    assert found["metrics"] == {"valid": {"masked": {"giniindex@10": 0.1}}, "test": {"masked": {"ndcg@10": 0.5}}}
+    assert found["users"] == {"valid": 3, "test": 3} and ranks.keys() == {"valid", "test"} and "groups" not in found
+    assert records.joined(None, new, RANKS) == (new, RANKS)
+
+
 def test_ranks_of_a_large_data_set_take_little_room():
     generator, n = np.random.default_rng(0), 36_000
     # As on real data: a rank of k or better for a share of about k to the power of .35.
