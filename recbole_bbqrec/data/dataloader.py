@@ -10,7 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from recbole.data.dataloader import FullSortEvalDataLoader, KnowledgeBasedDataLoader, UserDataLoader
+from recbole.data.dataloader import (
+    FullSortEvalDataLoader,
+    KnowledgeBasedDataLoader,
+    NegSampleEvalDataLoader,
+    UserDataLoader,
+)
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.sampler import KGSampler
@@ -127,7 +132,9 @@ def split_loaders(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
     kind = get_dataloader(config, "train")
     of_graph = [_graph_sampler(config, dataset)] if kind is KnowledgeBasedDataLoader else []
     train = kind(config, parts[0], samplers[0], *of_graph, shuffle=config["shuffle"])
-    valid, test = (FullSortEvalDataLoader(config, parts[at], samplers[at]) for at in (1, 2))
+    # Labelled rows are judged as they are, without any sampler.
+    kinds = (NegSampleEvalDataLoader if sampler is None else FullSortEvalDataLoader for sampler in samplers[1:])
+    valid, test = (kind(config, part, of) for kind, part, of in zip(kinds, parts[1:], samplers[1:], strict=True))
     return train, valid, test
 
 
