@@ -61,8 +61,25 @@ def test_a_run_judges_labels_and_ranks_what_users_liked(rated):
         ranks["valid"].users
     )
     assert set(record["metrics"]["valid"]["masked"]) == {"ndcg@5", "ndcg@10", "ndcg@20"}
+    config, model, _, train, valid, _ = quick_start.load_data_and_model(record["run_dir"])
+    again = judge_labels(config, model, valid._dataset, train._dataset, "valid")
+    assert again == record["labels"]["valid"], "code columns and labels are read back with the weights"
     table = report.result_table(record)
     assert "| valid   | all (" in table and " logloss " in table and " ndcg@10 " in table
+
+
+def test_training_stops_by_the_smallest_log_loss(rated):
+    found = []
+
+    def after_epoch(trainer):
+        found.append(trainer.best_valid_score)
+
+    given = {**LABELLED, "valid_metric": "LogLoss", "epochs": 6, "learning_rate": 0.3, "stopping_step": 1}
+    record, _ = quick_start.execute(config_dict=settings(rated, "FM", **given), after_epoch=after_epoch)
+    assert found == sorted(found, reverse=True) and record["labels"]["valid"]["all"]["logloss"] == pytest.approx(
+        found[-1]
+    )
+    assert record["epochs"]["best"] == 1 + found.index(found[-1])
 
 
 def test_labels_are_judged_as_recboles_evaluator_does(built, rated):
