@@ -19,8 +19,9 @@ from .data.cold_items import check_cold_items
 from .data.dataloader import check_negatives
 from .data.presplit import EXAMPLE, check_files
 from .data.selected_features import load_selected_features
-from .errors import InputError
+from .errors import InputError, MissingDataSetError, RefusedKeyError
 from .evaluation.candidates import check_mode
+from .evaluation.labels import LABEL_METRICS, check_labels, of_rankings
 from .evaluation.metrics import LIST_METRICS, METRICS
 from .recbole_keys import HABITS, READ_WITHOUT_DEFAULT
 from .settings import MAY_BE_UNUSED, NO_SETTINGS, checked, property_files, public_source, unused
@@ -37,22 +38,6 @@ MERGED = ("eval_args", "load_col")
 OF_INTERACTIONS = {"repeatable": False, "train_neg_sample_args": {"distribution": "uniform"}, "threshold": None}
 """What models of users and items have as RecBole's general models have it, context-aware ones too: RecBole gives these
 labels by ratings where the data set is its ml-100k. What a user has met is no negative."""
-
-
-class RefusedKeyError(InputError):
-    """A run does not know or does not use the key `key`."""
-
-    def __init__(self, message: str, key: str = "") -> None:  # a copy is made of the message, and given its key then
-        super().__init__(message)
-        self.key = key
-
-
-class MissingDataSetError(InputError):
-    """The data set `name` is not in `folder`, the folder of data sets; `unused` is that of the `Config`."""
-
-    def __init__(self, message: str, name: str, folder: Path, unused: dict[str, RefusedKeyError]) -> None:
-        super().__init__(message)
-        self.name, self.folder, self.unused = name, folder, unused
 
 
 def joined(arguments: Sequence[str]) -> list[str]:
@@ -124,7 +109,9 @@ class Config(RecBoleConfig):
                 raise
             text = str(error.args[0]) if error.args else repr(error)
             raise InputError(f"settings: {' '.join(text.split())}; see docs/settings.md") from error
-        check_negatives(self, registry.kind_of(self.model))
+        kind = registry.kind_of(self.model)
+        check_negatives(self, kind)
+        check_labels(self, kind)
         check_cold_items(self)
         _check_data_path(self)
         load_selected_features(self, chosen="selected_features" in self.external_config_dict)
@@ -138,6 +125,10 @@ class Config(RecBoleConfig):
 
     def __getitem__(self, key: str) -> Any:
         return self._noted[key] if key in self._noted else super().__getitem__(key)
+
+    def note(self, key: str, value: Any) -> None:
+        """Let models read `value` under a key whose setting stays as it is: what a data set has found out for them."""
+        self._noted[key] = value
 
     # What follows are RecBole's own steps, in the order in which its constructor takes them.
 
@@ -180,6 +171,9 @@ class Config(RecBoleConfig):
             self.internal_config_dict.update(content, load_col=columns)
         if registry.kind_of(model) in schema.INTERACTIONS:
             self.internal_config_dict.update(OF_INTERACTIONS)
+            given = layered(self.internal_config_dict, self.external_config_dict)
+            if registry.kind_of(model) == schema.CONTEXT and schema.is_labelled(given):
+                self.internal_config_dict["train_neg_sample_args"] = None  # rows below the threshold are the negatives
         # RecBole takes one suffix or a list of them, and makes a list of the one.
         if isinstance(suffix := self.internal_config_dict.get("additional_feat_suffix"), str):
             self.internal_config_dict["additional_feat_suffix"] = [suffix]
@@ -204,6 +198,13 @@ class Config(RecBoleConfig):
         if not self._may_be_unused:
             refuse_unused([self.unused])
         return final
+
+    def _set_default_parameters(self) -> None:
+        # RecBole judges rankings or labels, a run here may be asked for both.
+        final, names = self.final_config_dict, self.final_config_dict["metrics"]
+        final["metrics"] = of_rankings(names) or names
+        super()._set_default_parameters()
+        final["metrics"] = names
 
     def _init_device(self) -> None:
         self.final_config_dict["gpu_id"] = distributed.gpu(self.final_config_dict["gpu_id"])
@@ -317,11 +318,14 @@ def check_protocol(final: dict[str, Any]) -> None:
     _check_eval_args(final["eval_args"], final.get(schema.KIND) in schema.INTERACTIONS)
     names, cut_offs = (final[key] if isinstance(final[key], list) else [final[key]] for key in ("metrics", "topk"))
     names = [str(name).lower() for name in names]
-    for name in (name for name in names if name not in METRICS and name not in LIST_METRICS):
+    of_labels = [name for name in names if name in LABEL_METRICS and "labeled" in str(final["eval_args"].get("mode"))]
+    for name in (name for name in names if name not in (*METRICS, *LIST_METRICS, *of_labels)):
         known_elsewhere = " (RecBole has it, our ranker does not)" if name in metric_types else ""
+        if name in LABEL_METRICS:
+            known_elsewhere = " (of labelled rows, with eval_args.mode labeled)"
         raise InputError(f"metrics: found {name!r}{known_elsewhere}, expected some of {', '.join(schema.METRICS)}")
     check_mode(final["eval_args"].get("mode", "full"), names)
-    allowed = [f"{name}@{k}" for name in names for k in cut_offs]
+    allowed = [*of_labels, *(f"{name}@{k}" for name in names if name not in of_labels for k in cut_offs)]
     if str(final["valid_metric"]).lower() not in allowed:
         how = f"give --valid_metric={allowed[-1]} too" if len(allowed) < 4 else f"expected one of {', '.join(allowed)}"
         raise InputError(f"valid_metric: found {final['valid_metric']!r}, which metrics and topk leave out; {how}")

@@ -1,5 +1,7 @@
 """The one error a user is meant to read."""
 
+from pathlib import Path
+
 
 class InputError(ValueError):
     """Something the user gave is wrong: a key, a name, a file, a value.
@@ -7,3 +9,19 @@ class InputError(ValueError):
     The message is one line that names the place, what was found, what was expected and what to do next. The run
     script prints it without a traceback and exits with code 2; every other exception is a fault of the program.
     """
+
+
+class RefusedKeyError(InputError):
+    """A run does not know or does not use the key `key`."""
+
+    def __init__(self, message: str, key: str = "") -> None:  # a copy is made of the message, and given its key then
+        super().__init__(message)
+        self.key = key
+
+
+class MissingDataSetError(InputError):
+    """The data set `name` is not in `folder`, the folder of data sets; `unused` is that of the `Config`."""
+
+    def __init__(self, message: str, name: str, folder: Path, unused: dict[str, RefusedKeyError]) -> None:
+        super().__init__(message)
+        self.name, self.folder, self.unused = name, folder, unused

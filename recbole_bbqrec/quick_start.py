@@ -111,9 +111,10 @@ def execute(
     decide; then a second training learns from all interactions, and the record and the folder are its own.
 
     The record holds model, dataset, seed, metrics by split and column (with `group_metrics` and `cold_items` also by
-    `groups` of targets; `ranked_among` says where not all items are ranked), judged users and rows, epochs, seconds,
-    peak memory (MiB), number of parameters, settings, versions, and the folder of the run. Seconds and memory of what a
-    cache or an earlier process has spared are those of when it was made, none where nobody has measured them.
+    `groups` of targets, of labelled rows also `labels`; `ranked_among` says where not all items are ranked), judged
+    users and rows, epochs, seconds, peak memory (MiB), number of parameters, settings, versions, and the folder of the
+    run. Seconds and memory of what a cache or an earlier process has spared are those of when it was made, none where
+    nobody has measured them.
     """
     distributed.start()
     with distributed.main_first():
@@ -145,14 +146,19 @@ def execute(
     trainer, loaders = trained.trainer, trained.loaders
 
     started = time.perf_counter()
-    datasets, ranks = [loader._dataset for loader in loaders], {}
+    datasets, ranks, labels = [loader._dataset for loader in loaders], {}, {}
     for at, split in enumerate(("valid", "test"), start=1):
         if split in judged_parts(config) and (split == "valid" or config["final"]):
             ranks[split] = trainer.judge(split, loaders[at], datasets[:at], config["show_progress"])
+            labels[split] = trainer.judge_labels(split, loaders[at])
     if ranks:
         logger.info(f"judged in {time.perf_counter() - started:.1f} s", **run_log.DETAIL)
 
-    record = {**record_of(config, trained, ranks, memory), **trained.inspected}
+    record = {
+        **record_of(config, trained, ranks, memory),
+        **({"labels": labels} if any(labels.values()) else {}),
+        **trained.inspected,
+    }
     if distributed.is_main():
         record["times_tested"] = tested.after_run()
         if config["result_file"]:
@@ -191,7 +197,7 @@ def train(
         config["epochs"] = decided.epochs
     compat.init_seed(config)
     with _recbole_refusals(config):
-        dataset = registry.get_dataset(config["model"])(config)
+        dataset = registry.get_dataset(config["model"], config["kg"])(config)
         logger.info(dataset, **run_log.DETAIL)
         logger.info(f"data: {dataset.user_num - 1} users, {dataset.item_num - 1} items, {dataset.inter_num} interactions")
         train, valid, test = split_loaders(config, dataset)
@@ -353,7 +359,7 @@ def load_data_and_model(model_file: str | Path, config_dict: dict[str, Any] | No
         trained_on = settings.get("train_on", "train")
         raise InputError(f"train_on: found {config['train_on']!r}, but {path} was trained on {trained_on!r}; drop it")
     compat.init_seed(config)
-    dataset = registry.get_dataset(config["model"])(config)
+    dataset = registry.get_dataset(config["model"], config["kg"])(config)
     train, valid, test = split_loaders(config, dataset)
     compat.init_seed(config)  # as in training: some of RecBole's models draw what is no weight when they are built
     model = registry.build_model(config, train._dataset).to(config["device"])

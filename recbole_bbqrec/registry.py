@@ -10,11 +10,13 @@ from recbole.utils import ModelType
 from recbole.utils import get_trainer as recbole_trainer
 
 from . import compat, schema
+from .data.code_graph import CodeGraphDataset
 from .data.dataset import MultiModalSequentialDataset, PrefixDataset
 from .data.interactions import InteractionDataset
 from .errors import InputError
 from .model.bbqrec import BBQRec
 from .model.stock_attention import add_similarity
+from .model.stock_kgat import KGAT
 from .model.tiger import TIGER
 from .model.unisrec import UniSRec
 from .model.untrained import ContentNeighbors, Pop, TransitionGraph, Untrained
@@ -56,6 +58,9 @@ _TREES = "it grows trees over labelled rows, for which RecBole has a trainer and
 NOT_RUN = {"S3Rec": _PRETRAINED, "RaCT": _PRETRAINED, "LightGBM": _TREES, "XGBoost": _TREES}
 """RecBole's models that this script does not run, and why."""
 
+MENDED: dict[str, type[AbstractRecommender]] = {"KGAT": KGAT}
+"""RecBole's models that stand in for those of the same name."""
+
 PACKAGES = ("sequential", "general", "context_aware", "knowledge_aware")
 """RecBole's packages of models, `recbole.model.<name>_recommender`."""
 _KINDS = {
@@ -77,7 +82,7 @@ def get_model(name: str) -> type[AbstractRecommender]:
         )
     stock: dict[str, type[AbstractRecommender]] = {}
     for package in PACKAGES:
-        stock |= recbole_models(package)
+        stock |= recbole_models(package) | MENDED
         if name in stock:
             return stock[name]
     names = sorted({*MODELS, *stock})
@@ -137,13 +142,17 @@ def recbole_models(*packages: str) -> dict[str, type[AbstractRecommender]]:
     return found
 
 
-def get_dataset(model: str) -> type[MultiModalSequentialDataset]:
-    """Return the data set class of a model of ours, or of RecBole's, over its special one where it has one (DIEN)."""
+def get_dataset(model: str, kg: str = "files") -> type[MultiModalSequentialDataset]:
+    """Return the data set class of a model of ours, or of RecBole's, over its special one where it has one (DIEN).
+
+    `kg` is where the knowledge graph of a model that reads one comes from, as the key of this name says.
+    """
     if model in MODELS:
         return MultiModalSequentialDataset
     kind = kind_of(model)
     base = InteractionDataset if kind in schema.INTERACTIONS else PrefixDataset
-    usual = {schema.STOCK: SequentialDataset, schema.KNOWLEDGE: KGSeqDataset}.get(kind, Dataset)
+    graph = CodeGraphDataset if kg == "codes" else KGSeqDataset
+    usual = {schema.STOCK: SequentialDataset, schema.KNOWLEDGE: graph}.get(kind, Dataset)
     special = getattr(importlib.import_module("recbole.data.dataset"), f"{model}Dataset", usual)
     if issubclass(base, special):
         return base

@@ -83,7 +83,18 @@ def _attends(run: Settings) -> bool:
 
 
 def _compares(run: Settings) -> bool:
-    return bool(run.get("attach_semantic_ids")) or _attends(run)
+    return bool(run.get("attach_semantic_ids")) or _attends(run) or _shows_codes(run)
+
+
+def _shows_codes(run: Settings) -> bool:
+    """Whether one of RecBole's models reads the codes as columns of items or as a knowledge graph."""
+    return bool(run.get("code_fields")) or run.get("kg") == "codes"
+
+
+def is_labelled(run: Settings) -> bool:
+    """Whether rows have labels: by a threshold, or from a column."""
+    columns = run["load_col"]
+    return bool(run["threshold"]) or columns is None or run["LABEL_FIELD"] in (columns.get("inter") or ())
 
 
 def has_codes(run: Settings) -> bool:
@@ -166,7 +177,7 @@ def _known_signals(run: Settings, names: Any) -> bool:
     return all(there.get(name, of_features and bool(_encoder(run, name))) for name in names)
 
 
-IDS = "semantic IDs: attach_semantic_ids or similarity_attention, and codes not none"
+IDS = "semantic IDs: attach_semantic_ids, similarity_attention, code_fields or kg=codes, and codes not none"
 
 
 def _tokenizer(*names: str, learned: bool = True) -> tuple[Use, ...]:
@@ -179,6 +190,7 @@ def _tokenizer(*names: str, learned: bool = True) -> tuple[Use, ...]:
     return only(f"with {IDS}{which}{' and without codes=random' * learned}", holds)
 
 
+CODE_FIELDS = ("prefixes", "vectors")
 TOKENIZERS = ("behavior_bind", "rqvae", "aligned", "kmeans")
 
 TRAINED = only(
@@ -246,7 +258,7 @@ ATTACH_IDS = (
 )
 FEATURES = (
     Use(
-        "only where item features are built: attach_item_features, attach_semantic_ids or similarity_attention",
+        "only where item features are built: attach_item_features, or what semantic IDs are made for",
         lambda run, value: not value or _builds(run),
         "drop it, or take a model that reads features, such as BBQRec",
     ),
@@ -282,9 +294,29 @@ TEXT_MODEL = only(
     "where text_encoder is a transformers model", lambda run: _builds(run) and _is_model(_encoder(run, "text"))
 )
 COMPARES = only(
-    "with attach_semantic_ids or similarity_attention", lambda run: run[KIND] != UNTRAINED and _compares(run)
+    "with attach_semantic_ids, similarity_attention, code_fields or kg=codes",
+    lambda run: run[KIND] != UNTRAINED and _compares(run),
 )
 CODES = only(f"with {IDS}", has_codes)
+FIELDS = (
+    *only(
+        "in context-aware models, such as DeepFM, and with codes not none",
+        lambda run: run[KIND] == CONTEXT and run.get("codes") != "none",
+    ),
+    Use(
+        "vectors only in models that read sequences of numbers, not in FwFM",
+        lambda run, value: run["model"] != "FwFM" or "vectors" not in value,
+        "give --code_fields=prefixes",
+    ),
+)
+GRAPH = only(
+    "in knowledge-aware models, such as CKE, and with codes not none",
+    lambda run: run[KIND] == KNOWLEDGE and run.get("codes") != "none",
+)
+PREFIXES = only(
+    "with prefixes among code_fields, or kg=codes",
+    lambda run: "prefixes" in (run.get("code_fields") or ()) or run.get("kg") == "codes",
+)
 REPORT = (Use(CODES[0].words, lambda run, value: not value or has_codes(run)),)
 SHAPE = _tokenizer(*TOKENIZERS, learned=False)
 NETWORK = _tokenizer("behavior_bind", "rqvae", "aligned", learned=False)

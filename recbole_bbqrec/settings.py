@@ -33,7 +33,7 @@ KEYS: dict[str, Key] = {
     # Protocol
     "eval_args": Key(dict, "split, order and mode of the evaluation; leave-one-out, and all items are ranked unless mode is uni100 or pop100, see docs/metrics.md; order RO for models of users and items", used=schema.FILTERED, parts=("split", "group_by", "order", "mode")),
     "repeatable": Key(bool, "RecBole's flag for sequential models; seen items are masked by our ranker"),
-    "metrics": Key(list, f"of {', '.join(schema.METRICS)}, see docs/metrics.md; a trained model is judged by others without training", form=schema.parts_of),
+    "metrics": Key(list, f"of {', '.join(schema.METRICS)}, see docs/metrics.md, and AUC, LogLoss, see docs/context.md; a trained model is judged by others without training", form=schema.parts_of),
     "topk": Key(list, "cut-offs of the metrics; a trained model is judged at others without training", schema.CUT_OFFS, form=schema.whole_parts_of),
     "valid_metric": Key(str, "metric that stops training, in the masked column"),
     "tail_ratio": Key(float, "long tail of TailPercentage: this share of the items that training has, the least popular ones, or above 1 those of at most so many interactions", POSITIVE, used=schema.TAIL),
@@ -93,6 +93,10 @@ KEYS: dict[str, Key] = {
     "sid_shared_codebook": Key(bool, "one set of codebooks for all signals", used=schema.SHARED),
     "sid_use_id": Key(bool, "the learned item representation z_ID is a signal of its own", used=schema.BOUND_SHAPE),
     "count_collisions": Key(bool, "last code: a number among the items of equal earlier codes, as in TIGER's paper; else one more level of the RQ-VAE"),
+    # Codes for RecBole's other models
+    "code_fields": Key(list, "columns of items that context-aware models read: `prefixes` of an ID's codes as tokens, quantised `vectors` as numbers", _one_of(*schema.CODE_FIELDS, words="some of {}, or [] for none"), used=schema.FIELDS, form=schema.parts_of),
+    "kg": Key(str, "knowledge graph of knowledge-aware models: `files`, RecBole's .kg and .link; `codes`, triples of an item, a level and the prefix of codes it has there", _one_of("files", "codes"), used=schema.GRAPH),
+    "code_levels": Key(int, "most codes in a prefix, for code_fields and kg=codes; empty: as many as bring two items or more together", POSITIVE, True, used=schema.PREFIXES),
     # Attention
     "similarity_attention": Key(str, "how the similarity of items enters attention; also for RecBole's SASRec, SASRecF, BERT4Rec and CORE", _one_of("additive", "multiplicative", "undiscretised", "off"), used=schema.ATTENTION),
     "similarity_signals": Key(list, "signals that attention compares, such as [text, id]; empty: all", None, True, used=schema.SIMILARITY),
@@ -248,6 +252,7 @@ ADDED_LATER = {
     **{"audio_fields": "", "audio_encoder": None, "video_fields": "", "video_encoder": None},
     **{"cold_items": 0.0, "cycle_epochs": 0, "id_dim": None, "n_identity_codes": 0, "sid_alignment_weight": 1000.0},
     "valid_users": 0,
+    **{"code_fields": [], "kg": "files", "code_levels": None},
 }
 """Keys that came after the first records, by the value with which a run is what it was without the key."""
 

@@ -63,6 +63,20 @@ def _cold(given: argparse.Namespace) -> int:
 
 
 @command(
+    "what codes as columns of items are worth to context-aware models",
+    *STUDY,
+    option("--models", type=names, default=[], help="names, separated by commas (default: DeepFM, DCNV2)"),
+    option("--seeds", type=int, default=3, help="runs of each row (default 3; 1 screens)"),
+    option("--final", action="store_true", help="also evaluate the test split"),
+    settings=True,
+)
+def _context(given: argparse.Namespace) -> int:
+    from ..experiments import context
+
+    return context.study(given.dataset, given.models, given.seeds, given.settings, given.final, given.results)
+
+
+@command(
     "choose a model's settings on validation, within a budget of CPU time",
     option("--model", required=True, help="name of the model"),
     *STUDY,

@@ -10,7 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from recbole.data.dataloader import FullSortEvalDataLoader, KnowledgeBasedDataLoader, UserDataLoader
+from recbole.data.dataloader import (
+    FullSortEvalDataLoader,
+    KnowledgeBasedDataLoader,
+    NegSampleEvalDataLoader,
+    UserDataLoader,
+)
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.sampler import KGSampler
@@ -101,8 +106,8 @@ class WindowDataLoader:
 
 def check_negatives(config: Any, kind: str) -> None:
     """Raise an `InputError` where a model of a kind (see `schema`) learns from negatives and the run samples none."""
-    columns, sampled = config["load_col"], config["train_neg_sample_args"]["distribution"] != "none"
-    has_labels = config["threshold"] or columns is None or config["LABEL_FIELD"] in (columns.get("inter") or ())
+    sampled = config["train_neg_sample_args"]["distribution"] != "none"
+    has_labels = schema.is_labelled(config.final_config_dict)
     pairs = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and config["loss_type"] != "CE"
     of_users = get_dataloader(config, "train") is UserDataLoader  # autoencoders, which read whole rows of the matrix
     pointwise = config["MODEL_INPUT_TYPE"] == InputType.POINTWISE and not of_users
@@ -127,7 +132,9 @@ def split_loaders(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
     kind = get_dataloader(config, "train")
     of_graph = [_graph_sampler(config, dataset)] if kind is KnowledgeBasedDataLoader else []
     train = kind(config, parts[0], samplers[0], *of_graph, shuffle=config["shuffle"])
-    valid, test = (FullSortEvalDataLoader(config, parts[at], samplers[at]) for at in (1, 2))
+    # Labelled rows are judged as they are, without any sampler.
+    kinds = (NegSampleEvalDataLoader if sampler is None else FullSortEvalDataLoader for sampler in samplers[1:])
+    valid, test = (kind(config, part, of) for kind, part, of in zip(kinds, parts[1:], samplers[1:], strict=True))
     return train, valid, test
 
 

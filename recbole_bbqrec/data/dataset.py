@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from recbole.data.interaction import Interaction, cat_interactions
-from recbole.utils import FeatureSource, FeatureType
+from recbole.data.interaction import cat_interactions
+from recbole.utils import FeatureSource, FeatureType, ModelType
 
 from .. import distributed
 from ..errors import InputError
 from ..model.catalogue import Catalogue, SemanticIds
+from .code_fields import add_item_columns, attach_code_fields, number_tokens
+from .code_graph import CodeGraphDataset
 from .cold_items import apart, cold_tokens, with_cold_items
 from .features import build_item_features
 from .loading import LoadedDataset
@@ -34,7 +35,7 @@ class MultiModalSequentialDataset(LoadedDataset):
     catalogue : what is known of the items by item id: features where `attach_item_features` is set, semantic IDs once
         built where `attach_semantic_ids` is. The codes are also the item feature `semantic_id` (`token_seq`), so that
         RecBole's feature-aware models can take them.
-    train_sequences : training part of every user's sequence, once built.
+    train_sequences : training part of every user's sequence, once built; of labelled rows the positive ones.
     feature_files : where the features of each modality are kept, with what their encoder has learned.
     tokenizer_file : where the tokenizer that gave the codes is kept.
     is_ordered : whether the order of a user's rows says something. The tokenizer reads it then.
@@ -59,13 +60,19 @@ class MultiModalSequentialDataset(LoadedDataset):
         self.catalogue = Catalogue(tokens)
         unfitted = {*tokens[len(tokens) - self.n_cold :]}
         # Whether the model needs to know how alike items are, by their codes or by their features.
-        compares = bool(config["attach_semantic_ids"]) or config["similarity_attention"] != "off"
+        compares = bool(config["attach_semantic_ids"]) or config["similarity_attention"] != "off" or self._shows_codes
         self._needs_codes = compares and config["codes"] != "none"
         if config["attach_item_features"] or compares:
             with distributed.main_first():
                 built = build_item_features(config, tokens[1:], self.cache_dir, unfitted)
             self.seconds["features"], self.feature_files = built.seconds, built.files
             self.catalogue = Catalogue(tokens, built.features.reindex(tokens))
+
+    @property
+    def _shows_codes(self) -> bool:
+        """Whether one of RecBole's models reads the codes in a form of their own."""
+        fields = self.config["code_fields"] and self.config["MODEL_TYPE"] == ModelType.CONTEXT
+        return bool(fields) or isinstance(self, CodeGraphDataset)
 
     @property
     def cache_dir(self) -> Path:
@@ -82,7 +89,7 @@ class MultiModalSequentialDataset(LoadedDataset):
         splits = super().build()
         if self.config["train_on"] == "all":
             splits = _all_in_training(splits)
-        sequences, catalogue, cold = training_sequences(splits[0]), self.catalogue, None
+        sequences, catalogue, cold = training_sequences(splits[0].positive()), self.catalogue, None
         if self.n_cold:
             catalogue, cold = apart(catalogue, self.n_cold)
             sequences = sequences.only(sequences.items < len(catalogue.tokens))
@@ -118,16 +125,17 @@ class MultiModalSequentialDataset(LoadedDataset):
         return [(known, self.iid_field, FeatureType.TOKEN), *found]
 
     def _attach_codes(self, ids: SemanticIds) -> None:
-        width = ids.codes.shape[1]
-        names = [f"c{position}_{code}" for position in range(width) for code in range(ids.codebook_size)]
-        tokens = ["[PAD]", *names]  # of all code ids
-        columns = {} if self.item_feat is None else dict(self.item_feat.interaction)
-        columns.setdefault(self.iid_field, torch.arange(self.item_num))
-        self.item_feat = Interaction({**columns, SEMANTIC_ID: ids.code_ids})
-        self.field2source[self.iid_field] = FeatureSource.ITEM_ID
-        self.field2id_token[SEMANTIC_ID] = np.array(tokens)
-        self.field2token_id[SEMANTIC_ID] = {token: index for index, token in enumerate(tokens)}
-        self.set_field_property(SEMANTIC_ID, FeatureType.TOKEN_SEQ, FeatureSource.ITEM, width)
+        """Show RecBole's models the codes in the forms that the run asks for, else as the column `semantic_id`."""
+        if isinstance(self, CodeGraphDataset):
+            self.attach_graph(ids, self.config["code_levels"])
+        elif self._shows_codes:
+            attach_code_fields(self, ids, self.config["code_fields"], self.config["code_levels"])
+        else:
+            width = ids.codes.shape[1]
+            names = [f"c{position}_{code}" for position in range(width) for code in range(ids.codebook_size)]
+            number_tokens(self, SEMANTIC_ID, ["[PAD]", *names])  # of all code ids
+            self.set_field_property(SEMANTIC_ID, FeatureType.TOKEN_SEQ, FeatureSource.ITEM, width)
+            add_item_columns(self, {SEMANTIC_ID: ids.code_ids})
 
 
 class PrefixDataset(MultiModalSequentialDataset):

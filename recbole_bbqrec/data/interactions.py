@@ -30,6 +30,22 @@ class InteractionDataset(MultiModalSequentialDataset):
         """Whether the rows of a user stand in an order that says something: that of time, or of the file for it."""
         return self.config["eval_args"]["order"] == "TO" and self.config["TIME_FIELD"] is not None
 
+    @property
+    def positive_rows(self) -> np.ndarray | None:
+        """Rows [R] whose label is 1; none where rows have no labels."""
+        if self.label_field not in self.inter_feat:
+            return None
+        return np.flatnonzero(self.inter_feat[self.label_field].numpy() > 0)
+
+    def positive(self) -> Any:
+        """This part of a split with its positive rows alone."""
+        rows = self.positive_rows
+        if rows is None:
+            return self
+        part = self.copy(taken(self.inter_feat, rows))
+        part.histories = self.histories[rows]
+        return part
+
     def data_augmentation(self) -> None:
         """Leave the rows as they are."""
 

@@ -67,6 +67,15 @@ class LoadedDataset(CodedDataset):
             part.histories = whole[part.inter_feat[ROW].numpy()]
             part.inter_feat.drop(ROW)
 
+    @property
+    def positive_rows(self) -> np.ndarray | None:
+        """Rows [R] of what users liked; none where that is all of them, as nothing says otherwise."""
+        return None
+
+    def positive(self) -> Any:
+        """This part of a split with its `positive_rows` alone."""
+        return self
+
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
         """Rows with their histories as lists, cut to MAX_ITEM_LIST_LENGTH."""
         if self.makes_prefixes:

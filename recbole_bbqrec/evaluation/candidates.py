@@ -45,9 +45,11 @@ def sampling_of(settings: Mapping[str, Any], split: str) -> Sampling | None:
 def check_mode(mode: Any, metrics: Iterable[str]) -> None:
     """Raise an `InputError` where a mode is none, or metrics (in lower case) mean nothing by it."""
     modes = list(mode.values()) if isinstance(mode, dict) else [mode]
-    sampled = [found for found in modes if found != "full"]
+    sampled = [found for found in modes if found not in ("full", "labeled")]
     if not all(MODE.fullmatch(str(found)) for found in sampled):
-        how = "full, where all items are ranked, or uni100 or pop100 with any number, where so many are sampled"
+        how = (
+            "full or labeled, where all items are ranked, or uni100 or pop100, with any number, where some are sampled"
+        )
         raise InputError(f"eval_args: found mode {mode!r}, expected {how}")
     if sampled and (of_lists := [name for name in metrics if name in LIST_METRICS]):
         raise InputError(

@@ -79,14 +79,14 @@ def _check_interactions(dataset: Any, parts: list[Any]) -> str:
         later = (np.diff(users[by_phase]) == 0) & (np.diff(times[by_phase]) < 0)
         _refuse(dataset, users[by_phase][1:][later], "a held-out item that is not behind all training items in time")
     train = parts[0]
-    users, items, _ = _rows(train)
+    users, items, _ = _rows(train.positive())
     learned = train.train_sequences
     places = token_places(train, train.uid_field)
     owners = np.unique(users)[np.argsort(places[np.unique(users)])]  # of the sequences
     trained = np.repeat(owners, np.diff(learned.offsets)) if len(owners) == len(learned) else np.zeros(0, np.int64)
     same = len(trained) == len(learned.items)
     if not same or not _same_pairs((users, items), (trained, learned.items), train.item_num):
-        raise InputError("leakage check: the training sequences are not the training rows of the users")
+        raise InputError("leakage check: the training sequences are not the liked training rows of the users")
     for at in (1, 2):
         users, targets, _ = _rows(parts[at])
         before = np.unique(np.concatenate([of[0] * train.item_num + of[1] for of in map(_rows, parts[:at])]))

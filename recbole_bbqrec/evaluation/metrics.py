@@ -91,7 +91,7 @@ LIST_METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray, float], float]] = {
 }
 """Metrics of what is shown, whatever the targets: of how often each item is, how popular it is, and `tail_ratio`."""
 
-SMALLER = ("averagepopularity", "giniindex")
+SMALLER = ("averagepopularity", "giniindex", "logloss")
 """Metrics that RecBole takes for better where they are smaller."""
 
 

@@ -222,9 +222,10 @@ class Ranks:
     def metrics(self, names: Iterable[str], topk: Iterable[int]) -> dict[str, dict[str, float]]:
         """Return `{column: {"recall@10": value, ...}}`, means over the rows, or with `per_user` over the users.
 
-        Metrics of lists are left out where it is not known what is shown.
+        Metrics of labels are left out, and those of lists where it is not known what is shown.
         """
-        known = [name.lower() for name in names if self.shown is not None or name.lower() not in LIST_METRICS]
+        there = METRICS.keys() | (LIST_METRICS.keys() if self.shown is not None else set())
+        known = [name.lower() for name in names if name.lower() in there]
         asked = [(name, k) for name in known for k in topk]
         return {column: {f"{name}@{k}": self._mean(column, name, k) for name, k in asked} for column in COLUMNS}
 

@@ -55,7 +55,8 @@ def result_table(record: dict[str, Any]) -> str:
     on_all, marked = record["settings"].get("train_on") == "all", "*" * epochs["hit_cap"]
     lines = [
         f"{record['model']}{marked} on {record['dataset']}, seed {record['seed']}\n",
-        *([tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n"] if rows else []),
+        *([tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n"] if any(found.values()) else []),
+        *([_label_table(labels) + "\n"] if (labels := record.get("labels")) else []),
         f"users: {judged}; {spent}; "
         f"{record['parameters']} parameters; peak memory {_shown(record['peak_memory_mib'], '.0f')} MiB",
         f"seconds: {times}",
@@ -83,6 +84,17 @@ def next_steps(folder: Path, serves: bool) -> str:
     if serves:
         lines += [f"recommend:  bbqrec recommend {folder} --history=ITEM,ITEM", f"try it:     bbqrec serve {folder}"]
     return "\n".join(lines)
+
+
+def _label_table(labels: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Metrics of labelled rows as a Markdown table: a row per split and group of rows."""
+    names = [name for name in next(iter(labels.values()))["all"] if name not in ("rows", "positives")]
+    rows = [
+        [split, f"{group} ({of['rows']}, {of['positives']} positive)", *(f"{of[name]:.4f}" for name in names)]
+        for split, groups in labels.items()
+        for group, of in groups.items()
+    ]
+    return tabulate(rows, ["split", "labelled rows", *names], tablefmt="github", disable_numparse=True)
 
 
 def _shown(value: float | None, form: str) -> str:

@@ -28,6 +28,7 @@ from ..errors import InputError
 from ..evaluation.candidates import Sampling, draw_candidates, sampling_of
 from ..evaluation.configuration import judged_parts
 from ..evaluation.judging import Judging, ShownCounts
+from ..evaluation.labels import LABEL_METRICS, of_rankings
 from ..evaluation.lists import Lists
 from ..evaluation.metrics import of_lists
 from ..evaluation.ranking import COLUMNS, Ranks, rank_products, rank_targets, rows_of_some, tie_order
@@ -41,6 +42,7 @@ from ..tokenizer.memory import PeakMemory
 from . import checkpoint
 from .afterwards import Decided, SecondStageFit, TrainingState
 from .checkpoint import LAST_FILE, WEIGHTS_FILE, RunFolder
+from .labelled import judge_labels
 from .shares import joint_loss
 from .steps import check_finite
 
@@ -203,9 +205,12 @@ class ProtocolTrainer(SecondStageFit):
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, Any]:
         started = time.perf_counter()
-        metrics = self._validate(valid_data, show_progress)
+        if self.valid_metric in LABEL_METRICS:
+            metrics, self._last_ranks = {"masked": {}, "unmasked": self.judge_labels("valid", valid_data)["all"]}, None
+        else:
+            metrics = self._validate(valid_data, show_progress)
         self.state.evaluate_seconds.append(time.perf_counter() - started)
-        score = metrics["masked"][self.valid_metric]
+        score = {**metrics["unmasked"], **metrics["masked"]}[self.valid_metric]
         better, worse = (score, self.best_valid_score)[:: 1 if self.valid_metric_bigger else -1]
         if better >= worse:  # RecBole's rule: an equal score counts as better
             self.state.best_epoch, self._best_ranks = self.state.epochs_done - 1, self._last_ranks
@@ -280,6 +285,10 @@ class ProtocolTrainer(SecondStageFit):
         It cannot rank items that the model was not trained with (`cold_items`), nor the candidates of our samples
         (`eval_args.mode`), which is an `InputError`.
         """
+        if 0 < len(of_rankings(self.config["metrics"])) < len(self.config["metrics"]):
+            raise InputError(
+                "metrics: RecBole's evaluator judges labels or rankings; take the run script, or name one kind"
+            )
         if any(sampling_of(self.config.final_config_dict, split) for split in ("valid", "test")):
             raise InputError("eval_args: RecBole's evaluator samples other items; take the run script, or mode full")
         if self.config["cold_items"]:
@@ -287,6 +296,12 @@ class ProtocolTrainer(SecondStageFit):
         if load_best_model:
             self.load_best(model_file)
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+
+    def judge_labels(self, split: str, eval_data: Any) -> dict[str, dict[str, float]]:
+        """Metrics of a split's labels by group of rows, see `labelled.judge_labels`; none without such metrics."""
+        if len(of_rankings(self.config["metrics"])) == len(self.config["metrics"]):
+            return {}
+        return judge_labels(self.config, self.model, eval_data._dataset, self._train_dataset, split)
 
     @torch.no_grad()
     def rank(
@@ -302,6 +317,8 @@ class ProtocolTrainer(SecondStageFit):
         self.tot_item_num = dataset.item_num
         if self.item_tensor is None:
             self.item_tensor = dataset.get_item_feature().to(self.device)
+        if (liked := dataset.positive_rows) is not None:
+            rows = liked if rows is None else np.intersect1d(rows, liked)
         judged = np.arange(len(dataset.inter_feat)) if rows is None else rows
         order = self._order(dataset, judged)
         judging = self._judging(dataset, tuple(earlier), judged)
