@@ -13,6 +13,7 @@ from . import compat
 from .data.dataset import MultiModalSequentialDataset, PrefixDataset
 from .errors import InputError
 from .model.bbqrec import BBQRec
+from .model.item_semantics import add_semantics
 from .model.stock_attention import add_similarity
 from .model.tiger import TIGER
 from .model.unisrec import UniSRec
@@ -80,7 +81,7 @@ def get_model(name: str) -> type[SequentialRecommender]:
 
 
 def build_model(config: Any, dataset: Any) -> SequentialRecommender:
-    """Return the configured model for `dataset`; RecBole's own with similarity attention where it is asked for."""
+    """Return the configured model for `dataset`; RecBole's own with what it is asked to add."""
     if config["reranker_CAN_NUM"]:  # of SASRecCPR and GRU4RecCPR, which would end in torch's words while training
         largest, items = int(str(config["reranker_CAN_NUM"]).split(",")[0]), dataset.num(config["ITEM_ID_FIELD"]) - 1
         if largest > items:
@@ -90,6 +91,8 @@ def build_model(config: Any, dataset: Any) -> SequentialRecommender:
         model.catalogue = dataset.catalogue  # for a second stage; ours have it
         if (config["similarity_attention"] or "off") != "off":
             add_similarity(model, config, dataset)
+        if config["item_semantics"]:
+            add_semantics(model, config, dataset)
     return model
 
 

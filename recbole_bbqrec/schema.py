@@ -138,8 +138,13 @@ def _attends(run: Settings) -> bool:
     return (run.get("similarity_attention") or "off") != "off"
 
 
+def _adds(run: Settings) -> list[str]:
+    """What is added to the item tables of RecBole's own models."""
+    return list(run.get("item_semantics") or ())
+
+
 def _compares(run: Settings) -> bool:
-    return bool(run.get("attach_semantic_ids")) or _attends(run)
+    return bool(run.get("attach_semantic_ids")) or _attends(run) or "codes" in _adds(run)
 
 
 def has_codes(run: Settings) -> bool:
@@ -148,7 +153,7 @@ def has_codes(run: Settings) -> bool:
 
 
 def _builds(run: Settings) -> bool:
-    return bool(run.get("attach_item_features")) or _compares(run)
+    return bool(run.get("attach_item_features") or _adds(run)) or _compares(run)
 
 
 def _loads_more(run: Settings) -> bool:
@@ -222,7 +227,7 @@ def _known_signals(run: Settings, names: Any) -> bool:
     return all(there.get(name, of_features and bool(_encoder(run, name))) for name in names)
 
 
-IDS = "semantic IDs: attach_semantic_ids or similarity_attention, and codes not none"
+IDS = "semantic IDs: attach_semantic_ids, similarity_attention or codes in item_semantics, and codes not none"
 
 
 def _tokenizer(*names: str, learned: bool = True) -> tuple[Use, ...]:
@@ -294,7 +299,8 @@ ATTACH_IDS = (
 )
 FEATURES = (
     Use(
-        "only where item features are built: attach_item_features, attach_semantic_ids or similarity_attention",
+        "only where item features are built: attach_item_features, attach_semantic_ids, similarity_attention or "
+        "item_semantics",
         lambda run, value: not value or _builds(run),
         "drop it, or take a model that reads features, such as BBQRec",
     ),
@@ -326,7 +332,8 @@ TEXT_MODEL = only(
     "where text_encoder is a transformers model", lambda run: _builds(run) and _is_model(_encoder(run, "text"))
 )
 COMPARES = only(
-    "with attach_semantic_ids or similarity_attention", lambda run: run[KIND] != UNTRAINED and _compares(run)
+    "with attach_semantic_ids, similarity_attention or codes in item_semantics",
+    lambda run: run[KIND] != UNTRAINED and _compares(run),
 )
 CODES = only(f"with {IDS}", has_codes)
 REPORT = (Use(CODES[0].words, lambda run, value: not value or has_codes(run)),)
@@ -338,6 +345,14 @@ BOUND, BOUND_SHAPE = _tokenizer("behavior_bind"), _tokenizer("behavior_bind", le
 BOUND_FEATURES = (*BOUND, *only("where items have texts or images", lambda run: bool(encoders(run))))
 SHARED = (*BOUND_FEATURES, *only("without sid_mode=fused", lambda run: run.get("sid_mode") != "fused"))
 ATTENTION = only("in BBQRec, its controls and RecBole's own models", lambda run: run[KIND] == STOCK or _is_bbqrec(run))
+SEMANTICS = (
+    *only("in RecBole's own models that train", lambda run: run[KIND] == STOCK, "drop it, ours have use_features"),
+    Use(
+        "codes only where codes is not none, features only with a text_encoder or image_encoder",
+        lambda run, value: ("codes" not in value or has_codes(run)) and ("features" not in value or bool(encoders(run))),
+        "drop it, or give what it needs",
+    ),
+)
 SIMILARITY = (*ATTENTION, *only("with similarity_attention", _attends))
 CODE_EMBEDDING = (Use(f"True {CODES[0].words}", lambda run, value: not value or has_codes(run)),)
 IDENTITY = (
