@@ -138,13 +138,8 @@ def _attends(run: Settings) -> bool:
     return (run.get("similarity_attention") or "off") != "off"
 
 
-def _adds(run: Settings) -> list[str]:
-    """What is added to the item tables of RecBole's own models."""
-    return list(run.get("item_semantics") or ())
-
-
 def _compares(run: Settings) -> bool:
-    return bool(run.get("attach_semantic_ids")) or _attends(run) or "codes" in _adds(run)
+    return bool(run.get("attach_semantic_ids")) or _attends(run) or "codes" in (run.get("item_semantics") or ())
 
 
 def has_codes(run: Settings) -> bool:
@@ -153,7 +148,7 @@ def has_codes(run: Settings) -> bool:
 
 
 def _builds(run: Settings) -> bool:
-    return bool(run.get("attach_item_features") or _adds(run)) or _compares(run)
+    return bool(run.get("attach_item_features") or run.get("item_semantics")) or _compares(run)
 
 
 def _loads_more(run: Settings) -> bool:
@@ -299,8 +294,7 @@ ATTACH_IDS = (
 )
 FEATURES = (
     Use(
-        "only where item features are built: attach_item_features, attach_semantic_ids, similarity_attention or "
-        "item_semantics",
+        "only where features are built: attach_item_features, _semantic_ids, similarity_attention, item_semantics",
         lambda run, value: not value or _builds(run),
         "drop it, or take a model that reads features, such as BBQRec",
     ),
@@ -346,12 +340,9 @@ BOUND_FEATURES = (*BOUND, *only("where items have texts or images", lambda run: 
 SHARED = (*BOUND_FEATURES, *only("without sid_mode=fused", lambda run: run.get("sid_mode") != "fused"))
 ATTENTION = only("in BBQRec, its controls and RecBole's own models", lambda run: run[KIND] == STOCK or _is_bbqrec(run))
 SEMANTICS = (
-    *only("in RecBole's own models that train", lambda run: run[KIND] == STOCK, "drop it, ours have use_features"),
-    Use(
-        "codes only where codes is not none, features only with a text_encoder or image_encoder",
-        lambda run, value: ("codes" not in value or has_codes(run)) and ("features" not in value or bool(encoders(run))),
-        "drop it, or give what it needs",
-    ),
+    *only("in RecBole's own models", lambda run: run[KIND] not in (WINDOWS, UNTRAINED), "drop it, see use_features"),
+    *only("codes without codes=none", lambda run: has_codes(run) or "codes" not in run["item_semantics"]),
+    *only("features with an encoder", lambda run: bool(encoders(run)) or "features" not in run["item_semantics"]),
 )
 SIMILARITY = (*ATTENTION, *only("with similarity_attention", _attends))
 CODE_EMBEDDING = (Use(f"True {CODES[0].words}", lambda run, value: not value or has_codes(run)),)

@@ -1,8 +1,8 @@
 """RecBole's own models with items that are more than a number: codes and features in their item tables.
 
-A row of an item table becomes `W = E + scale * sum of code embeddings + projected features`, as a parametrisation of
-the table's weight. The class of the model, its losses and its trainer stay RecBole's: whoever reads the weight, whole or
-by item id, reads `W`, and gradients reach all its parts. They begin at zero, so the model begins as it is without them.
+A row of an item table becomes `W = E + mean of code embeddings + projected features`, as a parametrisation of the
+table's weight. The class of the model, its losses and its trainer stay RecBole's: whoever reads the weight, whole or
+by item id, reads `W`, and gradients reach all its parts. These begin at zero, so the model begins as it is without.
 
 Shapes: N items (row 0 = padding), P positions of an ID, F width of a modality's features, H width of the table.
 """
@@ -99,7 +99,7 @@ def add_semantics(model: nn.Module, config: Any, dataset: Any) -> nn.Module:
         raise InputError("item_semantics: found codes, but there are none; drop codes=none, or drop it")
     tables = item_tables(model, config["ITEM_ID_FIELD"], len(catalogue.tokens))
     if not tables:
-        raise InputError(f"item_semantics: {name} learns no table with a row for each item; drop it")
+        raise InputError(f"item_semantics: no embedding or layer of {name} has a row for each item; drop it")
     ids = catalogue.semantic_ids if CODES in parts else None
     content = catalogue.content.items() if FEATURES in parts else ()
     features = {name: rows * present.unsqueeze(-1) for name, (rows, present) in content}
@@ -137,8 +137,8 @@ def item_tables(model: nn.Module, item_field: str, n_items: int) -> list[Table]:
         if isinstance(module, nn.Embedding) and module.num_embeddings >= n_items
     ]
     by_name = [Table(module) for name, module in embeddings if OF_ITEMS.search(name)]
-    found = by_name + list(_shared_tables(model, item_field))
-    return found or [Table(module) for name, module in embeddings if name == "entity_embedding"] or _layers(model, n_items)
+    entities = [Table(module) for name, module in embeddings if name == "entity_embedding"]
+    return by_name + list(_shared_tables(model, item_field)) or entities or _layers(model, n_items)
 
 
 def _shared_tables(model: nn.Module, item_field: str) -> Iterator[Table]:
