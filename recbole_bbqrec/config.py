@@ -23,13 +23,16 @@ from .errors import InputError
 from .evaluation.ranking import METRICS
 from .recbole_keys import HABITS, READ_WITHOUT_DEFAULT
 from .settings import MAY_BE_UNUSED, NO_SETTINGS, checked, property_files, public_source, unused
-from .training.untrained_trainer import UntrainedTrainer
 
 SHORT = {"-m": "--model", "-d": "--dataset", "-p": "--config_files"}
 """Options of RecBole's own scripts."""
 
 MERGED = ("eval_args", "load_col")
 """Dicts of which a layer of settings may give a part: the rest stays that of the layers below."""
+
+OF_INTERACTIONS = {"repeatable": False, "train_neg_sample_args": {"distribution": "uniform"}, "threshold": None}
+"""What models of users and items have as RecBole's general models have it, context-aware ones too: RecBole gives these
+labels by ratings where the data set is its ml-100k. What a user has met is no negative."""
 
 
 class RefusedKeyError(InputError):
@@ -171,6 +174,8 @@ class Config(RecBoleConfig):
             # RecBole loads further files for some models (item columns for its feature-aware ones): those stay.
             columns = {**(self.internal_config_dict.get("load_col") or {}), **content.pop("load_col", {})}
             self.internal_config_dict.update(content, load_col=columns)
+        if registry.kind_of(model) in schema.INTERACTIONS:
+            self.internal_config_dict.update(OF_INTERACTIONS)
         # RecBole takes one suffix or a list of them, and makes a list of the one.
         if isinstance(suffix := self.internal_config_dict.get("additional_feat_suffix"), str):
             self.internal_config_dict["additional_feat_suffix"] = [suffix]
@@ -277,8 +282,7 @@ def unused_settings(
 
     `final` has the run's settings; a key with the value that it has among the defaults, `internal`, passes.
     """
-    trainer = registry.TRAINERS.get(final["model"])
-    kind = schema.UNTRAINED if trainer is UntrainedTrainer else schema.STOCK if trainer is None else schema.WINDOWS
+    kind = registry.kind_of(final["model"])
     on_gpu = torch.cuda.is_available() and final["use_gpu"] and final["gpu_id"] not in ("", "-1")
     run, found = {**final, schema.KIND: kind, schema.ON_GPU: on_gpu}, {}
     for key in given:

@@ -12,7 +12,11 @@ from typing import Any
 Settings = Mapping[str, Any]
 
 KIND, WINDOWS, UNTRAINED, STOCK = "model_kind", "windows", "untrained", "stock"
-"""Models of this project that train on windows of sequences or do not train, and RecBole's own."""
+"""Models of this project that train on windows of sequences or do not train, and RecBole's sequential ones."""
+INTERACTIONS = GENERAL, TRADITIONAL, CONTEXT, KNOWLEDGE = "general", "traditional", "context", "knowledge"
+"""RecBole's other models, which learn from pairs of a user and an item: general ones (traditional ones among them count
+instead of training), context-aware and knowledge-aware ones."""
+RECBOLE_KINDS = (STOCK, *INTERACTIONS)
 ON_GPU = "on_gpu"
 """Whether the run computes on a GPU; stands among its settings as `KIND` does."""
 
