@@ -13,10 +13,10 @@ import torch
 import yaml
 from recbole.config import Config as RecBoleConfig
 from recbole.evaluator.register import metric_types
-from recbole.utils import InputType
 
 from . import compat, distributed, registry, schema
 from .data.cold_items import check_cold_items
+from .data.dataloader import check_negatives
 from .data.presplit import EXAMPLE, check_files
 from .data.selected_features import load_selected_features
 from .errors import InputError
@@ -120,7 +120,7 @@ class Config(RecBoleConfig):
                 raise
             text = str(error.args[0]) if error.args else repr(error)
             raise InputError(f"settings: {' '.join(text.split())}; see docs/settings.md") from error
-        _check_negatives(self)
+        check_negatives(self, registry.kind_of(self.model))
         check_cold_items(self)
         _check_data_path(self)
         load_selected_features(self, chosen="selected_features" in self.external_config_dict)
@@ -192,8 +192,11 @@ class Config(RecBoleConfig):
                 raise RefusedKeyError(f"unknown key {key!r} for model {self.model}; {_hint(key, known)}", key)
         given |= completed(given, internal)
         final = super()._get_final_config_dict()
-        check_protocol(final)
+        kind = registry.kind_of(self.model)
+        check_protocol({**final, "model": self.model, schema.KIND: kind})
         self.unused = unused_settings({**final, "model": self.model}, given, internal)
+        if kind in schema.INTERACTIONS:  # where that may be unused
+            final["second_stage"] = "off"
         if not self._may_be_unused:
             refuse_unused([self.unused])
         return final
@@ -307,7 +310,7 @@ def check_protocol(final: dict[str, Any]) -> None:
                 f"{key}: RecBole's pickled data cache is not used, it runs code when read and does not notice changed "
                 "files; drop the key, features and codes are cached by fingerprint already"
             )
-    _check_eval_args(final["eval_args"])
+    _check_eval_args(final["eval_args"], final.get(schema.KIND) in schema.INTERACTIONS)
     names, cut_offs = (final[key] if isinstance(final[key], list) else [final[key]] for key in ("metrics", "topk"))
     names = [str(name).lower() for name in names]
     for name in (name for name in names if name not in METRICS):
@@ -325,7 +328,7 @@ def check_protocol(final: dict[str, Any]) -> None:
 
     further = final.get("additional_feat_suffix") or []
     there = {"inter", "user", "item", *([further] if isinstance(further, str) else further)}
-    there |= {"kg", "link"} if final.get("model") in schema.GRAPH_MODELS else set()
+    there |= {"kg", "link"} if schema.reads_graph(final) else set()
     for key in ("load_col", "unload_col", "unused_col"):
         for part, columns in (final.get(key) or {}).items():
             if part not in there:
@@ -345,14 +348,18 @@ def check_protocol(final: dict[str, Any]) -> None:
         raise InputError("log_wandb: found True, but wandb is not installed; pip install wandb, or drop the key")
 
 
-def _check_eval_args(given: Mapping[str, Any]) -> None:
+def _check_eval_args(given: Mapping[str, Any], of_interactions: bool) -> None:
     mode, split = given.get("mode", "full"), given.get("split")
-    expected: dict[str, tuple[str, ...]] = {"order": ("TO",), "group_by": ("user", "none")}
+    orders = ("TO", "RO") if of_interactions else ("TO",)
+    expected: dict[str, tuple[str, ...]] = {"order": orders, "group_by": ("user", "none")}
     if set(mode.values() if isinstance(mode, dict) else [mode]) != {"full"}:
         raise InputError(f"eval_args: found mode {mode!r}, expected full: every item is ranked")
     for part, names in expected.items():
         if part in given and str(given[part]).lower() not in [name.lower() for name in names]:
-            raise InputError(f"eval_args: found {part} {given[part]!r}, expected {' or '.join(names)}")
+            why = (
+                "" if of_interactions or part != "order" else ", as histories of sequential models are in order of time"
+            )
+            raise InputError(f"eval_args: found {part} {given[part]!r}, expected {' or '.join(names)}{why}")
     kind, value = next(iter(split.items())) if isinstance(split, dict) and len(split) == 1 else (None, None)
     parts = value if isinstance(value, (list, tuple)) else ()
     three = len(parts) == 3 and all(type(part) in (int, float) and part >= 0 for part in parts) and parts[0] > 0
@@ -360,15 +367,6 @@ def _check_eval_args(given: Mapping[str, Any]) -> None:
     if not one_out and not (kind in ("RS", "TS") and three):
         how = "{'LS': 'valid_and_test'} or three parts for training, validation and test, {'RS': [0.8, 0.1, 0.1]}"
         raise InputError(f"eval_args: found split {split!r}, expected {how}")
-
-
-def _check_negatives(config: Config) -> None:
-    columns, sampled = config["load_col"], config["train_neg_sample_args"]["distribution"] != "none"
-    has_labels = config["threshold"] or columns is None or config["LABEL_FIELD"] in (columns.get("inter") or ())
-    pairs = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and config["loss_type"] != "CE"
-    needs = pairs or (config["model"] in schema.CLICK_MODELS and not has_labels)
-    if needs and not sampled:
-        raise InputError(f"train_neg_sample_args: found none, but {config['model']} here trains on negatives; drop it")
 
 
 def _check_data_path(config: Config) -> None:

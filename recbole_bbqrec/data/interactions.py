@@ -68,7 +68,9 @@ class InteractionDataset(MultiModalSequentialDataset):
         """Give each user's last rows to validation and test, as of a sequence: the first one is no target there."""
         by_user = splitting.grouped(self.inter_feat[group_by].numpy())
         rest = np.sort(by_user.rows[by_user.place > 0])
-        parts = [rest[part] for part in splitting.leave_one_out(self.inter_feat[group_by].numpy()[rest], leave_one_mode)]
+        parts = [
+            rest[part] for part in splitting.leave_one_out(self.inter_feat[group_by].numpy()[rest], leave_one_mode)
+        ]
         held_out = np.isin(by_user.rows, np.concatenate(parts[1:]))
         return self._parts([by_user.rows[~held_out], *parts[1:]])
 

@@ -333,14 +333,15 @@ class ProtocolTrainer(SecondStageFit):
         return torch.stack([ranks[column] for column in COLUMNS])
 
     def _rank_users(self, dataset: Any, rows: np.ndarray, seen: csr_array, ties: torch.Tensor) -> torch.Tensor:
-        """Ranks [2, B] of rows that are interactions; of a user they share their scores, unless the model reads more."""
+        """Ranks [2, B] of rows that are interactions; of a user they share their scores if they are equal."""
         known, context = dataset.inter_feat, context_fields(self.model, dataset)
         first, place = rows, np.arange(len(rows))
         if not context:
             _, at, place = np.unique(known[dataset.uid_field].numpy()[rows], return_index=True, return_inverse=True)
             first = rows[at]
         asked = Interaction({field: known[field][first] for field in (dataset.uid_field, *context)})
-        scores = self.ranker.of_users(dataset.join(asked).to(self.device), self.item_tensor)
+        ranker: Any = self.ranker
+        scores = ranker.of_users(dataset.join(asked).to(self.device), self.item_tensor)
         targets = known[dataset.iid_field][rows].to(self.device)
         ranks = rank_targets(scores[torch.from_numpy(place)], targets, self._pairs(seen, rows), ties)
         return torch.stack([ranks[column] for column in COLUMNS])
