@@ -3,6 +3,7 @@
 A row of an item table becomes `W = E + mean of code embeddings + projected features`, as a parametrisation of the
 table's weight. The class of the model, its losses and its trainer stay RecBole's: whoever reads the weight, whole or
 by item id, reads `W`, and gradients reach all its parts. These begin at zero, so the model begins as it is without.
+Each is scaled so that a step of Adam, which moves all numbers alike, moves no row by more than it moves an ID.
 
 Shapes: N items (row 0 = padding), P positions of an ID, F width of a modality's features, H width of the table.
 """
@@ -42,7 +43,7 @@ class ItemParts(nn.Module):
     Parameters
     ----------
     ids : semantic IDs; none where codes are no part.
-    features : rows [N, F] by modality, zero where an item lacks it.
+    features : rows [N, F] by modality, zero where an item lacks it, the sum of absolute values at most 1.
     width : H.
     first, by_column : where items stand in the weight, see `Table`.
     """
@@ -66,7 +67,6 @@ class ItemParts(nn.Module):
         found = [self.get_buffer(f"features_{name}") @ weight for name, weight in self.projections.items()]
         if self.codes is not None:
             ids = self.get_buffer("code_ids")
-            # The codes of an item move together: their sum would learn as many times as fast as an ID.
             found.append(functional.embedding_bag(ids, self.codes, mode="sum", padding_idx=0) / ids.shape[1])
         return torch.stack(found).sum(0)
 
@@ -102,7 +102,8 @@ def add_semantics(model: nn.Module, config: Any, dataset: Any) -> nn.Module:
         raise InputError(f"item_semantics: no embedding or layer of {name} has a row for each item; drop it")
     ids = catalogue.semantic_ids if CODES in parts else None
     content = catalogue.content.items() if FEATURES in parts else ()
-    features = {name: rows * present.unsqueeze(-1) for name, (rows, present) in content}
+    # Of a row of unit length the sum of absolute values is at most the root of its width.
+    features = {name: rows * present.unsqueeze(-1) / rows.shape[1] ** 0.5 for name, (rows, present) in content}
     for owner, first, by_column in tables:
         weight: Any = owner.weight
         added = ItemParts(ids, features, weight.shape[int(not by_column)], first, by_column).to(weight.device)
@@ -144,10 +145,13 @@ def item_tables(model: nn.Module, item_field: str, n_items: int) -> list[Table]:
 def _shared_tables(model: nn.Module, item_field: str) -> Iterator[Table]:
     """Tables in which the tokens of several columns stand one after the other, those of items among them."""
     for module in model.modules():
-        names, tables = getattr(module, "token_field_names", None), getattr(module, "token_embedding_table", None)
-        of_kinds = [(names[kind], tables[kind]) for kind in tables] if isinstance(tables, nn.ModuleDict) else []
-        for columns, table in of_kinds or [(names, tables)]:
-            if isinstance(table, FMEmbedding) and item_field in (columns or ()):
+        owner: Any = module
+        if not hasattr(owner, "token_embedding_table"):
+            continue
+        names, tables = owner.token_field_names, owner.token_embedding_table
+        kinds = tables if isinstance(tables, nn.ModuleDict) else ()  # of columns: those of users, those of items
+        for columns, table in [(names[kind], tables[kind]) for kind in kinds] or [(names, tables)]:
+            if isinstance(table, FMEmbedding) and item_field in columns:
                 yield Table(table.embedding, int(table.offsets[columns.index(item_field)]))
 
 

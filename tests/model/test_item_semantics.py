@@ -72,7 +72,7 @@ def by_hand(model, item, catalogue, table):
         if code >= 0:
             row = row + part.codes[1 + position * size + code] / len(codes)
     rows, present = catalogue.content["text"]
-    return row + rows[item] @ part.projections["text"] if present[item] else row
+    return row + rows[item] @ part.projections["text"] / rows.shape[1] ** 0.5 if present[item] else row
 
 
 @pytest.mark.parametrize("name", ["BERT4Rec", "SASRec"])
@@ -104,6 +104,17 @@ def test_it_begins_as_the_model_without_and_draws_no_random_number(load):
 def test_only_what_is_asked_for_is_added(given, names, load):
     (part,) = parts_of(make(load("SASRec"), item_semantics=given))
     assert {name for name, _ in part.named_parameters()} == names
+
+
+def test_a_step_of_adam_moves_no_row_by_more_than_its_id(load):
+    data = load("SASRec")
+    for given in (["codes"], ["features"]):
+        model = make(data, item_semantics=given)
+        (part,) = parts_of(model)
+        optimizer = torch.optim.Adam(part.parameters(), lr=0.01)
+        model.calculate_loss(data.batch).backward()
+        optimizer.step()
+        assert 0.003 < part.added().abs().max() <= 0.010001
 
 
 def test_gradients_reach_all_parts_and_a_step_makes_the_table_once(load, monkeypatch):
