@@ -149,8 +149,10 @@ def _shared_tables(model: nn.Module, item_field: str) -> Iterator[Table]:
         if not hasattr(owner, "token_embedding_table"):
             continue
         names, tables = owner.token_field_names, owner.token_embedding_table
-        kinds = tables if isinstance(tables, nn.ModuleDict) else ()  # of columns: those of users, those of items
-        for columns, table in [(names[kind], tables[kind]) for kind in kinds] or [(names, tables)]:
+        of_kinds: list[Any] = [(names, tables)]
+        if isinstance(tables, nn.ModuleDict):  # a table for columns of users, one for those of items
+            of_kinds = [(names[kind], table) for kind, table in tables.items()]
+        for columns, table in of_kinds:
             if isinstance(table, FMEmbedding) and item_field in columns:
                 yield Table(table.embedding, int(table.offsets[columns.index(item_field)]))
 
