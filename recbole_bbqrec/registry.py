@@ -15,6 +15,7 @@ from .data.dataset import MultiModalSequentialDataset, PrefixDataset
 from .data.interactions import InteractionDataset
 from .errors import InputError
 from .model.bbqrec import BBQRec
+from .model.item_semantics import add_semantics
 from .model.stock_attention import add_similarity
 from .model.stock_kgat import KGAT
 from .model.tiger import TIGER
@@ -100,7 +101,7 @@ def kind_of(name: str) -> str:
 
 
 def build_model(config: Any, dataset: Any) -> AbstractRecommender:
-    """Return the configured model for `dataset`; RecBole's own with similarity attention where it is asked for."""
+    """Return the configured model for `dataset`; RecBole's own with what it is asked to add."""
     if config["num_clusters"]:  # of NCL, which would end in faiss's words
         fewest = min(dataset.user_num, dataset.item_num) - 1
         if config["num_clusters"] > fewest:
@@ -122,6 +123,8 @@ def build_model(config: Any, dataset: Any) -> AbstractRecommender:
         checkpoint.note_derived(model)
         if (config["similarity_attention"] or "off") != "off":
             add_similarity(model, config, dataset)
+        if config["item_semantics"]:
+            add_semantics(model, config, dataset)
     return model
 
 

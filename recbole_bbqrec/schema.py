@@ -83,12 +83,17 @@ def _attends(run: Settings) -> bool:
 
 
 def _compares(run: Settings) -> bool:
-    return bool(run.get("attach_semantic_ids")) or _attends(run) or _shows_codes(run)
+    return bool(run.get("attach_semantic_ids")) or _attends(run) or _shows_codes(run) or _in_tables(run)
 
 
 def _shows_codes(run: Settings) -> bool:
     """Whether one of RecBole's models reads the codes as columns of items or as a knowledge graph."""
     return bool(run.get("code_fields")) or run.get("kg") == "codes"
+
+
+def _in_tables(run: Settings) -> bool:
+    """Whether the item tables of one of RecBole's models hold codes."""
+    return "codes" in (run.get("item_semantics") or ())
 
 
 def is_labelled(run: Settings) -> bool:
@@ -103,7 +108,7 @@ def has_codes(run: Settings) -> bool:
 
 
 def _builds(run: Settings) -> bool:
-    return bool(run.get("attach_item_features")) or _compares(run)
+    return bool(run.get("attach_item_features") or run.get("item_semantics")) or _compares(run)
 
 
 def _loads_more(run: Settings) -> bool:
@@ -177,7 +182,10 @@ def _known_signals(run: Settings, names: Any) -> bool:
     return all(there.get(name, of_features and bool(_encoder(run, name))) for name in names)
 
 
-IDS = "semantic IDs: attach_semantic_ids, similarity_attention, code_fields or kg=codes, and codes not none"
+IDS = (
+    "semantic IDs: attach_semantic_ids, similarity_attention, code_fields, kg=codes or codes in item_semantics, "
+    "and codes not none"
+)
 
 
 def _tokenizer(*names: str, learned: bool = True) -> tuple[Use, ...]:
@@ -258,7 +266,7 @@ ATTACH_IDS = (
 )
 FEATURES = (
     Use(
-        "only where item features are built: attach_item_features, or what semantic IDs are made for",
+        "only where features are built: attach_item_features, item_semantics, or what semantic IDs are made for",
         lambda run, value: not value or _builds(run),
         "drop it, or take a model that reads features, such as BBQRec",
     ),
@@ -294,7 +302,7 @@ TEXT_MODEL = only(
     "where text_encoder is a transformers model", lambda run: _builds(run) and _is_model(_encoder(run, "text"))
 )
 COMPARES = only(
-    "with attach_semantic_ids, similarity_attention, code_fields or kg=codes",
+    "with attach_semantic_ids, similarity_attention, code_fields, kg=codes or codes in item_semantics",
     lambda run: run[KIND] != UNTRAINED and _compares(run),
 )
 CODES = only(f"with {IDS}", has_codes)
@@ -327,6 +335,11 @@ BOUND_FEATURES = (*BOUND, *only("where items have features", lambda run: bool(en
 SHARED = (*BOUND_FEATURES, *only("without sid_mode=fused", lambda run: run.get("sid_mode") != "fused"))
 ATTENTION = only(
     "in BBQRec, its controls and RecBole's sequential models", lambda run: run[KIND] == STOCK or _is_bbqrec(run)
+)
+SEMANTICS = (
+    *only("in RecBole's models that train", lambda run: run[KIND] not in (WINDOWS, UNTRAINED, TRADITIONAL)),
+    *only("codes without codes=none", lambda run: has_codes(run) or "codes" not in run["item_semantics"]),
+    *only("features with an encoder", lambda run: bool(encoders(run)) or "features" not in run["item_semantics"]),
 )
 SIMILARITY = (*ATTENTION, *only("with similarity_attention", _attends))
 CODE_EMBEDDING = (Use(f"True {CODES[0].words}", lambda run, value: not value or has_codes(run)),)

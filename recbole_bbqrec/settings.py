@@ -101,6 +101,7 @@ KEYS: dict[str, Key] = {
     "similarity_attention": Key(str, "how the similarity of items enters attention; also for RecBole's SASRec, SASRecF, BERT4Rec and CORE", _one_of("additive", "multiplicative", "undiscretised", "off"), used=schema.ATTENTION),
     "similarity_signals": Key(list, "signals that attention compares, such as [text, id]; empty: all", None, True, used=schema.SIMILARITY),
     "similarity_shared_layers": Key(bool, "one set of weights for all layers", used=schema.SIMILARITY),
+    "item_semantics": Key(list, "what the item tables of RecBole's own models add to IDs: embeddings of the codes, projected features; see docs/item-semantics.md", _one_of("codes", "features", words="some of {}, or [] for none"), used=schema.SEMANTICS, form=schema.parts_of),
     # Network
     "n_layers": Key(int, "transformer layers", POSITIVE),
     "n_heads": Key(int, "attention heads", POSITIVE),
@@ -252,7 +253,7 @@ ADDED_LATER = {
     **{"audio_fields": "", "audio_encoder": None, "video_fields": "", "video_encoder": None},
     **{"cold_items": 0.0, "cycle_epochs": 0, "id_dim": None, "n_identity_codes": 0, "sid_alignment_weight": 1000.0},
     "valid_users": 0,
-    **{"code_fields": [], "kg": "files", "code_levels": None},
+    **{"code_fields": [], "kg": "files", "code_levels": None, "item_semantics": []},
 }
 """Keys that came after the first records, by the value with which a run is what it was without the key."""
 

@@ -77,6 +77,20 @@ def _context(given: argparse.Namespace) -> int:
 
 
 @command(
+    "what codes and features are worth in the item tables of RecBole's own models, over seeds",
+    *STUDY,
+    option("--models", type=names, default=[], help="names, separated by commas (default: BPR, LightGCN)"),
+    option("--seeds", type=int, default=3, help="runs of each row (default 3; 1 screens)"),
+    option("--final", action="store_true", help="also evaluate the test split"),
+    settings=True,
+)
+def _general(given: argparse.Namespace) -> int:
+    from ..experiments import general
+
+    return general.study(given.dataset, given.models, given.seeds, given.settings, given.final, given.results)
+
+
+@command(
     "choose a model's settings on validation, within a budget of CPU time",
     option("--model", required=True, help="name of the model"),
     *STUDY,

@@ -61,8 +61,11 @@ class MultiModalSequentialDataset(LoadedDataset):
         unfitted = {*tokens[len(tokens) - self.n_cold :]}
         # Whether the model needs to know how alike items are, by their codes or by their features.
         compares = bool(config["attach_semantic_ids"]) or config["similarity_attention"] != "off" or self._shows_codes
-        self._needs_codes = compares and config["codes"] != "none"
-        if config["attach_item_features"] or compares:
+        semantics = config["item_semantics"] or ()
+        self._needs_codes = (compares or "codes" in semantics) and config["codes"] != "none"
+        # In the tables of the model alone, codes are no column of its batches.
+        self._attaches_codes = compares
+        if config["attach_item_features"] or compares or semantics:
             with distributed.main_first():
                 built = build_item_features(config, tokens[1:], self.cache_dir, unfitted)
             self.seconds["features"], self.feature_files = built.seconds, built.files
@@ -105,7 +108,7 @@ class MultiModalSequentialDataset(LoadedDataset):
             split.train_sequences, split.catalogue = sequences, known
             if cold:
                 split.num = split._num_of_known
-            if known.semantic_ids is not None:
+            if known.semantic_ids is not None and self._attaches_codes:
                 split._attach_codes(known.semantic_ids)
         return splits
 

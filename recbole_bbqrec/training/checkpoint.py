@@ -38,6 +38,8 @@ class RunFolder(NamedTuple):
         afterwards, name = second_stage_settings(config), trained_as(config["model"])
         package, stage = __name__.partition(".")[0], socket.__name__.rpartition(".")[0]
         modules = {base.__module__ for each in classes for base in each.__mro__} | {f"{package}.model.stock_attention"}
+        if config["item_semantics"]:
+            modules.add(f"{package}.model.item_semantics")
         learned_from = learning_settings(config)
         n_epochs = learned_from.pop("epochs")
         of_all_lengths = storage.fingerprint(
