@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse
 
 from ..data.sequences import Sequences, seen_before, token_places
+from ..data.splitting import shares_of_time
 from ..errors import InputError
 
 
@@ -20,7 +21,8 @@ def check_leakage(dataset: Any, train: Any, valid: Any, test: Any) -> dict[str, 
 
     Every user's sequence by time is his training part, then his validation and then his test target; training rows and
     `train_sequences` hold nothing else, the latter none of the items that are held out of training (`cold_items`); the
-    items masked for a target are exactly those before it. Where that is not so an `InputError` names the first user.
+    items masked for a target are exactly those before it. Of a split by time over all users, every row
+    is later than all of the parts before. Where that is not so an `InputError` names the first user.
     `dataset` is RecBole's before its split, the others are loaders of its parts.
 
     Where the files were split already, what comes first is theirs to say: training sequences must hold the steps of the
@@ -33,6 +35,8 @@ def check_leakage(dataset: Any, train: Any, valid: Any, test: Any) -> dict[str, 
     if len(users) != len(split_users):
         raise InputError(f"leakage check: found {len(split_users)} rows in the split, expected {len(users)}")
     sizes = [len(part.inter_feat) for part in parts]
+    if shares_of_time(dataset.config["eval_args"]) is not None:
+        _check_over_all_users(parts)
     by_time = np.lexsort((times, users))
     by_phase = np.lexsort((split_times, np.repeat(np.arange(3), sizes), split_users))
     users, targets = users[by_time], targets[by_time]
@@ -57,6 +61,13 @@ def check_leakage(dataset: Any, train: Any, valid: Any, test: Any) -> dict[str, 
         rows = slice(bounds[at], bounds[at + 1])
         _check_seen(parts[at], parts[:at], items, begin[rows], end[rows])
     return {"leakage_check": "passed"}
+
+
+def _check_over_all_users(parts: list[Any]) -> None:
+    users, _, times = zip(*(_rows(part) for part in parts), strict=True)
+    for at in (1, 2):
+        early = times[at] <= np.concatenate(times[:at]).max(initial=-np.inf)
+        _refuse(parts[at], users[at][early], "a row that is not later than all rows of earlier parts")
 
 
 def _check_files(parts: list[Any]) -> str:
