@@ -66,7 +66,7 @@ class CodedDataset(SequentialDataset):
     Attributes
     ----------
     part_sizes : rows [3] of training, validation and test, of a split by time over all users; none of any other. What
-        is filtered by its number of interactions is then counted in training alone, which decides who and what there is.
+        is filtered by its number of interactions is then counted in training alone.
     time_cuts : the times at which validation and test begin then, in the form that RecBole gives to times.
     """
 
