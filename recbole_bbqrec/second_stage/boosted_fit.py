@@ -18,7 +18,7 @@ from .. import distributed
 from ..evaluation.ranking import per_row
 from ..model.protocol import FirstStage
 from .features import Feature
-from .hashing import fold_of
+from .hashing import first_by_hash, fold_of
 from .ranker import FOLDS, TIE, BoostedRanker, of_rows
 from .trees import Trees
 
@@ -113,12 +113,8 @@ def gains(before: np.ndarray, after: np.ndarray) -> bool:
 
 
 def chosen(stage: BoostedRanker, histories: Tensor, targets: Tensor) -> Tensor:
-    """Which histories [R, T] with their next items [R] are fitted on, at most `MAX_HISTORIES`.
-
-    By the items, not by the users' numbers, which held-out rows decide; by bits of the hash that do not make the folds.
-    """
-    rows = stage.folds.item_hashes[targets].argsort(stable=True)
-    return rows[(stage.folds.hashes(histories[rows]) << 32).argsort(stable=True)][:MAX_HISTORIES]
+    """Which histories [R, T] with their next items [R] are fitted on, at most `MAX_HISTORIES`, see `first_by_hash`."""
+    return first_by_hash(stage.folds.hashes(histories), stage.folds.item_hashes[targets])[:MAX_HISTORIES]
 
 
 def collect(

@@ -1,5 +1,6 @@
 """A finished run's folder becomes a bundle: what is needed without the data set is written beside the weights."""
 
+import gc
 import logging
 import shutil
 from pathlib import Path
@@ -47,9 +48,12 @@ def _head(config: Any) -> dict[str, Any]:
     return {"format": storage.FORMAT, "version": __version__, "settings": plain_settings(config)}
 
 
-def keep_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
-    """As `write_bundle`; where one of RecBole's models needs its data set, `bundle.json` says so in place of items."""
-    write_bundle(run_dir, config, dataset)
+def try_bundle(run_dir: Path, config: Any) -> None:
+    """Ask a written bundle once; where one of RecBole's models needs its data set, `bundle.json` says so instead.
+
+    It loads everything once more: what the run itself holds should have been let go.
+    """
+    gc.collect()
     logger = logging.getLogger()
     try:
         bundle = load_bundle(run_dir)
