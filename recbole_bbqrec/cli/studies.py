@@ -14,13 +14,14 @@ from .parser import STUDY, command, names, option
     option("--models", type=names, default=[], help="rows, separated by commas (default: all that have a record)"),
     option("--keys", type=names, default=[], help="run keys to show instead of the latest of their models"),
     option("--against", metavar="MODEL", help="compare with this row (default: BBQRec, else the first of --models)"),
+    option("--split", default="", help="of runs that were not split by leave-one-out, as their page is named: TS, RS"),
     note="Records are made by run_recbole_bbqrec.py --model=A,B --dataset=X,Y --seeds=5, see there.",
 )
 def _leaderboard(given: argparse.Namespace) -> None:
     from ..experiments import leaderboard_page
 
     rows = given.models, given.keys, given.against
-    print(leaderboard_page.write(given.dataset, given.results, given.final, *rows))
+    print(leaderboard_page.write(given.dataset, given.results, given.final, *rows, of_split=given.split))
 
 
 @command(

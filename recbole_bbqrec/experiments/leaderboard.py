@@ -11,6 +11,7 @@ import yaml
 
 from .. import schema
 from ..errors import InputError
+from ..evaluation.configuration import name_of_split
 from ..evaluation.statistics import PairedValues, holm
 from ..settings import property_files
 from . import ablation, records, tables
@@ -41,6 +42,7 @@ def content(
     keys: Sequence[str] = (),
     against: str | None = None,
     planned: Mapping[str, str] | None = None,
+    of_split: str = "",
 ) -> dict[str, Any]:
     """Everything that the page shows, as plain data; equal records give equal content.
 
@@ -53,9 +55,11 @@ def content(
     against : row that all others are compared with; by default `BBQRec`, or where it has no row, the first of `models`
         or of `planned` that has one. Never a row that this split has chosen: of many, the best is too good by chance.
     planned : model -> run key of runs that are on their way; until there is one of them the model has no row.
+    of_split : which records count, by `name_of_split`: what is judged on other targets is on a page of its own.
     """
     split = "test" if final else "valid"
-    judged = [run for run in records.runs_in(folder) if split in run.splits]
+    every = [run for run in records.runs_in(folder) if split in run.splits]
+    judged = [run for run in every if name_of_split(run.record["settings"]) == of_split]
     # Whole models that know all items, an ablation's `full` among them, the latest first and those without a date last.
     whole = [run for run in judged if not run.record["settings"].get("cold_items")]
     found = [run for run in whole if run.record["name"] in (run.model, FULL)]
@@ -65,8 +69,10 @@ def content(
     usual = ties[-1] if ties[-1] in ties[:-1] else ties[0]
     chosen = choose(found, usual, models, keys, planned or {})
     if not chosen:
+        splits = {name_of_split(run.record["settings"]) for run in every} - {""}
+        others = f" (of the splits {', '.join(sorted(splits))} there are some: --split)" if splits else ""
         raise InputError(
-            f"{folder}: found no record of {dataset} to show that was judged on {split}; "
+            f"{folder}: found no record of {dataset} to show that was judged on {split}{others}; "
             f"run first: python run_recbole_bbqrec.py --model=... --dataset={dataset} --seeds={HEADLINE_SEEDS}"
             f"{' --final' * final}"
         )
@@ -87,6 +93,7 @@ def content(
     modalities = list(dict.fromkeys(name for of_row in data for name in of_row["modalities"]))
     return {
         "dataset": dataset,
+        **({"of_split": of_split} if of_split else {}),
         "split": split,
         "users": ranked.n_users,
         **({"targets": ranked.n_values} if ranked.n_values != ranked.n_users else {}),
