@@ -25,7 +25,7 @@ PROPERTIES = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parent.parent
 # fmt: off
 KEYS: dict[str, Key] = {
     # Protocol
-    "eval_args": Key(dict, "split, order and mode of the evaluation; leave-one-out, and all items are ranked", used=schema.FILTERED, parts=("split", "group_by", "order", "mode")),
+    "eval_args": Key(dict, "split, order and mode of the evaluation, see docs/leaderboard.md; leave-one-out, and all items are ranked", used=schema.FILTERED, parts=("split", "group_by", "order", "mode")),
     "repeatable": Key(bool, "RecBole's flag for sequential models; seen items are masked by our ranker"),
     "metrics": Key(list, "of Recall, NDCG, MRR, Hit, Precision; a trained model is judged by others without training", form=schema.parts_of),
     "topk": Key(list, "cut-offs of the metrics; a trained model is judged at others without training", schema.CUT_OFFS, form=schema.whole_parts_of),
