@@ -13,10 +13,10 @@ import torch
 import yaml
 from recbole.config import Config as RecBoleConfig
 from recbole.evaluator.register import metric_types
-from recbole.utils import InputType
 
 from . import compat, distributed, registry, schema
 from .data.cold_items import check_cold_items
+from .data.dataloader import check_negatives
 from .data.presplit import EXAMPLE, check_files
 from .data.selected_features import load_selected_features
 from .data.splitting import check_split_by_time
@@ -24,13 +24,16 @@ from .errors import InputError
 from .evaluation.ranking import METRICS
 from .recbole_keys import HABITS, READ_WITHOUT_DEFAULT
 from .settings import MAY_BE_UNUSED, NO_SETTINGS, checked, property_files, public_source, unused
-from .training.untrained_trainer import UntrainedTrainer
 
 SHORT = {"-m": "--model", "-d": "--dataset", "-p": "--config_files"}
 """Options of RecBole's own scripts."""
 
 MERGED = ("eval_args", "load_col")
 """Dicts of which a layer of settings may give a part: the rest stays that of the layers below."""
+
+OF_INTERACTIONS = {"repeatable": False, "train_neg_sample_args": {"distribution": "uniform"}, "threshold": None}
+"""What models of users and items have as RecBole's general models have it, context-aware ones too: RecBole gives these
+labels by ratings where the data set is its ml-100k. What a user has met is no negative."""
 
 
 class RefusedKeyError(InputError):
@@ -118,7 +121,7 @@ class Config(RecBoleConfig):
                 raise
             text = str(error.args[0]) if error.args else repr(error)
             raise InputError(f"settings: {' '.join(text.split())}; see docs/settings.md") from error
-        _check_negatives(self)
+        check_negatives(self, registry.kind_of(self.model))
         check_cold_items(self)
         _check_data_path(self)
         load_selected_features(self, chosen="selected_features" in self.external_config_dict)
@@ -172,6 +175,8 @@ class Config(RecBoleConfig):
             # RecBole loads further files for some models (item columns for its feature-aware ones): those stay.
             columns = {**(self.internal_config_dict.get("load_col") or {}), **content.pop("load_col", {})}
             self.internal_config_dict.update(content, load_col=columns)
+        if registry.kind_of(model) in schema.INTERACTIONS:
+            self.internal_config_dict.update(OF_INTERACTIONS)
         # RecBole takes one suffix or a list of them, and makes a list of the one.
         if isinstance(suffix := self.internal_config_dict.get("additional_feat_suffix"), str):
             self.internal_config_dict["additional_feat_suffix"] = [suffix]
@@ -188,8 +193,11 @@ class Config(RecBoleConfig):
                 raise RefusedKeyError(f"unknown key {key!r} for model {self.model}; {_hint(key, known)}", key)
         given |= completed(given, internal)
         final = super()._get_final_config_dict()
-        check_protocol(final)
+        kind = registry.kind_of(self.model)
+        check_protocol({**final, "model": self.model, schema.KIND: kind})
         self.unused = unused_settings({**final, "model": self.model}, given, internal)
+        if kind in schema.INTERACTIONS:  # where that may be unused
+            final["second_stage"] = "off"
         if not self._may_be_unused:
             refuse_unused([self.unused])
         return final
@@ -284,8 +292,7 @@ def unused_settings(
 
     `final` has the run's settings; a key with the value that it has among the defaults, `internal`, passes.
     """
-    trainer = registry.TRAINERS.get(final["model"])
-    kind = schema.UNTRAINED if trainer is UntrainedTrainer else schema.STOCK if trainer is None else schema.WINDOWS
+    kind = registry.kind_of(final["model"])
     on_gpu = torch.cuda.is_available() and final["use_gpu"] and final["gpu_id"] not in ("", "-1")
     run, found = {**final, schema.KIND: kind, schema.ON_GPU: on_gpu}, {}
     for key in given:
@@ -310,7 +317,7 @@ def check_protocol(final: dict[str, Any]) -> None:
                 f"{key}: RecBole's pickled data cache is not used, it runs code when read and does not notice changed "
                 "files; drop the key, features and codes are cached by fingerprint already"
             )
-    _check_eval_args(final["eval_args"])
+    _check_eval_args(final["eval_args"], final.get(schema.KIND) in schema.INTERACTIONS)
     check_split_by_time(final)
     names, cut_offs = (final[key] if isinstance(final[key], list) else [final[key]] for key in ("metrics", "topk"))
     names = [str(name).lower() for name in names]
@@ -329,7 +336,7 @@ def check_protocol(final: dict[str, Any]) -> None:
 
     further = final.get("additional_feat_suffix") or []
     there = {"inter", "user", "item", *([further] if isinstance(further, str) else further)}
-    there |= {"kg", "link"} if final.get("model") in schema.GRAPH_MODELS else set()
+    there |= {"kg", "link"} if schema.reads_graph(final) else set()
     for key in ("load_col", "unload_col", "unused_col"):
         for part, columns in (final.get(key) or {}).items():
             if part not in there:
@@ -349,14 +356,18 @@ def check_protocol(final: dict[str, Any]) -> None:
         raise InputError("log_wandb: found True, but wandb is not installed; pip install wandb, or drop the key")
 
 
-def _check_eval_args(given: Mapping[str, Any]) -> None:
+def _check_eval_args(given: Mapping[str, Any], of_interactions: bool) -> None:
     mode, split = given.get("mode", "full"), given.get("split")
-    expected: dict[str, tuple[str, ...]] = {"order": ("TO",), "group_by": ("user", "none")}
+    orders = ("TO", "RO") if of_interactions else ("TO",)
+    expected: dict[str, tuple[str, ...]] = {"order": orders, "group_by": ("user", "none")}
     if set(mode.values() if isinstance(mode, dict) else [mode]) != {"full"}:
         raise InputError(f"eval_args: found mode {mode!r}, expected full: every item is ranked")
     for part, names in expected.items():
         if part in given and str(given[part]).lower() not in [name.lower() for name in names]:
-            raise InputError(f"eval_args: found {part} {given[part]!r}, expected {' or '.join(names)}")
+            why = (
+                "" if of_interactions or part != "order" else ", as histories of sequential models are in order of time"
+            )
+            raise InputError(f"eval_args: found {part} {given[part]!r}, expected {' or '.join(names)}{why}")
     kind, value = next(iter(split.items())) if isinstance(split, dict) and len(split) == 1 else (None, None)
     parts = value if isinstance(value, (list, tuple)) else ()
     three = len(parts) == 3 and all(type(part) in (int, float) and part >= 0 for part in parts) and parts[0] > 0
@@ -364,15 +375,6 @@ def _check_eval_args(given: Mapping[str, Any]) -> None:
     if not one_out and not (kind in ("RS", "TS") and three):
         how = "{'LS': 'valid_and_test'} or three parts for training, validation and test, {'RS': [0.8, 0.1, 0.1]}"
         raise InputError(f"eval_args: found split {split!r}, expected {how}")
-
-
-def _check_negatives(config: Config) -> None:
-    columns, sampled = config["load_col"], config["train_neg_sample_args"]["distribution"] != "none"
-    has_labels = config["threshold"] or columns is None or config["LABEL_FIELD"] in (columns.get("inter") or ())
-    pairs = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and config["loss_type"] != "CE"
-    needs = pairs or (config["model"] in schema.CLICK_MODELS and not has_labels)
-    if needs and not sampled:
-        raise InputError(f"train_neg_sample_args: found none, but {config['model']} here trains on negatives; drop it")
 
 
 def _check_data_path(config: Config) -> None:

@@ -37,7 +37,7 @@ from .training import checkpoint
 from .training.afterwards import Decided
 
 OURS, RECBOLES = (Path(str(package)).parent for package in (__file__, recbole.__file__))
-HAND_OVER = ("registry.py", "dataloader.py")
+HAND_OVER = ("registry.py", "dataloader.py", "interactions.py")
 """Modules that hand the settings to classes of RecBole; an override does so by calling what it overrides."""
 NAMES_AND_PLACES = ("model", "dataset", "load_col", "data_path", "checkpoint_dir", "config_files", "benchmark_filename")
 """Settings whose words say nothing about an error that has them too."""
@@ -353,6 +353,7 @@ def load_data_and_model(model_file: str | Path, config_dict: dict[str, Any] | No
     compat.init_seed(config)
     dataset = registry.get_dataset(config["model"])(config)
     train, valid, test = split_loaders(config, dataset)
+    compat.init_seed(config)  # as in training: some of RecBole's models draw what is no weight when they are built
     model = registry.build_model(config, train._dataset).to(config["device"])
     checkpoint.load_weights(weights, model)
     return config, model.eval(), dataset, train, valid, test

@@ -11,7 +11,9 @@ from .schema import (
     COLUMNS,
     FILTERED,
     GRAPH_MODELS,
+    INTERACTIONS,
     ITEM_COLUMNS,
+    KIND,
     LABELS,
     NEGATIVES,
     NOT_NEGATIVE,
@@ -28,6 +30,7 @@ from .schema import (
     never,
     one_of,
     only,
+    reads_graph,
 )
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")
@@ -63,9 +66,7 @@ INTERVAL = Allowed(
     lambda value: all(_INTERVAL.fullmatch(part.strip()) for part in value.split(";")),
 )
 FEAREC = only("with contrast", lambda run: bool(run.get("contrast")))
-KNOWLEDGE = only(
-    f"in {' and '.join(GRAPH_MODELS)}, which read a knowledge graph", lambda run: run["model"] in GRAPH_MODELS
-)
+KNOWLEDGE = only(f"in {', '.join(GRAPH_MODELS)} and knowledge-aware models, which read a graph", reads_graph)
 CHECKED_BELOW = never("RecBole's pickled data is not used", "drop it: features and codes are cached by themselves")
 
 # fmt: off
@@ -93,7 +94,7 @@ RECBOLE: dict[str, Key] = {
     "train_neg_sample_args": Key(dict, "sampled negatives of a model's training", None, True, NEGATIVES, parts=("distribution", "sample_num", "alpha", "dynamic", "candidate_num")),
     "clip_grad_norm": Key(dict, "largest norm of the gradient", Allowed("a number above 0, or {'max_norm': 5, 'norm_type': 2}", _clips), True, TRAINED, _clip, ("max_norm", "norm_type", "error_if_nonfinite", "foreach")),
     "loss_decimal_place": Key(int, "digits of the loss in the log", NOT_NEGATIVE, used=TRAINED),
-    "require_pow": Key(bool, "form of a regularisation", used=never("only LightGCN and SimpleX read it, no sequential model")),
+    "require_pow": Key(bool, "form of a regularisation", used=only("in models of users and items, such as LightGCN", lambda run: run[KIND] in INTERACTIONS)),
     "enable_amp": Key(bool, "train in mixed precision", used=TRAINED),
     "enable_scaler": Key(bool, "scale the loss of mixed precision", used=(*TRAINED, *ON_A_GPU)),
     "transform": Key(str, "RecBole's changed copies of the history, mask_itemseq of BERT4Rec and inverse_itemseq of SHAN", None, True, never("it adds changed histories beside the true ones, and a model reads its own alone: BERT4Rec mask_itemseq, SHAN inverse_itemseq, all others none")),

@@ -2,21 +2,23 @@
 
 import difflib
 import importlib
-import importlib.util
 from typing import Any
 
-from recbole.data.dataset import SequentialDataset
-from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.data.dataset import Dataset, KGSeqDataset, SequentialDataset
+from recbole.model.abstract_recommender import AbstractRecommender, SequentialRecommender
+from recbole.utils import ModelType
 from recbole.utils import get_trainer as recbole_trainer
 
-from . import compat
+from . import compat, schema
 from .data.dataset import MultiModalSequentialDataset, PrefixDataset
+from .data.interactions import InteractionDataset
 from .errors import InputError
 from .model.bbqrec import BBQRec
 from .model.stock_attention import add_similarity
 from .model.tiger import TIGER
 from .model.unisrec import UniSRec
 from .model.untrained import ContentNeighbors, Pop, TransitionGraph, Untrained
+from .training import checkpoint
 from .training.sequence_trainer import SequenceTrainer
 from .training.trainer import ProtocolTrainer
 from .training.untrained_trainer import UntrainedTrainer
@@ -49,13 +51,23 @@ TRAINERS: dict[str, type[ProtocolTrainer]] = {
 REGISTERED = {name: model for name, model in MODELS.items() if name != "Pop"}
 """Models that RecBole's own scripts get to know; to them, `Pop` is the general model that RecBole has."""
 
-NOT_RUN = {
-    "S3Rec": "its second stage reads the weights of the first from a file of RecBole's, which is not loaded here"
+_PRETRAINED = "its second stage reads the weights of the first from a file of RecBole's, which is not loaded here"
+_TREES = "it grows trees over labelled rows, for which RecBole has a trainer and files of its own"
+NOT_RUN = {"S3Rec": _PRETRAINED, "RaCT": _PRETRAINED, "LightGBM": _TREES, "XGBoost": _TREES}
+"""RecBole's models that this script does not run, and why."""
+
+PACKAGES = ("sequential", "general", "context_aware", "knowledge_aware")
+"""RecBole's packages of models, `recbole.model.<name>_recommender`."""
+_KINDS = {
+    ModelType.SEQUENTIAL: schema.STOCK,
+    ModelType.GENERAL: schema.GENERAL,
+    ModelType.TRADITIONAL: schema.TRADITIONAL,
+    ModelType.CONTEXT: schema.CONTEXT,
+    ModelType.KNOWLEDGE: schema.KNOWLEDGE,
 }
-"""RecBole's sequential models that this script does not run, and why."""
 
 
-def get_model(name: str) -> type[SequentialRecommender]:
+def get_model(name: str) -> type[AbstractRecommender]:
     """Return the model class called `name`, ours or RecBole's; an `InputError` gives the nearest names."""
     if name in MODELS:
         return MODELS[name]
@@ -63,55 +75,69 @@ def get_model(name: str) -> type[SequentialRecommender]:
         raise InputError(
             f"--model={name}: {NOT_RUN[name]}; run it with RecBole's own scripts, after recbole_bbqrec.register()"
         )
-    stock = recbole_models()
-    if name in stock:
-        return stock[name]
-    kinds = ("general", "context_aware", "knowledge_aware")
-    if name.isidentifier() and any(
-        importlib.util.find_spec(f"recbole.model.{kind}_recommender.{name.lower()}") for kind in kinds
-    ):
-        how = "run it by RecBole's own run() after recbole_bbqrec.register(), see docs/baselines.md"
-        raise InputError(f"--model={name}: no sequential model, but RecBole has one of this name; {how}")
+    stock: dict[str, type[AbstractRecommender]] = {}
+    for package in PACKAGES:
+        stock |= recbole_models(package)
+        if name in stock:
+            return stock[name]
     names = sorted({*MODELS, *stock})
     lowered = {known.lower(): known for known in names}
     near = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(names)}"
-    raise InputError(f"--model={name}: no sequential model of this name; {hint}")
+    raise InputError(f"--model={name}: no model of this name; {hint}")
 
 
-def build_model(config: Any, dataset: Any) -> SequentialRecommender:
+def kind_of(name: str) -> str:
+    """Return what sort of model `name` is: one of the kinds in `schema`."""
+    if name in TRAINERS:
+        return schema.UNTRAINED if TRAINERS[name] is UntrainedTrainer else schema.WINDOWS
+    return _KINDS[get_model(name).type]
+
+
+def build_model(config: Any, dataset: Any) -> AbstractRecommender:
     """Return the configured model for `dataset`; RecBole's own with similarity attention where it is asked for."""
     if config["reranker_CAN_NUM"]:  # of SASRecCPR and GRU4RecCPR, which would end in torch's words while training
         largest, items = int(str(config["reranker_CAN_NUM"]).split(",")[0]), dataset.num(config["ITEM_ID_FIELD"]) - 1
         if largest > items:
             raise InputError(f"reranker_CAN_NUM: found {largest}, expected at most {items}, the number of items")
+    compat.restore_sparse_update()
     model = get_model(config["model"])(config, dataset)
     if config["model"] not in MODELS:
         model.catalogue = dataset.catalogue  # for a second stage; ours have it
+        checkpoint.note_derived(model)
         if (config["similarity_attention"] or "off") != "off":
             add_similarity(model, config, dataset)
     return model
 
 
-def recbole_models() -> dict[str, type[SequentialRecommender]]:
-    """Return RecBole's sequential models by name; importing them changes nothing here."""
-    with compat.keeping_anomaly_mode():
-        package = importlib.import_module("recbole.model.sequential_recommender")
-    return {
-        name: value
-        for name, value in vars(package).items()
-        if isinstance(value, type) and issubclass(value, SequentialRecommender) and value is not SequentialRecommender
-    }
+def recbole_models(*packages: str) -> dict[str, type[AbstractRecommender]]:
+    """Return RecBole's models by name, of some of `PACKAGES`, the sequential ones unless told otherwise.
+
+    Importing them changes nothing here.
+    """
+    found: dict[str, type[AbstractRecommender]] = {}
+    for package in packages or PACKAGES[:1]:
+        with compat.keeping_anomaly_mode():
+            module = importlib.import_module(f"recbole.model.{package}_recommender")
+        found |= {
+            name: value
+            for name, value in vars(module).items()
+            if isinstance(value, type) and value.__module__ == f"{module.__name__}.{name.lower()}"
+        }
+    return found
 
 
 def get_dataset(model: str) -> type[MultiModalSequentialDataset]:
     """Return the data set class of a model of ours, or of RecBole's, over its special one where it has one (DIEN)."""
     if model in MODELS:
         return MultiModalSequentialDataset
-    special = getattr(importlib.import_module("recbole.data.dataset"), f"{model}Dataset", SequentialDataset)
-    if special is SequentialDataset or issubclass(special, MultiModalSequentialDataset):
-        return PrefixDataset
-    return type(f"MultiModal{special.__name__}", (PrefixDataset, special), {})
+    kind = kind_of(model)
+    base = InteractionDataset if kind in schema.INTERACTIONS else PrefixDataset
+    usual = {schema.STOCK: SequentialDataset, schema.KNOWLEDGE: KGSeqDataset}.get(kind, Dataset)
+    special = getattr(importlib.import_module("recbole.data.dataset"), f"{model}Dataset", usual)
+    if issubclass(base, special):
+        return base
+    return type(f"MultiModal{special.__name__}", (base, special), {})
 
 
 def get_trainer(config: Any) -> type[ProtocolTrainer]:

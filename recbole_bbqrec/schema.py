@@ -12,7 +12,11 @@ from typing import Any
 Settings = Mapping[str, Any]
 
 KIND, WINDOWS, UNTRAINED, STOCK = "model_kind", "windows", "untrained", "stock"
-"""Models of this project that train on windows of sequences or do not train, and RecBole's own."""
+"""Models of this project that train on windows of sequences or do not train, and RecBole's sequential ones."""
+INTERACTIONS = GENERAL, TRADITIONAL, CONTEXT, KNOWLEDGE = "general", "traditional", "context", "knowledge"
+"""RecBole's other models, which learn from pairs of a user and an item: general ones (traditional ones among them count
+instead of training), context-aware and knowledge-aware ones."""
+RECBOLE_KINDS = (STOCK, *INTERACTIONS)
 ON_GPU = "on_gpu"
 """Whether the run computes on a GPU; stands among its settings as `KIND` does."""
 
@@ -134,6 +138,21 @@ def _picks_columns(run: Settings) -> bool:
     return run["model"] in FEATURE_MODELS and default and not columns.get("item")
 
 
+def _reads_more(run: Settings) -> bool:
+    """Whether the model reads further columns of users, items or rows than their ids."""
+    return run["model"] in FEATURE_MODELS + CLICK_MODELS or run.get(KIND) == CONTEXT
+
+
+def reads_labels(run: Settings) -> bool:
+    """Whether the model learns which of the rows are wanted."""
+    return run["model"] in CLICK_MODELS or run.get(KIND) == CONTEXT
+
+
+def reads_graph(run: Settings) -> bool:
+    """Whether the model reads a knowledge graph of the items."""
+    return run.get("model") in GRAPH_MODELS or run.get(KIND) == KNOWLEDGE
+
+
 def _attends(run: Settings) -> bool:
     return (run.get("similarity_attention") or "off") != "off"
 
@@ -237,26 +256,30 @@ def _tokenizer(*names: str, learned: bool = True) -> tuple[Use, ...]:
 
 TOKENIZERS = ("behavior_bind", "rqvae", "aligned", "kmeans")
 
-TRAINED = only("in models that train, not in Pop and TransitionGraph", lambda run: run[KIND] != UNTRAINED)
-RECBOLES = only("in RecBole's own models", lambda run: run[KIND] == STOCK)
+TRAINED = only(
+    "in models that train, not in Pop, TransitionGraph and RecBole's traditional models",
+    lambda run: run[KIND] not in (UNTRAINED, TRADITIONAL),
+)
+RECBOLES = only("in RecBole's own models", lambda run: run[KIND] in RECBOLE_KINDS)
+SEQUENTIAL = only("in RecBole's sequential models", lambda run: run[KIND] == STOCK)
 NEGATIVES = only(
     "in RecBole's models that train on sampled negatives, with loss_type=BPR or without a loss_type",
-    lambda run: run[KIND] == STOCK and run.get("loss_type") != "CE",
+    lambda run: run[KIND] in (STOCK, GENERAL, CONTEXT, KNOWLEDGE) and run.get("loss_type") != "CE",
     "drop it; BBQRec and its controls draw their negatives themselves, see n_negatives",
 )
 COLUMNS = only(
-    f"in models that read further columns: {', '.join(FEATURE_MODELS + CLICK_MODELS)}",
-    lambda run: run["model"] in FEATURE_MODELS + CLICK_MODELS,
+    f"in models that read further columns: {', '.join(FEATURE_MODELS + CLICK_MODELS)}, context-aware ones",
+    _reads_more,
 )
 ITEM_COLUMNS = only(
     "with benchmark_filename, and in models that read further columns of items: "
-    f"{', '.join(FEATURE_MODELS + CLICK_MODELS + GRAPH_MODELS)}",
-    lambda run: bool(run["benchmark_filename"]) or run["model"] in FEATURE_MODELS + CLICK_MODELS + GRAPH_MODELS,
+    f"{', '.join(FEATURE_MODELS + CLICK_MODELS + GRAPH_MODELS)}, context-aware and knowledge-aware ones",
+    lambda run: bool(run["benchmark_filename"]) or _reads_more(run) or reads_graph(run),
 )
 SELECTED = only(f"in {', '.join(FEATURE_MODELS)}", lambda run: run["model"] in FEATURE_MODELS)
 LABELS = only(
-    f"in {' and '.join(CLICK_MODELS)}, which learn from labels",
-    lambda run: run["model"] in CLICK_MODELS,
+    f"in {' and '.join(CLICK_MODELS)} and context-aware models, which learn from labels",
+    reads_labels,
     "drop it; to keep some interactions alone use val_interval={'rating': '[4,inf)'}",
 )
 PRELOADED = only(
@@ -272,8 +295,8 @@ ROWS = only("where columns of users or items are loaded", _loads_rows)
 FILTERED = only("without benchmark_filename, whose files stay as they are", lambda run: not run["benchmark_filename"])
 ON_A_GPU = (Use("only on a GPU", lambda run, value: bool(run[ON_GPU]) or value in (False, "", "-1")),)
 HISTORIES = only(
-    "in models that read histories, not in Pop without a second_stage",
-    lambda run: run["model"] != "Pop" or second_stage(run) != "off",
+    "in models that read histories, not in Pop without a second_stage and in models of users and items",
+    lambda run: run[KIND] not in INTERACTIONS and (run["model"] != "Pop" or second_stage(run) != "off"),
 )
 
 ATTACH_FEATURES = (
@@ -337,7 +360,9 @@ RQVAE, ALIGNED = _tokenizer("rqvae", "aligned"), _tokenizer("aligned")
 BOUND, BOUND_SHAPE = _tokenizer("behavior_bind"), _tokenizer("behavior_bind", learned=False)
 BOUND_FEATURES = (*BOUND, *only("where items have texts or images", lambda run: bool(encoders(run))))
 SHARED = (*BOUND_FEATURES, *only("without sid_mode=fused", lambda run: run.get("sid_mode") != "fused"))
-ATTENTION = only("in BBQRec, its controls and RecBole's own models", lambda run: run[KIND] == STOCK or _is_bbqrec(run))
+ATTENTION = only(
+    "in BBQRec, its controls and RecBole's sequential models", lambda run: run[KIND] == STOCK or _is_bbqrec(run)
+)
 SIMILARITY = (*ATTENTION, *only("with similarity_attention", _attends))
 CODE_EMBEDDING = (Use(f"True {CODES[0].words}", lambda run, value: not value or has_codes(run)),)
 IDENTITY = (
@@ -365,8 +390,9 @@ DENSE = only("with scoring=joint or dense", lambda run: run.get("scoring") in ("
 COSINE = (*DENSE, *only("with score_function=cosine", lambda run: run.get("score_function") == "cosine"))
 SECOND_STAGE = (
     Use(
-        "only in models that score all items, not in TIGER and with scoring=generate, whose beams leave some without",
-        lambda run, value: value == "off" or not decodes(run),
+        "only in models that score all items after histories, not in TIGER and with scoring=generate, whose beams "
+        "leave some without, and not in models of users and items",
+        lambda run, value: value == "off" or not (decodes(run) or run[KIND] in INTERACTIONS),
     ),
 )
 CANDIDATES = (

@@ -25,7 +25,7 @@ PROPERTIES = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parent.parent
 # fmt: off
 KEYS: dict[str, Key] = {
     # Protocol
-    "eval_args": Key(dict, "split, order and mode of the evaluation, see docs/leaderboard.md; leave-one-out, and all items are ranked", used=schema.FILTERED, parts=("split", "group_by", "order", "mode")),
+    "eval_args": Key(dict, "split, order and mode of the evaluation, see docs/leaderboard.md; leave-one-out, and all items are ranked; order RO for models of users and items", used=schema.FILTERED, parts=("split", "group_by", "order", "mode")),
     "repeatable": Key(bool, "RecBole's flag for sequential models; seen items are masked by our ranker"),
     "metrics": Key(list, "of Recall, NDCG, MRR, Hit, Precision; a trained model is judged by others without training", form=schema.parts_of),
     "topk": Key(list, "cut-offs of the metrics; a trained model is judged at others without training", schema.CUT_OFFS, form=schema.whole_parts_of),
@@ -46,7 +46,7 @@ KEYS: dict[str, Key] = {
     "cycle_epochs": Key(int, "epochs in which the learning rate rises and falls once, the last of training; 0: a constant rate, and validation or `epochs` ends training", NOT_NEGATIVE),
     "weight_decay": Key(float, "of the optimiser", NOT_NEGATIVE, used=schema.TRAINED),
     "average_weights": Key(bool, "evaluate and keep an average over the last steps of training, not the last step"),
-    "length_groups": Key(bool, "run RecBole's own models on length groups where they do not depend on padding", used=schema.RECBOLES),
+    "length_groups": Key(bool, "run RecBole's own models on length groups where they do not depend on padding", used=schema.SEQUENTIAL),
     "resume": Key(bool, "go on with an interrupted run of the same settings, or one of fewer epochs; evaluate a finished one"),
     "cold_items": Key(float, "share of the items that training does not know, to judge how new items are ranked", PROBABILITY),
     "train_on": Key(str, "`train`, or `all`: validation decides, then all interactions are trained on, for use", _one_of("train", "all")),

@@ -97,7 +97,7 @@ BAD = {
     "one field twice": (["--USER_ID_FIELD=item_id"], "expected three different columns"),
     "needed column": (["--unused_col={'inter':['item_id']}"], "unused_col: found 'item_id', which every run reads"),
     "no suffix": (["--LIST_SUFFIX="], "LIST_SUFFIX: found none"),
-    "general model": (["--model=BPR"], "--model=BPR: no sequential model, but RecBole has one.*register"),
+    "trees": (["--model=LightGBM"], "--model=LightGBM: it grows trees over labelled rows.*register"),
     "tie seed": (["--shuffle_ties=yes"], "shuffle_ties: found 'yes' .str., expected int"),
     "seed": (["--seed=99999999999999999999"], "seed: found 9{20}, expected a whole number from 0 to 4294967295"),
     "negative seed": (["--seed=-1"], "seed: found -1, expected a whole number from 0"),
@@ -175,7 +175,7 @@ BAD = {
     "nothing near": (["--frobnicate=1"], "unknown key 'frobnicate' for model BBQRec; docs/settings.md lists the keys"),
     "two GPUs": (["--gpu_id=0,1"], "gpu_id: found '0,1', expected one GPU"),
     "config file": (["--config_files=nowhere.yaml"], "config file nowhere.yaml: No such file"),
-    "model": (["--model=BBQRek"], "--model=BBQRek: no sequential model.*did you mean BBQRec"),
+    "model": (["--model=BBQRek"], "--model=BBQRek: no model.*did you mean BBQRec"),
     "dataset": (["--dataset=tinny"], "--dataset=tinny: no file .*tinny.inter; did you mean tiny"),
 }
 

@@ -230,7 +230,7 @@ OURS = {
     "an ID as wide as the item": ("SASRecPlus", {"id_dim": 64}, None),
     "hops": ("TransitionGraph", {"graph_hops": [1], "graph_hop_decay": [0.5]}, "with more than one hop"),
     "cosine": ("TransitionGraph", {"graph_cosine_weight": [3.0]}, "only where items have features"),
-    "groups": ("BBQRec", {"length_groups": False}, "only in RecBole's own models"),
+    "groups": ("BBQRec", {"length_groups": False}, "only in RecBole's sequential models"),
 }
 
 

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.dataloader import FullSortEvalDataLoader, KnowledgeBasedDataLoader, UserDataLoader
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
+from recbole.sampler import KGSampler
+from recbole.utils import InputType
 
-from .. import distributed
+from .. import distributed, schema
+from ..errors import InputError
 from .sequences import Sequences, windows
 
 POOL = 16
@@ -94,19 +97,49 @@ class WindowDataLoader:
         return Interaction({field: torch.from_numpy(values) for field, values in columns.items()})
 
 
+def check_negatives(config: Any, kind: str) -> None:
+    """Raise an `InputError` where a model of a kind (see `schema`) learns from negatives and the run samples none."""
+    columns, sampled = config["load_col"], config["train_neg_sample_args"]["distribution"] != "none"
+    has_labels = config["threshold"] or columns is None or config["LABEL_FIELD"] in (columns.get("inter") or ())
+    pairs = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and config["loss_type"] != "CE"
+    of_users = get_dataloader(config, "train") is UserDataLoader  # autoencoders, which read whole rows of the matrix
+    pointwise = config["MODEL_INPUT_TYPE"] == InputType.POINTWISE and not of_users
+    labelled = pointwise and kind in (schema.GENERAL, schema.CONTEXT, schema.KNOWLEDGE)
+    needs = pairs or ((labelled or config["model"] in schema.CLICK_MODELS) and not has_labels)
+    if needs and not sampled:
+        raise InputError(f"train_neg_sample_args: found none, but {config['model']} here trains on negatives; drop it")
+
+
 def split_loaders(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
     """Split the data set and return loaders for training, validation and test: RecBole's, windows to train our models.
 
     RecBole's `data_preparation` does the same, but first unpickles a file of a fixed name wherever it finds one.
     """
     parts = dataset.build()
-    if not dataset.makes_prefixes:  # nor is anything sampled, for which RecBole keeps a set for every user
+    if not (
+        dataset.makes_prefixes or dataset.rows_are_interactions
+    ):  # nor is anything sampled, for which RecBole keeps a set for every user
         valid, test = (FullSortEvalDataLoader(config, part, None) for part in parts[1:])
         return WindowDataLoader(config, parts[0], parts[0].train_sequences), valid, test
     samplers = create_samplers(config, dataset, parts)
     phases: tuple[Any, ...] = ("train", "valid", "test")
-    train, valid, test = (
-        get_dataloader(config, phase)(config, part, sampler, shuffle=phase == "train" and config["shuffle"])
-        for phase, part, sampler in zip(phases, parts, samplers, strict=True)
-    )
+    kinds = [get_dataloader(config, phase) for phase in phases]
+    of_graph = [_graph_sampler(config, dataset)] if kinds[0] is KnowledgeBasedDataLoader else []
+    train = kinds[0](config, parts[0], samplers[0], *of_graph, shuffle=config["shuffle"])
+    valid, test = (kinds[at](config, parts[at], samplers[at], shuffle=False) for at in (1, 2))
     return train, valid, test
+
+
+def _graph_sampler(config: Any, dataset: Any) -> KGSampler:
+    """What draws triples that are not in the knowledge graph."""
+    drawn = config["train_neg_sample_args"]
+    return KGSampler(dataset, drawn["distribution"], drawn["alpha"])
+
+
+def seed_batches(loader: Any, seed: int) -> None:
+    """Seed what a training loader shuffles with; a knowledge graph's has two loaders in it."""
+    for one in (getattr(loader, name, None) for name in ("general_dataloader", "kg_dataloader")):
+        if one is not None:
+            one.generator.manual_seed(seed)
+    if hasattr(loader, "generator"):
+        loader.generator.manual_seed(seed)

@@ -36,28 +36,36 @@ class LoadedDataset(CodedDataset):
     ----------
     histories : all that stands before the target of every row. `data[rows]` has the last of it as RecBole's lists.
     makes_prefixes : whether the lists of all rows stand in `inter_feat` as well, as RecBole's own models may ask for.
+    rows_are_interactions : whether a row is a user's interaction with an item, and not a history with its target.
     """
 
     histories: Histories
-    makes_prefixes = False
+    makes_prefixes = rows_are_interactions = False
 
     def __init__(self, config: Any) -> None:
         if config["USER_ID_FIELD"] is None:
             raise InputError(
                 "USER_ID_FIELD: found none, expected a name; drop the key, files with histories need no users"
             )
-        self._split = read_columns(config) if config["benchmark_filename"] is not None else None
+        given = config["benchmark_filename"] is not None and not self.rows_are_interactions
+        self._split = read_columns(config) if given else None
         with compat.lengths_by_element():
             super().__init__(config)
 
     def build(self) -> list[Any]:
         """Split as RecBole does; every part knows the histories of its rows."""
-        splits = super().build()
+        splits = self._splits()
+        self._set_histories(splits)
+        return splits
+
+    def _splits(self) -> list[Any]:
+        return super().build()
+
+    def _set_histories(self, splits: list[Any]) -> None:
         whole = self.histories
         for part in (self, *splits):
             part.histories = whole[part.inter_feat[ROW].numpy()]
             part.inter_feat.drop(ROW)
-        return splits
 
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
         """Rows with their histories as lists, cut to MAX_ITEM_LIST_LENGTH."""
@@ -199,7 +207,8 @@ class LoadedDataset(CodedDataset):
             values = self.inter_feat[field]
             width = [0, 0] * (values.dim() - 2) + [0, self.max_item_list_len - values.shape[1]]
             self.inter_feat[field] = pad(values, width)
-        self.inter_feat[ROW] = torch.arange(len(self.inter_feat))
+        if not self.rows_are_interactions:
+            self.inter_feat[ROW] = torch.arange(len(self.inter_feat))
 
     def _list_fields(self) -> list[str]:
         """Columns of histories: of items, and what else came with them."""

@@ -71,12 +71,16 @@ def training_sequences(train: Any) -> Sequences:
     Users are in the order of their tokens, not of RecBole's ids: nothing depends on rows outside the training split.
     Rows that RecBole has made continue one another, and so do plain interactions. Rows that came with histories of
     their own are joined where they do, see `_joined`; all positions of a sequence are targets, as in unsplit data.
+    Where rows are interactions without an order, those of a user are in the order of the items' tokens.
     """
     rows = train.inter_feat
     users = rows[train.uid_field].numpy()
-    order = np.argsort(
-        token_places(train)[users], kind="stable"
-    )  # of rows; within a user they are in the order of time
+    owners = token_places(train, train.uid_field)[users]
+    if train.rows_are_interactions:
+        items = rows[train.iid_field].numpy()
+        order = np.lexsort((train.places_of(items), owners))
+        return Sequences(np.r_[0, np.flatnonzero(np.diff(owners[order])) + 1, len(order)], items[order])
+    order = np.argsort(owners, kind="stable")  # of rows; within a user they are in the order of time
     targets, users = rows[train.iid_field].numpy()[order], users[order]
     starts = np.flatnonzero(np.r_[True, users[1:] != users[:-1]][: len(order)])
     sizes, histories = np.diff(np.r_[starts, len(order)]), train.histories[order]
@@ -97,9 +101,9 @@ def training_sequences(train: Any) -> Sequences:
     return Sequences(np.cumsum([0, *map(len, pieces)]), np.concatenate([np.zeros(0, np.int64), *pieces]))
 
 
-def token_places(dataset: Any) -> np.ndarray:
-    """Place [U] of each user id in the order of the users' tokens."""
-    tokens = dataset.field2id_token[dataset.uid_field].astype(str)
+def token_places(dataset: Any, field: str) -> np.ndarray:
+    """Place [U] of each id of a column of tokens, such as that of users, in the order of the tokens."""
+    tokens = dataset.field2id_token[field].astype(str)
     places = np.empty(len(tokens), np.int64)
     places[np.argsort(tokens, kind="stable")] = np.arange(len(tokens))
     return places
@@ -153,7 +157,7 @@ def seen_before(evaluated: Any, earlier: Iterable[Any]) -> scipy.sparse.csr_arra
 
     Returns [R, N] for the R ranked rows: an entry for each item that the row's user had interacted with before its
     target, in the data sets `earlier` in time (training; for test also validation) or in the row's history. The target
-    itself is never among them, and stays in the ranking.
+    itself is never among them, and stays in the ranking; where rows are interactions, so do the user's other targets.
     """
     users, targets = _columns(evaluated)
     is_asked = np.zeros(evaluated.user_num, bool)
@@ -171,6 +175,9 @@ def seen_before(evaluated: Any, earlier: Iterable[Any]) -> scipy.sparse.csr_arra
     own = _entries(row, before, (len(users), evaluated.item_num))
     seen = scipy.sparse.coo_array(met[users] + own)
     other = seen.col != targets[seen.row]
+    if evaluated.rows_are_interactions:
+        own_targets = users * evaluated.item_num + targets
+        other = ~np.isin(users[seen.row] * evaluated.item_num + seen.col, own_targets)
     return scipy.sparse.csr_array((seen.data[other], (seen.row[other], seen.col[other])), shape=seen.shape)
 
 

@@ -126,7 +126,7 @@ def _refuse(dataset: Any, users: np.ndarray, found: str) -> None:
 
 def _check_training(train: Any, owner: np.ndarray, items: np.ndarray) -> None:
     """What models learn from: rows, and the sequences that windows and tokenizers are cut from."""
-    order = np.argsort(token_places(train)[owner], kind="stable")
+    order = np.argsort(token_places(train, train.uid_field)[owner], kind="stable")
     borders = np.flatnonzero(np.diff(owner[order])) + 1
     learned = train.train_sequences
     expected = Sequences(np.r_[0, borders, len(items)], items[order])

@@ -189,7 +189,7 @@ class Ranks:
     """Of each evaluated row [R] the user's id, and the rank of its target in both columns, 1 is best.
 
     `cold` says whether the target was held out of training; none where no item was. `rows` are those of the split that
-    were judged; none where all were.
+    were judged; none where all were. `per_user`: a user may have several targets, and figures are means over users.
     """
 
     users: np.ndarray
@@ -197,6 +197,7 @@ class Ranks:
     unmasked: np.ndarray
     cold: np.ndarray | None = None
     rows: np.ndarray | None = None
+    per_user: bool = False
 
     def groups(self) -> dict[str, "Ranks"]:
         """All rows; where items were held out, also those with warm and those with cold targets."""

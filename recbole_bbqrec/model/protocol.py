@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType
+from recbole.utils import FeatureType, InputType
 from torch import nn
 
 from ..errors import InputError
@@ -189,6 +189,60 @@ class RecBoleRanker(Ranker):
             return predict(_History(fields)).view(len(histories), -1)
 
 
-def ranker_of(model: Any, config: Any) -> RankingModel | RecBoleRanker:
+PAIRS = 2**14
+"""Pairs of a user and an item that are scored at once, by models that score nothing else."""
+
+
+class UserRanker(Ranker):
+    """One of RecBole's models of users and items: it knows the users it was trained with, and no other history."""
+
+    def __init__(self, model: Any, config: Any) -> None:
+        self.model, self.uid_field = model, config["USER_ID_FIELD"]
+
+    def score(self, histories: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """Raise the error that says what the model reads."""
+        raise NeedsDataError(f"the column {self.uid_field}")
+
+    def first_stage(self, histories: torch.Tensor, shared: Any = None) -> FirstStage:
+        """As `score`: there is nothing that a second stage could go on from."""
+        return FirstStage(self.score(histories))
+
+    def of_users(self, users: Interaction, items: Interaction) -> torch.Tensor:
+        """Score all items for users [B]: [B, N].
+
+        Parameters
+        ----------
+        users : what is known of each user, and of the row where the model reads more of it.
+        items : what is known of each item, row 0 is padding.
+        """
+        try:
+            return self.model.full_sort_predict(users).view(len(users), -1)
+        except NotImplementedError:
+            pass
+        n_items, scores = len(items), []
+        pairs = torch.arange(len(users) * n_items, device=users[users.columns[0]].device)
+        for block in pairs.split(PAIRS):
+            asked = Interaction({name: users[name][block // n_items] for name in users.columns})
+            asked.update(Interaction({name: items[name][block % n_items] for name in items.columns}))
+            scores.append(self.model.predict(asked).view(-1))
+        return torch.cat(scores).view(len(users), -1)
+
+
+def context_fields(model: Any, dataset: Any) -> list[str]:
+    """Columns of a row, beside its user and item, that a context-aware model reads: those of tokens and numbers."""
+    numbers = set(getattr(model, "numerical_features", ()))
+    kinds = (FeatureType.TOKEN, FeatureType.TOKEN_SEQ)
+    left_out = {dataset.uid_field, dataset.iid_field, dataset.label_field}
+    return [
+        field
+        for field in getattr(model, "field_names", ())
+        if field in dataset.inter_feat and field not in left_out
+        if field in numbers or dataset.field2type[field] in kinds
+    ]
+
+
+def ranker_of(model: Any, config: Any) -> RankingModel | RecBoleRanker | UserRanker:
     """Return a model as a `Ranker`: itself where it is one of ours."""
-    return model if isinstance(model, RankingModel) else RecBoleRanker(model, config)
+    if isinstance(model, RankingModel):
+        return model
+    return RecBoleRanker(model, config) if isinstance(model, SequentialRecommender) else UserRanker(model, config)

@@ -100,7 +100,7 @@ class SecondStageFit(Trainer):
         if not self.config["valid_users"]:
             return None
         dataset = valid_data._dataset
-        places = token_places(dataset)[dataset.inter_feat[dataset.uid_field].numpy()]
+        places = token_places(dataset, dataset.uid_field)[dataset.inter_feat[dataset.uid_field].numpy()]
         rows, cold = rows_of_some(places, self.config["valid_users"]), is_cold(dataset)
         if rows is not None and cold is not None and len(np.unique(cold[rows])) < 2:
             raise InputError("valid_users: found only warm or only cold targets among those drawn; raise it")

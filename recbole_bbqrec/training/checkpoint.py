@@ -69,7 +69,8 @@ class RunFolder(NamedTuple):
 
 def _content(dataset: Any) -> Iterator[Any]:
     """Everything of a data set that a model can learn from."""
-    for feat in (dataset.inter_feat, dataset.user_feat, dataset.item_feat):
+    graph = [dataset.kg_feat] if dataset.rows_are_interactions and hasattr(dataset, "kg_feat") else []
+    for feat in (dataset.inter_feat, dataset.user_feat, dataset.item_feat, *graph):
         yield {} if feat is None else dict(feat.interaction)
     yield [str(token) for token in dataset.field2id_token[dataset.uid_field]]
     rows = dataset.histories.covering()
@@ -81,6 +82,28 @@ def _content(dataset: Any) -> Iterator[Any]:
         yield from (features.matrices, features.present)
     if ids is not None:
         yield from (ids.codes, ids.vectors, ids.present)
+
+
+def note_derived(model: Any) -> None:
+    """Note what one of RecBole's models has beside its weights when it is built.
+
+    That follows from the data and the seed, or is none until the model has worked it out from its weights; see
+    `_forget_derived`.
+    """
+    model.as_built = {
+        name: value for name, value in model.other_parameter().items() if not isinstance(value, nn.Module)
+    }
+
+
+def _forget_derived(model: nn.Module) -> None:
+    """Let a model that has got other weights work out again what it has worked out from its weights before."""
+    for name, value in getattr(model, "as_built", {}).items():
+        setattr(model, name, value)
+
+
+def _counters(model: nn.Module) -> dict[str, Any]:
+    """Numbers among a model's own attributes: RecBole's count steps there, by which weights of losses grow."""
+    return {name: value for name, value in vars(model).items() if type(value) in (int, float)}
 
 
 def save_weights(path: Path, model: nn.Module, header: dict[str, Any]) -> None:
@@ -104,6 +127,7 @@ def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
     state = _of_prefix(_MODEL, tensors)
     socket.attach_from_state(model, state, header.get(_STAGE))
     _restore(path, "weights", model.load_state_dict, state)
+    _forget_derived(model)
     return header
 
 
@@ -113,7 +137,7 @@ def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     flat = {f"{index}.{name}": value for index, entries in state["state"].items() for name, value in entries.items()}
     scalars = {name: value for name, value in flat.items() if not isinstance(value, torch.Tensor)}
     moments = {_OPTIMIZER + name: value for name, value in flat.items() if name not in scalars}
-    header = {**header, "groups": state["param_groups"], "scalars": scalars}
+    header = {**header, "groups": state["param_groups"], "scalars": scalars, "counters": _counters(model)}
     storage.save(path, TRAINING, {**model.state_dict(prefix=_MODEL), **moments}, header)
 
 
@@ -122,6 +146,8 @@ def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     tensors, header = storage.load(path, TRAINING)
     socket.attach(model, None)
     _restore(path, "weights", model.load_state_dict, _of_prefix(_MODEL, tensors))
+    _forget_derived(model)
+    vars(model).update(header.get("counters", {}))
     state: dict[int, dict[str, Any]] = {}
     for name, value in {**header["scalars"], **_of_prefix(_OPTIMIZER, tensors)}.items():
         index, _, entry = name.partition(".")

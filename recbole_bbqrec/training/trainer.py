@@ -14,19 +14,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from recbole.data.interaction import Interaction
 from recbole.utils import set_color
 from scipy.sparse import csr_array
 from tqdm import tqdm
 
 from .. import compat, distributed
 from ..data.cold_items import is_cold
-from ..data.sequences import seen_before
+from ..data.dataloader import seed_batches
+from ..data.sequences import seen_before, token_places
 from ..errors import InputError
 from ..evaluation.configuration import judged_parts
-from ..evaluation.ranking import COLUMNS, Ranks, rank_products, rank_targets, tie_order
+from ..evaluation.ranking import COLUMNS, Ranks, rank_products, rank_targets, rows_of_some, tie_order
 from ..evaluation.sample import sampled_rows
 from ..model.padding import LENGTH_INDEPENDENT, group_by_length
-from ..model.protocol import Pairs, ranker_of
+from ..model.protocol import Pairs, context_fields, ranker_of
 from ..second_stage import socket
 from ..settings import second_stage_settings
 from ..tokenizer import memory
@@ -159,7 +161,7 @@ class ProtocolTrainer(SecondStageFit):
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 (RecBole's samplers draw from numpy's global state)
         distributed.part_draws(seed)
-        train_data.generator.manual_seed(seed)
+        seed_batches(train_data, seed)
         started = time.perf_counter()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r".*GradScaler", category=FutureWarning)
@@ -197,12 +199,21 @@ class ProtocolTrainer(SecondStageFit):
         """
         told = self._told_of(valid_data)
         judged = np.arange(len(valid_data._dataset.inter_feat)) if told is None else told
-        sample = judged[sampled_rows(len(judged), STOPS_ON if self._samples else 0, self.config["seed"])]
+        sample = judged[self._sampled(valid_data._dataset, judged)]
         are_all = len(sample) == len(judged)
         ranks = self.rank(valid_data, [self._train_dataset], show_progress, told if are_all else sample)
         self._last_ranks = ranks if are_all else None
         groups = ranks.groups()
         return groups.get("warm", groups["all"]).metrics(self.config["metrics"], self.config["topk"])
+
+    def _sampled(self, dataset: Any, judged: np.ndarray) -> np.ndarray:
+        """Places of rows among the `judged` that decide when to stop; where users have several, of so many users."""
+        most = STOPS_ON if self._samples else 0
+        if not dataset.rows_are_interactions:
+            return sampled_rows(len(judged), most, self.config["seed"])
+        places = token_places(dataset, dataset.uid_field)
+        found = rows_of_some(places[dataset.inter_feat[dataset.uid_field].numpy()[judged]], most)
+        return np.arange(len(judged)) if found is None else found
 
     def _save_checkpoint(self, epoch: int | None, verbose: bool = True, **kwargs: Any) -> None:
         if not distributed.is_main():
@@ -224,7 +235,7 @@ class ProtocolTrainer(SecondStageFit):
         """Whether validation was cut short by the cap on epochs: perhaps there are better ones beyond it."""
         if self.decided is not None:
             return self.decided.hit_cap
-        return self._validates and self.state.epochs_done >= self.epochs
+        return self._validates and self.state.epochs_done >= self.config["epochs"]  # models that count have one epoch
 
     def decide(self) -> Decided:
         """What a training on all interactions takes over from this finished run."""
@@ -258,10 +269,8 @@ class ProtocolTrainer(SecondStageFit):
         self.tot_item_num = dataset.item_num
         if self.item_tensor is None:
             self.item_tensor = dataset.get_item_feature().to(self.device)
-        lengths = np.minimum(dataset.histories.stop - dataset.histories.start, self.config["MAX_ITEM_LIST_LENGTH"])
-        judged = np.arange(len(lengths)) if rows is None else rows
-        # Rows of one length side by side: a model that trims its batches has no work with padding.
-        order = np.argsort(lengths[judged], kind="stable")
+        judged = np.arange(len(dataset.inter_feat)) if rows is None else rows
+        order = self._order(dataset, judged)
         seen, ties = self._seen_before(dataset, tuple(earlier)), tie_order(dataset.item_num, self.config["seed"])
         n_parts = distributed.rounded(-(-len(order) // self.config["eval_batch_size"]))
         own = [part for part in distributed.share(np.array_split(order, n_parts)) if len(part)] if n_parts else []
@@ -277,7 +286,16 @@ class ProtocolTrainer(SecondStageFit):
             ranks[:, np.concatenate(own)] = torch.cat(parts, dim=1).cpu().numpy()
         distributed.add(ranks)  # zeros, where other processes have ranked
         users = dataset.inter_feat[dataset.uid_field].numpy()[judged]
-        return Ranks(users, *ranks, cold=None if cold is None else cold[judged], rows=rows)
+        cold = None if cold is None else cold[judged]
+        return Ranks(users, *ranks, cold=cold, rows=rows, per_user=dataset.rows_are_interactions)
+
+    def _order(self, dataset: Any, judged: np.ndarray) -> np.ndarray:
+        """Places of rows in the order in which they are ranked."""
+        if dataset.rows_are_interactions:  # those of a user share their scores
+            return np.argsort(dataset.inter_feat[dataset.uid_field].numpy()[judged], kind="stable")
+        lengths = np.minimum(dataset.histories.stop - dataset.histories.start, self.config["MAX_ITEM_LIST_LENGTH"])
+        # Rows of one length side by side: a model that trims its batches has no work with padding.
+        return np.argsort(lengths[judged], kind="stable")
 
     def _ranker_for(self, dataset: Any) -> Any:
         """The model, as a `Ranker` of all items of `dataset`: where there are new ones, with its weights of now."""
@@ -293,6 +311,9 @@ class ProtocolTrainer(SecondStageFit):
     ) -> torch.Tensor:
         """Ranks [2, B] of some rows in the order of `COLUMNS`."""
         most = max(1, CELLS // len(ties))  # rows whose scores of all items are held at once
+        if eval_data._dataset.rows_are_interactions:
+            parts = np.split(rows, range(most, len(rows), most))
+            return torch.cat([self._rank_users(eval_data._dataset, part, seen, ties) for part in parts], dim=1)
         interaction, _, _, targets = eval_data.collate_fn(rows)
         given, ranks = (targets.to(self.device), self._pairs(seen, rows), ties), {}
         histories = interaction[self.model.ITEM_SEQ].to(self.device)
@@ -309,6 +330,20 @@ class ProtocolTrainer(SecondStageFit):
             for column, excluded in (("masked", given[1]), ("unmasked", None)):
                 scores = ranker.score(histories, excluded=excluded, shared=shared)
                 ranks[column] = rank_targets(scores, *given, is_beam_search=True)[column]
+        return torch.stack([ranks[column] for column in COLUMNS])
+
+    def _rank_users(self, dataset: Any, rows: np.ndarray, seen: csr_array, ties: torch.Tensor) -> torch.Tensor:
+        """Ranks [2, B] of rows that are interactions; of a user they share their scores if they are equal."""
+        known, context = dataset.inter_feat, context_fields(self.model, dataset)
+        first, place = rows, np.arange(len(rows))
+        if not context:
+            _, at, place = np.unique(known[dataset.uid_field].numpy()[rows], return_index=True, return_inverse=True)
+            first = rows[at]
+        asked = Interaction({field: known[field][first] for field in (dataset.uid_field, *context)})
+        ranker: Any = self.ranker
+        scores = ranker.of_users(dataset.join(asked).to(self.device), self.item_tensor)
+        targets = known[dataset.iid_field][rows].to(self.device)
+        ranks = rank_targets(scores[torch.from_numpy(place)], targets, self._pairs(seen, rows), ties)
         return torch.stack([ranks[column] for column in COLUMNS])
 
     def _pairs(self, seen: csr_array, rows: np.ndarray) -> Pairs:

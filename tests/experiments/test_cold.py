@@ -94,7 +94,7 @@ def test_a_failing_model_does_not_end_the_others_and_is_named(tiny, tmp_path):
     ("models", "changes", "message"),
     [
         (("BBQRec",), {"codes": "random"}, "cold_items: found 0.1 with codes=random"),
-        (("BBQRek",), {}, "--model=BBQRek: no sequential model of this name; did you mean BBQRec"),
+        (("BBQRek",), {}, "--model=BBQRek: no model of this name; did you mean BBQRec"),
         (("BBQRec",), {"cold_items": 0.0}, "cold_items: found 0, expected a share of the items"),
         (("BBQRec",), {"second_stage": "linear"}, "cold_items: found 0.1 with second_stage=linear"),
     ],

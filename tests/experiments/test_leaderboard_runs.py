@@ -170,7 +170,7 @@ def test_an_ablation_takes_the_run_of_the_leaderboard_for_its_full_row(two, tmp_
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--model=SASRec,BBQRek", "--dataset=tiny"], "--model=BBQRek: no sequential model of this name; did you mean"),
+        (["--model=SASRec,BBQRek", "--dataset=tiny"], "--model=BBQRek: no model of this name; did you mean"),
         (["--model=SASRec", "--dataset=tiny,nowhere"], "--dataset=nowhere: no file"),
         (["--model=SASRec,SASRec", "--dataset=tiny"], "--model: found 'SASRec' 2 times"),
         (["--model=SASRec", "--dataset=1,2"], "--dataset=1: no file"),

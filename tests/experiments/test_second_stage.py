@@ -165,7 +165,7 @@ def test_columns_of_variants():
     ("model", "seeds", "changes", "message"),
     [
         ("BBQRec", 0, {}, "--seeds: found 0, expected at least 1"),
-        ("Nope", 1, {}, "--model=Nope: no sequential model"),
+        ("Nope", 1, {}, "--model=Nope: no model"),
         ("TIGER", 1, {}, "second_stage: found 'gbdt', which this run of TIGER would not use"),
         ("BBQRecGenerate", 1, {}, "second_stage: found 'gbdt', which this run of BBQRecGenerate would not use"),
         ("Pop", 1, {"second_stage": "linear"}, "second_stage: found 'linear', but the study compares everything with"),
