@@ -142,6 +142,16 @@ def test_histories_go_on_within_a_part(tiny):
     assert pairs and all(targets[row] in histories[later] for row, later in pairs)
 
 
+def test_all_models_have_the_same_targets(tiny):
+    found = []
+    for model in ("SASRecPlus", "BPR"):
+        _, parts = by_time(tiny, model, item_inter_num_interval="[3,inf)")
+        of_model = [zip(*(part.inter_feat[field].tolist() for field in ("user_id", "item_id"))) for part in parts[1:]]
+        tokens = [parts[0].field2id_token[field] for field in ("user_id", "item_id")]
+        found.append([sorted((tokens[0][user], tokens[1][item]) for user, item in pairs) for pairs in of_model])
+    assert found[0] == found[1] and all(found[0])
+
+
 def test_later_rows_decide_nothing_of_training(tmp_path):
     rows = tiny_interactions()
     cut = sorted(time for _, _, time in rows)[round(0.6 * len(rows))]
