@@ -66,7 +66,8 @@ def result_table(record: dict[str, Any]) -> str:
         lines.append(
             "no validation in eval_args.split: nothing was chosen or fitted on it, and training went to its last epoch"
         )
-    if shares_of_time(record["settings"].get("eval_args", {})):
+    is_sequential = "SEQUENTIAL" in str(record["settings"].get("MODEL_TYPE"))
+    if is_sequential and shares_of_time(record["settings"].get("eval_args", {})):
         lines.append(
             "split by time over all users: a target has all before it as history, earlier ones of its part too"
         )

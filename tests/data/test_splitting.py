@@ -146,9 +146,8 @@ def test_all_models_have_the_same_targets(tiny):
     found = []
     for model in ("SASRecPlus", "BPR"):
         _, parts = by_time(tiny, model, item_inter_num_interval="[3,inf)")
-        of_model = [zip(*(part.inter_feat[field].tolist() for field in ("user_id", "item_id"))) for part in parts[1:]]
-        tokens = [parts[0].field2id_token[field] for field in ("user_id", "item_id")]
-        found.append([sorted((tokens[0][user], tokens[1][item]) for user, item in pairs) for pairs in of_model])
+        pairs = [[part.field2id_token[f][part.inter_feat[f].numpy()] for f in ("user_id", "item_id")] for part in parts]
+        found.append([sorted(map(tuple, np.stack(of_part, axis=1).tolist())) for of_part in pairs[1:]])
     assert found[0] == found[1] and all(found[0])
 
 
