@@ -110,7 +110,7 @@ def cuts_in_time(times: np.ndarray, shares: Sequence[float]) -> np.ndarray:
     return cuts
 
 
-def check_sizes(sizes: Sequence[int], shares: Sequence[float], why: str) -> None:
+def check_sizes(sizes: np.ndarray, shares: Sequence[float], why: str) -> None:
     """Raise an `InputError` where a part with a share of the rows has none, with what is behind it."""
     for name, size, share in zip(("training", "validation", "test"), sizes, shares, strict=True):
         if share and not size:

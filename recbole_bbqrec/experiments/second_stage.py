@@ -159,8 +159,8 @@ class _Material:
             more = Config(config_dict={**given, "candidate_similarity": [*signals, POPULARITY]})
             stage = socket.build(more, train).to(config["device"])
             stage.features = (*stage.features, HELD)
-        fitted, *given = rows_to_fit(valid)
-        self._rows = [part.to(config["device"]) for part in given]
+        fitted, *asked = rows_to_fit(valid)
+        self._rows = [part.to(config["device"]) for part in asked]
         of_fitted = chosen(stage, self._rows[0], self._rows[1])
         self._chosen = fitted[of_fitted.cpu().numpy()]
         self.alone = self._rank()
