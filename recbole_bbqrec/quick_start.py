@@ -284,7 +284,7 @@ def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memo
     """What a run has come to, as plain data, see `execute`; `ranks` are by split."""
     trainer, model = trained.trainer, trained.trainer.model
     done, best = trainer.state.epochs_done, trainer.state.best_epoch
-    everybody = trained.loaders[1]._dataset
+    data, everybody = trained.dataset, trained.loaders[1]._dataset
     drawn = {
         split: int(everybody.inter_feat[everybody.uid_field].unique().numel())
         for split, rank in ranks.items()
@@ -306,6 +306,7 @@ def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memo
         "peak_memory_mib": memory.mib,
         "peak_memory_is_bound": not memory.is_own,
         "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        **({"behaviour": "order" if data.is_ordered else "sets"} if data.tokenizer_file else {}),
         "run_dir": str(trainer.folder.path),
         **({"processes": distributed.world()} if distributed.world() > 1 else {}),
         "settings": plain_settings(config),

@@ -37,6 +37,7 @@ class MultiModalSequentialDataset(LoadedDataset):
     train_sequences : training part of every user's sequence, once built.
     feature_files : where the features of each modality are kept, with what their encoder has learned.
     tokenizer_file : where the tokenizer that gave the codes is kept.
+    is_ordered : whether the order of a user's rows says something. The tokenizer reads it then.
     n_cold : number of items that training does not know (`cold_items`), the last ones by id. Once built, the training
         part has the catalogue without them; RecBole's rows stay whole, as they say what users had seen.
     seconds : what `features` and `tokenizer` took when they were made; none where that is not known.
@@ -45,7 +46,7 @@ class MultiModalSequentialDataset(LoadedDataset):
     catalogue: Catalogue
     train_sequences: Sequences | None = None
     tokenizer_file: Path | None = None
-    n_cold = 0
+    is_ordered, n_cold = True, 0
 
     def __init__(self, config: Any) -> None:
         for key in ("save_dataset", "save_dataloaders"):
@@ -87,7 +88,8 @@ class MultiModalSequentialDataset(LoadedDataset):
             sequences = sequences.only(sequences.items < len(catalogue.tokens))
         if self._needs_codes:
             with distributed.main_first():
-                ids, self.tokenizer_file, seconds = fit_semantic_ids(self.config, catalogue, sequences, self.cache_dir)
+                given = self.config, catalogue, sequences, self.cache_dir, self.is_ordered
+                ids, self.tokenizer_file, seconds = fit_semantic_ids(*given)
             distributed.broadcast((ids.codes, ids.vectors))  # the same, though another machine had to learn them again
             catalogue = replace(catalogue, semantic_ids=ids)
             self.seconds |= seconds

@@ -28,16 +28,17 @@ Features = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 
 
 def fit_semantic_ids(
-    config: Any, catalogue: Catalogue, sequences: Sequences, cache_dir: Path
+    config: Any, catalogue: Catalogue, sequences: Sequences, cache_dir: Path, in_order: bool = True
 ) -> tuple[SemanticIds, Path, dict[str, float]]:
     """Learn the item tokenizer on the training sequences, or read it from the cache.
 
     The tokenizer sees items in the order of their tokens and users in the order of theirs, so its result depends on
-    neither RecBole's numbering nor on anything outside the training split. Returned are the IDs by item id, the
+    neither RecBole's numbering nor on anything outside the training split; where sequences are not `in_order`, neither
+    does it on the order of their items in time. Returned are the IDs by item id, the
     tokenizer's file, and the seconds that the `tokenizer` and its `report card` took when they were made.
     """
     place, features, by_token = _by_token(catalogue, sequences)
-    fitted, path = _cached_tokenizer(config, features, by_token, len(place), cache_dir)
+    fitted, path = _cached_tokenizer(config, features, by_token, len(place), cache_dir, in_order)
     measured = _report(fitted, features, by_token, path) if config["report_card"] else 0.0
     seconds = {"tokenizer": fitted.seconds_, "report card": measured}
     names, size = list(fitted.signals_), fitted.codebooks_.shape[1]
@@ -76,13 +77,15 @@ def _by_token(catalogue: Catalogue, sequences: Sequences) -> tuple[torch.Tensor,
 
 
 def _cached_tokenizer(
-    config: Any, features: Features, sequences: Sequences, n_items: int, cache_dir: Path
+    config: Any, features: Features, sequences: Sequences, n_items: int, cache_dir: Path, in_order: bool
 ) -> tuple[ItemTokenizer, Path]:
     name, logger = config["tokenizer"], logging.getLogger()
     kind, given = TOKENIZERS[name], config.final_config_dict
     names = inspect.signature(kind).parameters
     settings = {name: given[PREFIX + name] for name in names if PREFIX + name in given}
     settings |= {"seed": config["seed"], "device": str(config["device"])}
+    if not in_order:
+        settings["in_order"] = False
     source = storage.source_fingerprint(kind.__module__)
     key = storage.fingerprint(
         name, settings, *features, sequences.offsets, sequences.items, n_items, source, torch.__version__

@@ -71,7 +71,7 @@ def training_sequences(train: Any) -> Sequences:
     Users are in the order of their tokens, not of RecBole's ids: nothing depends on rows outside the training split.
     Rows that RecBole has made continue one another, and so do plain interactions. Rows that came with histories of
     their own are joined where they do, see `_joined`; all positions of a sequence are targets, as in unsplit data.
-    Where rows are interactions without an order, those of a user are in the order of the items' tokens.
+    Where rows are interactions without an order, those of a user are in a random one, drawn with the run's seed.
     """
     rows = train.inter_feat
     users = rows[train.uid_field].numpy()
@@ -79,6 +79,9 @@ def training_sequences(train: Any) -> Sequences:
     if train.rows_are_interactions:
         items = rows[train.iid_field].numpy()
         order = np.lexsort((train.places_of(items), owners))
+        if not train.is_ordered:  # neighbours are any two items then
+            drawn = np.random.default_rng(train.config["seed"]).random(len(order))
+            order = order[np.lexsort((drawn, owners[order]))]
         return Sequences(np.r_[0, np.flatnonzero(np.diff(owners[order])) + 1, len(order)], items[order])
     order = np.argsort(owners, kind="stable")  # of rows; within a user they are in the order of time
     targets, users = rows[train.iid_field].numpy()[order], users[order]

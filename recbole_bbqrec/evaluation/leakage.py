@@ -22,21 +22,25 @@ def check_leakage(dataset: Any, train: Any, valid: Any, test: Any) -> dict[str, 
     Every user's sequence by time is his training part, then his validation and then his test target; training rows and
     `train_sequences` hold nothing else, the latter none of the items that are held out of training (`cold_items`); the
     items masked for a target are exactly those before it. Of a split by time over all users, every row
-    is later than all of the parts before. Where that is not so an `InputError` names the first user.
-    `dataset` is RecBole's before its split, the others are loaders of its parts.
+    is later than all of the parts before. Where that is not so an `InputError` names the first user. `dataset` is
+    RecBole's before its split, the others are loaders of its parts.
 
     Where the files were split already, what comes first is theirs to say: training sequences must hold the steps of the
-    training rows and no others, masks what stands in earlier files and in the row's own history.
+    training rows and no others, masks what stands in earlier files and in the row's own history. Where rows are
+    interactions, they are those of `dataset`, each in one part, and by time where they are split by time.
     """
     parts = [loader._dataset for loader in (train, valid, test)]
-    if dataset.config["benchmark_filename"] is not None:
+    by_files = dataset.config["benchmark_filename"] is not None
+    if not by_files and shares_of_time(dataset.config["eval_args"]) is not None:
+        _check_over_all_users(parts)
+    if dataset.rows_are_interactions:
+        return {"leakage_check": _check_interactions(dataset, parts)}
+    if by_files:
         return {"leakage_check": _check_files(parts)}
     (users, targets, times), (split_users, split_targets, split_times) = _rows(dataset), _rows(*parts)
     if len(users) != len(split_users):
         raise InputError(f"leakage check: found {len(split_users)} rows in the split, expected {len(users)}")
     sizes = [len(part.inter_feat) for part in parts]
-    if shares_of_time(dataset.config["eval_args"]) is not None:
-        _check_over_all_users(parts)
     by_time = np.lexsort((times, users))
     by_phase = np.lexsort((split_times, np.repeat(np.arange(3), sizes), split_users))
     users, targets = users[by_time], targets[by_time]
@@ -68,6 +72,48 @@ def _check_over_all_users(parts: list[Any]) -> None:
     for at in (1, 2):
         early = times[at] <= np.concatenate(times[:at]).max(initial=-np.inf)
         _refuse(parts[at], users[at][early], "a row that is not later than all rows of earlier parts")
+
+
+def _check_interactions(dataset: Any, parts: list[Any]) -> str:
+    rows, split_rows = _rows(dataset), _rows(*parts)
+    phase = np.repeat(np.arange(len(parts)), [len(part.inter_feat) for part in parts])
+    (users, items, _), (owners, found, _) = (
+        [column[np.lexsort(columns)] for column in columns] for columns in (rows, split_rows)
+    )
+    if not (np.array_equal(users, owners) and np.array_equal(items, found)):
+        raise InputError("leakage check: the parts of the split do not have every interaction once")
+    says = ", in random order: what is held out may be older than what is trained on"
+    if dataset.config["benchmark_filename"] is not None:
+        says = ", the files were split already"
+    elif dataset.config["eval_args"]["order"] == "TO" or shares_of_time(dataset.config["eval_args"]) is not None:
+        says, (users, _, times) = "", split_rows
+        by_phase = np.lexsort((times, phase, users))
+        later = (np.diff(users[by_phase]) == 0) & (np.diff(times[by_phase]) < 0)
+        _refuse(dataset, users[by_phase][1:][later], "a held-out item that is not behind all training items in time")
+    train = parts[0]
+    users, items, _ = _rows(train)
+    learned = train.train_sequences
+    places = token_places(train, train.uid_field)
+    owners = np.unique(users)[np.argsort(places[np.unique(users)])]  # of the sequences
+    trained = np.repeat(owners, np.diff(learned.offsets)) if len(owners) == len(learned) else np.zeros(0, np.int64)
+    same = len(trained) == len(learned.items)
+    if not same or not _same_pairs((users, items), (trained, learned.items), train.item_num):
+        raise InputError("leakage check: the training sequences are not the training rows of the users")
+    for at in (1, 2):
+        users, targets, _ = _rows(parts[at])
+        before = np.unique(np.concatenate([of[0] * train.item_num + of[1] for of in map(_rows, parts[:at])]))
+        before = np.setdiff1d(before, users * train.item_num + targets)
+        masked = seen_before(parts[at], parts[:at]).tocoo()
+        pairs = np.unique(users[masked.row] * train.item_num + masked.col)
+        expected = before[np.isin(before // train.item_num, users)]
+        wrong = np.setxor1d(pairs, expected) // train.item_num
+        _refuse(parts[at], wrong, "masked items that are not those of earlier parts")
+    return f"passed{says}"
+
+
+def _same_pairs(one: tuple[np.ndarray, ...], other: tuple[np.ndarray, ...], n_items: int) -> bool:
+    first, second = (np.sort(users * n_items + items) for users, items in (one, other))
+    return np.array_equal(first, second)
 
 
 def _check_files(parts: list[Any]) -> str:

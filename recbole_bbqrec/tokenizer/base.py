@@ -66,6 +66,7 @@ class ItemTokenizer(abc.ABC):
     levels, codebook_size : L codes for each signal, K codes per codebook. K shrinks where there are fewer than K items.
     seed : source of every random draw; same inputs and seed give the same codes on one machine.
     device, progress : where to compute, and whether to show a bar.
+    in_order : whether the order of a sequence says something. Otherwise it is a set of items of one user.
 
     Attributes
     ----------
@@ -88,7 +89,13 @@ class ItemTokenizer(abc.ABC):
     seed: int = 0
     device: str = "cpu"
     progress: bool = True
+    in_order: bool = True
     _id_map = None  # what predicts the ID signal of new items, where there is one
+
+    @property
+    def behaviour(self) -> str:
+        """What of the sequences is learned from: their `order`, or the `sets` of items that users have."""
+        return "order" if self.in_order else "sets"
 
     def get_params(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

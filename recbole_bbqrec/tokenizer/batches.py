@@ -19,10 +19,16 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 class Windows:
     """Windows of flat sequences in which every item but a sequence's first is a target once.
 
-    A window shows at most `length` items; its last target comes one later.
+    A window shows at most `length` items; its last target comes one later. Where sequences are not `in_order`, every
+    epoch has their items in another random one, each item of a user once: targets are other items of the same user.
     """
 
-    def __init__(self, offsets: np.ndarray, items: np.ndarray, length: int) -> None:
+    def __init__(self, offsets: np.ndarray, items: np.ndarray, length: int, in_order: bool = True) -> None:
+        self.owner = None
+        if not in_order:
+            owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+            self.owner, items = np.unique(np.c_[owner, items], axis=0).T.copy()
+            offsets = np.searchsorted(self.owner, np.arange(len(offsets)))
         n_targets = np.maximum(np.diff(offsets) - 1, 0)
         n_windows = -(-n_targets // length)
         sequence = np.repeat(np.arange(len(n_targets)), n_windows)
@@ -40,6 +46,9 @@ class Windows:
         if not len(self.start):
             yield torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, 1, dtype=torch.bool)
             return
+        if self.owner is not None:
+            drawn = torch.rand(len(self.items), generator=generator, dtype=torch.float64).numpy()
+            self.items = self.items[torch.from_numpy(np.lexsort((drawn, self.owner)))]
         order = torch.randperm(len(self.start), generator=generator).numpy()
         chunk = (np.cumsum(self.size[order]) - 1) // (batch_size * SORT_CHUNK)
         order = order[np.lexsort((self.size[order], chunk))]

@@ -74,7 +74,7 @@ class BehaviorBindTokenizer(ItemTokenizer):
         return BehaviorBind(widths, n_items if self.use_id else 0, quantizer, self.mode)
 
     def _train(self, catalogue: Catalogue, sequences: Flat, generator: torch.Generator) -> dict[str, list[float]]:
-        windows = Windows(*sequences, MAX_LENGTH)
+        windows = Windows(*sequences, MAX_LENGTH, self.in_order)
         n_steps = max(self.epochs * -(-windows.n_targets // BATCH_SIZE), self.min_steps, 1)
         weights = {
             "reconstruction": RECONSTRUCTION_WEIGHT,

@@ -75,14 +75,15 @@ def report_card(
 
     Returns
     -------
-    The card as plain data: `codes`, `collisions`, `quantisation_error`, `disentanglement`, `agreement`, `neighbors`,
-    `losses`, `cost`, `rqvae` and `warnings`; docs/semantic-ids.md says how to read it. A part that does not apply holds
-    the reason under `skipped`.
+    The card as plain data: `behaviour` (see `ItemTokenizer.behaviour`), `codes`, `collisions`, `quantisation_error`,
+    `disentanglement`, `agreement`, `neighbors`, `losses`, `cost`, `rqvae` and `warnings`; docs/semantic-ids.md says how
+    to read it. A part that does not apply holds the reason under `skipped`.
     """
     started, memory = time.perf_counter(), PeakMemory()
     given = features, present, flat_sequences(sequences, len(fitted.codes_))
     card = {
         "tokenizer": fitted.name,
+        "behaviour": fitted.behaviour,
         "parameters": fitted.get_params(),
         "items": len(fitted.codes_),
         "codebook_size": fitted.codebooks_.shape[1],
@@ -146,7 +147,8 @@ def report_card_table(card: Mapping[str, Any]) -> str:
     k = card["neighbors"]["k"]
     tables.append(_table(rows, "space", f"overlap@{k} with co-occurrence", f"overlap@{k} with features"))
     rows = [[signal, f"{value['share']:.3f}", f"{value['chance']:.3f}"] for signal, value in card["agreement"].items()]
-    tables.append(_table(rows, "signal", "first code shared by neighbours in sequences", "chance"))
+    neighbours = "neighbours in sequences" if card.get("behaviour", "order") == "order" else "two items of a user"
+    tables.append(_table(rows, "signal", f"first code shared by {neighbours}", "chance"))
     title = f"{card['tokenizer']} tokenizer: {card['items']} items, {card['codebook_size']} codes a codebook"
     cost, grown = f"fit: {card['cost']['seconds']:.1f} s", card["cost"]["peak_memory_mib"]
     cost += f", memory grew by {grown:.0f} MiB" if grown is not None else ""
