@@ -100,7 +100,9 @@ def fit_boosted(
     )
     if not gains(before, after):
         return f"{words}: left out", False
-    of_all = fit_trees(examples, np.ones(len(examples.fold), bool), stage.features, n_trees, seed)
+    learned = sampled(examples, np.ones(len(examples.fold), bool), seed)
+    del examples  # of which trees learn a small part
+    of_all = Trees.fit(*learned, stage.features, n_trees, seed)
     stage.trees = torch.nn.ModuleList([*(trees.first(n_trees) for trees in found.trees), of_all])
     stage.folds.fitted = stage.folds.hashes(histories[rows]).unique()
     return words, True
@@ -210,7 +212,13 @@ def cross_fit(examples: Examples, features: Sequence[Feature], seed: int, progre
 
 
 def fit_trees(examples: Examples, of: np.ndarray, features: Sequence[Feature], n_trees: int, seed: int) -> Trees:
-    """Fit trees on the histories `of` [H], on each one's target and `SAMPLED` of its other candidates."""
+    """Fit trees on the histories `of` [H], see `sampled`."""
+    return Trees.fit(*sampled(examples, of, seed), features, n_trees, seed)
+
+
+def sampled(examples: Examples, of: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features [m, F] of each target of the histories `of` [H] and of `SAMPLED` of its other candidates, and which is
+    which [m]."""
     rows = np.flatnonzero(of[examples.history])
     history, is_target = examples.history[rows], examples.is_target[rows]
     # What is drawn must not depend on the histories that are judged either.
@@ -218,4 +226,4 @@ def fit_trees(examples: Examples, of: np.ndarray, features: Sequence[Feature], n
     order = np.lexsort((draw, history))  # of each history the target first, then the others at random
     place = np.arange(len(rows)) - np.searchsorted(history, history)
     kept = np.sort(rows[order[place <= SAMPLED]])
-    return Trees.fit(examples.features[kept], examples.is_target[kept], features, n_trees, seed)
+    return examples.features[kept], examples.is_target[kept]
