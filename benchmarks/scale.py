@@ -51,7 +51,7 @@ SETTINGS = {
     "valid_users": 20_000,
 }
 """Of a run at scale; keys that this version does not know are left out."""
-STAGES = ("read", "features", "split", "tokenizer", "train", "rank", "second stage", "rest")
+STAGES = ("read", "features", "split", "tokenizer", "train", "rank", "second stage", "bundle", "rest")
 LARGER = (100e6, 1e9)
 CLUSTER = 50  # items that share their words
 TASTES = 3  # clusters of a user
@@ -171,6 +171,7 @@ def measure(folder: Path, arguments: argparse.Namespace, more: dict[str, Any]) -
         "train": (ProtocolTrainer, "_train_epoch"),
         "rank": (ProtocolTrainer, "rank"),
         "second stage": (ProtocolTrainer, "_fit_second_stage"),
+        "bundle": (quick_start, "try_bundle"),
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))

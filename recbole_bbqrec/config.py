@@ -19,6 +19,7 @@ from .data.cold_items import check_cold_items
 from .data.dataloader import check_negatives
 from .data.presplit import EXAMPLE, check_files
 from .data.selected_features import load_selected_features
+from .data.splitting import check_split_by_time
 from .errors import InputError, MissingDataSetError, RefusedKeyError
 from .evaluation.candidates import check_mode
 from .evaluation.labels import LABEL_METRICS, check_labels, of_rankings
@@ -256,8 +257,14 @@ def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def completed(given: Mapping[str, Any], internal: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run gives, each value in the type of its key, and of `MERGED` the other parts from `internal`."""
+    """Return what a run gives, each value in the type of its key, and of `MERGED` the other parts from `internal`.
+
+    A split by time is over all users unless it is given `group_by: user`.
+    """
     values = {key: checked(key, value, internal.get(key)) for key, value in given.items()}
+    evaluation = values.get("eval_args")
+    if evaluation and isinstance(split := evaluation.get("split"), dict) and "TS" in split:
+        values["eval_args"] = {"group_by": "none", **evaluation}
     return {key: value for key, value in layered(internal, values).items() if key in values}
 
 
@@ -316,6 +323,7 @@ def check_protocol(final: dict[str, Any]) -> None:
                 "files; drop the key, features and codes are cached by fingerprint already"
             )
     _check_eval_args(final["eval_args"], final.get(schema.KIND) in schema.INTERACTIONS)
+    check_split_by_time(final)
     names, cut_offs = (final[key] if isinstance(final[key], list) else [final[key]] for key in ("metrics", "topk"))
     names = [str(name).lower() for name in names]
     of_labels = [name for name in names if name in LABEL_METRICS and "labeled" in str(final["eval_args"].get("mode"))]

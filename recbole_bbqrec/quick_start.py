@@ -31,7 +31,7 @@ from .preparation.image_download import addresses_of, fetch_images
 from .preparation.public import describe
 from .second_stage import socket
 from .serving.folder import BUNDLE, runs_of
-from .serving.saving import keep_bundle
+from .serving.saving import try_bundle, write_bundle
 from .settings import plain_settings, public_source, settings_to_load
 from .tokenizer.memory import PeakMemory
 from .training import checkpoint
@@ -138,8 +138,12 @@ def execute(
         if "valid" in judged_parts(ordinary):
             first = train(ordinary, **watch)
             decided = first.trainer.decide()
+            run_dir = first.trainer.folder.path
             if distributed.is_main():
-                keep_bundle(first.trainer.folder.path, ordinary, first.dataset)
+                write_bundle(run_dir, ordinary, first.dataset)
+            del first
+            if distributed.is_main():
+                try_bundle(run_dir, ordinary)
             logger.info(f"validation has decided ({decided.epochs} epochs); now training on all interactions")
             watch = {}
     trained = train(config, **watch, decided=decided)
@@ -165,9 +169,13 @@ def execute(
             storage.write_json(config["result_file"], record)
         if config["ranks_file"]:
             write_ranks(config["ranks_file"], ranks, dict(zip(("valid", "test"), datasets[1:], strict=True)))
-        serves = keep_bundle(trainer.folder.path, config, trained.dataset)
+        write_bundle(trainer.folder.path, config, trained.dataset)
+    run_dir = trainer.folder.path
+    del trained, trainer, loaders, datasets  # what is tried loads as much once more
+    if distributed.is_main():
+        serves = try_bundle(run_dir, config)
         print("\n" + report.result_table(record))
-        print(report.next_steps(trainer.folder.path, serves))
+        print(report.next_steps(run_dir, serves))
     distributed.barrier()
     return record, ranks
 

@@ -31,7 +31,7 @@ _READY = schema.Allowed(
 # fmt: off
 KEYS: dict[str, Key] = {
     # Protocol
-    "eval_args": Key(dict, "split, order and mode of the evaluation; leave-one-out, and all items are ranked unless mode is uni100 or pop100, see docs/metrics.md; order RO for models of users and items", used=schema.FILTERED, parts=("split", "group_by", "order", "mode")),
+    "eval_args": Key(dict, "split, order and mode of the evaluation, see docs/leaderboard.md; leave-one-out, and all items are ranked unless mode is uni100 or pop100, see docs/metrics.md; order RO for models of users and items", used=schema.FILTERED, parts=("split", "group_by", "order", "mode")),
     "repeatable": Key(bool, "RecBole's flag for sequential models; seen items are masked by our ranker"),
     "metrics": Key(list, f"of {', '.join(schema.METRICS)}, see docs/metrics.md, and AUC, LogLoss, see docs/context.md; a trained model is judged by others without training", form=schema.parts_of),
     "topk": Key(list, "cut-offs of the metrics; a trained model is judged at others without training", schema.CUT_OFFS, form=schema.whole_parts_of),

@@ -36,12 +36,23 @@ def save(path: str | os.PathLike, kind: str, tensors: Mapping[str, torch.Tensor]
     """
     # One entry: safetensors writes several in an order of its own, and equal content should give equal files.
     metadata = {_KEY: json.dumps({"kind": kind, "format": FORMAT, "header": header}, sort_keys=True)}
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    plain = _apart({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     with replacing(path) as temporary:
         try:
             save_file(plain, temporary, metadata=metadata)
         except SafetensorError as error:  # a full disk, among others
             raise OSError(f"{path}: {error}") from error
+
+
+def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors, with a copy of those that share memory with one before them: safetensors refuses these."""
+    met: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if memory in met else tensor
+        met.add(memory)
+    return found
 
 
 def load(path: str | os.PathLike, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -1,8 +1,10 @@
+import gc
 import json
 import re
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -365,3 +367,24 @@ def test_a_checkpoint_dir_that_cannot_be_written_is_said_at_once(tiny, tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"checkpoint_dir: .*file cannot be written \(File exists\)"):
         quick_start.run(config_dict=settings(tiny, checkpoint_dir=str(tmp_path / "file")))
+
+
+@pytest.mark.parametrize("changes", [{}, {"train_on": "all"}])
+def test_a_bundle_is_tried_once_the_run_is_let_go(tiny, tmp_path, monkeypatch, changes):
+    """Else all of a large catalogue would be held twice."""
+    held, tried = [], []
+
+    def inspect(dataset, train, valid, test):
+        held.extend(weakref.ref(part) for part in (dataset, train._dataset, valid._dataset, test._dataset))
+        return {}
+
+    def try_bundle(run_dir, config):
+        gc.collect()
+        tried.append([part() for part in held])
+
+    monkeypatch.setattr(quick_start, "try_bundle", try_bundle)
+    given = settings(tiny, "SASRecPlusFT", epochs=1, checkpoint_dir=str(tmp_path), **changes)
+    quick_start.execute(
+        config_dict=given, inspect=inspect, after_epoch=lambda trainer: held.append(weakref.ref(trainer))
+    )
+    assert len(held) == 5 and tried and all(found == [None] * 5 for found in tried)

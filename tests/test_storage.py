@@ -22,6 +22,14 @@ def test_round_trip(tmp_path):
     assert os.listdir(tmp_path / "new") == ["x.safetensors"]
 
 
+def test_tensors_may_share_their_memory(tmp_path):
+    whole = torch.arange(6.0)
+    tensors = {"a": whole, "b": whole[2:5], "c": whole.view(2, 3), "d": whole[:0], "e": torch.zeros(0)}
+    storage.save(tmp_path / "x", "thing", tensors, {})
+    loaded, _ = storage.load(tmp_path / "x", "thing")
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+
+
 def test_equal_content_gives_equal_files(tmp_path):
     tensors = {name: torch.arange(3) for name in "abcdef"}
     for name in ("x", "y"):

@@ -17,6 +17,7 @@ from .parser import STUDY, command, names, option
     option("--metrics", type=names, default=[], help="further metrics to show: MAP,GiniIndex, or at 5 MAP@5"),
     option("--group_metrics", type=names, default=[], help="show groups of targets: popularity, length, cold"),
     option("--mode", default="full", help="rows ranked among sampled items, such as uni100 (default: full)"),
+    option("--split", default="", help="of runs that were not split by leave-one-out, as their page is named: TS, RS"),
     note="Records are made by run_recbole_bbqrec.py --model=A,B --dataset=X,Y --seeds=5, see there.",
 )
 def _leaderboard(given: argparse.Namespace) -> None:
@@ -24,7 +25,7 @@ def _leaderboard(given: argparse.Namespace) -> None:
 
     rows = given.models, given.keys, given.against
     more = {"metrics": tables.named(given.metrics), "groups": tables.grouped(given.group_metrics), "mode": given.mode}
-    print(leaderboard_page.write(given.dataset, given.results, given.final, *rows, **more))
+    print(leaderboard_page.write(given.dataset, given.results, given.final, *rows, of_split=given.split, **more))
 
 
 @command(

@@ -124,7 +124,10 @@ class LoadedDataset(CodedDataset):
         return self._parts(splitting.by_ratio(self.inter_feat[group_by].numpy(), len(ratios), cut))
 
     def time_based_split(self, ratios: list[float], group_by: str) -> list[Any]:
-        """As RecBole's, without a table for every user."""
+        """As RecBole's, without a table for every user; or by time over all users."""
+        if self.time_cuts is not None:
+            times = self.inter_feat[self.time_field].numpy()
+            return self._parts(splitting.over_all_users(times, self.time_cuts))
         users, times = (self.inter_feat[field].numpy() for field in (group_by, self.time_field))
         return self._parts(splitting.by_time(users, times, [ratio / sum(ratios) for ratio in ratios]))
 

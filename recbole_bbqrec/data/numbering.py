@@ -14,6 +14,7 @@ from recbole.data.dataset import SequentialDataset
 from recbole.utils import FeatureType
 
 from ..errors import InputError
+from .splitting import check_sizes, cuts_in_time, part_of, shares_of_time
 
 
 def numbered(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
@@ -60,7 +61,17 @@ class TokenIds(Mapping[str, int]):
 
 
 class CodedDataset(SequentialDataset):
-    """RecBole's `SequentialDataset` over columns of coded tokens."""
+    """RecBole's `SequentialDataset` over columns of coded tokens.
+
+    Attributes
+    ----------
+    part_sizes : rows [3] of training, validation and test, of a split by time over all users; none of any other. What
+        is filtered by its number of interactions is then counted in training alone.
+    time_cuts : the times at which validation and test begin then, in the form that RecBole gives to times.
+    """
+
+    part_sizes: np.ndarray | None = None
+    time_cuts: np.ndarray | None = None
 
     def _remap(self, remap_list: list[Any]) -> None:
         if not remap_list or any(kind != FeatureType.TOKEN for _, _, kind in remap_list):
@@ -98,6 +109,12 @@ class CodedDataset(SequentialDataset):
             self.inter_feat[self.time_field] = np.unique(times, return_inverse=True)[1].astype(np.float64)
             self.logger.info(f"{self.time_field}: replaced by its rank, float32 would merge different times")
 
+    def _change_feat_format(self) -> None:
+        if self.part_sizes is not None:
+            times = np.sort(self.inter_feat[self.time_field].to_numpy()).astype(np.float32)
+            self.time_cuts = np.r_[times, np.inf][np.cumsum(self.part_sizes[:-1])]
+        super()._change_feat_format()
+
     def _parse_intervals_str(self, intervals_str: Any) -> Any:
         # RecBole warns of what it cannot read and filters by something else.
         parts = [] if intervals_str is None else str(intervals_str).split(";")
@@ -117,27 +134,31 @@ class CodedDataset(SequentialDataset):
         super()._reset_index()
 
     def _filter_by_inter_num(self) -> None:
-        """Take out users and items with too few or too many rows until none is left, all of them at a time."""
+        """Take out users and items with too few or too many rows until none is left, all of them at a time.
+
+        Of a split by time over all users, rows of training count; what it does not know leaves the other parts.
+        """
         keys = {"user_inter_num_interval": self.uid_field, "item_inter_num_interval": self.iid_field}
         asked = {field: self._parse_intervals_str(self.config[key]) for key, field in keys.items()}
-        if not any(asked.values()):
+        shares = shares_of_time(self.config["eval_args"])
+        if not any(asked.values()) and shares is None:
             return
-        kept = np.ones(len(self.inter_feat), bool)
+        part = np.zeros(len(self.inter_feat), np.int8)  # of which the first is counted
+        if shares is not None:
+            times = self.inter_feat[self.time_field].to_numpy()
+            part = part_of(times, cuts_in_time(times, shares))
         ids, tokens = {}, {}
         for field, intervals in asked.items():
-            if intervals:
+            if intervals or shares is not None:
                 ids[field], tokens[field] = numbered(self.inter_feat[field])
-                if len(intervals) > 1:
+                if len(intervals or ()) > 1:
                     self.logger.warning(f"{field}: {len(intervals)} intervals of the number of interactions are given")
-        banned = {field: np.zeros(len(known), bool) for field, known in tokens.items()}
-        while True:
-            counts = {field: np.bincount(ids[field][kept], minlength=len(tokens[field])) for field in ids}
-            new = {field: (n > 0) & ~self._within_intervals(n, asked[field]) for field, n in counts.items()}
-            if not any(found.any() for found in new.values()):
-                break
-            for field, found in new.items():
-                banned[field] |= found
-                kept &= ~found[ids[field]]
+        kept, counts, banned = self._within(part == 0, ids, asked)
+        if shares is not None:
+            kept |= self._known_later(part > 0, ids, counts)
+            self.part_sizes = np.bincount(part[kept], minlength=len(shares))
+            check_sizes(self.part_sizes, shares, "training knows no user with an item of the others")
+            banned = {field: n == 0 for field, n in counts.items()}
         self.inter_feat = self.inter_feat[kept]
         for name, field in (("user_feat", self.uid_field), ("item_feat", self.iid_field)):
             feat = getattr(self, name)
@@ -145,5 +166,35 @@ class CodedDataset(SequentialDataset):
                 continue
             at = pd.Index(tokens[field]).get_indexer(feat[field])
             n = np.r_[counts[field], 0][at]  # what has no row is the last one
-            too_few = n < asked[field][0][1]
-            setattr(self, name, feat[~(too_few | np.r_[banned[field], False][at])])
+            too_few = n < (asked[field][0][1] if asked[field] else 0)
+            unknown = np.r_[banned[field], shares is not None][at]
+            setattr(self, name, feat[~(too_few | unknown)])
+
+    def _within(
+        self, counted: np.ndarray, ids: dict[str, np.ndarray], asked: dict[str, Any]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Of the rows `counted` [R], which are kept [R]; by field how many each id has then, and whether it was taken
+        out."""
+        kept, sizes = counted.copy(), {field: int(of.max(initial=-1)) + 1 for field, of in ids.items()}
+        banned = {field: np.zeros(size, bool) for field, size in sizes.items()}
+        while True:
+            counts = {field: np.bincount(ids[field][kept], minlength=size) for field, size in sizes.items()}
+            new = {
+                field: (n > 0) & ~self._within_intervals(n, asked[field]) for field, n in counts.items() if asked[field]
+            }
+            if not any(found.any() for found in new.values()):
+                return kept, counts, banned
+            for field, found in new.items():
+                banned[field] |= found
+                kept &= ~found[ids[field]]
+
+    def _known_later(self, later: np.ndarray, ids: dict[str, np.ndarray], counts: dict[str, np.ndarray]) -> np.ndarray:
+        """Which rows [R] of those `later` than training have a user and an item that it knows; the log has the rest."""
+        known = {field: counts[field][of] > 0 for field, of in ids.items()}
+        kept = later & np.logical_and.reduce([*known.values()])
+        left_out = [f"{len(np.unique(ids[field][later & ~of]))} of {field}" for field, of in known.items()]
+        self.logger.info(
+            f"split by time over all users: {later.sum() - kept.sum()} of {later.sum()} rows after training are left "
+            f"out, with tokens that training does not know: {', '.join(left_out)}"
+        )
+        return kept

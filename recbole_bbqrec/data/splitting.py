@@ -1,12 +1,14 @@
-"""RecBole's splits of rows by user as arrays: which rows go into which part, in the order in which RecBole puts them.
+"""Splits as arrays: RecBole's of the rows of each user, in the order in which RecBole puts them; and by time over all.
 
 Shapes: R rows in order of time, P parts. Of a user, earlier parts have the earlier rows.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from ..errors import InputError
 
 LEAVE_ONE_OUT = {"valid_and_test": (1, 2), "valid_only": (1,), "test_only": (2,)}
 """Which parts get one row of each user, from the last one backwards; the others but the first get none."""
@@ -69,3 +71,58 @@ def by_time(users: np.ndarray, times: np.ndarray, ratios: Sequence[float]) -> li
     train, valid = by_ratio(users[early], 2, lambda size: [int(size * (ratios[0] / (1 - ratios[2])))])
     test = grouped(users).rows
     return [early[train], early[valid], test[is_test[test]]]
+
+
+def shares_of_time(eval_args: Mapping[str, Any]) -> list[float] | None:
+    """Return the shares of training, validation and test where the split is by time over all users, else none.
+
+    `TS` with `group_by: user` is RecBole's: its test begins at a point in time, and validation is of each user.
+    """
+    shares, group_by = (eval_args.get("split") or {}).get("TS"), eval_args.get("group_by")
+    if shares is None or str(group_by).lower() == "user":
+        return None
+    return [share / sum(shares) for share in shares]
+
+
+def check_split_by_time(run: Mapping[str, Any]) -> None:
+    """Raise an `InputError` where a run's settings ask for a split by time over all users that it cannot have."""
+    if shares_of_time(run["eval_args"]) is None or run.get("benchmark_filename"):
+        return
+    found = f"eval_args: found split {run['eval_args']['split']}"
+    if run["TIME_FIELD"] is None:
+        raise InputError(f"{found} without TIME_FIELD, a column of times; name it, or take {{'RS': [0.8, 0.1, 0.1]}}")
+    if run.get("train_on") == "all":
+        why = "users and items that its training part does not know would be left out of a training on everything"
+        raise InputError(f"train_on: found 'all' with a split by time over all users; {why}; split by LS for it")
+
+
+def cuts_in_time(times: np.ndarray, shares: Sequence[float]) -> np.ndarray:
+    """Return the points in time [P - 1] at which the later parts begin, at the `shares` [P] of the rows.
+
+    A part has the rows from its beginning on: those of equal times [R], in any order, stay together, in the later part.
+    Infinity is the beginning of what has no share; a part that has one and gets no row is an `InputError`.
+    """
+    ordered = np.sort(times)
+    places = np.rint(np.cumsum(shares[:-1]) * len(times)).astype(np.int64)
+    cuts = np.r_[ordered, np.inf][places]
+    sizes = np.diff(np.r_[0, np.searchsorted(ordered, cuts), len(ordered)])
+    check_sizes(sizes, shares, f"{len(np.unique(times))} different times, and rows of one time stay together")
+    return cuts
+
+
+def check_sizes(sizes: np.ndarray, shares: Sequence[float], why: str) -> None:
+    """Raise an `InputError` where a part with a share of the rows has none, with what is behind it."""
+    for name, size, share in zip(("training", "validation", "test"), sizes, shares, strict=True):
+        if share and not size:
+            raise InputError(f"eval_args: found no row for {name} in a split by time ({why}); give it other shares")
+
+
+def part_of(times: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+    """Return the number of the part [R] of rows with these times [R], of parts that begin at `cuts` [P - 1]."""
+    return np.searchsorted(cuts, times, side="right")
+
+
+def over_all_users(times: np.ndarray, cuts: np.ndarray) -> list[np.ndarray]:
+    """Divide rows by their times [R] at the `cuts` [P - 1], see `cuts_in_time`; rows keep their order."""
+    part = part_of(times, cuts)
+    return [np.flatnonzero(part == number) for number in range(len(cuts) + 1)]

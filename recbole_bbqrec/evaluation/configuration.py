@@ -30,6 +30,24 @@ def judged_parts(config: Any) -> tuple[str, ...]:
     return {"valid_only": ("valid",), "test_only": ("test",)}.get(str(how), parts)
 
 
+def name_of_split(settings: Mapping[str, Any]) -> str:
+    """Short name of a run's split, blank for one row of each user in validation and in test.
+
+    `TS` is by time over all users, `RS` by shares of each user's rows, both 8 : 1 : 1; what differs is behind it.
+    """
+    given = settings["eval_args"]
+    (how, parts), order = next(iter(given["split"].items())), given.get("order", "TO")
+    if how == "LS":
+        found = [] if parts == "valid_and_test" else [how, parts]
+    else:
+        group_by, total = str(given.get("group_by")).lower(), sum(parts)
+        usual = {"TS": "none", "RS": "user"}.get(how)
+        found = [how, *([group_by] if group_by != usual else [])]
+        shares = [f"{part / total:.3g}" for part in parts]
+        found += shares if shares != ["0.8", "0.1", "0.1"] else []
+    return "-".join([*found, *([order] if order != "TO" else [])])
+
+
 def comparable_settings(config: Any) -> dict[str, Any]:
     """Settings that can change a result, the seed left out: runs that share them differ by chance alone.
 

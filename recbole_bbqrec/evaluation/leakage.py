@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse
 
 from ..data.sequences import Sequences, seen_before, token_places
+from ..data.splitting import shares_of_time
 from ..errors import InputError
 
 
@@ -20,17 +21,21 @@ def check_leakage(dataset: Any, train: Any, valid: Any, test: Any) -> dict[str, 
 
     Every user's sequence by time is his training part, then his validation and then his test target; training rows and
     `train_sequences` hold nothing else, the latter none of the items that are held out of training (`cold_items`); the
-    items masked for a target are exactly those before it. Where that is not so an `InputError` names the first user.
-    `dataset` is RecBole's before its split, the others are loaders of its parts.
+    items masked for a target are exactly those before it. Of a split by time over all users, every row
+    is later than all of the parts before. Where that is not so an `InputError` names the first user. `dataset` is
+    RecBole's before its split, the others are loaders of its parts.
 
     Where the files were split already, what comes first is theirs to say: training sequences must hold the steps of the
     training rows and no others, masks what stands in earlier files and in the row's own history. Where rows are
     interactions, they are those of `dataset`, each in one part, and by time where they are split by time.
     """
     parts = [loader._dataset for loader in (train, valid, test)]
+    by_files = dataset.config["benchmark_filename"] is not None
+    if not by_files and shares_of_time(dataset.config["eval_args"]) is not None:
+        _check_over_all_users(parts)
     if dataset.rows_are_interactions:
         return {"leakage_check": _check_interactions(dataset, parts)}
-    if dataset.config["benchmark_filename"] is not None:
+    if by_files:
         return {"leakage_check": _check_files(parts)}
     (users, targets, times), (split_users, split_targets, split_times) = _rows(dataset), _rows(*parts)
     if len(users) != len(split_users):
@@ -62,6 +67,13 @@ def check_leakage(dataset: Any, train: Any, valid: Any, test: Any) -> dict[str, 
     return {"leakage_check": "passed"}
 
 
+def _check_over_all_users(parts: list[Any]) -> None:
+    users, _, times = zip(*(_rows(part) for part in parts), strict=True)
+    for at in (1, 2):
+        early = times[at] <= np.concatenate(times[:at]).max(initial=-np.inf)
+        _refuse(parts[at], users[at][early], "a row that is not later than all rows of earlier parts")
+
+
 def _check_interactions(dataset: Any, parts: list[Any]) -> str:
     rows, split_rows = _rows(dataset), _rows(*parts)
     phase = np.repeat(np.arange(len(parts)), [len(part.inter_feat) for part in parts])
@@ -73,7 +85,7 @@ def _check_interactions(dataset: Any, parts: list[Any]) -> str:
     says = ", in random order: what is held out may be older than what is trained on"
     if dataset.config["benchmark_filename"] is not None:
         says = ", the files were split already"
-    elif dataset.config["eval_args"]["order"] == "TO":
+    elif dataset.config["eval_args"]["order"] == "TO" or shares_of_time(dataset.config["eval_args"]) is not None:
         says, (users, _, times) = "", split_rows
         by_phase = np.lexsort((times, phase, users))
         later = (np.diff(users[by_phase]) == 0) & (np.diff(times[by_phase]) < 0)

@@ -13,6 +13,7 @@ import numpy as np
 from tabulate import tabulate
 
 from .. import storage
+from ..data.splitting import shares_of_time
 
 
 def versions() -> dict[str, str]:
@@ -72,6 +73,11 @@ def result_table(record: dict[str, Any]) -> str:
     elif "valid" not in record["metrics"]:
         lines.append(
             "no validation in eval_args.split: nothing was chosen or fitted on it, and training went to its last epoch"
+        )
+    is_sequential = "SEQUENTIAL" in str(record["settings"].get("MODEL_TYPE"))
+    if is_sequential and shares_of_time(record["settings"].get("eval_args", {})):
+        lines.append(
+            "split by time over all users: a target has all before it as history, earlier ones of its part too"
         )
     if "test" not in record["metrics"] and not on_all:
         lines.append("test is looked at last: add --final to judge it")

@@ -12,6 +12,7 @@ import yaml
 from .. import schema
 from ..errors import InputError
 from ..evaluation.candidates import sampling_of
+from ..evaluation.configuration import name_of_split
 from ..evaluation.statistics import PairedValues, holm
 from ..settings import property_files
 from . import ablation, records, tables
@@ -43,6 +44,7 @@ def content(
     metrics: Sequence[str] = (),
     groups: Sequence[str] = (),
     mode: str = FULL_RANKING,
+    of_split: str = "",
 ) -> dict[str, Any]:
     """Everything that the page shows, as plain data; equal records give equal content.
 
@@ -58,11 +60,13 @@ def content(
     metrics : further ones to show, such as `map@10` and `giniindex@10`.
     groups : what to show by groups of targets, of `popularity`, `length` and `cold`.
     mode : rows whose targets are ranked among these items, `full` or such as `uni100`; others have pages of their own.
+    of_split : which records count, by `name_of_split`: what is judged on other targets is on a page of its own too.
     """
     split = "test" if final else "valid"
     sampling = sampling_of({"eval_args": {"mode": mode}}, split)
     among = sampling.words if sampling else None
-    judged = [run for run in records.runs_in(folder) if split in run.splits and run.among(split) == among]
+    every = [run for run in records.runs_in(folder) if split in run.splits and run.among(split) == among]
+    judged = [run for run in every if name_of_split(run.record["settings"]) == of_split]
     # Whole models that know all items, an ablation's `full` among them, the latest first and those without a date last.
     whole = [run for run in judged if not run.record["settings"].get("cold_items")]
     found = [run for run in whole if run.record["name"] in (run.model, FULL)]
@@ -72,8 +76,10 @@ def content(
     usual = ties[-1] if ties[-1] in ties[:-1] else ties[0]
     chosen = choose(found, usual, models, keys, planned or {})
     if not chosen:
+        splits = {name_of_split(run.record["settings"]) for run in every} - {""}
+        others = f" (of the splits {', '.join(sorted(splits))} there are some: --split)" if splits else ""
         raise InputError(
-            f"{folder}: found no record of {dataset} to show that was judged on {split}; "
+            f"{folder}: found no record of {dataset} to show that was judged on {split}{others}; "
             f"run first: python run_recbole_bbqrec.py --model=... --dataset={dataset} --seeds={HEADLINE_SEEDS}"
             + (f" --eval_args=\"{{'mode': '{mode}'}}\"" if sampling else "")
             + " --final" * final
@@ -96,6 +102,7 @@ def content(
     modalities = list(dict.fromkeys(name for of_row in data for name in of_row["modalities"]))
     return {
         "dataset": dataset,
+        **({"of_split": of_split} if of_split else {}),
         "split": split,
         "users": ranked.n_users,
         **({"targets": ranked.n_values} if ranked.n_values != ranked.n_users else {}),

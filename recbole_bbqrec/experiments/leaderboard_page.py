@@ -8,6 +8,7 @@ import pandas as pd
 import recbole
 import yaml
 
+from ..data.splitting import shares_of_time
 from ..evaluation import report
 from ..settings import PROPERTIES, property_files, settings_to_load
 from . import records, tables
@@ -27,13 +28,15 @@ COSTS += ("peak_memory_mib", "epochs")
 def write(dataset: str, results: Path = Path("results"), *shown: Any, **more: Any) -> str:
     """Write `<dataset>.md`, `.tex`, `.csv`, `.png` and `.json` from the records in `runs/`; return the page.
 
-    `shown` and `more` say what they show, see `leaderboard.content`.
+    `shown` and `more` say what they show, see `leaderboard.content`; of another split than leave-one-out its name
+    stands behind that of the data set.
     """
     found = content(dataset, records.folder_of(results, dataset), *shown, **more)
-    name = f"{dataset}-{found['mode']}" if "mode" in found else dataset
+    name = "-".join(filter(None, (dataset, found.get("of_split"), found.get("mode"))))
     page, tex = pages(found)
     panels = {short(metric): {row["model"]: row["masked"][metric] for row in found["rows"]} for metric in TESTED}
-    title = f"{dataset}, {SPLITS[found['split']].lower()}, seen items masked"
+    title = "-".join(filter(None, (dataset, found.get("of_split"))))
+    title += f", {SPLITS[found['split']].lower()}, seen items masked"
     title += f", among {found['among']}" if "among" in found else ""
     figure = report.bar_figure(title, panels, found["reference"])
     files = {"png": figure, "tex": tex, "csv": csv_text(found), "md": page}
@@ -52,11 +55,13 @@ def pages(content: Mapping[str, Any]) -> tuple[str, str]:
         "orders": dict.fromkeys(
             "as the files come"
             if one.get("benchmark_filename")
-            else "{split} in order {order}".format_map(one["eval_args"])
+            else f"{one['eval_args']['split']}{_over(one['eval_args'])} in order {one['eval_args']['order']}"
             for one in settings
         ),
         "is_bold": lambda model, metric: is_bold(content, model, metric),
         "checks": {of: [row["model"] for row in content["rows"] if of in row["leakage_checks"]] for of in checks},
+        "of_split": content.get("of_split"),
+        "by_time": any(shares_of_time(one["eval_args"]) for one in settings),
         "shared": shared,
         "own": own,
         "inline": _inline,
@@ -65,6 +70,10 @@ def pages(content: Mapping[str, Any]) -> tuple[str, str]:
         "has_own_file": (PROPERTIES / "dataset" / f"{content['dataset']}.yaml").is_file(),
     }
     return tables.page("leaderboard.md.jinja", **shown), tables.page("leaderboard.tex.jinja", **shown)
+
+
+def _over(eval_args: Mapping[str, Any]) -> str:
+    return " over all users" if shares_of_time(eval_args) else ""
 
 
 def is_bold(content: Mapping[str, Any], model: str, metric: str) -> bool:

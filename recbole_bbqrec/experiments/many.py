@@ -7,6 +7,7 @@ from typing import Any
 from .. import quick_start, registry
 from ..config import Config, MissingDataSetError, joined, layered, read_files, refuse_unused, usable
 from ..errors import InputError
+from ..evaluation.configuration import name_of_split
 from ..settings import public_source
 from . import leaderboard, leaderboard_page, records, tables
 from .runner import QUIET, Job, exit_code, given_and_files, run_jobs, say
@@ -70,8 +71,10 @@ def run_many(arguments: Sequence[str]) -> int:
         if job.settings.get("shuffle_ties") == leaderboard.default_ties(job.dataset):
             planned[job.dataset][job.name] = job.key
 
+    splits = {job.dataset: name_of_split(job.settings) for job in jobs}
+
     def write(dataset: str) -> str | None:
-        more = {"metrics": further, "groups": groups, "mode": modes[dataset]}
+        more = {"metrics": further, "groups": groups, "mode": modes[dataset], "of_split": splits[dataset]}
         try:
             return leaderboard_page.write(dataset, results, shared["final"], planned=planned[dataset], **more)
         except InputError as error:  # the other runs are worth having

@@ -31,6 +31,7 @@ from ..second_stage.boosted_fit import Examples, chosen, collect, cross_fit, gai
 from ..second_stage.features import HELD, MODEL, Feature
 from ..settings import MAY_BE_UNUSED, second_stage_settings
 from ..tokenizer.memory import PeakMemory
+from ..training.afterwards import rows_to_fit
 from . import records, second_stage_page
 from .runner import QUIET, check_judged, check_seeds, given_and_files, say
 from .second_stage_page import GBDT, LINEAR, OFF, POPULARITY_ALONE, SCORES_ALONE, WITH_POPULARITY, WITHOUT
@@ -158,18 +159,20 @@ class _Material:
             more = Config(config_dict={**given, "candidate_similarity": [*signals, POPULARITY]})
             stage = socket.build(more, train).to(config["device"])
             stage.features = (*stage.features, HELD)
-        self._rows = [part.to(config["device"]) for part in (valid.lists(), valid.inter_feat[model.ITEM_ID])]
-        self._chosen = chosen(stage, self._rows[0], self._rows[1])
+        fitted, *asked = rows_to_fit(valid)
+        self._rows = [part.to(config["device"]) for part in asked]
+        of_fitted = chosen(stage, self._rows[0], self._rows[1])
+        self._chosen = fitted[of_fitted.cpu().numpy()]
         self.alone = self._rank()
         with _clock() as of_candidates, socket.asking(model, config) as first:
-            histories, targets = (part[self._chosen] for part in self._rows)
+            histories, targets = (part[of_fitted] for part in self._rows)
             self.examples = collect(stage, first, histories, targets, config["show_progress"])
         if len(np.unique(self.examples.fold)) < 2:
             found = f"found {len(self.examples.fold)} histories whose next item is among the candidates"
             raise InputError(f"second_stage: {found}, too few to fit trees on; take a larger data set")
         self.work = {"signals": of_signals, "candidates": of_candidates}
         # Fits know of what was seen what the history has; the ranking leaves out what it has no room for as well.
-        seen = seen_before(valid, [train])[self._chosen.cpu().numpy()[self.examples.row]]
+        seen = seen_before(valid, [train])[self._chosen[self.examples.row]]
         self._is_seen = np.asarray(seen[self.examples.history, self.examples.item]).ravel().astype(bool)
         self._features = stage.features
         linear = Config(config_dict={**given, "second_stage": LINEAR})
@@ -183,7 +186,7 @@ class _Material:
         """Rank the judged rows with the model as it is."""
         train, valid, _ = self._trained.loaders
         found = self._trained.trainer.rank(valid, [train._dataset], self._config["show_progress"])
-        rows = self._chosen.cpu().numpy()
+        rows = self._chosen
         return Ranks(found.users[rows], found.masked[rows], found.unmasked[rows])
 
     def _linear(self, config: Config, stage: Any) -> _Fitted:

@@ -49,11 +49,12 @@ def build_boosted(config: Any, dataset: Any) -> BoostedRanker | None:
     if BEHAVIOR in wanted or POPULARITY in wanted:
         order, place = token_order(catalogue.tokens)
         lists = pair_lists(offsets, place[items], n_items)
-        if BEHAVIOR in wanted:
-            signals |= {name: _pair_list(counts, order, place) for name, counts in lists.items()}
-        if POPULARITY in wanted:
+        together = lists["together"] if POPULARITY in wanted else None
+        for name in [*lists] if BEHAVIOR in wanted else ():
+            signals[name] = _pair_list(lists.pop(name), order, place)  # two forms of one at a time
+        if together is not None:
             signals["popularity_of_last"] = Popularity(counts, of_last=True)
-            signals["together_normalised"] = _pair_list(normalised(lists["together"]), order, place)
+            signals["together_normalised"] = _pair_list(normalised(together), order, place)
     content = {name: vectors for name, vectors in catalogue.content.items() if name in wanted}
     towers = fit_towers(content, offsets, items, config["seed"], config["show_progress"]) if content else None
     if CODES in wanted and catalogue.semantic_ids is not None:

@@ -18,7 +18,7 @@ from .. import distributed
 from ..evaluation.ranking import per_row
 from ..model.protocol import FirstStage
 from .features import Feature
-from .hashing import fold_of
+from .hashing import first_by_hash, fold_of
 from .ranker import FOLDS, TIE, BoostedRanker, of_rows
 from .trees import Trees
 
@@ -100,7 +100,9 @@ def fit_boosted(
     )
     if not gains(before, after):
         return f"{words}: left out", False
-    of_all = fit_trees(examples, np.ones(len(examples.fold), bool), stage.features, n_trees, seed)
+    learned = sampled(examples, np.ones(len(examples.fold), bool), seed)
+    del examples  # of which trees learn a small part
+    of_all = Trees.fit(*learned, stage.features, n_trees, seed)
     stage.trees = torch.nn.ModuleList([*(trees.first(n_trees) for trees in found.trees), of_all])
     stage.folds.fitted = stage.folds.hashes(histories[rows]).unique()
     return words, True
@@ -113,12 +115,8 @@ def gains(before: np.ndarray, after: np.ndarray) -> bool:
 
 
 def chosen(stage: BoostedRanker, histories: Tensor, targets: Tensor) -> Tensor:
-    """Which histories [R, T] with their next items [R] are fitted on, at most `MAX_HISTORIES`.
-
-    By the items, not by the users' numbers, which held-out rows decide; by bits of the hash that do not make the folds.
-    """
-    rows = stage.folds.item_hashes[targets].argsort(stable=True)
-    return rows[(stage.folds.hashes(histories[rows]) << 32).argsort(stable=True)][:MAX_HISTORIES]
+    """Which histories [R, T] with their next items [R] are fitted on, at most `MAX_HISTORIES`, see `first_by_hash`."""
+    return first_by_hash(stage.folds.hashes(histories), stage.folds.item_hashes[targets])[:MAX_HISTORIES]
 
 
 def collect(
@@ -214,7 +212,13 @@ def cross_fit(examples: Examples, features: Sequence[Feature], seed: int, progre
 
 
 def fit_trees(examples: Examples, of: np.ndarray, features: Sequence[Feature], n_trees: int, seed: int) -> Trees:
-    """Fit trees on the histories `of` [H], on each one's target and `SAMPLED` of its other candidates."""
+    """Fit trees on the histories `of` [H], see `sampled`."""
+    return Trees.fit(*sampled(examples, of, seed), features, n_trees, seed)
+
+
+def sampled(examples: Examples, of: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features [m, F] of each target of the histories `of` [H] and of `SAMPLED` of its other candidates, and which is
+    which [m]."""
     rows = np.flatnonzero(of[examples.history])
     history, is_target = examples.history[rows], examples.is_target[rows]
     # What is drawn must not depend on the histories that are judged either.
@@ -222,4 +226,4 @@ def fit_trees(examples: Examples, of: np.ndarray, features: Sequence[Feature], n
     order = np.lexsort((draw, history))  # of each history the target first, then the others at random
     place = np.arange(len(rows)) - np.searchsorted(history, history)
     kept = np.sort(rows[order[place <= SAMPLED]])
-    return Trees.fit(examples.features[kept], examples.is_target[kept], features, n_trees, seed)
+    return examples.features[kept], examples.is_target[kept]

@@ -4,12 +4,16 @@ Shapes: B histories, T items of the longest, N items (row 0 = padding).
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
 FACTOR = -7046029254386353131  # odd, so that no power of it loses bits modulo 2 ** 64; the golden ratio's bits
+
+AT_ONCE = 2**15
+"""Histories that are held at once where many are hashed."""
 
 
 class Folds(nn.Module):
@@ -56,3 +60,29 @@ def hashes_of(tokens: Sequence[str]) -> torch.Tensor:
 def fold_of(hashes: torch.Tensor, n_folds: int) -> torch.Tensor:
     """Fold [B] of histories with these hashes, from 0 to K - 1: their range is cut into K equal parts."""
     return (((hashes >> 32) + 2**31) * n_folds) >> 32
+
+
+def first_by_hash(hashes: torch.Tensor, target_hashes: torch.Tensor) -> torch.Tensor:
+    """Return rows [R] in an order of hashes [R] of histories and of their targets: a sample is the beginning of it.
+
+    By the items, not by the users' numbers, which held-out rows decide; by bits of the hash that do not make the folds.
+    """
+    rows = target_hashes.argsort(stable=True)
+    return rows[(hashes[rows] << 32).argsort(stable=True)]
+
+
+def sample_of(
+    lists: Callable[[np.ndarray], torch.Tensor], targets: torch.Tensor, tokens: Sequence[str], size: int
+) -> np.ndarray:
+    """Return `size` of the rows, ascending: what `first_by_hash` begins with; all where there are no more.
+
+    `lists` gives the histories [n, T] of some rows [n], which are never held all at once; `targets` [R] are the next
+    items of all of them, `tokens` those of the items by id.
+    """
+    every = np.arange(len(targets))
+    if len(every) <= size:
+        return every
+    folds = Folds(1, hashes_of(tokens))
+    parts = np.split(every, range(AT_ONCE, len(every), AT_ONCE))
+    hashes = torch.cat([folds.hashes(lists(part)) for part in parts])
+    return first_by_hash(hashes, folds.item_hashes[targets])[:size].sort().values.numpy()

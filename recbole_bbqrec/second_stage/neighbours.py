@@ -4,7 +4,7 @@ A list is a row of a sparse matrix [N, N] of similarities (float32), ascending b
 = padding); the sequence of user `u` is `items[offsets[u] : offsets[u + 1]]`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from ..model.counts import pair_counts
 WINDOW = 3  # items at most this far apart in a training sequence count as met together
 ROUNDING = 1e-5  # cosines are multiples of it
 CELLS = 2**24  # pairs of items whose similarities are held at once, never all
+ENTRIES = 2**21  # of rows whose largest entries are sought at once: 150 MiB
 LARGE = 200_000
 """More items than this are searched by faiss: all pairs of a million are hours on a CPU."""
 MANY = 4096  # items that faiss searches for at once
@@ -41,7 +42,8 @@ def token_order(tokens: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 def by_item_id(lists: csr_array, order: np.ndarray, place: np.ndarray) -> tuple[torch.Tensor, ...]:
     """Offsets [N + 1], items (int32) and values of lists by item id, from those in the order of `token_order`."""
     by_id = csr_array(lists)[place]
-    offsets, items = torch.from_numpy(by_id.indptr).long(), torch.from_numpy(order[by_id.indices]).int()
+    offsets = torch.from_numpy(by_id.indptr).long()
+    items = torch.from_numpy(order.astype(np.int32)[by_id.indices])
     return offsets, items, torch.from_numpy(by_id.data)
 
 
@@ -74,14 +76,12 @@ def walk(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> csr
 
 def two_steps(step: csr_array, size: int, scale: Any = None) -> csr_array:
     """List the `size` items that two steps [N, N] reach most often, columns scaled by a diagonal matrix if given."""
-    lengths, blocks, begin = np.diff(step.indptr), [], 0
-    # They reach a good part of the catalogue: so many rows at a time as lead to `CELLS` items at most.
+    lengths, blocks = np.diff(step.indptr), []
+    # They reach a good part of the catalogue: so many rows at a time as lead to few items at most.
     reach = np.r_[0, np.cumsum(abs(step).astype(bool) @ lengths)]
-    while begin < step.shape[0]:
-        end = max(begin + 1, int(np.searchsorted(reach, reach[begin] + CELLS, side="right")) - 1)
+    for begin, end in _rows_of(reach, ENTRIES):
         reached = step[begin:end] @ step
         blocks.append(largest(csr_array(reached if scale is None else reached @ scale), size, begin))
-        begin = end
     return csr_array(vstack(blocks, format="csr"))
 
 
@@ -158,6 +158,20 @@ def _met_together(offsets: np.ndarray, items: np.ndarray, n_items: int) -> csr_a
 
 def largest(block: csr_array, size: int, first: int = 0) -> csr_array:
     """Keep the `size` largest entries of each row, without its own item; ties by item id. Row 0 is item `first`."""
+    parts = [_largest(block[begin:end], size, first + begin) for begin, end in _rows_of(block.indptr, ENTRIES)]
+    return csr_array(vstack(parts, format="csr")) if len(parts) > 1 else parts[0]
+
+
+def _rows_of(offsets: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
+    """Yield where parts of consecutive rows begin and end that have `most` entries together, or one row of more."""
+    begin, n_rows = 0, len(offsets) - 1
+    while begin < n_rows or begin == n_rows == 0:
+        end = max(begin + 1, int(np.searchsorted(offsets, offsets[begin] + most, side="right")) - 1)
+        yield begin, min(end, n_rows)
+        begin = end
+
+
+def _largest(block: csr_array, size: int, first: int) -> csr_array:
     row = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
     keep = block.indices != first + row
     row, item, value = row[keep], block.indices[keep], block.data[keep]

@@ -92,7 +92,9 @@ class Cosines(nn.Module):
     @classmethod
     def of(cls, vectors: Vectors) -> "Cosines":
         """Compare items by the cosine of one vector each."""
-        rows = vectors.rows * vectors.present.unsqueeze(1)
+        rows = vectors.rows
+        if rows[~vectors.present].any():  # else there is no need for a copy
+            rows = rows * vectors.present.unsqueeze(1)
         return cls(rows, rows)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -217,26 +219,32 @@ def pair_lists(offsets: np.ndarray, items: np.ndarray, n_items: int) -> dict[str
     - `step`: share of an item among all that come up to 3 places later; `walk`: of two such steps.
     - `side_step`, `side_walk`: the same, later or earlier, the three distances alike.
     """
+    found: dict[str, csr_array] = {}
     apart: list[csr_array] = []
     nearer: Any = csr_array((n_items, n_items))
     for distance in range(1, FAR + 1):
         counts = distance_counts(offsets, items, n_items, distance)
         nearer = nearer + counts / (1 + distance)
         apart += [counts] if distance <= len(STEP_WEIGHTS) else []
+    found |= {f"next_{1 + at}": _small(counts) for at, counts in enumerate(apart)}
+    # Each of these is hundreds of megabytes on large sets: what has served is let go.
+    found["together"] = largest(csr_array(nearer + nearer.T), MOST)
+    del nearer
     later: Any = sum((counts * weight for counts, weight in zip(apart, STEP_WEIGHTS, strict=True)), start=apart[0] * 0)
     beside: Any = sum(apart[1:], start=apart[0])
-    step, side_step = _shares(later), _shares(csr_array(beside + beside.T))
-    found = {
-        **{f"next_{1 + at}": apart[at] for at in range(3)},
-        "together": largest(csr_array(nearer + nearer.T), MOST),
-        **{
-            "step": step,
-            "walk": two_steps(step, MOST),
-            "side_step": side_step,
-            "side_walk": two_steps(side_step, MOST),
-        },
-    }
-    return {name: csr_array(counts, dtype=np.float32) for name, counts in found.items()}
+    del apart, counts
+    step = _shares(later)
+    del later
+    found |= {"step": _small(step), "walk": two_steps(step, MOST)}
+    step = _shares(csr_array(beside + beside.T))
+    del beside
+    found |= {"side_step": _small(step), "side_walk": two_steps(step, MOST)}
+    return found
+
+
+def _small(counts: csr_array) -> csr_array:
+    counts.sum_duplicates()  # which sorts in place, and would do so later for one of the two that share their indices
+    return csr_array(counts, dtype=np.float32)
 
 
 def normalised(counts: csr_array) -> csr_array:

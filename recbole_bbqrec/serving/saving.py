@@ -1,5 +1,7 @@
 """A finished run's folder becomes a bundle: what is needed without the data set is written beside the weights."""
 
+import gc
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -21,9 +23,13 @@ from .stand_in import save_stand_in
 def write_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
     """Make the folder of a finished run, which holds its weights already, work without the data set.
 
-    `bundle.json` is written last: a folder without it is not a bundle.
+    `bundle.json` is written last: a folder without it is not a bundle. Of a model of users and items it says that the
+    data set is needed: all that such a model knows of a user are his number and what he had done in training.
     """
     (run_dir / BUNDLE).unlink(missing_ok=True)
+    if dataset.rows_are_interactions:
+        _leave_none(run_dir, config, f"the column {dataset.uid_field}")
+        return
     if config["model"] not in registry.MODELS:
         save_stand_in(run_dir / STAND_IN_FILE, dataset)
     catalogue: Catalogue = dataset.catalogue
@@ -47,22 +53,22 @@ def _head(config: Any) -> dict[str, Any]:
     return {"format": storage.FORMAT, "version": __version__, "settings": plain_settings(config)}
 
 
-def keep_bundle(run_dir: Path, config: Any, dataset: Any) -> bool:
-    """As `write_bundle`; where one of RecBole's models needs its data set, `bundle.json` says so in place of items.
+def _leave_none(run_dir: Path, config: Any, reason: Exception | str) -> None:
+    needs = f"{config['model']} needs its data set ({reason}); use load_data_and_model"
+    storage.write_json(run_dir / BUNDLE, {**_head(config), "needs": needs})
+    logging.getLogger().warning(f"no bundle: {run_dir}: {needs}")
 
-    Returns whether the folder works without the data set.
+
+def try_bundle(run_dir: Path, config: Any) -> bool:
+    """Ask a written bundle once; where one of RecBole's models needs its data set, `bundle.json` says so instead.
+
+    Returns whether the folder works without the data set. It loads everything once more: what the run itself holds
+    should have been let go.
     """
-    logger = logging.getLogger()
-
-    def leave_none(reason: Exception | str) -> bool:
-        needs = f"{config['model']} needs its data set ({reason}); use load_data_and_model"
-        storage.write_json(run_dir / BUNDLE, {**_head(config), "needs": needs})
-        logger.warning(f"no bundle: {run_dir}: {needs}")
+    gc.collect()
+    if "needs" in json.loads((run_dir / BUNDLE).read_text(encoding="utf-8")):
         return False
-
-    if dataset.rows_are_interactions:  # all its model knows of a user are his number and what he had done in training
-        return leave_none(f"the column {dataset.uid_field}")
-    write_bundle(run_dir, config, dataset)
+    logger = logging.getLogger()
     try:
         bundle = load_bundle(run_dir)
         bundle.recommend([[bundle.item_tokens[1]]], k=1)
@@ -70,7 +76,7 @@ def keep_bundle(run_dir: Path, config: Any, dataset: Any) -> bool:
     except Exception as error:
         (run_dir / BUNDLE).unlink()
         if isinstance(error, NeedsDataError) and config["model"] not in registry.MODELS:
-            leave_none(error)
+            _leave_none(run_dir, config, error)
         else:  # whatever it is, the run is finished and worth its record
             logger.exception(f"no bundle: {config['model']} fails to recommend without its data set")
         return False

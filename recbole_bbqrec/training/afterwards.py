@@ -15,11 +15,14 @@ from ..data.sequences import token_places
 from ..errors import InputError
 from ..evaluation.ranking import Ranks, rows_of_some
 from ..second_stage import socket
+from ..second_stage.hashing import sample_of
 from ..settings import plain_settings, second_stage_settings
 from ..tokenizer import memory
 from . import checkpoint
 from .checkpoint import WEIGHTS_FILE, RunFolder
 
+FITTED_ON = 50_000
+"""Rows of validation that a second stage is fitted on, at most: more than either form takes of them."""
 SECONDS, MEMORY = "second_stage_seconds", "peak_memory_mib"
 """Keys in the header of a run's weights."""
 
@@ -150,9 +153,10 @@ class SecondStageFit(Trainer):
             stage.take_over(fitted)
             socket.attach(self.model, stage)
             return
-        judged = valid_data._dataset
-        histories = judged.lists().to(self.device)
-        targets = judged.inter_feat[self.model.ITEM_ID].to(self.device)
+        rows, *given = rows_to_fit(valid_data._dataset)
+        histories, targets = (part.to(self.device) for part in given)
+        if len(rows) < (n_rows := len(valid_data._dataset.inter_feat)):
+            self.logger.info(f"second stage: fitted on a sample of {len(rows)} of {n_rows} targets of validation")
         form: str | None = self.config["second_stage"]
         while form is not None:
             stage = socket.build(self.config, self._train_dataset, form)
@@ -165,6 +169,16 @@ class SecondStageFit(Trainer):
                 socket.attach(self.model, stage)
                 return
             form = socket.INSTEAD.get(form)
+
+
+def rows_to_fit(judged: Any) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+    """Rows [R] of validation that a second stage is fitted on, their histories [R, T] and next items [R].
+
+    Those are at most `FITTED_ON`, drawn by a hash of their items, alike for all seeds and models.
+    """
+    targets = judged.inter_feat[judged.iid_field]
+    rows = sample_of(judged.lists, targets, judged.catalogue.tokens, FITTED_ON)
+    return rows, judged.lists(rows), targets[torch.from_numpy(rows)]
 
 
 def _same(one: np.ndarray | None, other: np.ndarray | None) -> bool:

@@ -30,7 +30,7 @@ def stub(rows, coded, intervals=(None, None), feats=(None, None)):
         item_feat=tables[1],
         uid_field="user",
         iid_field="item",
-        config={"user_inter_num_interval": intervals[0], "item_inter_num_interval": intervals[1]},
+        config={"user_inter_num_interval": intervals[0], "item_inter_num_interval": intervals[1], "eval_args": {}},
         logger=SimpleNamespace(debug=lambda _: None, warning=lambda _: None),
         field2id_token={},
         field2token_id={},
@@ -42,6 +42,7 @@ def stub(rows, coded, intervals=(None, None), feats=(None, None)):
         "_concat_remaped_tokens",
     ):
         setattr(found, name, getattr(Dataset, name).__get__(found))
+    found._within = CodedDataset._within.__get__(found)
     return found
 
 

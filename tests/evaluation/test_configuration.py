@@ -12,6 +12,7 @@ from recbole_bbqrec.evaluation.configuration import (
     comparable_settings,
     data_fingerprint,
     judged_parts,
+    name_of_split,
     run_key,
 )
 from recbole_bbqrec.experiments import records
@@ -99,3 +100,19 @@ def test_no_look_is_lost_where_runs_end_at_once(tiny):
 def test_what_is_kept_apart_from_training(split, changes, parts):
     given = {"train_on": "train", "benchmark_filename": None, "eval_args": {"split": split}, **changes}
     assert judged_parts(given) == parts
+
+
+@pytest.mark.parametrize(
+    ("eval_args", "name"),
+    [
+        ({"split": {"LS": "valid_and_test"}, "group_by": "user", "order": "TO"}, ""),
+        ({"split": {"LS": "test_only"}, "group_by": "user"}, "LS-test_only"),
+        ({"split": {"TS": [8, 1, 1]}, "group_by": "none"}, "TS"),
+        ({"split": {"TS": [0.8, 0.1, 0.1]}, "group_by": "user"}, "TS-user"),
+        ({"split": {"TS": [0.7, 0.1, 0.2]}, "group_by": "none"}, "TS-0.7-0.1-0.2"),
+        ({"split": {"RS": [8, 1, 1]}, "group_by": "user"}, "RS"),
+        ({"split": {"RS": [8, 1, 1]}, "group_by": "none", "order": "RO"}, "RS-none-RO"),
+    ],
+)
+def test_splits_have_short_names(eval_args, name):
+    assert name_of_split({"eval_args": eval_args}) == name

@@ -25,6 +25,7 @@ BY_RATIO = {"split": {"RS": [0.6, 0.2, 0.2]}, "order": "TO", "group_by": "user",
 
 MANY_HELD_OUT = {**BY_RATIO, "split": {"RS": [0.3, 0.2, 0.5]}}
 BY_TIME = {**BY_RATIO, "split": {"TS": [0.4, 0.2, 0.4]}}
+OVER_ALL = {**BY_TIME, "group_by": "none"}
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,9 @@ BY_TIME = {**BY_RATIO, "split": {"TS": [0.4, 0.2, 0.4]}}
         {"eval_args": MANY_HELD_OUT, "MAX_ITEM_LIST_LENGTH": 3},
         {"eval_args": BY_TIME, "MAX_ITEM_LIST_LENGTH": 3},
         {"eval_args": BY_TIME, "model": "SASRecPlus"},
+        {"eval_args": OVER_ALL, "MAX_ITEM_LIST_LENGTH": 3},
+        {"eval_args": OVER_ALL, "model": "SASRecPlus"},
+        {"eval_args": OVER_ALL, "model": "BBQRec", "cold_items": 0.2, "second_stage": "off"},
     ],
 )
 def test_sound_splits_pass(tiny, changes):
@@ -61,6 +65,13 @@ def test_targets_that_are_not_a_users_last_two(tiny):
     items_of(valid)[4], items_of(test)[at] = int(items_of(test)[at]), int(items_of(valid)[4])
     token = dataset.field2id_token["user_id"][user]
     with pytest.raises(InputError, match=rf"leakage check: user {token}: found a held-out item .* \(1 users in all\)"):
+        check_leakage(dataset, train, valid, test)
+
+
+def test_a_training_row_later_than_a_validation_row(tiny):
+    dataset, train, valid, test = split(tiny, eval_args=OVER_ALL)
+    train._dataset.inter_feat["timestamp"][-1] = valid._dataset.inter_feat["timestamp"].min()
+    with pytest.raises(InputError, match="a row that is not later than all rows of earlier parts"):
         check_leakage(dataset, train, valid, test)
 
 

@@ -585,3 +585,20 @@ def test_what_a_run_chose_on_validation_stands_with_its_settings(keep, tmp_path)
     page = leaderboard_page.write("Toy", tmp_path)
     assert "### A\n\nNone of its own.\n\nChosen on validation, seed 1: hops: 2, decay: 0.2, weight: ~." in page
     assert page.count("Chosen on validation") == 1
+
+
+def test_runs_of_another_split_have_a_page_of_their_own(keep, tmp_path):
+    by_time = {"eval_args": {**SETTINGS["eval_args"], "split": {"TS": [0.8, 0.1, 0.1]}, "group_by": "none"}}
+    three(keep)
+    keep("A", 7, settings=by_time, finished="2026-02-01T00:00:00+00:00")
+    keep("B", 9, settings=by_time, finished="2026-02-01T00:00:00+00:00")
+    first = leaderboard_page.write("Toy", tmp_path)
+    page = leaderboard_page.write("Toy", tmp_path, of_split="TS")
+    assert (tmp_path / "Toy.md").read_text() == first == leaderboard_page.write("Toy", tmp_path)
+    assert (tmp_path / "Toy-TS.md").read_text() == page and page.startswith("# Toy, split TS\n")
+    assert [row["model"] for row in content(tmp_path, of_split="TS")["rows"]] == ["A", "B"]
+    assert {row["model"] for row in content(tmp_path)["rows"]} == {"A", "B", "C"}
+    assert "{'TS': [0.8, 0.1, 0.1]} over all users in order TO" in page and "over all users in order" not in first
+    assert "two points in time" in page and "two points in time" not in first
+    with pytest.raises(InputError, match=r"judged on valid \(of the splits TS there are some: --split\)"):
+        content(tmp_path, of_split="RS")

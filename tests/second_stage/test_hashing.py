@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from recbole_bbqrec.second_stage.hashing import Folds, fold_of, hashes_of
+from recbole_bbqrec.second_stage import hashing
+from recbole_bbqrec.second_stage.hashing import Folds, first_by_hash, fold_of, hashes_of, sample_of
 
 TOKENS = [str(1000 - item) for item in range(30)]
 HISTORIES = torch.tensor([[3, 4, 0], [4, 3, 0], [3, 0, 0], [3, 3, 0], [3, 4, 5]])
@@ -41,3 +42,23 @@ def test_who_was_not_fitted_on_has_no_fold():
     folds.fitted = hashes[[0, 2, 4]].unique()
     expected = fold_of(hashes, 3).where(torch.tensor([True, False, True, False, True]), torch.tensor(3))
     assert torch.equal(folds(pad(HISTORIES, (0, 2))), expected)
+
+
+def test_a_sample_begins_with_what_all_of_them_begin_with(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    histories, targets = torch.randint(1, 40, (200, 5), generator=generator), torch.randint(1, 40, (200,))
+    tokens = ["[PAD]", *(f"i{item}" for item in range(1, 40))]
+    folds = Folds(1, hashes_of(tokens))
+    in_order = first_by_hash(folds.hashes(histories), folds.item_hashes[targets])
+    monkeypatch.setattr(hashing, "AT_ONCE", 7)
+    asked = []
+
+    def lists(rows):
+        asked.append(len(rows))
+        return histories[rows]
+
+    found = sample_of(lists, targets, tokens, 50)
+    assert found.tolist() == sorted(in_order[:50].tolist()) and max(asked) <= 7
+    part = first_by_hash(folds.hashes(histories[found]), folds.item_hashes[targets[found]])
+    assert found[part[:20]].tolist() == in_order[:20].tolist(), "nothing changes for who takes fewer"
+    assert sample_of(lists, targets, tokens, 200).tolist() == [*range(200)]

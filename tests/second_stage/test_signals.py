@@ -38,7 +38,7 @@ def test_lists_that_would_be_long_keep_the_largest(monkeypatch):
     data = plain.dataset()
     whole = plain.built(data, "behavior").signals
     monkeypatch.setattr(signals, "MOST", 4)
-    monkeypatch.setattr(neighbours, "CELLS", 500)  # a few rows at a time
+    monkeypatch.setattr(neighbours, "ENTRIES", 500)  # a few rows at a time
     short = plain.built(data, "behavior").signals
     for name in LISTS:
         long, kept = plain.listed(whole[name]), plain.listed(short[name])

@@ -16,7 +16,7 @@ from recbole_bbqrec.data.dataloader import split_loaders
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.model import protocol
 from recbole_bbqrec.model.catalogue import ItemFeatures
-from recbole_bbqrec.serving.saving import keep_bundle
+from recbole_bbqrec.serving.saving import try_bundle, write_bundle
 from recbole_bbqrec.tokenizer.fit import Encoded
 from recbole_bbqrec.training import checkpoint
 
@@ -168,7 +168,8 @@ def test_a_mistake_of_ours_is_not_taken_for_a_model_that_needs_its_data(
     train, _, _ = split_loaders(config, data)
     checkpoint.save_weights(tmp_path / "weights.safetensors", registry.build_model(config, train._dataset), {})
     monkeypatch.setattr(*place, fail)
-    keep_bundle(tmp_path, config, data)  # the run it belongs to is finished and has its record
+    write_bundle(tmp_path, config, data)
+    try_bundle(tmp_path, config)  # the run it belongs to is finished and has its record
     (entry,) = [entry for entry in caplog.records if entry.levelname == "ERROR"]
     assert isinstance(entry.exc_info[1], kind) and not isinstance(entry.exc_info[1], InputError)
     assert not (tmp_path / "bundle.json").exists()
