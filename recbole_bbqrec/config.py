@@ -23,6 +23,7 @@ from .errors import InputError
 from .evaluation.candidates import check_mode
 from .evaluation.metrics import LIST_METRICS, METRICS
 from .recbole_keys import HABITS, READ_WITHOUT_DEFAULT
+from .recbole_keys import METRICS as NAMES
 from .settings import MAY_BE_UNUSED, NO_SETTINGS, checked, property_files, public_source, unused
 
 SHORT = {"-m": "--model", "-d": "--dataset", "-p": "--config_files"}
@@ -316,7 +317,7 @@ def check_protocol(final: dict[str, Any]) -> None:
     names = [str(name).lower() for name in names]
     for name in (name for name in names if name not in METRICS and name not in LIST_METRICS):
         known_elsewhere = " (RecBole has it, our ranker does not)" if name in metric_types else ""
-        raise InputError(f"metrics: found {name!r}{known_elsewhere}, expected some of {', '.join(schema.METRICS)}")
+        raise InputError(f"metrics: found {name!r}{known_elsewhere}, expected some of {', '.join(NAMES)}")
     check_mode(final["eval_args"].get("mode", "full"), names)
     allowed = [f"{name}@{k}" for name in names for k in cut_offs]
     if str(final["valid_metric"]).lower() not in allowed:

@@ -21,13 +21,6 @@ ON_GPU = "on_gpu"
 """Whether the run computes on a GPU; stands among its settings as `KIND` does."""
 
 
-METRICS = (
-    *("Recall", "NDCG", "MRR", "Hit", "Precision", "MAP"),
-    *("ItemCoverage", "AveragePopularity", "ShannonEntropy", "GiniIndex", "TailPercentage"),
-)
-"""Metrics by the names that RecBole gives them: of the ranks of targets, then of what is shown."""
-
-
 @dataclass(frozen=True)
 class Allowed:
     """What the values of a key may be, in words and as a check; of a list, what its elements may be."""
@@ -299,10 +292,6 @@ SEQUENCES = only(
     lambda run: _builds(run) or _loads_more(run) or bool(run["benchmark_filename"]),
 )
 ROWS = only("where columns of users or items are loaded", _loads_rows)
-TAIL = only(
-    "with TailPercentage among the metrics",
-    lambda run: "tailpercentage" in [str(name).lower() for name in parts_of(run.get("metrics")) or ()],
-)
 FILTERED = only("without benchmark_filename, whose files stay as they are", lambda run: not run["benchmark_filename"])
 ON_A_GPU = (Use("only on a GPU", lambda run, value: bool(run[ON_GPU]) or value in (False, "", "-1")),)
 HISTORIES = only(
