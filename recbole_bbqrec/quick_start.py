@@ -207,7 +207,9 @@ def train(
     with _recbole_refusals(config):
         dataset = registry.get_dataset(config["model"], config["kg"])(config)
         logger.info(dataset, **run_log.DETAIL)
-        logger.info(f"data: {dataset.user_num - 1} users, {dataset.item_num - 1} items, {dataset.inter_num} interactions")
+        logger.info(
+            f"data: {dataset.user_num - 1} users, {dataset.item_num - 1} items, {dataset.inter_num} interactions"
+        )
         train, valid, test = split_loaders(config, dataset)
 
         compat.init_seed(config)  # the model's start does not depend on what data took

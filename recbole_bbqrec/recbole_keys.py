@@ -7,6 +7,7 @@ reads it, the key is refused with the reason, unless it is given its default.
 import re
 from typing import Any
 
+from .key_types import NOT_NEGATIVE, POSITIVE, Allowed, Key, Use, never, one_of, only, parts_of
 from .schema import (
     COLUMNS,
     FILTERED,
@@ -16,23 +17,21 @@ from .schema import (
     KIND,
     LABELS,
     NEGATIVES,
-    NOT_NEGATIVE,
     ON_A_GPU,
-    POSITIVE,
     PRELOADED,
     RECBOLES,
     ROWS,
     SELECTED,
     SEQUENCES,
     TRAINED,
-    Allowed,
-    Key,
-    Use,
-    never,
-    one_of,
-    only,
     reads_graph,
 )
+
+METRICS = (
+    *("Recall", "NDCG", "MRR", "Hit", "Precision", "MAP"),
+    *("ItemCoverage", "AveragePopularity", "ShannonEntropy", "GiniIndex", "TailPercentage"),
+)
+"""Metrics by the names that RecBole gives them: of the ranks of targets, then of what is shown."""
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")
 STATES = ("debug", "info", "warning", "error", "critical")
@@ -62,6 +61,10 @@ def _gpu(value: Any) -> Any:
     return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else value
 
 
+TAIL = only(
+    "with TailPercentage among the metrics",
+    lambda run: "tailpercentage" in [str(name).lower() for name in parts_of(run.get("metrics")) or ()],
+)
 INTERVAL = Allowed(
     'a number of interactions at least, such as 5, or an interval, such as "[5,100]" or "[5,inf)"',
     lambda value: all(_INTERVAL.fullmatch(part.strip()) for part in value.split(";")),

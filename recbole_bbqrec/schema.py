@@ -6,7 +6,7 @@ A condition stands with its key. It looks at the run's settings, among which `KI
 from pathlib import Path
 from typing import Any
 
-from .key_types import *
+from .key_types import Settings, Use, only
 from .modalities import MODALITIES
 
 KIND, WINDOWS, UNTRAINED, STOCK = "model_kind", "windows", "untrained", "stock"
@@ -17,13 +17,6 @@ instead of training), context-aware and knowledge-aware ones."""
 RECBOLE_KINDS = (STOCK, *INTERACTIONS)
 ON_GPU = "on_gpu"
 """Whether the run computes on a GPU; stands among its settings as `KIND` does."""
-
-
-METRICS = (
-    *("Recall", "NDCG", "MRR", "Hit", "Precision", "MAP"),
-    *("ItemCoverage", "AveragePopularity", "ShannonEntropy", "GiniIndex", "TailPercentage"),
-)
-"""Metrics by the names that RecBole gives them: of the ranks of targets, then of what is shown."""
 
 
 # What a run does, from its settings
@@ -237,10 +230,6 @@ SEQUENCES = only(
     lambda run: _builds(run) or _loads_more(run) or bool(run["benchmark_filename"]),
 )
 ROWS = only("where columns of users or items are loaded", _loads_rows)
-TAIL = only(
-    "with TailPercentage among the metrics",
-    lambda run: "tailpercentage" in [str(name).lower() for name in parts_of(run.get("metrics")) or ()],
-)
 FILTERED = only("without benchmark_filename, whose files stay as they are", lambda run: not run["benchmark_filename"])
 ON_A_GPU = (Use("only on a GPU", lambda run, value: bool(run[ON_GPU]) or value in (False, "", "-1")),)
 HISTORIES = only(

@@ -12,17 +12,29 @@ import yaml
 
 from . import schema
 from .errors import InputError
+from .key_types import (
+    CUT_OFFS,
+    FACTOR,
+    NOT_NEGATIVE,
+    POSITIVE,
+    PROBABILITY,
+    SEED,
+    Allowed,
+    Key,
+    Use,
+    parts_of,
+    whole_parts_of,
+)
+from .key_types import one_of as _one_of
+from .key_types import whole as _whole
 from .modalities import MODALITIES
-from .recbole_keys import RECBOLE
-from .schema import FACTOR, NOT_NEGATIVE, POSITIVE, PROBABILITY, SEED, Allowed, Key
-from .schema import one_of as _one_of
-from .schema import whole as _whole
+from .recbole_keys import METRICS, RECBOLE, TAIL
 
 _INSTALLED = Path(__file__).parent / "properties"
 PROPERTIES = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parent.parent / "properties"
 """Our YAML files: inside the installed package, or at the top of a source checkout."""
 
-_READY = schema.Allowed(
+_READY = Allowed(
     f"codes or a file of vectors ({', '.join(schema.VECTORS)}): no model is known for it",
     lambda value: value in ("", "~", "codes") or Path(value).suffix in schema.VECTORS,
 )
@@ -33,11 +45,11 @@ KEYS: dict[str, Key] = {
     # Protocol
     "eval_args": Key(dict, "split, order and mode of the evaluation, see docs/leaderboard.md; leave-one-out, and all items are ranked unless mode is uni100 or pop100, see docs/metrics.md; order RO for models of users and items", used=schema.FILTERED, parts=("split", "group_by", "order", "mode")),
     "repeatable": Key(bool, "RecBole's flag for sequential models; seen items are masked by our ranker"),
-    "metrics": Key(list, f"of {', '.join(schema.METRICS)}, see docs/metrics.md, and AUC, LogLoss, see docs/context.md; a trained model is judged by others without training", form=schema.parts_of),
-    "topk": Key(list, "cut-offs of the metrics; a trained model is judged at others without training", schema.CUT_OFFS, form=schema.whole_parts_of),
+    "metrics": Key(list, f"of {', '.join(METRICS)}, see docs/metrics.md, and AUC, LogLoss, see docs/context.md; a trained model is judged by others without training", form=parts_of),
+    "topk": Key(list, "cut-offs of the metrics; a trained model is judged at others without training", CUT_OFFS, form=whole_parts_of),
     "valid_metric": Key(str, "metric that stops training, in the masked column"),
-    "tail_ratio": Key(float, "long tail of TailPercentage: this share of the items that training has, the least popular ones, or above 1 those of at most so many interactions", POSITIVE, used=schema.TAIL),
-    "group_metrics": Key(list, "metrics by groups of targets: by `popularity` in training, by `length` of the history, `cold` ones apart", _one_of("popularity", "length", "cold", words="some of {}, or [] for none"), form=schema.parts_of),
+    "tail_ratio": Key(float, "long tail of TailPercentage: this share of the items that training has, the least popular ones, or above 1 those of at most so many interactions", POSITIVE, used=TAIL),
+    "group_metrics": Key(list, "metrics by groups of targets: by `popularity` in training, by `length` of the history, `cold` ones apart", _one_of("popularity", "length", "cold", words="some of {}, or [] for none"), form=parts_of),
     "eval_batch_size": Key(int, "histories scored at once", POSITIVE),
     "valid_users": Key(int, "users of validation that its figures are of, the same ones for every seed; 0: all", NOT_NEGATIVE),
     "load_col": Key(dict, "columns RecBole loads; item texts are read by the item features alone"),
@@ -94,14 +106,14 @@ KEYS: dict[str, Key] = {
     "sid_use_id": Key(bool, "the learned item representation z_ID is a signal of its own", used=schema.BOUND_SHAPE),
     "count_collisions": Key(bool, "last code: a number among the items of equal earlier codes, as in TIGER's paper; else one more level of the RQ-VAE"),
     # Codes for RecBole's other models
-    "code_fields": Key(list, "columns of items that context-aware models read: `prefixes` of an ID's codes as tokens, quantised `vectors` as numbers", _one_of(*schema.CODE_FIELDS, words="some of {}, or [] for none"), used=schema.FIELDS, form=schema.parts_of),
+    "code_fields": Key(list, "columns of items that context-aware models read: `prefixes` of an ID's codes as tokens, quantised `vectors` as numbers", _one_of(*schema.CODE_FIELDS, words="some of {}, or [] for none"), used=schema.FIELDS, form=parts_of),
     "kg": Key(str, "knowledge graph of knowledge-aware models: `files`, RecBole's .kg and .link; `codes`, triples of an item, a level and the prefix of codes it has there", _one_of("files", "codes"), used=schema.GRAPH),
     "code_levels": Key(int, "most codes in a prefix, for code_fields and kg=codes; empty: as many as bring two items or more together", POSITIVE, True, used=schema.PREFIXES),
     # Attention
     "similarity_attention": Key(str, "how the similarity of items enters attention; also for RecBole's SASRec, SASRecF, BERT4Rec and CORE", _one_of("additive", "multiplicative", "undiscretised", "off"), used=schema.ATTENTION),
     "similarity_signals": Key(list, "signals that attention compares, such as [text, id]; empty: all", None, True, used=schema.SIMILARITY),
     "similarity_shared_layers": Key(bool, "one set of weights for all layers", used=schema.SIMILARITY),
-    "item_semantics": Key(list, "what the item tables of RecBole's own models add to IDs: embeddings of the codes, projected features; see docs/item-semantics.md", _one_of("codes", "features", words="some of {}, or [] for none"), used=schema.SEMANTICS, form=schema.parts_of),
+    "item_semantics": Key(list, "what the item tables of RecBole's own models add to IDs: embeddings of the codes, projected features; see docs/item-semantics.md", _one_of("codes", "features", words="some of {}, or [] for none"), used=schema.SEMANTICS, form=parts_of),
     # Network
     "n_layers": Key(int, "transformer layers", POSITIVE),
     "n_heads": Key(int, "attention heads", POSITIVE),
@@ -192,7 +204,7 @@ def _known(key: str) -> Key | None:
     return KEYS.get(key) or RECBOLE.get(key)
 
 
-def unused(key: str, value: Any, run: Mapping[str, Any]) -> schema.Use | None:
+def unused(key: str, value: Any, run: Mapping[str, Any]) -> Use | None:
     """Return the first condition of a key that a run with these settings, `schema.KIND` among them, does not meet."""
     known = _known(key)
     return next((use for use in known.used if not use.holds(run, value)), None) if known else None
@@ -226,7 +238,7 @@ def _row(name: str) -> str:
     return f"{key.type.__name__} | {'; '.join([key.meaning, *bounds, *(_when(use) for use in key.used)])}"
 
 
-def _when(use: schema.Use) -> str:
+def _when(use: Use) -> str:
     return use.words if use.words.startswith("only ") else f"**refused**: {use.words}"
 
 

@@ -81,7 +81,10 @@ BAD = {
         ["--valid_metric=NDCG@7"],
         "valid_metric: found 'NDCG@7', which metrics and topk leave out; expected one of",
     ),
-    "sampled ranking": (["--eval_args={'mode': 'uni100'}"], "every item is ranked"),
+    "sampled ranking": (
+        ["--eval_args={'mode': 'pop'}"],
+        "found mode .*'pop'.*, expected full, where all items are ranked",
+    ),
     "pickled data set": (["--save_dataset=True"], "save_dataset: RecBole's pickled data cache is not used"),
     "pickled loaders": (["--save_dataloaders=True"], "save_dataloaders: RecBole's pickled data cache"),
     "topk of words": (["--topk=['x']"], "topk: found 'x', expected whole numbers above 0"),

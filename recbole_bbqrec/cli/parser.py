@@ -26,7 +26,9 @@ PARSER = argparse.ArgumentParser(
     formatter_class=argparse.RawDescriptionHelpFormatter,
 )
 PARSER.add_argument("--debug", action="store_true", help="show the traceback of an error")
-COMMANDS = PARSER.add_subparsers(dest="command", required=True, prog="bbqrec", metavar="command", help=argparse.SUPPRESS)
+COMMANDS = PARSER.add_subparsers(
+    dest="command", required=True, prog="bbqrec", metavar="command", help=argparse.SUPPRESS
+)
 """All sub-commands, in the order in which people work: data, studies, use."""
 GROUPS: dict[str, list[str]] = {
     "data": [],

@@ -223,7 +223,9 @@ class ProtocolTrainer(SecondStageFit):
         """Say how the epoch was judged; where bars show it, in the log file alone."""
         best = (self.state.best_epoch or 0) + 1
         what = f"epoch {self.state.epochs_done}: {self.valid_metric} {score:.4f}"
-        marked = ", the best so far" if best == self.state.epochs_done else f"; best {self.best_valid_score:.4f} in {best}"
+        marked = (
+            ", the best so far" if best == self.state.epochs_done else f"; best {self.best_valid_score:.4f} in {best}"
+        )
         self.logger.info(what + marked, **(run_log.DETAIL if show_progress else {}))
 
     def _validate(self, valid_data: Any, show_progress: bool) -> dict[str, dict[str, float]]:
@@ -238,8 +240,9 @@ class ProtocolTrainer(SecondStageFit):
         ranks = self.rank(valid_data, [self._train_dataset], show_progress, told if are_all else sample)
         self._last_ranks = ranks if are_all else None
         asked, groups = (self.config["metrics"], self.config["topk"]), ranks.groups()
-        warm = groups["warm"].metrics(*asked) if "warm" in groups else {}
-        return {column: {**found, **warm.get(column, {})} for column, found in ranks.metrics(*asked).items()}
+        found = groups["all"].metrics(*asked)
+        warm = groups["warm"].metrics(*asked) if "warm" in groups else found
+        return {column: {**found[column], **warm[column]} for column in found}
 
     def _sampled(self, dataset: Any, judged: np.ndarray) -> np.ndarray:
         """Places of rows among the `judged` that decide when to stop; where users have several, of so many users."""
