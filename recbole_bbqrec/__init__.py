@@ -1,9 +1,10 @@
 """BBQRec for RecBole: behaviour-bind quantisation for multi-modal sequential recommendation (arXiv 2504.06636).
 
-Ten names are what people need. `run` trains and judges a model; `load_bundle` makes recommendations from the folder that
-a run leaves, and `load_data_and_model` reads it back with its data; `register` makes the models known to RecBole's own
-scripts. `BehaviorBindTokenizer`, `RQVAETokenizer` and `ResidualKMeansTokenizer` learn semantic IDs from plain tensors;
-`BBQRec` is the model and `Bundle` what `load_bundle` returns. Whatever is wrong with what was asked for is an `InputError`.
+Ten names are what people need. `run` trains and judges a model; `load_bundle` makes recommendations from the folder
+that a run leaves, and `load_data_and_model` reads it back with its data; `register` makes the models known to
+RecBole's own scripts. `BehaviorBindTokenizer`, `RQVAETokenizer` and `ResidualKMeansTokenizer` learn semantic IDs from
+plain tensors; `BBQRec` is the model and `Bundle` what `load_bundle` returns. Whatever is wrong with what was asked
+for is an `InputError`.
 
 Importing this package changes nothing and loads neither RecBole, torch nor transformers; each name loads what it needs
 when it is used.

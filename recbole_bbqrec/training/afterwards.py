@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from recbole.trainer import Trainer
 
 from .. import distributed, run_log
 from ..data.cold_items import is_cold
@@ -20,6 +19,7 @@ from ..settings import plain_settings, second_stage_settings
 from ..tokenizer import memory
 from . import checkpoint
 from .checkpoint import WEIGHTS_FILE, RunFolder
+from .target_ranks import TargetRanks
 
 FITTED_ON = 50_000
 """Rows of validation that a second stage is fitted on, at most: more than either form takes of them."""
@@ -61,7 +61,7 @@ class Decided(NamedTuple):
     second_stage: Any
 
 
-class SecondStageFit(Trainer):
+class SecondStageFit(TargetRanks):
     """The part of a trainer that fits a second stage on validation once training is done, see `second_stage.socket`.
 
     Where another run has fitted it, what that has found serves over this run's sequences.
@@ -77,10 +77,6 @@ class SecondStageFit(Trainer):
     _stage_seconds = 0.0
     _last_ranks: Ranks | None = None  # of the last validation, and of the best
     _best_ranks: Ranks | None = None
-
-    def rank(self, *arguments: Any) -> Ranks:
-        """See `ProtocolTrainer.rank`."""
-        raise NotImplementedError
 
     def load_best(self, model_file: Any = None) -> None:
         """Put the best weights by validation into the model."""
