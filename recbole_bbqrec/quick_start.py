@@ -127,7 +127,7 @@ def execute(
     logger = getLogger()
     if distributed.is_main():
         run_log.start(config)
-        logger.info(config, **run_log.DETAIL)
+        logger.info(config, extra=run_log.DETAIL)
     else:
         logger.setLevel("ERROR")
 
@@ -156,7 +156,7 @@ def execute(
             ranks[split] = trainer.judge(split, loaders[at], datasets[:at], config["show_progress"])
             labels[split] = trainer.judge_labels(split, loaders[at])
     if ranks:
-        logger.info(f"judged in {time.perf_counter() - started:.1f} s", **run_log.DETAIL)
+        logger.info(f"judged in {time.perf_counter() - started:.1f} s", extra=run_log.DETAIL)
 
     record = {
         **record_of(config, trained, ranks, memory),
@@ -206,7 +206,7 @@ def train(
     compat.init_seed(config)
     with _recbole_refusals(config):
         dataset = registry.get_dataset(config["model"], config["kg"])(config)
-        logger.info(dataset, **run_log.DETAIL)
+        logger.info(dataset, extra=run_log.DETAIL)
         logger.info(
             f"data: {dataset.user_num - 1} users, {dataset.item_num - 1} items, {dataset.inter_num} interactions"
         )
@@ -214,7 +214,7 @@ def train(
 
         compat.init_seed(config)  # the model's start does not depend on what data took
         model = registry.build_model(config, train._dataset).to(config["device"])
-        logger.info(model, **run_log.DETAIL)
+        logger.info(model, extra=run_log.DETAIL)
 
     inspected = inspect(dataset, train, valid, test) if inspect else {}
     trainer = registry.get_trainer(config)(config, model)

@@ -19,6 +19,7 @@ from . import compat, config, quick_start, registry
 from .data.dataset import MultiModalSequentialDataset
 from .errors import InputError
 from .evaluation.candidates import sampling_of
+from .protocol import check_protocol
 from .registry import REGISTERED, TRAINERS
 from .settings import NO_SETTINGS, property_files
 from .training import recbole_checkpoint
@@ -83,7 +84,7 @@ def _with_our_checks(self: Any) -> dict[str, Any]:
                 f"{key}: found {value!r}, which RecBole's own scripts do not use; run_recbole_bbqrec.py does"
             )
     final = _get_final(self)
-    config.check_protocol(final)
+    check_protocol(final)
     if any(sampling_of(final, split) for split in ("valid", "test")):
         mode = final["eval_args"]["mode"]
         raise InputError(f"eval_args: found mode {mode}, which run_recbole_bbqrec.py alone has for our models; drop it")

@@ -7,8 +7,8 @@ from typing import Any
 import recbole
 from recbole.utils import init_logger
 
-DETAIL = {"extra": {"detail": True}}
-"""Arguments of a log call whose message goes into the file, and on the screen with `verbose` alone."""
+DETAIL = {"detail": True}
+"""As `extra` of a log call: its message goes into the file, and on the screen with `verbose` alone."""
 
 _RECBOLE = Path(str(recbole.__file__)).parent
 

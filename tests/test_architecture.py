@@ -19,7 +19,7 @@ ORDER = (
     *("errors", "storage", "claims", "watch", "distributed", "compat", "run_log", "modalities"),
     *("key_types", "schema", "recbole_keys", "settings"),
     *("preparation", "tokenizer", "model", "data"),
-    *("evaluation", "second_stage", "training", "registry", "config", "serving", "quick_start"),
+    *("evaluation", "second_stage", "training", "registry", "protocol", "config", "serving", "quick_start"),
     *("registration", "experiments", "cli"),
 )
 # Apart from what stands above them, these do not know each other.
@@ -27,7 +27,8 @@ APART = {("model", "preparation"), ("tokenizer", "preparation"), ("serving", "ex
 WITHOUT_RECBOLE = {"errors", "storage", "schema", "recbole_keys", "settings", "preparation", "tokenizer", "evaluation"}
 WITHOUT_RECBOLE |= {"claims", "watch", "distributed", "modalities", "key_types"}
 ROOT = {"__init__", "quick_start", "registration", "config", "registry", "compat", "errors", "storage"}
-ROOT |= {"run_log", "modalities", "key_types", "schema", "recbole_keys", "settings", "claims", "watch", "distributed"}
+ROOT |= {"run_log", "protocol", "modalities", "key_types", "schema", "recbole_keys", "settings", "claims", "watch"}
+ROOT |= {"distributed"}
 FORBIDDEN_IMPORTS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "ray"}
 RECBOLES_CHECKPOINTS = Path("training/recbole_checkpoint.py")  # plain data in torch's own form, which RecBole reads
 FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "torch.save", "pd.read_pickle", "np.fromfile"}

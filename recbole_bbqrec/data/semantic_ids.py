@@ -116,7 +116,7 @@ def _report(fitted: ItemTokenizer, features: Features, sequences: Sequences, pat
     else:
         card = report_card(fitted, *features, (sequences.offsets, sequences.items))
         write_report_card(card, stem)
-        logger.info("\n" + report_card_table(card), **DETAIL)
+        logger.info("\n" + report_card_table(card), extra=DETAIL)
         for warning in card["warnings"]:
             logger.warning(f"semantic IDs: {warning}")
     logger.info(f"ID report card: {file} and .png")

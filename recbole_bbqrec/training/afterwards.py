@@ -82,7 +82,7 @@ class SecondStageFit(TargetRanks):
         """Put the best weights by validation into the model."""
         path = Path(model_file or self.saved_model_file)
         checkpoint.load_weights(path, self.model)
-        self.logger.info(f"Loading model structure and parameters from {path}", **run_log.DETAIL)
+        self.logger.info(f"Loading model structure and parameters from {path}", extra=run_log.DETAIL)
 
     def judge(self, split: str, eval_data: Any, earlier: list[Any], show_progress: bool = False) -> Ranks:
         """Ranks of a split for tables; those of the best epoch where they are of the same users and still hold."""

@@ -212,7 +212,7 @@ class ProtocolTrainer(SecondStageFit):
         marked = (
             ", the best so far" if best == self.state.epochs_done else f"; best {self.best_valid_score:.4f} in {best}"
         )
-        self.logger.info(what + marked, **(run_log.DETAIL if show_progress else {}))
+        self.logger.info(what + marked, extra=run_log.DETAIL if show_progress else None)
 
     def _validate(self, valid_data: Any, show_progress: bool) -> dict[str, dict[str, float]]:
         """Metrics of validation by column; where items are held out of training, they judge training as little.
@@ -245,7 +245,7 @@ class ProtocolTrainer(SecondStageFit):
         path = Path(kwargs.get("saved_model_file", self.saved_model_file))
         checkpoint.save_weights(path, self.model, self._header(epoch))
         if verbose:
-            self.logger.info(set_color("Saving current", "blue") + f": {path}", **run_log.DETAIL)
+            self.logger.info(set_color("Saving current", "blue") + f": {path}", extra=run_log.DETAIL)
 
     def _save_last(self, epoch: int) -> None:
         if not distributed.is_main():
