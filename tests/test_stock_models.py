@@ -157,8 +157,8 @@ def test_the_table_names_every_sequential_model_and_why_one_does_not_run():
     assert sorted(rows) == sorted(f"| `{name}`" for name in {*NAMES, *STOCK})
     reading = {line.split("`")[1] for line in lines if "| no, it reads " in line}
     assert reading == READ_USERS, "these refuse files without users"
-    for name, why in registry.NOT_RUN.items():
-        assert f"| `{name}` | RecBole | no: {why} | no |" in lines
+    for name in registry.NOT_RUN.keys() & {*STOCK}:
+        assert f"| `{name}` | RecBole | no: {registry.NOT_RUN[name]} | no |" in lines
 
 
 def test_more_candidates_of_a_reranker_than_items_are_one_line(tiny, tmp_path):
