@@ -8,6 +8,7 @@ Nothing here runs on import. Points that live elsewhere because they are plain o
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import sys
 import threading
@@ -49,6 +50,32 @@ def restore_sparse_update() -> None:
     """Give scipy's `dok_matrix` the method `_update` that newer ones lack; RecBole's graph models fill theirs by it."""
     if not hasattr(dok_matrix, "_update"):
         dok_matrix._update = lambda self, entries: self._dict.update(entries)
+
+
+def stand_in_for_torch_scatter() -> None:
+    """Give KGIN and MCCLK the two functions of `torch_scatter` that they import, where that is not installed.
+
+    Its wheels are of single versions of torch, and none of today's is among them; torch itself has the operations.
+    """
+    if importlib.util.find_spec("torch_scatter") is None:
+        module = types.ModuleType("torch_scatter")
+        module.__spec__ = importlib.util.spec_from_loader("torch_scatter", None)
+        vars(module).update(scatter_mean=_scatter_mean, scatter_softmax=_scatter_softmax)
+        sys.modules["torch_scatter"] = module
+
+
+def _scatter_mean(src: torch.Tensor, index: torch.Tensor, dim_size: int, dim: int = 0) -> torch.Tensor:
+    """Mean [dim_size, W] of the rows of `src` [E, W] that go to each place; zero where none does."""
+    counts = torch.bincount(index, minlength=dim_size).clamp(min=1).unsqueeze(1)
+    return src.new_zeros(dim_size, src.shape[1]).index_add(dim, index, src) / counts
+
+
+def _scatter_softmax(src: torch.Tensor, index: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    """Softmax of `src` [E, W], column by column, among the rows that go to the same place."""
+    zeros, places = src.new_zeros(int(index.max()) + 1, src.shape[1]), index.unsqueeze(1).expand_as(src)
+    largest = zeros.scatter_reduce(dim, places, src.detach(), "amax", include_self=False)
+    raised = (src - largest[index]).exp()
+    return raised / zeros.index_add(dim, index, raised)[index]
 
 
 def restore_exhaustive_search() -> None:

@@ -27,6 +27,7 @@ from .schema import (
     TRAINED,
     Allowed,
     Key,
+    Use,
     never,
     one_of,
     only,
@@ -78,6 +79,11 @@ INTERVAL = Allowed(
 )
 FEAREC = only("with contrast", lambda run: bool(run.get("contrast")))
 KNOWLEDGE = only(f"in {', '.join(GRAPH_MODELS)} and knowledge-aware models, which read a graph", reads_graph)
+TEMPERED = only("with contrast, and in MacridVAE", lambda run: bool(run.get("contrast")) or run["model"] == "MacridVAE")
+LOSSES = (
+    *only("in other models than RepeatNet, which has one loss", lambda run: run["model"] != "RepeatNet"),
+    Use("BCE and MSE only in CDAE", lambda run, value: value not in ("BCE", "MSE") or run["model"] == "CDAE"),
+)
 CHECKED_BELOW = never("RecBole's pickled data is not used", "drop it: features and codes are cached by themselves")
 
 # fmt: off
@@ -158,8 +164,8 @@ RECBOLE: dict[str, Key] = {
     # Keys of single models
     "contrast": Key(str, "the contrast of FEARec", one_of("us", "un", "su", "us_x"), True, only("beside sim and tau", lambda run: None not in (run.get("sim"), run.get("tau")), "add --sim=dot --tau=1")),
     "sim": Key(str, "the similarity of FEARec's contrast", one_of("dot", "cos"), True, FEAREC),
-    "tau": Key(float, "the temperature of FEARec's contrast", POSITIVE, True, FEAREC),
-    "loss_type": Key(str, "CE: cross-entropy over all items; BPR: against sampled negatives", one_of("CE", "BPR"), used=only("in other models than RepeatNet, which has one loss", lambda run: run["model"] != "RepeatNet")),
+    "tau": Key(float, "the temperature of FEARec's contrast, or of MacridVAE's prototypes", POSITIVE, True, TEMPERED),
+    "loss_type": Key(str, "CE: cross-entropy over all items; BPR: against sampled negatives; BCE and MSE: the losses of CDAE", one_of("CE", "BPR", "BCE", "MSE"), used=LOSSES),
 }
 # fmt: on
 """RecBole's keys that are not in `settings.KEYS`: types, meanings, bounds, and when they are used."""

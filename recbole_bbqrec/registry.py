@@ -96,12 +96,22 @@ def kind_of(name: str) -> str:
 
 def build_model(config: Any, dataset: Any) -> AbstractRecommender:
     """Return the configured model for `dataset`; RecBole's own with similarity attention where it is asked for."""
+    if config["num_clusters"]:  # of NCL, which would end in faiss's words
+        fewest = min(dataset.user_num, dataset.item_num) - 1
+        if config["num_clusters"] > fewest:
+            found = f"found {config['num_clusters']}, expected at most {fewest}"
+            raise InputError(f"num_clusters: {found}, the smaller one of the numbers of users and of items")
     if config["reranker_CAN_NUM"]:  # of SASRecCPR and GRU4RecCPR, which would end in torch's words while training
         largest, items = int(str(config["reranker_CAN_NUM"]).split(",")[0]), dataset.num(config["ITEM_ID_FIELD"]) - 1
         if largest > items:
             raise InputError(f"reranker_CAN_NUM: found {largest}, expected at most {items}, the number of items")
     compat.restore_sparse_update()
-    model = get_model(config["model"])(config, dataset)
+    compat.stand_in_for_torch_scatter()
+    try:
+        model = get_model(config["model"])(config, dataset)
+    except ModuleNotFoundError as error:
+        why = f"its code in RecBole asks for the package {error.name}, which is not installed here"
+        raise InputError(f"--model={config['model']}: {why}; install it, or take another model") from error
     if config["model"] not in MODELS:
         model.catalogue = dataset.catalogue  # for a second stage; ours have it
         checkpoint.note_derived(model)

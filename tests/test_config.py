@@ -362,7 +362,8 @@ def test_tokenizer_settings_are_the_tokenizers_own_defaults():
     defaults = {**BehaviorBindTokenizer().get_params(), **weight}
     config = Config(arguments=["--model=BBQRec", "--dataset=ml-100k"])
     ours = {key.removeprefix("sid_"): value for key, value in config.final_config_dict.items() if key[:4] == "sid_"}
-    assert ours == {key: value for key, value in defaults.items() if key not in ("seed", "device", "progress")}
+    of_run = ("seed", "device", "progress", "in_order")
+    assert ours == {key: value for key, value in defaults.items() if key not in of_run}
 
 
 def test_settings_helper_matches_the_properties(tiny):

@@ -3,6 +3,8 @@
 Shapes: B windows in the batch, T items of its longest one.
 """
 
+import contextlib
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -133,6 +135,24 @@ def _graph_sampler(config: Any, dataset: Any) -> KGSampler:
     """What draws triples that are not in the knowledge graph."""
     drawn = config["train_neg_sample_args"]
     return KGSampler(dataset, drawn["distribution"], drawn["alpha"])
+
+
+@contextlib.contextmanager
+def seeded_draws(seed: int, asked: bool) -> Iterator[None]:
+    """Seed what the block draws on the CPU, from whichever generator, and put the generators back after it."""
+    if not asked:
+        yield
+        return
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 (RecBole's models draw from the global state)
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
 
 
 def seed_batches(loader: Any, seed: int) -> None:

@@ -84,8 +84,8 @@ def _check_interactions(dataset: Any, parts: list[Any]) -> str:
     places = token_places(train, train.uid_field)
     owners = np.unique(users)[np.argsort(places[np.unique(users)])]  # of the sequences
     trained = np.repeat(owners, np.diff(learned.offsets)) if len(owners) == len(learned) else np.zeros(0, np.int64)
-    pairs = (np.sort(one * train.item_num + other) for one, other in ((users, items), (trained, learned.items)))
-    if len(trained) != len(learned.items) or not np.array_equal(*pairs):
+    same = len(trained) == len(learned.items)
+    if not same or not _same_pairs((users, items), (trained, learned.items), train.item_num):
         raise InputError("leakage check: the training sequences are not the training rows of the users")
     for at in (1, 2):
         users, targets, _ = _rows(parts[at])
@@ -97,6 +97,11 @@ def _check_interactions(dataset: Any, parts: list[Any]) -> str:
         wrong = np.setxor1d(pairs, expected) // train.item_num
         _refuse(parts[at], wrong, "masked items that are not those of earlier parts")
     return f"passed{says}"
+
+
+def _same_pairs(one: tuple[np.ndarray, ...], other: tuple[np.ndarray, ...], n_items: int) -> bool:
+    first, second = (np.sort(users * n_items + items) for users, items in (one, other))
+    return np.array_equal(first, second)
 
 
 def _check_files(parts: list[Any]) -> str:

@@ -49,8 +49,16 @@ def _head(config: Any) -> dict[str, Any]:
 
 def keep_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
     """As `write_bundle`; where one of RecBole's models needs its data set, `bundle.json` says so in place of items."""
-    write_bundle(run_dir, config, dataset)
     logger = logging.getLogger()
+
+    def leave_none(reason: Exception | str) -> None:
+        needs = f"{config['model']} needs its data set ({reason}); use load_data_and_model"
+        storage.write_json(run_dir / BUNDLE, {**_head(config), "needs": needs})
+        logger.warning(f"no bundle: {run_dir}: {needs}")
+
+    if dataset.rows_are_interactions:  # all its model knows of a user are his number and what he had done in training
+        return leave_none(f"the column {dataset.uid_field}")
+    write_bundle(run_dir, config, dataset)
     try:
         bundle = load_bundle(run_dir)
         bundle.recommend([[bundle.item_tokens[1]]], k=1)
@@ -58,8 +66,6 @@ def keep_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
     except Exception as error:
         (run_dir / BUNDLE).unlink()
         if isinstance(error, NeedsDataError) and config["model"] not in registry.MODELS:
-            needs = f"{config['model']} needs its data set ({error}); use load_data_and_model"
-            storage.write_json(run_dir / BUNDLE, {**_head(config), "needs": needs})
-            logger.warning(f"no bundle: {run_dir}: {needs}")
+            leave_none(error)
         else:  # whatever it is, the run is finished and worth its record
             logger.exception(f"no bundle: {config['model']} fails to recommend without its data set")

@@ -1,7 +1,7 @@
 """What training leaves on disk, without pickle: folders, weights, and the state to go on from."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,11 +88,11 @@ def note_derived(model: Any) -> None:
     """Note what one of RecBole's models has beside its weights when it is built.
 
     That follows from the data and the seed, or is none until the model has worked it out from its weights; see
-    `_forget_derived`.
+    `_forget_derived`. Some of the latter do not stand among what RecBole calls a model's other parameters.
     """
-    model.as_built = {
-        name: value for name, value in model.other_parameter().items() if not isinstance(value, nn.Module)
-    }
+    named = {name: value for name, value in model.other_parameter().items() if not isinstance(value, nn.Module)}
+    empty = {name: None for name, value in vars(model).items() if value is None and not name.startswith("_")}
+    model.as_built = {**empty, **named}
 
 
 def _forget_derived(model: nn.Module) -> None:
@@ -131,28 +131,33 @@ def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
     return header
 
 
-def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, header: dict[str, Any]) -> None:
-    """Write everything the next epoch needs: weights, optimizer state and `header` (plain data)."""
-    state = optimizer.state_dict()
-    flat = {f"{index}.{name}": value for index, entries in state["state"].items() for name, value in entries.items()}
-    scalars = {name: value for name, value in flat.items() if not isinstance(value, torch.Tensor)}
-    moments = {_OPTIMIZER + name: value for name, value in flat.items() if name not in scalars}
-    header = {**header, "groups": state["param_groups"], "scalars": scalars, "counters": _counters(model)}
-    storage.save(path, TRAINING, {**model.state_dict(prefix=_MODEL), **moments}, header)
+def save_training(
+    path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], header: dict[str, Any]
+) -> None:
+    """Write everything the next epoch needs: weights, states of the optimizers and `header` (plain data)."""
+    tensors, kept = model.state_dict(prefix=_MODEL), []
+    for number, optimizer in enumerate(optimizers):
+        state = optimizer.state_dict()
+        flat = {f"{at}.{name}": value for at, entries in state["state"].items() for name, value in entries.items()}
+        scalars = {name: value for name, value in flat.items() if not isinstance(value, torch.Tensor)}
+        moments = {f"{_OPTIMIZER}{number}.{name}": value for name, value in flat.items() if name not in scalars}
+        tensors, kept = {**tensors, **moments}, [*kept, {"groups": state["param_groups"], "scalars": scalars}]
+    storage.save(path, TRAINING, tensors, {**header, "optimizers": kept, "counters": _counters(model)})
 
 
-def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Read what `save_training` wrote into `model`, which trains without a second stage, and `optimizer`."""
+def load_training(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Read what `save_training` wrote into `model`, which trains without a second stage, and its optimizers."""
     tensors, header = storage.load(path, TRAINING)
     socket.attach(model, None)
     _restore(path, "weights", model.load_state_dict, _of_prefix(_MODEL, tensors))
     _forget_derived(model)
-    vars(model).update(header.get("counters", {}))
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in {**header["scalars"], **_of_prefix(_OPTIMIZER, tensors)}.items():
-        index, _, entry = name.partition(".")
-        state.setdefault(int(index), {})[entry] = value
-    _restore(path, "optimizer state", optimizer.load_state_dict, {"state": state, "param_groups": header["groups"]})
+    vars(model).update(header["counters"])
+    for number, (optimizer, kept) in enumerate(zip(optimizers, header["optimizers"], strict=True)):
+        state: dict[int, dict[str, Any]] = {}
+        for name, value in {**kept["scalars"], **_of_prefix(f"{_OPTIMIZER}{number}.", tensors)}.items():
+            index, _, entry = name.partition(".")
+            state.setdefault(int(index), {})[entry] = value
+        _restore(path, "optimizer state", optimizer.load_state_dict, {"state": state, "param_groups": kept["groups"]})
     return header
 
 

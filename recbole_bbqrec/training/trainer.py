@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .. import compat, distributed
 from ..data.cold_items import is_cold
-from ..data.dataloader import seed_batches
+from ..data.dataloader import seed_batches, seeded_draws
 from ..data.sequences import seen_before, token_places
 from ..errors import InputError
 from ..evaluation.candidates import Sampling, draw_candidates, sampling_of
@@ -96,7 +96,7 @@ class ProtocolTrainer(SecondStageFit):
         valid_data = self._open_run(train_data, valid_data)
         path = self.folder.training / LAST_FILE
         if saved and self.config["resume"] and distributed.agreed(lambda: path.is_file() or self._take_over()):
-            header = checkpoint.load_training(path, self.model, self.optimizer)
+            header = checkpoint.load_training(path, self.model, self._optimizers)
             self.start_epoch, self.state = header["epoch"] + 1, TrainingState(**header["state"])
             for name in RESUMED:
                 setattr(self, name, header[name])
@@ -123,6 +123,13 @@ class ProtocolTrainer(SecondStageFit):
             self._save_checkpoint(-1, verbose)
         distributed.barrier()  # what the main process has kept is there for all
         return self.best_valid_score, self.best_valid_result
+
+    @property
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        """All that train the model; RecVAE's takes `optimizer` in turns as a name of its other ones."""
+        found = {name: value for name, value in vars(self).items() if isinstance(value, torch.optim.Optimizer)}
+        others = [value for name, value in found.items() if name != "optimizer"]
+        return others or [self.optimizer]
 
     @property
     def _is_finished(self) -> bool:
@@ -238,7 +245,7 @@ class ProtocolTrainer(SecondStageFit):
             return
         self.state.peak_memory_mib = self._memory.mib
         header = {"epoch": epoch, "state": asdict(self.state), **{name: getattr(self, name) for name in RESUMED}}
-        checkpoint.save_training(self.folder.training / LAST_FILE, self.model, self.optimizer, header)
+        checkpoint.save_training(self.folder.training / LAST_FILE, self.model, self._optimizers, header)
 
     @property
     def hit_cap(self) -> bool:
@@ -290,7 +297,8 @@ class ProtocolTrainer(SecondStageFit):
         bar = tqdm(total=sum(map(len, own)), desc="Rank", ncols=100, disable=not show_progress)
         ranker, cold = self._ranker_for(dataset), is_cold(dataset)
         shared, parts = ranker.shared(), []
-        with bar:
+        # Some of RecBole's models of users draw while they score.
+        with bar, seeded_draws(self.config["seed"], dataset.rows_are_interactions):
             for part in own:
                 parts.append(self._rank_rows(eval_data, judged[part], judging, ranker, shared))
                 bar.update(len(part))

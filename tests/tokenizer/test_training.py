@@ -304,6 +304,23 @@ def test_epochs_differ_and_repeat_with_the_seed():
     assert torch.equal(one, again) and not torch.equal(one, two)
 
 
+def test_sets_are_drawn_anew_in_every_epoch_and_their_order_says_nothing():
+    offsets, items = np.array([0, 4, 4, 9]), np.array([3, 1, 2, 1, 7, 5, 6, 8, 9])
+    shuffled = np.array([1, 2, 1, 3, 9, 8, 7, 6, 5])
+    one, other = (
+        [
+            [(rows.tolist(), valid.tolist()) for rows, valid in windows.epoch(3, generator)]
+            for windows, generator in [(Windows(offsets, given, 20, in_order=False), torch.Generator().manual_seed(1))]
+            for _ in range(2)
+        ]
+        for given in (items, shuffled)
+    )
+    assert one == other and one[0] != one[1]
+    for epoch in one:
+        shown = sorted(sorted({*row}) for rows, _ in epoch for row in rows)
+        assert shown == [[1, 2, 3], [5, 6, 7, 8, 9]], "each item of a user once, no other user's"
+
+
 @pytest.mark.parametrize("mode", ["chained", "concat", "fused"])
 def test_items_that_quantise_to_the_same_codes_are_no_negatives_of_each_other(world, mode):
     """With one code in each codebook all items are one: there is nothing to contrast, in any signal."""

@@ -102,9 +102,9 @@ def test_training_state_round_trip(tiny, tmp_path):
         trainer.optimizer.zero_grad()
         net.calculate_loss(batch).backward()
         trainer.optimizer.step()
-    checkpoint.save_training(tmp_path / "x", net, trainer.optimizer, {"epoch": 3})
+    checkpoint.save_training(tmp_path / "x", net, [trainer.optimizer], {"epoch": 3})
     _, other, fresh, _ = made(tiny, checkpoint_dir=str(tmp_path))
-    assert checkpoint.load_training(tmp_path / "x", other, fresh.optimizer)["epoch"] == 3
+    assert checkpoint.load_training(tmp_path / "x", other, [fresh.optimizer])["epoch"] == 3
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in net.state_dict().items())
     for (_, one), (_, two) in zip(
         sorted(trainer.optimizer.state_dict()["state"].items()),
