@@ -24,6 +24,7 @@ from .evaluation.candidates import check_mode
 from .evaluation.labels import LABEL_METRICS, check_labels, of_rankings
 from .evaluation.metrics import LIST_METRICS, METRICS
 from .recbole_keys import HABITS, READ_WITHOUT_DEFAULT
+from .recbole_keys import METRICS as NAMES
 from .settings import MAY_BE_UNUSED, NO_SETTINGS, checked, property_files, public_source, unused
 
 SHORT = {"-m": "--model", "-d": "--dataset", "-p": "--config_files"}
@@ -320,7 +321,7 @@ def check_protocol(final: dict[str, Any]) -> None:
         known_elsewhere = " (RecBole has it, our ranker does not)" if name in metric_types else ""
         if name in LABEL_METRICS:
             known_elsewhere = " (of labelled rows, with eval_args.mode labeled)"
-        raise InputError(f"metrics: found {name!r}{known_elsewhere}, expected some of {', '.join(schema.METRICS)}")
+        raise InputError(f"metrics: found {name!r}{known_elsewhere}, expected some of {', '.join(NAMES)}")
     check_mode(final["eval_args"].get("mode", "full"), names)
     allowed = [*of_labels, *(f"{name}@{k}" for name in names if name not in of_labels for k in cut_offs)]
     if str(final["valid_metric"]).lower() not in allowed:

@@ -31,8 +31,15 @@ from .schema import (
     never,
     one_of,
     only,
+    parts_of,
     reads_graph,
 )
+
+METRICS = (
+    *("Recall", "NDCG", "MRR", "Hit", "Precision", "MAP"),
+    *("ItemCoverage", "AveragePopularity", "ShannonEntropy", "GiniIndex", "TailPercentage"),
+)
+"""Metrics by the names that RecBole gives them: of the ranks of targets, then of what is shown."""
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")
 STATES = ("debug", "info", "warning", "error", "critical")
@@ -62,6 +69,10 @@ def _gpu(value: Any) -> Any:
     return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else value
 
 
+TAIL = only(
+    "with TailPercentage among the metrics",
+    lambda run: "tailpercentage" in [str(name).lower() for name in parts_of(run.get("metrics")) or ()],
+)
 INTERVAL = Allowed(
     'a number of interactions at least, such as 5, or an interval, such as "[5,100]" or "[5,inf)"',
     lambda value: all(_INTERVAL.fullmatch(part.strip()) for part in value.split(";")),

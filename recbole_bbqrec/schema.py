@@ -3,13 +3,57 @@
 A condition stands with its key. It looks at the run's settings, among which `KIND` says what sort of model it is.
 """
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Settings = Mapping[str, Any]
+from .key_types import (
+    CUT_OFFS as CUT_OFFS,
+)
+from .key_types import (
+    FACTOR as FACTOR,
+)
+from .key_types import (
+    NOT_NEGATIVE as NOT_NEGATIVE,
+)
+from .key_types import (
+    POSITIVE as POSITIVE,
+)
+from .key_types import (
+    PROBABILITY as PROBABILITY,
+)
+from .key_types import (
+    SEED as SEED,
+)
+from .key_types import (
+    Allowed as Allowed,
+)
+from .key_types import (
+    Key as Key,
+)
+from .key_types import (
+    Settings as Settings,
+)
+from .key_types import (
+    Use as Use,
+)
+from .key_types import (
+    never as never,
+)
+from .key_types import (
+    one_of as one_of,
+)
+from .key_types import (
+    only as only,
+)
+from .key_types import (
+    parts_of as parts_of,
+)
+from .key_types import (
+    whole as whole,
+)
+from .key_types import (
+    whole_parts_of as whole_parts_of,
+)
 
 KIND, WINDOWS, UNTRAINED, STOCK = "model_kind", "windows", "untrained", "stock"
 """Models of this project that train on windows of sequences or do not train, and RecBole's sequential ones."""
@@ -19,93 +63,6 @@ instead of training), context-aware and knowledge-aware ones."""
 RECBOLE_KINDS = (STOCK, *INTERACTIONS)
 ON_GPU = "on_gpu"
 """Whether the run computes on a GPU; stands among its settings as `KIND` does."""
-
-
-METRICS = (
-    *("Recall", "NDCG", "MRR", "Hit", "Precision", "MAP"),
-    *("ItemCoverage", "AveragePopularity", "ShannonEntropy", "GiniIndex", "TailPercentage"),
-)
-"""Metrics by the names that RecBole gives them: of the ranks of targets, then of what is shown."""
-
-
-@dataclass(frozen=True)
-class Allowed:
-    """What the values of a key may be, in words and as a check; of a list, what its elements may be."""
-
-    words: str
-    holds: Callable[[Any], bool]
-    names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Use:
-    """When a run uses a key: in words, as a check of the run's settings and the key's value, and what else to do."""
-
-    words: str
-    holds: Callable[[Settings, Any], bool]
-    instead: str = "drop it"
-    ever: bool = True
-
-
-@dataclass(frozen=True)
-class Key:
-    """A key of a run: the type of its values, what it means, what it may be, and whether it may be empty (`~`).
-
-    `used` are the conditions under which a run uses it, all of them; `form` turns what people write into the form that
-    is read; `parts` are the keys of a dict, where they are known.
-    """
-
-    type: type
-    meaning: str
-    allowed: Allowed | None = None
-    may_be_empty: bool = False
-    used: tuple[Use, ...] = ()
-    form: Callable[[Any], Any] | None = None
-    parts: tuple[str, ...] = ()
-
-
-POSITIVE = Allowed("a number above 0", lambda value: value > 0)
-NOT_NEGATIVE = Allowed("0 or more", lambda value: value >= 0)
-PROBABILITY = Allowed("a probability in [0, 1)", lambda value: 0 <= value < 1)
-SEED = Allowed("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32)
-FACTOR = Allowed("numbers above 0 and at most 1", lambda value: 0 < value <= 1)
-
-
-def parts_of(value: Any) -> Any:
-    """Return the parts of a list that is written as text, `NDCG,Recall` or `[5,10]`."""
-    return [part.strip(" '\"") for part in value.strip("[] ").split(",")] if isinstance(value, str) else value
-
-
-def whole_parts_of(value: Any) -> Any:
-    """As `parts_of`, with whole numbers in any form as `int`."""
-    value = parts_of(value)
-    if not isinstance(value, (list, tuple, int, float)):
-        return value
-    parts = value if isinstance(value, (list, tuple)) else [value]
-    return [int(float(part)) if re.fullmatch(r"\d+(\.0*)?", str(part)) else part for part in parts]
-
-
-CUT_OFFS = Allowed("whole numbers above 0", lambda value: isinstance(value, int) and value > 0)
-
-
-def one_of(*names: str, words: str = "one of {}") -> Allowed:
-    """Allow these names alone."""
-    return Allowed(words.format(", ".join(names)), lambda value: value in names, names)
-
-
-def whole(least: int, most: int) -> Allowed:
-    """Allow whole numbers from `least` to `most`."""
-    return Allowed(f"whole numbers from {least} to {most}", lambda value: value in range(least, most + 1))
-
-
-def only(words: str, holds: Callable[[Settings], bool], instead: str = "drop it") -> tuple[Use, ...]:
-    """Make the condition that looks at the settings alone."""
-    return (Use(f"only {words}", lambda run, _: holds(run), instead),)
-
-
-def never(words: str, instead: str = "drop it") -> tuple[Use, ...]:
-    """Make the condition that no run fulfils, for this reason."""
-    return (Use(words, lambda *_: False, instead, ever=False),)
 
 
 # What a run does, from its settings
@@ -311,10 +268,6 @@ SEQUENCES = only(
     lambda run: _builds(run) or _loads_more(run) or bool(run["benchmark_filename"]),
 )
 ROWS = only("where columns of users or items are loaded", _loads_rows)
-TAIL = only(
-    "with TailPercentage among the metrics",
-    lambda run: "tailpercentage" in [str(name).lower() for name in parts_of(run.get("metrics")) or ()],
-)
 FILTERED = only("without benchmark_filename, whose files stay as they are", lambda run: not run["benchmark_filename"])
 ON_A_GPU = (Use("only on a GPU", lambda run, value: bool(run[ON_GPU]) or value in (False, "", "-1")),)
 HISTORIES = only(

@@ -12,7 +12,7 @@ import yaml
 
 from . import schema
 from .errors import InputError
-from .recbole_keys import RECBOLE
+from .recbole_keys import METRICS, RECBOLE, TAIL
 from .schema import FACTOR, NOT_NEGATIVE, POSITIVE, PROBABILITY, SEED, Allowed, Key
 from .schema import one_of as _one_of
 from .schema import whole as _whole
@@ -27,10 +27,10 @@ KEYS: dict[str, Key] = {
     # Protocol
     "eval_args": Key(dict, "split, order and mode of the evaluation; leave-one-out, and all items are ranked unless mode is uni100 or pop100, see docs/metrics.md; order RO for models of users and items", used=schema.FILTERED, parts=("split", "group_by", "order", "mode")),
     "repeatable": Key(bool, "RecBole's flag for sequential models; seen items are masked by our ranker"),
-    "metrics": Key(list, f"of {', '.join(schema.METRICS)}, see docs/metrics.md, and AUC, LogLoss, see docs/context.md; a trained model is judged by others without training", form=schema.parts_of),
+    "metrics": Key(list, f"of {', '.join(METRICS)}, see docs/metrics.md, and AUC, LogLoss, see docs/context.md; a trained model is judged by others without training", form=schema.parts_of),
     "topk": Key(list, "cut-offs of the metrics; a trained model is judged at others without training", schema.CUT_OFFS, form=schema.whole_parts_of),
     "valid_metric": Key(str, "metric that stops training, in the masked column"),
-    "tail_ratio": Key(float, "long tail of TailPercentage: this share of the items that training has, the least popular ones, or above 1 those of at most so many interactions", POSITIVE, used=schema.TAIL),
+    "tail_ratio": Key(float, "long tail of TailPercentage: this share of the items that training has, the least popular ones, or above 1 those of at most so many interactions", POSITIVE, used=TAIL),
     "group_metrics": Key(list, "metrics by groups of targets: by `popularity` in training, by `length` of the history, `cold` ones apart", _one_of("popularity", "length", "cold", words="some of {}, or [] for none"), form=schema.parts_of),
     "eval_batch_size": Key(int, "histories scored at once", POSITIVE),
     "valid_users": Key(int, "users of validation that its figures are of, the same ones for every seed; 0: all", NOT_NEGATIVE),

@@ -16,7 +16,8 @@ MAX_LINES = 400
 
 # Rooms from the ground up: a module may import its own room and those before it. Modules at the root are rooms too.
 ORDER = (
-    *("errors", "storage", "claims", "watch", "distributed", "compat", "schema", "recbole_keys", "settings"),
+    *("errors", "storage", "claims", "watch", "distributed", "compat", "key_types", "schema"),
+    *("recbole_keys", "settings"),
     *("preparation", "tokenizer", "model", "data"),
     *("evaluation", "second_stage", "training", "registry", "config", "serving", "quick_start"),
     *("registration", "experiments", "cli"),
@@ -24,9 +25,9 @@ ORDER = (
 # Apart from what stands above them, these do not know each other.
 APART = {("model", "preparation"), ("tokenizer", "preparation"), ("serving", "experiments")}
 WITHOUT_RECBOLE = {"errors", "storage", "schema", "recbole_keys", "settings", "preparation", "tokenizer", "evaluation"}
-WITHOUT_RECBOLE |= {"claims", "watch", "distributed"}
+WITHOUT_RECBOLE |= {"claims", "watch", "distributed", "key_types"}
 ROOT = {"__init__", "quick_start", "registration", "config", "registry", "compat", "errors", "storage"}
-ROOT |= {"schema", "recbole_keys", "settings", "claims", "watch", "distributed"}
+ROOT |= {"key_types", "schema", "recbole_keys", "settings", "claims", "watch", "distributed"}
 FORBIDDEN_IMPORTS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "ray"}
 RECBOLES_CHECKPOINTS = Path("training/recbole_checkpoint.py")  # plain data in torch's own form, which RecBole reads
 FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "torch.save", "pd.read_pickle", "np.fromfile"}

@@ -81,7 +81,10 @@ BAD = {
         ["--valid_metric=NDCG@7"],
         "valid_metric: found 'NDCG@7', which metrics and topk leave out; expected one of",
     ),
-    "sampled ranking": (["--eval_args={'mode': 'uni100'}"], "every item is ranked"),
+    "sampled ranking": (
+        ["--eval_args={'mode': 'pop'}"],
+        "found mode .*'pop'.*, expected full, where all items are ranked",
+    ),
     "pickled data set": (["--save_dataset=True"], "save_dataset: RecBole's pickled data cache is not used"),
     "pickled loaders": (["--save_dataloaders=True"], "save_dataloaders: RecBole's pickled data cache"),
     "topk of words": (["--topk=['x']"], "topk: found 'x', expected whole numbers above 0"),
@@ -359,7 +362,8 @@ def test_tokenizer_settings_are_the_tokenizers_own_defaults():
     defaults = {**BehaviorBindTokenizer().get_params(), **weight}
     config = Config(arguments=["--model=BBQRec", "--dataset=ml-100k"])
     ours = {key.removeprefix("sid_"): value for key, value in config.final_config_dict.items() if key[:4] == "sid_"}
-    assert ours == {key: value for key, value in defaults.items() if key not in ("seed", "device", "progress")}
+    of_run = ("seed", "device", "progress", "in_order")
+    assert ours == {key: value for key, value in defaults.items() if key not in of_run}
 
 
 def test_settings_helper_matches_the_properties(tiny):

@@ -20,8 +20,9 @@ MODELS = {
     for name in registry.recbole_models(package)
     if name not in registry.NOT_RUN and name not in registry.MODELS
 }
-UNLIKE = {"AsymKNN", "ItemKNN", "SLIMElastic", "KTUP", "Random"}
-"""Models that give several items the same score, which RecBole ranks in another order, or that draw while they score."""
+UNLIKE = {"AsymKNN", "ItemKNN", "SLIMElastic", "NNCF", "KTUP", "Random"}
+"""Models that give several items the same score but for its last bit at most, or (the last two) draw while they score:
+RecBole's evaluator sees another order."""
 OWN = {
     "NCL": {"num_clusters": 8},
     "ConvNCF": {"cnn_channels": [1, 4, 4, 4, 4]},

@@ -8,6 +8,7 @@ import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -153,8 +154,9 @@ def ablate(
         for seed in range(config["seed"], config["seed"] + n_seeds)
         for name, changes in found.items()
     ]
-    failures = run_jobs(jobs, final, lambda _: write(dataset, full, data, final, results))
-    print(write(dataset, full, data, final, results))
+    asked = tables.asked_of(config)
+    failures = run_jobs(jobs, final, lambda _: write(dataset, full, data, final, results, asked))
+    print(write(dataset, full, data, final, results, asked))
     return exit_code(failures)
 
 
@@ -183,12 +185,20 @@ def remake(dataset: str, final: bool = False, results: Path = Path("results"), f
     print(write(dataset, record["settings"], data, final, results))
 
 
-def write(dataset: str, full: dict[str, Any], data: Mapping[str, Any], final: bool, results: Path) -> str:
+def write(
+    dataset: str,
+    full: dict[str, Any],
+    data: Mapping[str, Any],
+    final: bool,
+    results: Path,
+    asked: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> str:
     """Write the table as Markdown and JSON, and its figure, from the records; return the page.
 
-    Where no run has ended well yet nothing is written. `full` are the `records.comparable_settings` of that row.
+    Where no run has ended well yet nothing is written. `full` are the `records.comparable_settings` of that row,
+    `asked` arguments of `tables.on_demand`.
     """
-    found = content(dataset, full, data, final, records.folder_of(results, dataset))
+    found = content(dataset, full, data, final, records.folder_of(results, dataset), asked)
     if not found["splits"]:
         return "no run has a record yet"
     # The settings of `full` that our property files have, as they would be given: RecBole turns a few into others.
@@ -210,14 +220,24 @@ def write(dataset: str, full: dict[str, Any], data: Mapping[str, Any], final: bo
     return page
 
 
-def content(dataset: str, full: dict[str, Any], data: Mapping[str, Any], final: bool, folder: Path) -> dict[str, Any]:
+def content(
+    dataset: str,
+    full: dict[str, Any],
+    data: Mapping[str, Any],
+    final: bool,
+    folder: Path,
+    asked: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Everything the table shows, as plain data; equal records give equal content."""
     changes, left_out = applicable(definition()["rows"], full)
     keys = {row: records.run_key({**full, **changed}, data["data_fingerprint"]) for row, changed in changes.items()}
-    recorded, failed, splits = records.runs_in(folder), records.failures_in(folder).items(), {}
+    recorded, failed, splits, more = records.runs_in(folder), records.failures_in(folder).items(), {}, {}
     for split in SPLITS if final else ("valid",):
         judged = {row: records.by_seed(recorded, key, split) for row, key in keys.items()}
-        splits[split] = _rows(split, {row: of_row for row, of_row in judged.items() if of_row})
+        runs = {row: of_row for row, of_row in judged.items() if of_row}
+        splits[split] = _rows(split, runs)
+        if runs and (shown := tables.on_demand(runs, split, **asked)):
+            more[split] = shown
     return {
         "model": full["model"],
         "dataset": dataset,
@@ -228,6 +248,7 @@ def content(dataset: str, full: dict[str, Any], data: Mapping[str, Any], final: 
         "left_out": left_out,
         "failed": [text for row in keys for (name, _, key), text in failed if (name, key) == (row, keys[row])],
         "splits": {split: judged for split, judged in splits.items() if judged},
+        **({"on_demand": more} if more else {}),
     }
 
 

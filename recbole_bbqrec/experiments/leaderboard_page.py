@@ -47,6 +47,7 @@ def pages(content: Mapping[str, Any]) -> tuple[str, str]:
     shared, own = model_settings(content["dataset"], content["settings"])
     checks = dict.fromkeys(check for row in content["rows"] for check in row["leakage_checks"])
     shown = {
+        **{"further": None, "groups": None},
         **content,
         "of_all": lambda key: " or ".join(dict.fromkeys(str(one.get(key)) for one in settings)),
         "orders": dict.fromkeys(

@@ -52,14 +52,13 @@ def run_many(arguments: Sequence[str]) -> int:
         except MissingDataSetError as error:
             if public_source(error.name) is None:
                 raise
-    jobs, modes, further, groups = [], {}, [], []
+    jobs, modes, asked = [], {}, {"metrics": [], "groups": []}
     for pair in pairs:
         quick_start.fetch_missing((), pair)
         config = Config(config_dict=pair)
         results = Path(config["results"])
         modes[pair["dataset"]] = config["eval_args"]["mode"]["test" if shared["final"] else "valid"]
-        further = list(dict.fromkeys([*further, *tables.named(config["metrics"], config["topk"])]))
-        groups = list(dict.fromkeys([*groups, *config["group_metrics"]]))
+        asked = {key: list(dict.fromkeys([*asked[key], *more])) for key, more in tables.asked_of(config).items()}
         data, folder = records.about_data(config), records.folder_of(results, config["dataset"])
         seeds = range(config["seed"], config["seed"] + (1 if pair["model"] in single else n_seeds))
         jobs += [(at, Job(pair["model"], {**pair, "seed": seed}, (), data, folder)) for at, seed in enumerate(seeds)]
@@ -71,7 +70,7 @@ def run_many(arguments: Sequence[str]) -> int:
             planned[job.dataset][job.name] = job.key
 
     def write(dataset: str) -> str | None:
-        more = {"metrics": further, "groups": groups, "mode": modes[dataset]}
+        more = {**asked, "mode": modes[dataset]}
         try:
             return leaderboard_page.write(dataset, results, shared["final"], planned=planned[dataset], **more)
         except InputError as error:  # the other runs are worth having

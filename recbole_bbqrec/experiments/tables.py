@@ -22,6 +22,7 @@ from ..evaluation.groups import COLD, EDGES
 from ..evaluation.metrics import COLUMNS, LIST_METRICS, METRICS
 from ..evaluation.ranking import Ranks
 from ..evaluation.statistics import PairedValues, holm
+from ..recbole_keys import METRICS as NAMES
 from .records import Run
 
 FULL = "full"
@@ -136,9 +137,7 @@ def named(names: Sequence[str], topk: Sequence[int] = (10,)) -> list[str]:
     for text in names:
         name, _, k = text.lower().partition("@")
         if name not in (*METRICS, *LIST_METRICS) or not (k or str(cut_off)).isdigit():
-            raise InputError(
-                f"--metrics: found {text!r}, expected some of {', '.join(schema.METRICS)}, or such as MAP@5"
-            )
+            raise InputError(f"--metrics: found {text!r}, expected some of {', '.join(NAMES)}, or such as MAP@5")
         found.append(f"{name}@{k or cut_off}")
     return [metric for metric in dict.fromkeys(found) if metric not in SHOWN]
 
@@ -149,6 +148,18 @@ def grouped(names: Sequence[str]) -> list[str]:
         if name not in (*EDGES, COLD):
             raise InputError(f"--group_metrics: found {name!r}, expected some of {', '.join((*EDGES, COLD))}")
     return list(names)
+
+
+def asked_of(config: Any) -> dict[str, list[str]]:
+    """What a run of these settings asks pages for, beside what they always show: arguments of `on_demand`."""
+    return {"metrics": named(config["metrics"], config["topk"]), "groups": list(config["group_metrics"] or ())}
+
+
+def on_demand(runs: Runs, split: str, metrics: Sequence[str] = (), groups: Sequence[str] = ()) -> dict[str, Any]:
+    """What a page shows where it is asked for: `further` metrics, and the tested ones by `groups` of targets."""
+    found = {"further": further(runs, split, metrics)} if metrics else {}
+    by_group = {"groups": {metric: by_groups(runs, split, groups, metric) for metric in TESTED}} if groups else {}
+    return found | by_group
 
 
 def further(runs: Runs, split: str, metrics: Iterable[str]) -> dict[str, dict[str, dict[str, float | None]]]:

@@ -224,8 +224,9 @@ class ProtocolTrainer(SecondStageFit):
         ranks = self.rank(valid_data, [self._train_dataset], show_progress, told if are_all else sample)
         self._last_ranks = ranks if are_all else None
         asked, groups = (self.config["metrics"], self.config["topk"]), ranks.groups()
-        warm = groups["warm"].metrics(*asked) if "warm" in groups else {}
-        return {column: {**found, **warm.get(column, {})} for column, found in ranks.metrics(*asked).items()}
+        found = groups["all"].metrics(*asked)
+        warm = groups["warm"].metrics(*asked) if "warm" in groups else found
+        return {column: {**found[column], **warm[column]} for column in found}
 
     def _sampled(self, dataset: Any, judged: np.ndarray) -> np.ndarray:
         """Places of rows among the `judged` that decide when to stop; where users have several, of so many users."""

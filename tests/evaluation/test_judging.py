@@ -3,15 +3,15 @@
 import pytest
 from conftest import settings
 
-from recbole_bbqrec import quick_start, schema
+from recbole_bbqrec import quick_start, recbole_keys
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.sequences import seen_before
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.evaluation.candidates import Sampling, draw_candidates
 from recbole_bbqrec.evaluation.metrics import LIST_METRICS
 
-NAMES = [name.lower() for name in schema.METRICS]
-ASKED = {"metrics": list(schema.METRICS), "topk": [1, 5, 10]}
+NAMES = [name.lower() for name in recbole_keys.METRICS]
+ASKED = {"metrics": list(recbole_keys.METRICS), "topk": [1, 5, 10]}
 SAMPLED = {"eval_args": {"mode": "uni10"}}
 SMALL = {"sid_steps": 40, "sid_code_dim": 8, "sid_codebook_size": 8, "sid_levels": 3, "hidden_size": 16}
 SMALL |= {"inner_size": 32, "n_layers": 1, "n_decoder_layers": 1, "eval_step": 1, "beam_size": 50}

@@ -12,7 +12,7 @@ from recbole_bbqrec import compat
 from recbole_bbqrec.evaluation import metrics
 from recbole_bbqrec.evaluation.metrics import COLUMNS, LIST_METRICS, METRICS, SMALLER, Shown, of_users
 from recbole_bbqrec.evaluation.ranking import Ranks
-from recbole_bbqrec.schema import METRICS as NAMES
+from recbole_bbqrec.recbole_keys import METRICS as NAMES
 
 TOPK = [1, 3, 5]
 CONFIG = {"topk": TOPK, "metric_decimal_place": 12, "eval_args": {"mode": "full"}, "device": "cpu"}

@@ -2,6 +2,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from conftest import arguments, settings, write_dataset
@@ -197,6 +198,25 @@ def test_the_mean_of_the_table_is_that_of_the_records(tiny, tmp_path):
         for name, entry in row[column].items():
             by_run = [record["metrics"]["valid"][column][name] for record in kept]
             assert entry["mean"] == pytest.approx(sum(by_run) / 2, abs=1e-12)
+
+
+def test_further_metrics_stand_below_the_table_where_asked_for(tiny, tmp_path):
+    run(tiny, tmp_path, metrics=["Recall", "NDCG", "MRR"])
+    page = (tmp_path / "results/ablation-tiny.md").read_text()
+    lines = [line for line in page.split("further metrics, seen items masked")[1].split("\n") if line.startswith("| ")]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[:4]]
+    assert [row[0] for row in rows if row[0]] == ["row", "full", "no-codes", "random-codes"] and rows[0][1] == "mrr@10"
+    found = records.runs_in(records.folder_of(tmp_path / "results", "tiny"), "full-*")
+    assert float(rows[1][1]) == pytest.approx(
+        np.mean([of.ranks["valid"].metrics(["MRR"], [10])["masked"]["mrr@10"] for of in found]), abs=1e-4
+    )
+    run(tiny, tmp_path)
+    assert "further metrics" not in (tmp_path / "results/ablation-tiny.md").read_text()
+
+
+def test_studies_rank_among_all_items(tiny, tmp_path):
+    with pytest.raises(InputError, match="found mode uni5, but an ablation compares by the ranks among all items"):
+        run(tiny, tmp_path, eval_args={"mode": "uni5"})
 
 
 def test_holm_counts_all_tests_of_the_table(tiny, tmp_path):
