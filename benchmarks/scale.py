@@ -33,7 +33,8 @@ from tabulate import tabulate
 from recbole_bbqrec import quick_start
 from recbole_bbqrec.config import parse_command_line
 from recbole_bbqrec.data import dataset as data
-from recbole_bbqrec.settings import KEYS, MAY_BE_UNUSED
+from recbole_bbqrec.keys import KEYS
+from recbole_bbqrec.settings import MAY_BE_UNUSED
 from recbole_bbqrec.tokenizer.memory import PeakMemory
 from recbole_bbqrec.training.trainer import ProtocolTrainer
 

@@ -1,6 +1,6 @@
 """RecBole's own keys: what they mean here, what they may be, and when a run uses them.
 
-A key that stands in `settings.KEYS` too has its meaning there. Where RecBole documents a key and no sequential model
+A key that stands in `keys.KEYS` too has its meaning there. Where RecBole documents a key and no sequential model
 reads it, the key is refused with the reason, unless it is given its default.
 """
 
@@ -160,7 +160,7 @@ RECBOLE: dict[str, Key] = {
     "loss_type": Key(str, "CE: cross-entropy over all items; BPR: against sampled negatives; BCE and MSE: the losses of CDAE", one_of("CE", "BPR", "BCE", "MSE"), used=LOSSES),
 }
 # fmt: on
-"""RecBole's keys that are not in `settings.KEYS`: types, meanings, bounds, and when they are used."""
+"""RecBole's keys that are not in `keys.KEYS`: types, meanings, bounds, and when they are used."""
 
 READ_WITHOUT_DEFAULT = {
     "": ("encoding",),

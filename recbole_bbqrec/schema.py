@@ -1,4 +1,4 @@
-"""What a key may be, and when a run uses it: the words in which `settings.KEYS` and `recbole_keys.RECBOLE` are written.
+"""What a key may be, and when a run uses it: the words in which `keys.KEYS` and `recbole_keys.RECBOLE` are written.
 
 A condition stands with its key. It looks at the run's settings, among which `KIND` says what sort of model it is.
 """

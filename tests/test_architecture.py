@@ -17,7 +17,7 @@ MAX_LINES = 400
 # Rooms from the ground up: a module may import its own room and those before it. Modules at the root are rooms too.
 ORDER = (
     *("errors", "storage", "claims", "watch", "distributed", "compat", "run_log", "modalities"),
-    *("key_types", "schema", "recbole_keys", "settings"),
+    *("key_types", "schema", "recbole_keys", "keys", "settings"),
     *("preparation", "tokenizer", "model", "data"),
     *("evaluation", "second_stage", "training", "registry", "protocol", "config", "serving", "quick_start"),
     *("registration", "experiments", "cli"),
@@ -25,10 +25,21 @@ ORDER = (
 # Apart from what stands above them, these do not know each other.
 APART = {("model", "preparation"), ("tokenizer", "preparation"), ("serving", "experiments")}
 WITHOUT_RECBOLE = {"errors", "storage", "schema", "recbole_keys", "settings", "preparation", "tokenizer", "evaluation"}
-WITHOUT_RECBOLE |= {"claims", "watch", "distributed", "modalities", "key_types"}
+WITHOUT_RECBOLE |= {"keys", "claims", "watch", "distributed", "modalities", "key_types"}
 ROOT = {"__init__", "quick_start", "registration", "config", "registry", "compat", "errors", "storage"}
-ROOT |= {"run_log", "protocol", "modalities", "key_types", "schema", "recbole_keys", "settings", "claims", "watch"}
-ROOT |= {"distributed"}
+ROOT |= {
+    "run_log",
+    "protocol",
+    "modalities",
+    "key_types",
+    "schema",
+    "recbole_keys",
+    "keys",
+    "settings",
+    "claims",
+    "watch",
+}
+ROOT |= {"claims", "watch", "distributed"}
 FORBIDDEN_IMPORTS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "ray"}
 RECBOLES_CHECKPOINTS = Path("training/recbole_checkpoint.py")  # plain data in torch's own form, which RecBole reads
 FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "torch.save", "pd.read_pickle", "np.fromfile"}

@@ -16,9 +16,9 @@ from recbole_bbqrec import quick_start, registry, schema
 from recbole_bbqrec.config import Config, unused_settings
 from recbole_bbqrec.data import feature_sources
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.keys import KEYS
 from recbole_bbqrec.preparation import vectors
 from recbole_bbqrec.recbole_keys import READ_WITHOUT_DEFAULT, RECBOLE
-from recbole_bbqrec.settings import KEYS
 from recbole_bbqrec.tokenizer.registry import TOKENIZERS
 
 RECBOLES = Path(recbole.__file__).parent

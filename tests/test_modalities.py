@@ -11,12 +11,12 @@ from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.feature_sources import modalities
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.evaluation.configuration import comparable_settings, run_key
+from recbole_bbqrec.keys import KEYS
 from recbole_bbqrec.modalities import MODALITIES
 from recbole_bbqrec.preparation.vectors import write_vectors
 from recbole_bbqrec.serving.bundle import load_bundle
 from recbole_bbqrec.serving.folder import REPORT_CARD, content_of
 from recbole_bbqrec.serving.model_card import model_card
-from recbole_bbqrec.settings import KEYS
 
 MEDIA = {"audio_encoder": "audio.safetensors", "video_fields": "image_codes", "video_encoder": "codes"}
 

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InputError
+from ..keys import KEYS
 from ..preparation.atomic import read_atomic, read_header
 from ..recbole_keys import RECBOLE
 from ..schema import FILTERED
-from ..settings import KEYS
 
 EXAMPLE = "--benchmark_filename=\"['train','valid','test']\""
 NO_TIMES = "timestamp"

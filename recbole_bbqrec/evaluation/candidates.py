@@ -48,7 +48,7 @@ def check_mode(mode: Any, metrics: Iterable[str]) -> None:
     sampled = [found for found in modes if found not in ("full", "labeled")]
     if not all(MODE.fullmatch(str(found)) for found in sampled):
         how = (
-            "full or labeled, where all items are ranked, or uni100 or pop100, with any number, where some are sampled"
+            "full, where all items are ranked, uni100 or pop100 with any number, where so many are sampled, or labeled"
         )
         raise InputError(f"eval_args: found mode {mode!r}, expected {how}")
     if sampled and (of_lists := [name for name in metrics if name in LIST_METRICS]):
