@@ -74,9 +74,9 @@ def reference() -> str:
     """Return docs/settings.md: every key with its default in each of our YAML files, its meaning and its bounds."""
     lines = [
         "# Settings\n\n"
-        "Every key, made by `python -m recbole_bbqrec.settings`. The command line (`--key=value` or `--key value`) wins\n"
-        "over `--config_files`, those over `properties/dataset/`, then `properties/model/`, `properties/overall.yaml`,\n"
-        "RecBole.\n\n"
+        "Every key, made by `python -m recbole_bbqrec.settings`. The command line (`--key=value` or `--key value`)\n"
+        "wins over `--config_files`, those over `properties/dataset/`, then `properties/model/`,\n"
+        "`properties/overall.yaml`, RecBole.\n\n"
         "A key that a run would not use is an error that says why, unless it has its default. Of `eval_args` and\n"
         "`load_col`, "
         "what is not given keeps its default."
