@@ -9,6 +9,7 @@ from conftest import settings, write_dataset
 from test_stock_models import write_graph
 
 from recbole_bbqrec import load_bundle, quick_start, registry
+from recbole_bbqrec.config import Config
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.model.protocol import NeedsDataError
 
@@ -98,6 +99,32 @@ def test_a_run_that_was_stopped_goes_on_to_the_numbers_it_would_have_had(place, 
             for record in (whole, gone_on)
         )
         assert (one == other and "the column user_id" in one) or "needs its data set" in one
+
+
+@pytest.mark.parametrize("model", ["BPR", "NeuMF", "DeepFM"])
+def test_models_that_learn_from_negatives_refuse_to_go_without(place, model):
+    with pytest.raises(InputError, match=f"train_neg_sample_args: found none, but {model} here trains on negatives"):
+        Config(config_dict=settings(place, model, train_neg_sample_args=None))
+
+
+@pytest.mark.parametrize("model", ["MultiVAE", "EASE"])
+def test_models_that_read_all_of_a_user_or_count_need_none(place, model):
+    record = quick_start.run(config_dict=settings(place, model, epochs=1, train_neg_sample_args=None))
+    assert record["epochs"]["done"] == 1
+
+
+def test_keys_that_models_of_users_and_items_do_not_use_are_refused(place):
+    plain = [f"--data_path={place}", "--dataset=tiny", "--model=BPR"]
+    for key, value, why in (
+        ("MAX_ITEM_LIST_LENGTH", 10, "in models that read histories"),
+        ("second_stage", "linear", "not in models of users and items"),
+        ("length_groups", False, "in RecBole's sequential models"),
+        ("similarity_attention", "additive", "BBQRec, its controls and RecBole's sequential models"),
+    ):
+        with pytest.raises(InputError, match=f"{key}: found .*which this run of BPR would not use .*{why}"):
+            Config(arguments=[*plain, f"--{key}={value}"])
+    with pytest.raises(InputError, match="epochs: found 3, which this run of EASE would not use"):
+        Config(arguments=[*plain[:2], "--model=EASE", "--epochs=3"])
 
 
 def test_clusters_that_are_more_than_the_items_are_one_line(place):

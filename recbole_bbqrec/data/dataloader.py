@@ -109,11 +109,11 @@ def check_negatives(config: Any, kind: str) -> None:
     sampled = config["train_neg_sample_args"]["distribution"] != "none"
     has_labels = schema.is_labelled(config.final_config_dict)
     pairs = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and config["loss_type"] != "CE"
-    of_users = get_dataloader(config, "train") is UserDataLoader  # autoencoders, which read whole rows of the matrix
-    pointwise = config["MODEL_INPUT_TYPE"] == InputType.POINTWISE and not of_users
+    pointwise = config["MODEL_INPUT_TYPE"] == InputType.POINTWISE
     labelled = pointwise and kind in (schema.GENERAL, schema.CONTEXT, schema.KNOWLEDGE)
     needs = pairs or ((labelled or config["model"] in schema.CLICK_MODELS) and not has_labels)
-    if needs and not sampled:
+    of_users = get_dataloader(config, "train") is UserDataLoader  # autoencoders, which read whole rows of the matrix
+    if needs and not sampled and not of_users and kind != schema.TRADITIONAL:
         raise InputError(f"train_neg_sample_args: found none, but {config['model']} here trains on negatives; drop it")
 
 
