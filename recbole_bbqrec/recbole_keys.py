@@ -7,6 +7,7 @@ reads it, the key is refused with the reason, unless it is given its default.
 import re
 from typing import Any
 
+from . import schema
 from .schema import (
     COLUMNS,
     FILTERED,
@@ -83,6 +84,26 @@ TEMPERED = only("with contrast, and in MacridVAE", lambda run: bool(run.get("con
 LOSSES = (
     *only("in other models than RepeatNet, which has one loss", lambda run: run["model"] != "RepeatNet"),
     Use("BCE and MSE only in CDAE", lambda run, value: value not in ("BCE", "MSE") or run["model"] == "CDAE"),
+)
+CODE_FIELDS = ("prefixes", "vectors")
+FIELDS = (
+    *only(
+        "in context-aware models, such as DeepFM, and with codes not none",
+        lambda run: run[KIND] == schema.CONTEXT and run.get("codes") != "none",
+    ),
+    schema.Use(
+        "vectors only in models that read sequences of numbers, not in FwFM",
+        lambda run, value: run["model"] != "FwFM" or "vectors" not in value,
+        "give --code_fields=prefixes",
+    ),
+)
+GRAPH = only(
+    "in knowledge-aware models, such as CKE, and with codes not none",
+    lambda run: run[KIND] == schema.KNOWLEDGE and run.get("codes") != "none",
+)
+PREFIXES = only(
+    "with prefixes among code_fields, or kg=codes",
+    lambda run: "prefixes" in (run.get("code_fields") or ()) or run.get("kg") == "codes",
 )
 CHECKED_BELOW = never("RecBole's pickled data is not used", "drop it: features and codes are cached by themselves")
 

@@ -229,7 +229,6 @@ def _tokenizer(*names: str, learned: bool = True) -> tuple[Use, ...]:
     return only(f"with {IDS}{which}{' and without codes=random' * learned}", holds)
 
 
-CODE_FIELDS = ("prefixes", "vectors")
 TOKENIZERS = ("behavior_bind", "rqvae", "aligned", "kmeans")
 
 TRAINED = only(
@@ -329,25 +328,6 @@ COMPARES = only(
     lambda run: run[KIND] != UNTRAINED and _compares(run),
 )
 CODES = only(f"with {IDS}", has_codes)
-FIELDS = (
-    *only(
-        "in context-aware models, such as DeepFM, and with codes not none",
-        lambda run: run[KIND] == CONTEXT and run.get("codes") != "none",
-    ),
-    Use(
-        "vectors only in models that read sequences of numbers, not in FwFM",
-        lambda run, value: run["model"] != "FwFM" or "vectors" not in value,
-        "give --code_fields=prefixes",
-    ),
-)
-GRAPH = only(
-    "in knowledge-aware models, such as CKE, and with codes not none",
-    lambda run: run[KIND] == KNOWLEDGE and run.get("codes") != "none",
-)
-PREFIXES = only(
-    "with prefixes among code_fields, or kg=codes",
-    lambda run: "prefixes" in (run.get("code_fields") or ()) or run.get("kg") == "codes",
-)
 REPORT = (Use(CODES[0].words, lambda run, value: not value or has_codes(run)),)
 SHAPE = _tokenizer(*TOKENIZERS, learned=False)
 NETWORK = _tokenizer("behavior_bind", "rqvae", "aligned", learned=False)

@@ -12,7 +12,7 @@ import yaml
 
 from . import schema
 from .errors import InputError
-from .recbole_keys import METRICS, RECBOLE, TAIL
+from .recbole_keys import CODE_FIELDS, FIELDS, GRAPH, METRICS, PREFIXES, RECBOLE, TAIL
 from .schema import FACTOR, NOT_NEGATIVE, POSITIVE, PROBABILITY, SEED, Allowed, Key
 from .schema import one_of as _one_of
 from .schema import whole as _whole
@@ -83,9 +83,9 @@ KEYS: dict[str, Key] = {
     "sid_use_id": Key(bool, "the learned item representation z_ID is a signal of its own", used=schema.BOUND_SHAPE),
     "count_collisions": Key(bool, "last code: a number among the items of equal earlier codes, as in TIGER's paper; else one more level of the RQ-VAE"),
     # Codes for RecBole's other models
-    "code_fields": Key(list, "columns of items that context-aware models read: `prefixes` of an ID's codes as tokens, quantised `vectors` as numbers", _one_of(*schema.CODE_FIELDS, words="some of {}, or [] for none"), used=schema.FIELDS, form=schema.parts_of),
-    "kg": Key(str, "knowledge graph of knowledge-aware models: `files`, RecBole's .kg and .link; `codes`, triples of an item, a level and the prefix of codes it has there", _one_of("files", "codes"), used=schema.GRAPH),
-    "code_levels": Key(int, "most codes in a prefix, for code_fields and kg=codes; empty: as many as bring two items or more together", POSITIVE, True, used=schema.PREFIXES),
+    "code_fields": Key(list, "columns of items that context-aware models read: `prefixes` of an ID's codes as tokens, quantised `vectors` as numbers", _one_of(*CODE_FIELDS, words="some of {}, or [] for none"), used=FIELDS, form=schema.parts_of),
+    "kg": Key(str, "knowledge graph of knowledge-aware models: `files`, RecBole's .kg and .link; `codes`, triples of an item, a level and the prefix of codes it has there", _one_of("files", "codes"), used=GRAPH),
+    "code_levels": Key(int, "most codes in a prefix, for code_fields and kg=codes; empty: as many as bring two items or more together", POSITIVE, True, used=PREFIXES),
     # Attention
     "similarity_attention": Key(str, "how the similarity of items enters attention; also for RecBole's SASRec, SASRecF, BERT4Rec and CORE", _one_of("additive", "multiplicative", "undiscretised", "off"), used=schema.ATTENTION),
     "similarity_signals": Key(list, "signals that attention compares, such as [text, id]; empty: all", None, True, used=schema.SIMILARITY),

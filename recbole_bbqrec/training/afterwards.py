@@ -13,12 +13,15 @@ from .. import distributed
 from ..data.cold_items import is_cold
 from ..data.sequences import token_places
 from ..errors import InputError
+from ..evaluation.candidates import sampling_of
+from ..evaluation.labels import of_rankings
 from ..evaluation.ranking import Ranks, rows_of_some
 from ..second_stage import socket
 from ..settings import plain_settings, second_stage_settings
 from ..tokenizer import memory
 from . import checkpoint
 from .checkpoint import WEIGHTS_FILE, RunFolder
+from .labelled import judge_labels
 
 SECONDS, MEMORY = "second_stage_seconds", "peak_memory_mib"
 """Keys in the header of a run's weights."""
@@ -91,6 +94,32 @@ class SecondStageFit(Trainer):
         if split == "valid" and best is not None and self.model.second_stage is None and _same(rows, best.rows):
             return best
         return self.rank(eval_data, earlier, show_progress, rows)
+
+    def judge_labels(self, split: str, eval_data: Any) -> dict[str, dict[str, float]]:
+        """Metrics of a split's labels by group of rows, see `labelled.judge_labels`; none without such metrics."""
+        if len(of_rankings(self.config["metrics"])) == len(self.config["metrics"]):
+            return {}
+        return judge_labels(self.config, self.model, eval_data._dataset, self._train_dataset, split)
+
+    def evaluate(
+        self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
+    ) -> Any:
+        """Evaluate with RecBole's own evaluator (unmasked column), on the best weights unless told otherwise.
+
+        It cannot rank items that the model was not trained with (`cold_items`), nor the candidates of our samples
+        (`eval_args.mode`), which is an `InputError`.
+        """
+        if 0 < len(of_rankings(self.config["metrics"])) < len(self.config["metrics"]):
+            raise InputError(
+                "metrics: RecBole's evaluator judges labels or rankings; take the run script, or name one kind"
+            )
+        if any(sampling_of(self.config.final_config_dict, split) for split in ("valid", "test")):
+            raise InputError("eval_args: RecBole's evaluator samples other items; take the run script, or mode full")
+        if self.config["cold_items"]:
+            raise InputError("cold_items: RecBole's evaluator ranks no new items; take the run script, or drop it")
+        if load_best_model:
+            self.load_best(model_file)
+        return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
 
     def _told_of(self, valid_data: Any) -> np.ndarray | None:
         """Rows of validation that tables tell of, see `valid_users`; none where those are all."""

@@ -28,7 +28,7 @@ from ..errors import InputError
 from ..evaluation.candidates import Sampling, draw_candidates, sampling_of
 from ..evaluation.configuration import judged_parts
 from ..evaluation.judging import Judging, ShownCounts
-from ..evaluation.labels import LABEL_METRICS, of_rankings
+from ..evaluation.labels import LABEL_METRICS
 from ..evaluation.lists import Lists
 from ..evaluation.metrics import of_lists
 from ..evaluation.ranking import COLUMNS, Ranks, rank_products, rank_targets, rows_of_some, tie_order
@@ -42,7 +42,6 @@ from ..tokenizer.memory import PeakMemory
 from . import checkpoint
 from .afterwards import Decided, SecondStageFit, TrainingState
 from .checkpoint import LAST_FILE, WEIGHTS_FILE, RunFolder
-from .labelled import judge_labels
 from .shares import joint_loss
 from .steps import check_finite
 
@@ -263,32 +262,6 @@ class ProtocolTrainer(SecondStageFit):
         """What a training on all interactions takes over from this finished run."""
         epochs = 0 if self.state.best_epoch is None else self.state.best_epoch + 1
         return Decided(epochs, self.hit_cap, self.state.chosen, self.model.second_stage)
-
-    def evaluate(
-        self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
-    ) -> Any:
-        """Evaluate with RecBole's own evaluator (unmasked column), on the best weights unless told otherwise.
-
-        It cannot rank items that the model was not trained with (`cold_items`), nor the candidates of our samples
-        (`eval_args.mode`), which is an `InputError`.
-        """
-        if 0 < len(of_rankings(self.config["metrics"])) < len(self.config["metrics"]):
-            raise InputError(
-                "metrics: RecBole's evaluator judges labels or rankings; take the run script, or name one kind"
-            )
-        if any(sampling_of(self.config.final_config_dict, split) for split in ("valid", "test")):
-            raise InputError("eval_args: RecBole's evaluator samples other items; take the run script, or mode full")
-        if self.config["cold_items"]:
-            raise InputError("cold_items: RecBole's evaluator ranks no new items; take the run script, or drop it")
-        if load_best_model:
-            self.load_best(model_file)
-        return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
-
-    def judge_labels(self, split: str, eval_data: Any) -> dict[str, dict[str, float]]:
-        """Metrics of a split's labels by group of rows, see `labelled.judge_labels`; none without such metrics."""
-        if len(of_rankings(self.config["metrics"])) == len(self.config["metrics"]):
-            return {}
-        return judge_labels(self.config, self.model, eval_data._dataset, self._train_dataset, split)
 
     @torch.no_grad()
     def rank(
