@@ -36,6 +36,9 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 """What is known of an item, and the settings that say so."""
 
+SAYING = ("codes", "random codes")
+"""Forms whose difference is what codes say, beside the parameters that they bring."""
+
 FEW = 5
 GROUPS = {"all": "All targets", "few": f"Targets with fewer than {FEW} training interactions"}
 
@@ -172,8 +175,26 @@ def _judged(
         for form in about["forms"]
         if name(model, form) in runs
     ]
-    holm([entry] for row in rows for metrics in row["groups"].values() for entry in metrics.values())
-    return {"targets": {group: int(rows.sum()) for group, rows in kept.items()}, "rows": rows}
+    controls = [
+        _control(model, values) for model in about["models"] if {name(model, form) for form in SAYING} <= {*runs}
+    ]
+    holm([entry] for part in (*rows, *controls) for metrics in part["groups"].values() for entry in metrics.values())
+    targets = {group: int(rows.sum()) for group, rows in kept.items()}
+    return {"targets": targets, "rows": rows, "controls": controls}
+
+
+def _control(model: str, values: Mapping[str, tables.Values]) -> dict[str, Any]:
+    """What learned codes are worth against random ones, by group of targets: that much of it is what they say."""
+    row, reference = (name(model, form) for form in SAYING)
+    found = {group: {metric: of_group["masked", metric] for metric in TESTED} for group, of_group in values.items()}
+    groups = {
+        group: {
+            metric: {"change": of.change(row, reference), "p": of.p_value(row, reference)}
+            for metric, of in metrics.items()
+        }
+        for group, metrics in found.items()
+    }
+    return {"model": model, "groups": groups}
 
 
 def _row(model: str, form: str, runs: tables.Runs, values: Mapping[str, tables.Values]) -> tables.Row:

@@ -62,7 +62,13 @@ def test_rows_are_compared_with_ids_alone_of_the_same_model(tiny, tmp_path, caps
         assert rows[model, "features"]["ndcg@10"]["p_holm"] < 0.001
         assert rows[model, "random codes"]["recall@10"] == rows[model, "shuffled codes"]["recall@10"]
         assert rows[model, "IDs"]["recall@10"]["p"] is None and rows[model, "IDs"]["recall@10"]["change"] is None
+    assert [control["model"] for control in judged["controls"]] == list(MODELS)
+    over_random = judged["controls"][0]["groups"]["all"]
+    assert over_random["ndcg@10"]["p_holm"] < 0.001 and over_random["recall@10"]["change"] is None, (
+        "random ones find none"
+    )
     page = capsys.readouterr().out
+    assert "- SASRec, learned codes against random ones: R@10 p " in page
     assert "### All targets (60)" in page and "| SASRec  | codes and features†" in page
 
 
