@@ -15,7 +15,7 @@ from recbole_bbqrec.data.dataloader import WindowDataLoader, split_loaders
 from recbole_bbqrec.evaluation.ranking import COLUMNS
 from recbole_bbqrec.model.protocol import Ranker, ranker_of
 from recbole_bbqrec.settings import property_files
-from recbole_bbqrec.training import checkpoint, trainer
+from recbole_bbqrec.training import checkpoint, row_ranks
 from recbole_bbqrec.training.untrained_trainer import UntrainedTrainer
 
 SMALL = {
@@ -165,7 +165,7 @@ def test_products_are_the_scores_and_rank_alike_in_blocks_and_parts(made, name, 
         torch.testing.assert_close(products.queries @ products.keys.T, case.scores)
     found = rank(case.valid, [case.train])
     monkeypatch.setattr(type(case.model), "products", lambda *_: None)
-    monkeypatch.setattr(trainer, "CELLS", 5 * case.model.n_items)  # five rows at a time
+    monkeypatch.setattr(row_ranks, "CELLS", 5 * case.model.n_items)  # five rows at a time
     whole = rank(case.valid, [case.train])
     for column in COLUMNS:
         assert np.array_equal(getattr(found, column), getattr(whole, column))

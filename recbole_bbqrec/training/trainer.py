@@ -8,7 +8,6 @@ import statistics
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from recbole.data.interaction import Interaction
 from recbole.utils import set_color
 from tqdm import tqdm
 
@@ -25,35 +23,30 @@ from ..data.cold_items import is_cold
 from ..data.dataloader import seed_batches, seeded_draws
 from ..data.sequences import seen_before, token_places
 from ..errors import InputError
-from ..evaluation.candidates import Sampling, draw_candidates, sampling_of
 from ..evaluation.configuration import judged_parts
-from ..evaluation.judging import Judging, ShownCounts
 from ..evaluation.labels import LABEL_METRICS
-from ..evaluation.lists import Lists
-from ..evaluation.metrics import of_lists
-from ..evaluation.ranking import COLUMNS, Ranks, rank_products, rank_targets, rows_of_some, tie_order
+from ..evaluation.ranking import COLUMNS, Ranks, rows_of_some
 from ..evaluation.sample import sampled_rows
 from ..model.padding import LENGTH_INDEPENDENT, group_by_length
-from ..model.protocol import Pairs, context_fields, ranker_of
+from ..model.protocol import ranker_of
 from ..second_stage import socket
 from ..settings import second_stage_settings
 from ..tokenizer import memory
 from ..tokenizer.memory import PeakMemory
 from . import checkpoint
-from .afterwards import Decided, SecondStageFit, TrainingState
+from .afterwards import Decided, TrainingState
 from .checkpoint import LAST_FILE, WEIGHTS_FILE, RunFolder
+from .row_ranks import RowRanks
 from .shares import joint_loss
 from .steps import check_finite
 
-CELLS = 2**24
-"""Scores of all items that are held at once, of models whose scores are no products: 64 MiB."""
 STOPS_ON = 10_000
 """Rows of validation, at most, that decide which epoch is the best; docs/speed.md says what that costs."""
 RESUMED = ("cur_step", "best_valid_score", "best_valid_result")
 """What RecBole's trainer knows of the validation so far; kept with our own state."""
 
 
-class ProtocolTrainer(SecondStageFit):
+class ProtocolTrainer(RowRanks):
     """RecBole's trainer with the protocol of this project; works over any RecBole trainer as a mixin.
 
     A run keeps its files in one folder, see `RunFolder`: the best weights by masked validation score, and the state
@@ -74,9 +67,9 @@ class ProtocolTrainer(SecondStageFit):
         self.eval_collector = compat.ListCollector(config)
         if config["length_groups"] and config["model"] in LENGTH_INDEPENDENT:
             group_by_length(model)
-        self.ranker, self._grown = ranker_of(model, config), None
+        self.ranker = ranker_of(model, config)
         self.state, self._memory = TrainingState(), PeakMemory()
-        # Of each split, what its users have seen before it: collected once.
+        # Of each split, what its users have seen before it, and what its targets are ranked among: collected once.
         self._seen_before, self._candidates = functools.cache(seen_before), functools.cache(self._drawn)
 
     def fit(
@@ -300,84 +293,6 @@ class ProtocolTrainer(SecondStageFit):
         cold = None if cold is None else cold[judged]
         shown = judging.shown and judging.shown.total(earlier[0], self.config["tail_ratio"])
         return Ranks(users, *ranks, cold=cold, rows=rows, per_user=dataset.rows_are_interactions, shown=shown)
-
-    def _judging(self, dataset: Any, earlier: tuple[Any, ...], judged: np.ndarray) -> Judging:
-        """What the `judged` rows [R] are ranked by, and whether what is shown is counted."""
-        seen, n_items = self._seen_before(dataset, earlier), dataset.item_num
-        ties, topk = tie_order(n_items, self.config["seed"]).to(self.device), self.config["topk"]
-        users = dataset.inter_feat[dataset.uid_field].numpy() if dataset.rows_are_interactions else None
-        wanted = of_lists(self.config["metrics"])
-        shown = ShownCounts(topk, n_items, judged, users, self.device) if wanted else None
-        sampling = sampling_of(self.config.final_config_dict, ("valid", "test")[len(earlier) - 1])
-        return Judging(seen, ties, self._candidates(dataset, earlier, sampling) if sampling else None, shown)
-
-    def _drawn(self, dataset: Any, earlier: tuple[Any, ...], sampling: Sampling) -> dict[str, Any]:
-        return draw_candidates(dataset, earlier[0], sampling, self._seen_before(dataset, earlier))
-
-    def _order(self, dataset: Any, judged: np.ndarray) -> np.ndarray:
-        """Places of rows in the order in which they are ranked."""
-        if dataset.rows_are_interactions:  # those of a user share their scores
-            return np.argsort(dataset.inter_feat[dataset.uid_field].numpy()[judged], kind="stable")
-        lengths = np.minimum(dataset.histories.stop - dataset.histories.start, self.config["MAX_ITEM_LIST_LENGTH"])
-        # Rows of one length side by side: a model that trims its batches has no work with padding.
-        return np.argsort(lengths[judged], kind="stable")
-
-    def _ranker_for(self, dataset: Any) -> Any:
-        """The model, as a `Ranker` of all items of `dataset`: where there are new ones, with its weights of now."""
-        if dataset.catalogue.n_trained is None:
-            return self.ranker
-        if self._grown is None:
-            self._grown = type(self.model)(self.config, dataset).to(self.device)
-        self._grown.load_state_dict(self.model.state_dict())
-        return self._grown.eval()
-
-    def _rank_rows(self, eval_data: Any, rows: np.ndarray, judging: Judging, ranker: Any, shared: Any) -> torch.Tensor:
-        """Ranks [2, B] of some rows in the order of `COLUMNS`."""
-        most = max(1, CELLS // len(judging.ties))  # rows whose scores of all items are held at once
-        if eval_data._dataset.rows_are_interactions:
-            parts = np.split(rows, range(most, len(rows), most))
-            return torch.cat([self._rank_users(eval_data._dataset, part, judging) for part in parts], dim=1)
-        interaction, _, _, targets = eval_data.collate_fn(rows)
-        targets, ties, ranks = targets.to(self.device), judging.ties, {}
-        histories = interaction[self.model.ITEM_SEQ].to(self.device)
-
-        def ranked(scores: torch.Tensor, columns: Sequence[str] = COLUMNS) -> dict[str, torch.Tensor]:
-            def rank(pairs: Pairs, lists: Lists | None) -> dict[str, torch.Tensor]:
-                return rank_targets(scores, targets, pairs, ties, ranker.is_beam_search, lists)
-
-            return judging.ranks(rows, rank, columns)
-
-        if products := ranker.products(histories, shared):
-            queries, keys = products
-            ranks = judging.ranks(rows, lambda seen, lists: rank_products(queries, keys, targets, seen, ties, lists))
-        elif len(rows) > most:
-            parts = np.split(rows, range(most, len(rows), most))
-            return torch.cat([self._rank_rows(eval_data, part, judging, ranker, shared) for part in parts], dim=1)
-        elif self.ranker is not self.model:  # RecBole's own models may read more than histories
-            ranks = ranked(self._full_sort_batch_eval((interaction, None, None, None))[1])
-        elif not ranker.is_beam_search:
-            # Of what is shown every item has to stand in its place, not the target alone.
-            scores = ranker.score(histories, shared=shared) if judging.shown else None
-            ranks = ranked(ranker.scores_to_rank(histories, targets, shared) if scores is None else scores)
-        else:  # what a user has seen is masked before the beam is cut: two searches, one for each column
-            for column, excluded in (("masked", judging.pairs(judging.seen, rows)), ("unmasked", None)):
-                ranks |= ranked(ranker.score(histories, excluded=excluded, shared=shared), [column])
-        return torch.stack([ranks[column] for column in COLUMNS])
-
-    def _rank_users(self, dataset: Any, rows: np.ndarray, judging: Judging) -> torch.Tensor:
-        """Ranks [2, B] of rows that are interactions; of a user they share their scores if they are equal."""
-        known, context = dataset.inter_feat, context_fields(self.model, dataset)
-        first, place = rows, np.arange(len(rows))
-        if not context:
-            _, at, place = np.unique(known[dataset.uid_field].numpy()[rows], return_index=True, return_inverse=True)
-            first = rows[at]
-        asked = Interaction({field: known[field][first] for field in (dataset.uid_field, *context)})
-        ranker: Any = self.ranker
-        scores = ranker.of_users(dataset.join(asked).to(self.device), self.item_tensor)
-        targets = known[dataset.iid_field][rows].to(self.device)
-        scores, ties = scores[torch.from_numpy(place)], judging.ties
-        ranks = judging.ranks(rows, lambda pairs, lists: rank_targets(scores, targets, pairs, ties, lists=lists))
-        return torch.stack([ranks[column] for column in COLUMNS])
 
     def timings(self) -> dict[str, float]:
         """Seconds of `train` (all epochs with their validation), of a median `epoch` and of a median `evaluate`.

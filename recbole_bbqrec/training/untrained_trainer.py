@@ -16,7 +16,8 @@ from ..evaluation.judging import Judging
 from ..evaluation.ranking import per_row, rank_targets, tie_order
 from ..model.untrained import Untrained
 from ..tokenizer import memory
-from .trainer import CELLS, ProtocolTrainer
+from .row_ranks import CELLS
+from .trainer import ProtocolTrainer
 
 CHOSEN = "chosen.json"
 """Name of the file in a run's folder that says what validation has chosen; written last."""
