@@ -7,6 +7,7 @@ Nothing here runs on import. Points that live elsewhere because they are plain o
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import os
@@ -100,6 +101,17 @@ def stand_in_for_ray() -> None:
         tune.__dict__["report"] = lambda *_, **__: None  # RecBole's objective function calls it whoever runs it
         ray.__dict__["tune"] = tune
         sys.modules.update({"ray": ray, "ray.tune": tune})
+
+
+@contextlib.contextmanager
+def bars_that_go() -> Iterator[None]:
+    """Have the bars of RecBole's trainer leave no line of every epoch behind."""
+    module: Any = importlib.import_module("recbole.trainer.trainer")
+    bar, module.tqdm = module.tqdm, functools.partial(module.tqdm, leave=False)
+    try:
+        yield
+    finally:
+        module.tqdm = bar
 
 
 @contextlib.contextmanager

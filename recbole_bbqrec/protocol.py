@@ -47,7 +47,8 @@ def _check_metrics(final: dict[str, Any]) -> None:
     allowed = [*of_labels, *(f"{name}@{k}" for name in names if name not in of_labels for k in cut_offs)]
     if str(final["valid_metric"]).lower() not in allowed:
         how = f"give --valid_metric={allowed[-1]} too" if len(allowed) < 4 else f"expected one of {', '.join(allowed)}"
-        raise InputError(f"valid_metric: found {final['valid_metric']!r}, which metrics and topk leave out; {how}")
+        why = f"found {final['valid_metric']!r}, by which training stops and which metrics and topk leave out"
+        raise InputError(f"valid_metric: {why}; {how}")
 
 
 def _check_columns(final: dict[str, Any]) -> None:

@@ -173,9 +173,9 @@ def execute(
     run_dir = trainer.folder.path
     del trained, trainer, loaders, datasets  # what is tried loads as much once more
     if distributed.is_main():
-        serves = try_bundle(run_dir, config)
+        shown = try_bundle(run_dir, config)
         print("\n" + report.result_table(record))
-        print(report.next_steps(run_dir, serves))
+        print(report.next_steps(run_dir, shown))
     distributed.barrier()
     return record, ranks
 

@@ -107,7 +107,7 @@ class CodedDataset(SequentialDataset):
         times = self.inter_feat[self.time_field].to_numpy()
         if times.size and len(np.unique(times.astype(np.float32))) < len(np.unique(times)):
             self.inter_feat[self.time_field] = np.unique(times, return_inverse=True)[1].astype(np.float64)
-            self.logger.info(f"{self.time_field}: replaced by its rank, float32 would merge different times")
+            self.logger.info(f"{self.time_field}: replaced by its order, as some would be equal in RecBole's float32")
 
     def _change_feat_format(self) -> None:
         if self.part_sizes is not None:

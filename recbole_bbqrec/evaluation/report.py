@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -55,7 +56,7 @@ def result_table(record: dict[str, Any]) -> str:
     spent = f"best epoch {epochs['best']} of {epochs['done']}" if "valid" in users else f"{epochs['done']} epochs"
     on_all, marked = record["settings"].get("train_on") == "all", "*" * epochs["hit_cap"]
     lines = [
-        f"{record['model']}{marked} on {record['dataset']}, seed {record['seed']}\n",
+        f"{record['model']}{marked} on {record['dataset']}, seed {record['seed']}{_split_of(record)}\n",
         *([tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n"] if any(found.values()) else []),
         *([_label_table(labels) + "\n"] if (labels := record.get("labels")) else []),
         f"users: {judged}; {spent}; "
@@ -84,11 +85,22 @@ def result_table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def next_steps(folder: Path, serves: bool) -> str:
-    """Where the run is kept, and what to do with it next; `serves` where it works without its data set."""
+def _split_of(record: dict[str, Any]) -> str:
+    """In words, a split that is not leave-one-out."""
+    how = record["settings"].get("eval_args", {}).get("split")
+    kind, parts = next(iter(how.items())) if isinstance(how, dict) and how else ("", "")
+    words = {"TS": "by time", "RS": "by ratio"}.get(kind)
+    return f", split {words} {parts}" if words else ""
+
+
+def next_steps(folder: Path, items: Sequence[str]) -> str:
+    """Where the run is kept, and what to do with it next; `items` are two tokens, where it recommends by itself."""
     lines = [f"\nkept in {folder}"]
-    if serves:
-        lines += [f"recommend:  bbqrec recommend {folder} --history=ITEM,ITEM", f"try it:     bbqrec serve {folder}"]
+    if items:
+        history = shlex.quote(",".join(items))
+        lines += [f"recommend:  bbqrec recommend {folder} --history={history}", f"try it:     bbqrec serve {folder}"]
+    else:
+        lines.append(f"in Python:  recbole_bbqrec.load_data_and_model({str(folder)!r})")
     return "\n".join(lines)
 
 

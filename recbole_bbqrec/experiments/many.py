@@ -82,8 +82,15 @@ def run_many(arguments: Sequence[str]) -> int:
 
     failures = run_jobs(jobs, shared["final"], lambda job: write(job.dataset))
     pages = [write(dataset) for dataset in datasets]
-    print("\n".join(page for page in pages if page))
+    print("\n".join(_in_short(page) for page in pages if page) + f"\nwhole pages, with figures and settings: {results}")
     return max(exit_code(failures), int(None in pages))
+
+
+def _in_short(page: str) -> str:
+    """The title of a page, and its table of seen items masked, which all claims are about."""
+    title, *parts = page.split("\n## ")
+    table = next(part for part in parts if "seen items masked" in part.partition("\n")[0])
+    return f"{title.splitlines()[0]}\n\n## {table.rstrip()}\n"
 
 
 def _pairs(models: Sequence[str], dataset: str, shared: dict[str, Any]) -> list[dict[str, Any]]:

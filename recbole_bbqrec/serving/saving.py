@@ -56,27 +56,27 @@ def _head(config: Any) -> dict[str, Any]:
 def _leave_none(run_dir: Path, config: Any, reason: Exception | str) -> None:
     needs = f"{config['model']} needs its data set ({reason}); use load_data_and_model"
     storage.write_json(run_dir / BUNDLE, {**_head(config), "needs": needs})
-    logging.getLogger().warning(f"no bundle: {run_dir}: {needs}")
+    logging.getLogger().info(f"no bundle: {needs}")
 
 
-def try_bundle(run_dir: Path, config: Any) -> bool:
+def try_bundle(run_dir: Path, config: Any) -> list[str]:
     """Ask a written bundle once; where one of RecBole's models needs its data set, `bundle.json` says so instead.
 
-    Returns whether the folder works without the data set. It loads everything once more: what the run itself holds
-    should have been let go.
+    Returns two items that it can be asked with; none where it does not work without the data set. It loads everything
+    once more: what the run itself holds should have been let go.
     """
     gc.collect()
     if "needs" in json.loads((run_dir / BUNDLE).read_text(encoding="utf-8")):
-        return False
+        return []
     logger = logging.getLogger()
     try:
         bundle = load_bundle(run_dir)
         bundle.recommend([[bundle.item_tokens[1]]], k=1)
-        return True
+        return bundle.item_tokens[1:3]
     except Exception as error:
         (run_dir / BUNDLE).unlink()
         if isinstance(error, NeedsDataError) and config["model"] not in registry.MODELS:
             _leave_none(run_dir, config, error)
         else:  # whatever it is, the run is finished and worth its record
             logger.exception(f"no bundle: {config['model']} fails to recommend without its data set")
-        return False
+        return []

@@ -184,7 +184,8 @@ class ProtocolTrainer(SecondStageFit):
         return loss
 
     def _take_steps(self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool) -> Any:
-        return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        with compat.bars_that_go():
+            return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
 
     def _check_nan(self, loss: torch.Tensor) -> None:
         check_finite(loss)
