@@ -21,7 +21,7 @@ from .errors import InputError, MissingDataSetError, RefusedKeyError
 from .evaluation.labels import check_labels, of_rankings
 from .protocol import check_protocol
 from .recbole_keys import HABITS, READ_WITHOUT_DEFAULT
-from .settings import MAY_BE_UNUSED, NO_SETTINGS, checked, property_files, public_source, unused
+from .settings import MAY_BE_UNUSED, NO_SETTINGS, checked, property_files, public_sets, public_source, unused
 
 SHORT = {"-m": "--model", "-d": "--dataset", "-p": "--config_files"}
 """Options of RecBole's own scripts."""
@@ -319,8 +319,10 @@ def _check_data_path(config: Config) -> None:
         return
     parent = folder.parent
     there = sorted(path.parent.name for path in parent.glob("*/*.inter") if path.stem == path.parent.name)
-    near = difflib.get_close_matches(name, there, n=1)
-    found = f"did you mean {near[0]}?" if near else f"found there: {', '.join(there) or 'no data set'}"
+    known = {known.lower(): known for known in (*public_sets(), "ml-100k", *there)}
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.8)
+    meant = bool(near) and name not in known.values()
+    found = f"did you mean {known[near[0]]}?" if meant else f"found there: {', '.join(there) or 'no data set'}"
     if split := [path.name for path in sorted(folder.glob(f"{name}.*.inter"))]:
         found = f"found {', '.join(split)}, which need {EXAMPLE}"
     how = "" if public_source(name) else " --from interactions.csv"
