@@ -299,7 +299,7 @@ def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memo
     drawn = {
         split: int(everybody.inter_feat[everybody.uid_field].unique().numel())
         for split, rank in ranks.items()
-        if rank.rows is not None
+        if config["valid_users"] and split == "valid" and rank.rows is not None
     }
     return {
         "model": config["model"],

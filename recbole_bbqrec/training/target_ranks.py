@@ -62,6 +62,9 @@ class TargetRanks(Trainer):
         if (liked := dataset.positive_rows) is not None:
             rows = liked if rows is None else np.intersect1d(rows, liked)
         judged = np.arange(len(dataset.inter_feat)) if rows is None else rows
+        per_user = self._has_one_list(dataset)
+        if per_user and len(judged) > len(once := judged[_first_of_pairs(dataset, judged)]):
+            rows = judged = once  # RecBole's targets of a user are a set
         order = self._order(dataset, judged)
         judging = self._judging(dataset, tuple(earlier), judged)
         n_parts = distributed.rounded(-(-len(order) // self.config["eval_batch_size"]))
@@ -81,13 +84,17 @@ class TargetRanks(Trainer):
         users = dataset.inter_feat[dataset.uid_field].numpy()[judged]
         cold = None if cold is None else cold[judged]
         shown = judging.shown and judging.shown.total(earlier[0], self.config["tail_ratio"])
-        return Ranks(users, *ranks, cold=cold, rows=rows, per_user=dataset.rows_are_interactions, shown=shown)
+        return Ranks(users, *ranks, cold=cold, rows=rows, per_user=per_user, shown=shown)
+
+    def _has_one_list(self, dataset: Any) -> bool:
+        """Whether all targets of a user stand in one list: rows are interactions, and of a row no more is read."""
+        return dataset.rows_are_interactions and not context_fields(self.model, dataset)
 
     def _judging(self, dataset: Any, earlier: tuple[Any, ...], judged: np.ndarray) -> Judging:
         """What the `judged` rows [R] are ranked by, and whether what is shown is counted."""
         seen, n_items = self._seen_before(dataset, earlier), dataset.item_num
         ties, topk = tie_order(n_items, self.config["seed"]).to(self.device), self.config["topk"]
-        users = dataset.inter_feat[dataset.uid_field].numpy() if dataset.rows_are_interactions else None
+        users = dataset.inter_feat[dataset.uid_field].numpy() if self._has_one_list(dataset) else None
         wanted = of_lists(self.config["metrics"])
         shown = ShownCounts(topk, n_items, judged, users, self.device) if wanted else None
         sampling = sampling_of(self.config.final_config_dict, ("valid", "test")[len(earlier) - 1])
@@ -160,3 +167,9 @@ class TargetRanks(Trainer):
         scores, ties = scores[torch.from_numpy(place)], judging.ties
         ranks = judging.ranks(rows, lambda pairs, lists: rank_targets(scores, targets, pairs, ties, lists=lists))
         return torch.stack([ranks[column] for column in COLUMNS])
+
+
+def _first_of_pairs(dataset: Any, rows: np.ndarray) -> np.ndarray:
+    """Places among `rows` [R], ascending, of the first row of each pair of a user and an item."""
+    users, items = (dataset.inter_feat[field].numpy()[rows] for field in (dataset.uid_field, dataset.iid_field))
+    return np.sort(np.unique(users.astype(np.int64) * dataset.item_num + items, return_index=True)[1])

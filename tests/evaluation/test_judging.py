@@ -1,7 +1,7 @@
 """Whole runs: metrics of ranks and of lists beside those of RecBole's own evaluator, and sampled candidates."""
 
 import pytest
-from conftest import settings
+from conftest import settings, tiny_interactions, write_dataset
 
 from recbole_bbqrec import quick_start, recbole_keys
 from recbole_bbqrec.config import Config
@@ -42,6 +42,31 @@ def test_all_metrics_of_a_run_are_those_of_recboles_evaluator(tiny, tmp_path, mo
     assert [*found[column]] == [f"{name}@{k}" for name in NAMES for k in ASKED["topk"]]
     assert found[column] == pytest.approx(dict(recboles), abs=1e-6)
     assert found["masked"] != found["unmasked"]
+
+
+def test_an_item_that_a_user_repeats_is_one_target(tmp_path):
+    rows = tiny_interactions()
+    last = {user: (user, item) for user, item, _ in rows}
+    rows += [(*pair, 1000 + at) for pair in last.values() for at in range(4)]
+    folder = write_dataset(tmp_path, rows=rows)
+    split = {"split": {"RS": [0.6, 0.3, 0.1]}}
+    ranks, found, recboles = trained(settings(folder, "BPR", eval_args=split, epochs=1, **ASKED))
+    assert found["masked"] == pytest.approx(dict(recboles), abs=1e-6)
+    assert ranks.rows is not None and ranks.per_user
+
+
+def test_rows_with_a_context_of_their_own_are_targets_of_their_own(tmp_path):
+    rows = [f"{user}\t{item}\t{item}\t{time}" for user, item, time in tiny_interactions()]
+    folder = write_dataset(tmp_path)
+    head = "user_id:token\titem_id:token\tplace:token\ttimestamp:float"
+    (folder / "tiny" / "tiny.inter").write_text("\n".join([head, *rows]) + "\n")
+    given = {"load_col": {"inter": ["user_id", "item_id", "place", "timestamp"]}, "epochs": 10, "learning_rate": 0.02}
+    split = {"split": {"RS": [0.4, 0.4, 0.2]}}
+    asked = {"metrics": ["NDCG", "MAP", "Precision"], "topk": [5], "valid_metric": "NDCG@5"}
+    record, ranks = quick_start.execute(config_dict=settings(folder, "DeepFM", eval_args=split, **given, **asked))
+    found = ranks["valid"]
+    assert not found.per_user and len(found.users) > len({*found.users})
+    assert all(0 < value <= 1 for column in record["metrics"]["valid"].values() for value in column.values())
 
 
 @pytest.mark.parametrize(
