@@ -109,7 +109,8 @@ def content(
         **({"drawn_from": drawn} if drawn else {}),
         **({"mode": mode, "among": among} if among else {}),
         **({"is_mixed": True} if tables.is_mixed(runs, split) else {}),
-        **tables.on_demand(runs, split, metrics, groups),
+        # Under another split, histories of the two kinds do not end at the same place: their groups are not the same.
+        **tables.on_demand(runs, split, metrics, () if of_split and tables.is_mixed(runs, split) else groups),
         "data": functools.reduce(dict.__or__, [*data, {"modalities": modalities}]),
         "reference": reference,
         "against": against,
