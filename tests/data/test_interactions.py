@@ -8,6 +8,7 @@ import recbole.utils
 import torch
 from conftest import QUICK, settings, tiny_interactions, write_dataset
 from recbole.data.dataset import Dataset
+from recbole.data.utils import create_samplers
 
 from recbole_bbqrec import quick_start, registry
 from recbole_bbqrec.config import Config
@@ -112,7 +113,11 @@ def learned(folder, **changes):
     return {"codes": ids.codes, **features.matrices, **trained.trainer.model.state_dict()}
 
 
-def test_held_out_rows_reach_neither_codes_nor_features_nor_the_model(tmp_path):
+POPULAR = {"train_neg_sample_args": {"distribution": "popularity", "sample_num": 1, "alpha": 1.0}}
+
+
+@pytest.mark.parametrize("changes", [{}, POPULAR])
+def test_held_out_rows_reach_neither_codes_nor_features_nor_the_model(tmp_path, changes):
     rows = tiny_interactions()
     folder = write_dataset(tmp_path / "a", rows=rows)
     held_out = {pair for loader in built(folder, eval_args=SHARES)[2:] for pair in pairs(loader._dataset)}
@@ -125,12 +130,22 @@ def test_held_out_rows_reach_neither_codes_nor_features_nor_the_model(tmp_path):
         if changed is None and (user, item) not in held_out and is_known:
             changed = len(swapped) - 1
     assert swapped != rows and changed is not None
-    one, same = learned(folder), learned(write_dataset(tmp_path / "b", rows=swapped))
+    one, same = learned(folder, **changes), learned(write_dataset(tmp_path / "b", rows=swapped), **changes)
     for name, value in one.items():
         assert torch.equal(value, same[name]), f"{name} knows held-out rows"
     trained_on = list(rows)
     trained_on[changed] = (rows[changed][0], rows[0][1], rows[changed][2])
     assert not torch.equal(one["codes"], learned(write_dataset(tmp_path / "c", rows=trained_on))["codes"])
+
+
+@pytest.mark.parametrize(("model", "changes"), [("BPR", {}), ("GRU4Rec", {"loss_type": "BPR"})])
+def test_popular_negatives_are_those_of_training_and_what_users_had_met_is_recboles(tiny, model, changes):
+    dataset, train, *held_out = built(tiny, model, **changes, **POPULAR)
+    sampler, items = train._sampler, train._dataset.inter_feat["item_id"].tolist()
+    assert sampler._get_candidates_list() == items and sampler.prob.keys() == set(items)
+    parts = [loader._dataset for loader in (train, *held_out)]
+    (theirs, *_) = create_samplers(train.config, dataset, parts)
+    assert np.array_equal(sampler.used_ids, theirs.used_ids) and sampler.prob != theirs.prob
 
 
 def test_without_times_and_in_random_order_behaviour_is_a_set(tiny):
