@@ -160,6 +160,34 @@ def test_without_times_and_in_random_order_behaviour_is_a_set(tiny):
     assert np.array_equal(again.items, first.items), "the order of rows decides nothing"
 
 
+def test_files_that_are_split_already_are_read_in_the_order_of_time(tmp_path):
+    by_user = {}
+    for row in tiny_interactions():
+        by_user.setdefault(row[0], []).append(row)
+    rows = {
+        "train": [row for own in by_user.values() for row in own[:-3]],
+        "valid": [row for own in by_user.values() for row in own[-3:-1]],
+        "test": [own[-1] for own in by_user.values()],
+    }
+
+    def learned_from(folder, step):
+        write_dataset(folder)
+        for name, part in rows.items():
+            lines = [
+                "user_id:token\titem_id:token\ttimestamp:float",
+                *("\t".join(map(str, row)) for row in part[::step]),
+            ]
+            (folder / "tiny" / f"tiny.{name}.inter").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        parts = [loader._dataset for loader in built(folder, benchmark_filename=[*rows])[1:]]
+        tokens, sequences = parts[0].field2id_token["item_id"], parts[0].train_sequences
+        seen = {pair: tokens[own].tolist() for pair, own in zip(pairs(parts[2]), parts[2].histories, strict=True)}
+        return [tokens[one].tolist() for one in sequences], seen
+
+    in_order, backwards = learned_from(tmp_path / "a", 1), learned_from(tmp_path / "b", -1)
+    assert in_order == backwards
+    assert in_order[0] == [[item for _, item, _ in own[:-3]] for own in by_user.values()]
+
+
 @pytest.mark.parametrize(("order", "expected"), [("TO", "order"), ("RO", "sets")])
 def test_the_record_and_the_report_card_say_what_behaviour_was(tiny, tmp_path, order, expected):
     given = {"eval_args": {**SHARES, "order": order}, "epochs": 1, "checkpoint_dir": str(tmp_path)}
