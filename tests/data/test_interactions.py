@@ -101,7 +101,7 @@ def test_the_leakage_check_finds_swapped_rows_and_foreign_training_sequences(tin
         check_leakage(dataset, train, valid, test)
     dataset, train, valid, test = built(tiny, eval_args=SHARES)
     train._dataset.train_sequences.items[0] = int(valid._dataset.inter_feat["item_id"][0])
-    with pytest.raises(InputError, match="the training sequences are not the training rows"):
+    with pytest.raises(InputError, match="the training sequences are not the liked training rows"):
         check_leakage(dataset, train, valid, test)
 
 
