@@ -129,6 +129,8 @@ def split_loaders(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
         valid, test = (FullSortEvalDataLoader(config, part, None) for part in parts[1:])
         return WindowDataLoader(config, parts[0], parts[0].train_sequences), valid, test
     samplers = create_samplers(config, dataset, parts)
+    if samplers[0] is not None:
+        _count_training_alone(samplers[0], parts[0])
     kind = get_dataloader(config, "train")
     of_graph = [_graph_sampler(config, dataset)] if kind is KnowledgeBasedDataLoader else []
     train = kind(config, parts[0], samplers[0], *of_graph, shuffle=config["shuffle"])
@@ -136,6 +138,12 @@ def split_loaders(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
     kinds = (NegSampleEvalDataLoader if sampler is None else FullSortEvalDataLoader for sampler in samplers[1:])
     valid, test = (kind(config, part, of) for kind, part, of in zip(kinds, parts[1:], samplers[1:], strict=True))
     return train, valid, test
+
+
+def _count_training_alone(sampler: Any, train: Any) -> None:
+    """Have popular items be those of the training rows; what users had met stays as RecBole has it."""
+    sampler.datasets, sampler.dataset = [train], train
+    sampler.set_distribution(sampler.distribution)  # counts again
 
 
 def _graph_sampler(config: Any, dataset: Any) -> KGSampler:

@@ -60,12 +60,12 @@ class InteractionDataset(MultiModalSequentialDataset):
         for part in splits[1:]:  # as RecBole's loaders put them, so that they find nothing to move
             part.inter_feat.sort(by=self.uid_field)
         sizes = [len(part.inter_feat) for part in splits]
-        users, items = (
+        users, items, times = (
             np.concatenate([part.inter_feat[field].numpy() for part in splits])
-            for field in (self.uid_field, self.iid_field)
+            for field in (self.uid_field, self.iid_field, self.time_field)
         )
         phase = np.repeat(np.arange(len(splits)), sizes)
-        order = np.lexsort((self.places_of(items), phase, token_places(self, self.uid_field)[users]))
+        order = np.lexsort((self.places_of(items, times), phase, token_places(self, self.uid_field)[users]))
         user_of, begin = users[order], np.zeros(self.user_num, np.int64)
         firsts = np.flatnonzero(np.r_[True, np.diff(user_of) != 0][: len(order)])
         begin[user_of[firsts]] = firsts
@@ -76,9 +76,12 @@ class InteractionDataset(MultiModalSequentialDataset):
             rows = part.inter_feat[self.uid_field].numpy()
             part.histories = Histories(items[order], begin[rows], stop[rows])
 
-    def places_of(self, items: np.ndarray) -> np.ndarray:
-        """Place [R] of each row among those of its user: as they stand, or by token where their order says nothing."""
-        return np.arange(len(items)) if self.is_ordered else token_places(self, self.iid_field)[items]
+    def places_of(self, items: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """What rows [R] of a user are ordered by: their time, where equal as they stand, or by token without an order.
+
+        Rows of files that are split already stand in any order; all others stand in that of time.
+        """
+        return times if self.is_ordered else token_places(self, self.iid_field)[items]
 
     def leave_one_out(self, group_by: str, leave_one_mode: str) -> list[Any]:
         """Give each user's last rows to validation and test, as of a sequence: the first one is no target there."""

@@ -78,7 +78,7 @@ def training_sequences(train: Any) -> Sequences:
     owners = token_places(train, train.uid_field)[users]
     if train.rows_are_interactions:
         items = rows[train.iid_field].numpy()
-        order = np.lexsort((train.places_of(items), owners))
+        order = np.lexsort((train.places_of(items, rows[train.time_field].numpy()), owners))
         if not train.is_ordered:  # neighbours are any two items then
             drawn = np.random.default_rng(train.config["seed"]).random(len(order))
             order = order[np.lexsort((drawn, owners[order]))]

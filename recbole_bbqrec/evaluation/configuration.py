@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from recbole.utils import ModelType
+
 from .. import claims, schema, storage
 from ..errors import InputError
 from ..modalities import MODALITIES
@@ -52,7 +54,8 @@ def comparable_settings(config: Any) -> dict[str, Any]:
     """Settings that can change a result, the seed left out: runs that share them differ by chance alone.
 
     An encoder that is a file or a folder on this disk has a fingerprint behind its name: of the content of a file of
-    vectors, of the names and sizes of a model's files.
+    vectors, of the names and sizes of a model's files. So has a knowledge graph of files, of their content: it is no
+    part of `data_fingerprint`, as only records that share that one stand on one page.
     """
     afterwards = {key: config[key] for key in FITTED_AFTER_TRAINING}
     settings = {**learning_settings(config), **afterwards}
@@ -63,7 +66,16 @@ def comparable_settings(config: Any) -> dict[str, Any]:
             files = [file for file in (files_of(path) if path.is_file() else sorted(path.iterdir())) if file.is_file()]
             content = {file.name: file if path.is_file() else [file.stat().st_size] for file in files}
             settings[key] = f"{name} ({storage.fingerprint(content)})"
+    reads_graph = schema.reads_graph(config.final_config_dict) or config["MODEL_TYPE"] == ModelType.KNOWLEDGE
+    if reads_graph and config["kg"] != "codes":
+        settings["kg"] = f"files ({storage.fingerprint(_atomic_files(config, 'kg', 'link'))})"
     return settings
+
+
+def _atomic_files(config: Any, *kinds: str) -> dict[str, Path]:
+    """The data set's files of these kinds by name."""
+    folder, name = Path(config["data_path"]), config["dataset"]
+    return {path.name: path for kind in kinds for path in sorted(folder.glob(f"{name}*.{kind}"))}
 
 
 def data_fingerprint(config: Any) -> str:
@@ -72,12 +84,11 @@ def data_fingerprint(config: Any) -> str:
     Atomic files count by content, images by name and size, so that a large folder takes no minute. It is the same for
     all models and settings that read the same files, and so are the users' ids.
     """
-    folder, name = Path(config["data_path"]), config["dataset"]
-    files = [path for kind in ("inter", "item", "user") for path in sorted(folder.glob(f"{name}*.{kind}"))]
+    folder = Path(config["data_path"])
     images: dict[str, list[Any]] = {}
     if config["image_folder"] and (place := folder / Path(config["image_folder"]).expanduser()).is_dir():
         images = {token: [path.name, path.stat().st_size] for token, path in images_by_token(place).items()}
-    return storage.fingerprint({path.name: path for path in files}, images)
+    return storage.fingerprint(_atomic_files(config, "inter", "item", "user"), images)
 
 
 def run_key(settings: Mapping[str, Any], data: str) -> str:

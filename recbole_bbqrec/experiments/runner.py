@@ -12,8 +12,9 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from .. import claims, quick_start, storage
+from .. import claims, quick_start, registry, schema, storage
 from ..config import Config, joined, layered, parse_command_line, read_files
+from ..data.splitting import shares_of_time
 from ..errors import InputError
 from ..evaluation.candidates import sampling_of
 from ..evaluation.configuration import judged_parts
@@ -68,7 +69,7 @@ class Job:
     ) -> None:
         self.name, self.files, self.data, self.folder = name, files, data, folder
         self.given = {**given, MAY_BE_UNUSED: True}  # a row may change what makes another key count
-        self.dataset, self.seed = given["dataset"], given["seed"]
+        self.dataset, self.seed, self.model = given["dataset"], given["seed"], given["model"]
         config = Config(arguments=files, config_dict=self.given)
         check_judged(config)
         self.settings, self.asked = records.comparable_settings(config), records.Asked.of(config)
@@ -80,6 +81,27 @@ class Job:
         self.claim = folder / "claims" / name
 
 
+def check_targets(jobs: Sequence[Job]) -> None:
+    """Raise an `InputError` where runs on a data set would judge different targets, which no table can compare.
+
+    A random order is drawn with the seed. Sequential models have no row for a user's first interaction, so that shares
+    of rows are cut elsewhere than those of models of users and items.
+    """
+    met: dict[str, Job] = {}
+    for job in jobs:
+        given, other = job.settings["eval_args"], met.setdefault(job.dataset, job)
+        if job.settings["benchmark_filename"] or shares_of_time(given) is not None:
+            continue  # files or times say what is judged
+        if given["order"] == "RO" and job.seed != other.seed:
+            found = "found order 'RO', which draws other targets for every seed, with several seeds"
+            raise InputError(f"eval_args: {found}; give --seeds=1, or order TO")
+        of_pairs = {registry.kind_of(one.model) in schema.INTERACTIONS for one in (job, other)}
+        if len(of_pairs) > 1 and "LS" not in given["split"]:
+            found = f"found split {given['split']}, by which {other.model} and {job.model} judge different targets"
+            instead = "{'LS': 'valid_and_test'}, or TS with group_by none"
+            raise InputError(f"eval_args: {found}; take {instead}, or run sequential models apart from the others")
+
+
 def run_jobs(jobs: Sequence[Job], final: bool, after: Callable[[Job], object]) -> dict[str, str]:
     """Run what has no record yet, in the given order, keep a record of each and call `after` with its job.
 
@@ -87,6 +109,7 @@ def run_jobs(jobs: Sequence[Job], final: bool, after: Callable[[Job], object]) -
     Where `final`, a record has to be judged on test to count. Returns "name, seed n" -> message of the error, for each
     run that failed, here or meanwhile in another process; the data set is named where there are several.
     """
+    check_targets(jobs)
     source = records.code_fingerprint()  # of the code that is running, whatever is edited meanwhile
     splits = ("valid", "test") if final else ("valid",)
     found = {job: records.find(job.folder, job.seed, job.key, splits, job.asked) for job in jobs}

@@ -8,6 +8,7 @@ import recbole.utils
 import torch
 from conftest import QUICK, settings, tiny_interactions, write_dataset
 from recbole.data.dataset import Dataset
+from recbole.data.utils import create_samplers
 
 from recbole_bbqrec import quick_start, registry
 from recbole_bbqrec.config import Config
@@ -100,7 +101,7 @@ def test_the_leakage_check_finds_swapped_rows_and_foreign_training_sequences(tin
         check_leakage(dataset, train, valid, test)
     dataset, train, valid, test = built(tiny, eval_args=SHARES)
     train._dataset.train_sequences.items[0] = int(valid._dataset.inter_feat["item_id"][0])
-    with pytest.raises(InputError, match="the training sequences are not the training rows"):
+    with pytest.raises(InputError, match="the training sequences are not the liked training rows"):
         check_leakage(dataset, train, valid, test)
 
 
@@ -112,7 +113,11 @@ def learned(folder, **changes):
     return {"codes": ids.codes, **features.matrices, **trained.trainer.model.state_dict()}
 
 
-def test_held_out_rows_reach_neither_codes_nor_features_nor_the_model(tmp_path):
+POPULAR = {"train_neg_sample_args": {"distribution": "popularity", "sample_num": 1, "alpha": 1.0}}
+
+
+@pytest.mark.parametrize("changes", [{}, POPULAR])
+def test_held_out_rows_reach_neither_codes_nor_features_nor_the_model(tmp_path, changes):
     rows = tiny_interactions()
     folder = write_dataset(tmp_path / "a", rows=rows)
     held_out = {pair for loader in built(folder, eval_args=SHARES)[2:] for pair in pairs(loader._dataset)}
@@ -125,12 +130,22 @@ def test_held_out_rows_reach_neither_codes_nor_features_nor_the_model(tmp_path):
         if changed is None and (user, item) not in held_out and is_known:
             changed = len(swapped) - 1
     assert swapped != rows and changed is not None
-    one, same = learned(folder), learned(write_dataset(tmp_path / "b", rows=swapped))
+    one, same = learned(folder, **changes), learned(write_dataset(tmp_path / "b", rows=swapped), **changes)
     for name, value in one.items():
         assert torch.equal(value, same[name]), f"{name} knows held-out rows"
     trained_on = list(rows)
     trained_on[changed] = (rows[changed][0], rows[0][1], rows[changed][2])
     assert not torch.equal(one["codes"], learned(write_dataset(tmp_path / "c", rows=trained_on))["codes"])
+
+
+@pytest.mark.parametrize(("model", "changes"), [("BPR", {}), ("GRU4Rec", {"loss_type": "BPR"})])
+def test_popular_negatives_are_those_of_training_and_what_users_had_met_is_recboles(tiny, model, changes):
+    dataset, train, *held_out = built(tiny, model, **changes, **POPULAR)
+    sampler, items = train._sampler, train._dataset.inter_feat["item_id"].tolist()
+    assert sampler._get_candidates_list() == items and sampler.prob.keys() == set(items)
+    parts = [loader._dataset for loader in (train, *held_out)]
+    (theirs, *_) = create_samplers(train.config, dataset, parts)
+    assert np.array_equal(sampler.used_ids, theirs.used_ids) and sampler.prob != theirs.prob
 
 
 def test_without_times_and_in_random_order_behaviour_is_a_set(tiny):
@@ -143,6 +158,34 @@ def test_without_times_and_in_random_order_behaviour_is_a_set(tiny):
     train._dataset.inter_feat = rows[torch.randperm(len(rows))]
     again, first = training_sequences(train._dataset), train._dataset.train_sequences
     assert np.array_equal(again.items, first.items), "the order of rows decides nothing"
+
+
+def test_files_that_are_split_already_are_read_in_the_order_of_time(tmp_path):
+    by_user = {}
+    for row in tiny_interactions():
+        by_user.setdefault(row[0], []).append(row)
+    rows = {
+        "train": [row for own in by_user.values() for row in own[:-3]],
+        "valid": [row for own in by_user.values() for row in own[-3:-1]],
+        "test": [own[-1] for own in by_user.values()],
+    }
+
+    def learned_from(folder, step):
+        write_dataset(folder)
+        for name, part in rows.items():
+            lines = [
+                "user_id:token\titem_id:token\ttimestamp:float",
+                *("\t".join(map(str, row)) for row in part[::step]),
+            ]
+            (folder / "tiny" / f"tiny.{name}.inter").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        parts = [loader._dataset for loader in built(folder, benchmark_filename=[*rows])[1:]]
+        tokens, sequences = parts[0].field2id_token["item_id"], parts[0].train_sequences
+        seen = {pair: tokens[own].tolist() for pair, own in zip(pairs(parts[2]), parts[2].histories, strict=True)}
+        return [tokens[one].tolist() for one in sequences], seen
+
+    in_order, backwards = learned_from(tmp_path / "a", 1), learned_from(tmp_path / "b", -1)
+    assert in_order == backwards
+    assert in_order[0] == [[item for _, item, _ in own[:-3]] for own in by_user.values()]
 
 
 @pytest.mark.parametrize(("order", "expected"), [("TO", "order"), ("RO", "sets")])

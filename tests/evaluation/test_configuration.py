@@ -3,7 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import settings
+from conftest import settings, write_dataset
 
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.errors import InputError
@@ -37,6 +37,21 @@ def test_what_changes_no_weights_is_in_no_key(tiny):
     ]
     assert {key(**changes) for changes in others} == {key()}
     assert len({key(), key(valid_metric="Recall@10"), key(stopping_step=3), key(n_candidate_last=1)}) == 4
+
+
+def test_the_key_knows_the_knowledge_graph_that_is_read(tmp_path):
+    graph = write_dataset(tmp_path) / "tiny" / "tiny.kg"
+
+    def keys():
+        of_models = config(tmp_path, model="CKE"), config(tmp_path, model="CKE", kg="codes"), config(tmp_path)
+        return [run_key(comparable_settings(given), data_fingerprint(given)) for given in of_models]
+
+    (tmp_path / "tiny" / "tiny.link").write_text("item_id:token\tentity_id:token\ni01\te1\n")
+    header = "head_id:token\trelation_id:token\ttail_id:token\n"
+    graph.write_text(f"{header}e1\tr\te2\n")
+    before = keys()
+    graph.write_text(f"{header}e1\tr\te3\n")
+    assert [one == other for one, other in zip(before, keys(), strict=True)] == [False, True, True]
 
 
 def test_records_from_before_keep_their_keys():

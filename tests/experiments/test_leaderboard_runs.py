@@ -12,6 +12,7 @@ from recbole_bbqrec.experiments import ablation, many, records, runner
 from recbole_bbqrec.experiments.many import asked_for, run_many
 
 MODELS = ["GRU4Rec", "SASRec", "BBQRec"]
+RANDOM = {"split": {"RS": [8, 1, 1]}, "order": "RO"}
 
 
 @pytest.fixture(autouse=True)
@@ -184,6 +185,14 @@ def test_an_ablation_takes_the_run_of_the_leaderboard_for_its_full_row(two, tmp_
             "--single: found 'BBQRec', expected some of",
         ),
         (["--model=BBQRec", "--dataset=tiny", "--seeds=2", "--cold_items=0.1"], "--cold_items: leaderboards show"),
+        (
+            ["--model=BPR", "--dataset=tiny", "--seeds=2", f"--eval_args={RANDOM}"],
+            "found order 'RO', .* give --seeds=1",
+        ),
+        (
+            ["--model=BPR,SASRec", "--dataset=tiny", "--eval_args={'split': {'RS': [8, 1, 1]}}"],
+            "by which BPR and SASRec judge different targets; take {'LS'",
+        ),
         (["--model=SASRec", "--seeds=2"], "--dataset: found no name"),
         (["--model=SASRec", "--dataset=tiny", "--seeds=2", "--result_file=x.json"], "--result_file: found it beside"),
         (["--model=SASRec,Pop", "--dataset=tiny", "--n_negatives=5"], "unknown key 'n_negatives' for model SASRec"),
@@ -198,6 +207,22 @@ def test_mistakes_are_said_before_the_first_run(two, tmp_path, given, message):
     with pytest.raises(InputError, match=message), in_place_of_runs(execute):
         run_many([*given, f"--data_path={two}", f"--results={tmp_path / 'results'}"])
     assert not execute.calls and not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--model=BPR,NeuMF", "--seeds=2", "--eval_args={'split': {'RS': [8, 1, 1]}}"],
+        ["--model=BPR,NeuMF", "--seeds=2", "--single=BPR,NeuMF", f"--eval_args={RANDOM}"],
+        ["--model=BPR,SASRec", "--seeds=2"],
+        ["--model=BPR,SASRec", "--eval_args={'split': {'TS': [8, 1, 1]}, 'group_by': 'none'}"],
+    ],
+)
+def test_runs_with_the_same_targets_are_made(two, tmp_path, given):
+    execute = Fake()
+    with in_place_of_runs(execute):
+        assert run_many([*given, "--dataset=tiny", f"--data_path={two}", f"--results={tmp_path / 'results'}"]) == 0
+    assert len({call["model"] for call in execute.calls}) == 2
 
 
 def test_settings_reach_the_models_that_use_them(two, tmp_path, capsys):
