@@ -24,6 +24,7 @@ from .evaluation import report
 from .evaluation.candidates import sampling_of
 from .evaluation.configuration import TimesTested, judged_parts
 from .evaluation.groups import groups_of
+from .evaluation.metrics import of_lists
 from .evaluation.ranking import Ranks
 from .evaluation.ranks_file import check_name, write_ranks
 from .preparation import obtain
@@ -326,7 +327,7 @@ def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memo
 
 
 def _how_judged(config: Config, trained: Trained, ranks: Mapping[str, Ranks]) -> dict[str, Any]:
-    """What a record says where targets are told apart by groups, or not each ranked by itself among all items."""
+    """What a record says of how it was judged: groups of targets, what they are ranked among, what the long tail is."""
     asked, found = (config["metrics"], config["topk"]), {}
     if config["cold_items"] or config["group_metrics"]:
         train, *judged = (loader._dataset for loader in trained.loaders)
@@ -347,6 +348,8 @@ def load_data_and_model(model_file: str | Path, config_dict: dict[str, Any] | No
 
     Parameters
     ----------
+    if "tailpercentage" in of_lists(config["metrics"]):
+        found["tail_ratio"] = dict.fromkeys(ranks, config["tail_ratio"])
     model_file : folder of a run, or its `weights.safetensors`.
     config_dict : settings to change, such as `data_path` where the data has moved.
 
