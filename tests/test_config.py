@@ -86,6 +86,10 @@ BAD = {
         "found mode .*'pop'.*, expected full, where all items are ranked",
     ),
     "pickled data set": (["--save_dataset=True"], "save_dataset: RecBole's pickled data cache is not used"),
+    "mode of no split": (
+        ["--eval_args={'mode': {'vaild': 'uni100'}}"],
+        "eval_args: found mode of the split 'vaild', expected valid or test",
+    ),
     "pickled loaders": (["--save_dataloaders=True"], "save_dataloaders: RecBole's pickled data cache"),
     "topk of words": (["--topk=['x']"], "topk: found 'x', expected whole numbers above 0"),
     "topk without the default": (
