@@ -77,6 +77,7 @@ BAD = {
     "choice": (["--similarity_attention=sum"], "expected one of additive, multiplicative, undiscretised, off"),
     "heads": (["--n_heads=3"], "hidden_size: found 64, expected a multiple of n_heads 3"),
     "metric": (["--metrics=['AUC']"], "metrics: found 'auc'.*expected some of Recall"),
+    "no metric": (["--metrics=[]"], "metrics: found none, expected some of Recall"),
     "valid_metric": (
         ["--valid_metric=NDCG@7"],
         "valid_metric: found 'NDCG@7', which metrics and topk leave out; expected one of",
@@ -85,11 +86,11 @@ BAD = {
         ["--eval_args={'mode': 'pop'}"],
         "found mode .*'pop'.*, expected full, where all items are ranked",
     ),
-    "pickled data set": (["--save_dataset=True"], "save_dataset: RecBole's pickled data cache is not used"),
     "mode of no split": (
         ["--eval_args={'mode': {'vaild': 'uni100'}}"],
         "eval_args: found mode of the split 'vaild', expected valid or test",
     ),
+    "pickled data set": (["--save_dataset=True"], "save_dataset: RecBole's pickled data cache is not used"),
     "pickled loaders": (["--save_dataloaders=True"], "save_dataloaders: RecBole's pickled data cache"),
     "topk of words": (["--topk=['x']"], "topk: found 'x', expected whole numbers above 0"),
     "topk without the default": (
