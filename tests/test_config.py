@@ -80,7 +80,7 @@ BAD = {
     "no metric": (["--metrics=[]"], "metrics: found none, expected some of Recall"),
     "valid_metric": (
         ["--valid_metric=NDCG@7"],
-        "valid_metric: found 'NDCG@7', which metrics and topk leave out; expected one of",
+        "valid_metric: found 'NDCG@7', by which training stops and which metrics and topk leave out; expected one of",
     ),
     "sampled ranking": (
         ["--eval_args={'mode': 'pop'}"],
@@ -95,7 +95,7 @@ BAD = {
     "topk of words": (["--topk=['x']"], "topk: found 'x', expected whole numbers above 0"),
     "topk without the default": (
         ["--topk=[3]"],
-        "found 'NDCG@10', which metrics and topk leave out; give --valid_metric=ndcg@3",
+        "found 'NDCG@10', by which training stops and which metrics and topk leave out; give --valid_metric=ndcg@3",
     ),
     "load and unload": (["--unload_col={'inter':['timestamp']}"], "unload_col: inter has a load_col too"),
     "columns as text": (
