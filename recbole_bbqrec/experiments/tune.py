@@ -103,6 +103,7 @@ def tune(
         "space": searched,
         "seed": config["seed"],
     }  # all that the trials depend on
+    of_all = {*base, "metrics", "topk"} - {"model", "dataset"}  # valid_metric has to be one of the metrics
     head = {
         "model": config["model"],
         "dataset": config["dataset"],
@@ -111,7 +112,7 @@ def tune(
         "metric": config["valid_metric"].lower(),
         "space": searched,
         "defaults": {key: config[key] for key in searched},
-        "given": {key: value for key, value in given.items() if key in base and key not in ("model", "dataset")},
+        "given": {key: value for key, value in given.items() if key in of_all},
     }
     place = Path(config["checkpoint_dir"]) / "tune" / f"{model}-{dataset}-{head['key']}"
     optuna.logging.set_verbosity(optuna.logging.WARNING)

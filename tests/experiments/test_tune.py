@@ -688,6 +688,9 @@ def test_a_search_may_go_by_a_metric_of_labels(tmp_path, metrics):
     code, found = search(folder, tmp_path, None, minutes=5, model="FM", space=space, **given)
     assert code == 0 and [trial["state"] for trial in found["trials"]] == ["done", "done"]
     assert all(trial["metrics"][metrics[0].lower()] > 0 for trial in found["trials"])
+    (best,) = (tmp_path / "results").rglob("*.yaml")
+    again = Config(arguments=[f"--config_files={best}"], config_dict=settings(folder, "FM"))
+    assert again["metrics"] == metrics and again["valid_metric"] == metrics[0]
 
 
 KILLED = """
