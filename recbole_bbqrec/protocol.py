@@ -37,6 +37,8 @@ def check_protocol(final: dict[str, Any]) -> None:
 def _check_metrics(final: dict[str, Any]) -> None:
     names, cut_offs = (final[key] if isinstance(final[key], list) else [final[key]] for key in ("metrics", "topk"))
     names = [str(name).lower() for name in names]
+    if not names:
+        raise InputError(f"metrics: found none, expected some of {', '.join(NAMES)}")
     of_labels = [name for name in names if name in LABEL_METRICS and "labeled" in str(final["eval_args"].get("mode"))]
     for name in (name for name in names if name not in (*METRICS, *LIST_METRICS, *of_labels)):
         known_elsewhere = " (RecBole has it, our ranker does not)" if name in metric_types else ""

@@ -24,6 +24,7 @@ from .evaluation import report
 from .evaluation.candidates import sampling_of
 from .evaluation.configuration import TimesTested, judged_parts
 from .evaluation.groups import groups_of
+from .evaluation.metrics import of_lists
 from .evaluation.ranking import Ranks
 from .evaluation.ranks_file import check_name, write_ranks
 from .preparation import obtain
@@ -36,6 +37,7 @@ from .settings import plain_settings, public_source, settings_to_load
 from .tokenizer.memory import PeakMemory
 from .training import checkpoint
 from .training.afterwards import Decided
+from .training.labelled import check_rows
 
 OURS, RECBOLES = (Path(str(package)).parent for package in (__file__, recbole.__file__))
 HAND_OVER = ("registry.py", "dataloader.py", "interactions.py")
@@ -151,10 +153,9 @@ def execute(
 
     started = time.perf_counter()
     datasets, ranks, labels = [loader._dataset for loader in loaders], {}, {}
-    for at, split in enumerate(("valid", "test"), start=1):
-        if split in judged_parts(config) and (split == "valid" or config["final"]):
-            ranks[split] = trainer.judge(split, loaders[at], datasets[:at], config["show_progress"])
-            labels[split] = trainer.judge_labels(split, loaders[at])
+    for at, split in _judged(config):
+        ranks[split] = trainer.judge(split, loaders[at], datasets[:at], config["show_progress"])
+        labels[split] = trainer.judge_labels(split, loaders[at])
     if ranks:
         logger.info(f"judged in {time.perf_counter() - started:.1f} s", extra=run_log.DETAIL)
 
@@ -178,6 +179,12 @@ def execute(
         print(report.next_steps(run_dir, shown))
     distributed.barrier()
     return record, ranks
+
+
+def _judged(config: Config) -> list[tuple[int, str]]:
+    """The splits that a run is judged on, with their places among the loaders."""
+    found = [split for split in judged_parts(config) if split == "valid" or config["final"]]
+    return [(at, split) for at, split in enumerate(("valid", "test"), start=1) if split in found]
 
 
 class Trained(NamedTuple):
@@ -210,7 +217,9 @@ def train(
         logger.info(
             f"data: {dataset.user_num - 1} users, {dataset.item_num - 1} items, {dataset.inter_num} interactions"
         )
-        train, valid, test = split_loaders(config, dataset)
+        loaders = train, valid, test = split_loaders(config, dataset)
+        for at, split in _judged(config):
+            check_rows(config, loaders[at]._dataset, split)
 
         compat.init_seed(config)  # the model's start does not depend on what data took
         model = registry.build_model(config, train._dataset).to(config["device"])
@@ -225,7 +234,7 @@ def train(
         trainer.finish(valid, show_progress=config["show_progress"])
     else:
         trainer.load_best()
-    return Trained(dataset, (train, valid, test), trainer, inspected)
+    return Trained(dataset, loaders, trainer, inspected)
 
 
 def fetch_missing(arguments: Sequence[str], config_dict: dict[str, Any] | None) -> None:
@@ -326,7 +335,7 @@ def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memo
 
 
 def _how_judged(config: Config, trained: Trained, ranks: Mapping[str, Ranks]) -> dict[str, Any]:
-    """What a record says where targets are told apart by groups, or not each ranked by itself among all items."""
+    """What a record says of how it was judged: groups of targets, what they are ranked among, what the long tail is."""
     asked, found = (config["metrics"], config["topk"]), {}
     if config["cold_items"] or config["group_metrics"]:
         train, *judged = (loader._dataset for loader in trained.loaders)
@@ -339,6 +348,8 @@ def _how_judged(config: Config, trained: Trained, ranks: Mapping[str, Ranks]) ->
     sampled = {split: sampling_of(config.final_config_dict, split) for split in ranks}
     if sampled := {split: sampling.words for split, sampling in sampled.items() if sampling}:
         found["ranked_among"] = sampled
+    if "tailpercentage" in of_lists(config["metrics"]):
+        found["tail_ratio"] = dict.fromkeys(ranks, config["tail_ratio"])
     return found | ({"per_user": True} if any(rank.per_user for rank in ranks.values()) else {})
 
 

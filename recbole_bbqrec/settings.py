@@ -119,7 +119,7 @@ NOT_LEARNED_FROM = {
         "save_dataloaders",
     ),
     *("dataset_save_path", "dataloaders_save_path", "metric_decimal_place", "loss_decimal_place", "eval_batch_size"),
-    *("topk", "metrics", "tail_ratio", "group_metrics"),  # which follow from ranks and lists
+    *("topk", "metrics", "tail_ratio", "group_metrics"),  # which follow from ranks and lists, see `Asked`
     *("use_gpu", "results"),  # `use_gpu` decides the device alone
 }
 

@@ -77,20 +77,25 @@ BAD = {
     "choice": (["--similarity_attention=sum"], "expected one of additive, multiplicative, undiscretised, off"),
     "heads": (["--n_heads=3"], "hidden_size: found 64, expected a multiple of n_heads 3"),
     "metric": (["--metrics=['AUC']"], "metrics: found 'auc'.*expected some of Recall"),
+    "no metric": (["--metrics=[]"], "metrics: found none, expected some of Recall"),
     "valid_metric": (
         ["--valid_metric=NDCG@7"],
-        "valid_metric: found 'NDCG@7', which metrics and topk leave out; expected one of",
+        "valid_metric: found 'NDCG@7', by which training stops and which metrics and topk leave out; expected one of",
     ),
     "sampled ranking": (
         ["--eval_args={'mode': 'pop'}"],
         "found mode .*'pop'.*, expected full, where all items are ranked",
+    ),
+    "mode of no split": (
+        ["--eval_args={'mode': {'vaild': 'uni100'}}"],
+        "eval_args: found mode of the split 'vaild', expected valid or test",
     ),
     "pickled data set": (["--save_dataset=True"], "save_dataset: RecBole's pickled data cache is not used"),
     "pickled loaders": (["--save_dataloaders=True"], "save_dataloaders: RecBole's pickled data cache"),
     "topk of words": (["--topk=['x']"], "topk: found 'x', expected whole numbers above 0"),
     "topk without the default": (
         ["--topk=[3]"],
-        "found 'NDCG@10', which metrics and topk leave out; give --valid_metric=ndcg@3",
+        "found 'NDCG@10', by which training stops and which metrics and topk leave out; give --valid_metric=ndcg@3",
     ),
     "load and unload": (["--unload_col={'inter':['timestamp']}"], "unload_col: inter has a load_col too"),
     "columns as text": (

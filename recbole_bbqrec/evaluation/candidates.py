@@ -44,6 +44,8 @@ def sampling_of(settings: Mapping[str, Any], split: str) -> Sampling | None:
 
 def check_mode(mode: Any, metrics: Iterable[str]) -> None:
     """Raise an `InputError` where a mode is none, or metrics (in lower case) mean nothing by it."""
+    if unknown := {*map(str, mode)} - {"valid", "test"} if isinstance(mode, dict) else ():
+        raise InputError(f"eval_args: found mode of the split {min(unknown)!r}, expected valid or test")
     modes = list(mode.values()) if isinstance(mode, dict) else [mode]
     sampled = [found for found in modes if found not in ("full", "labeled")]
     if not all(MODE.fullmatch(str(found)) for found in sampled):

@@ -37,16 +37,26 @@ def of_rankings(names: Iterable[str]) -> list[str]:
     return [name for name in names if name.lower() not in LABEL_METRICS]
 
 
+def of_labels(names: Iterable[str]) -> list[str]:
+    """Return the names of metrics, in lower case, that are of labels."""
+    return [name.lower() for name in names if name.lower() in LABEL_METRICS]
+
+
 def label_metrics(names: Iterable[str], predictions: np.ndarray, labels: np.ndarray, split: str) -> dict[str, float]:
     """Return the metrics among `names` that are of labels; an `InputError` where all rows have one label."""
-    names = [name.lower() for name in names if name.lower() in LABEL_METRICS]
-    if names and (len(labels) == 0 or labels.min() == labels.max()):
+    names = of_labels(names)
+    check_kinds(names, labels, split)
+    return {name: LABEL_METRICS[name](predictions, labels) for name in names}
+
+
+def check_kinds(names: Iterable[str], labels: np.ndarray, split: str) -> None:
+    """Raise an `InputError` where there are `names` of metrics of labels and all rows have one label."""
+    if (names := of_labels(names)) and (len(labels) == 0 or labels.min() == labels.max()):
         kind = "no" if len(labels) == 0 else "only positive" if labels.min() > 0 else "only negative"
         raise InputError(
             f"metrics {', '.join(names)}: found {kind} rows in {split}, expected both kinds; change threshold or "
             "the split"
         )
-    return {name: LABEL_METRICS[name](predictions, labels) for name in names}
 
 
 RARE, FEW = "rare", 5

@@ -103,16 +103,22 @@ def as_now(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Asked(NamedTuple):
-    """What does not follow from kept ranks: metrics of lists, such as `giniindex@10`, and groups of targets."""
+    """What does not follow from kept ranks: metrics of lists, such as `giniindex@10`, and groups of targets.
+
+    `tail_ratio` is there with TailPercentage alone, which depends on it.
+    """
 
     metrics: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+    tail_ratio: float | None = None
 
     @classmethod
     def of(cls, config: Any) -> "Asked":
         """What a run of these settings is asked for."""
-        metrics = [f"{name}@{k}" for name in of_lists(config["metrics"]) for k in config["topk"]]
-        return cls(tuple(metrics), tuple(config["group_metrics"] or ()))
+        names = of_lists(config["metrics"])
+        metrics = tuple(f"{name}@{k}" for name in names for k in config["topk"])
+        tail_ratio = config["tail_ratio"] if "tailpercentage" in names else None
+        return cls(metrics, tuple(config["group_metrics"] or ()), tail_ratio)
 
 
 NOTHING = Asked()
@@ -139,8 +145,12 @@ class Run:
     def tells(self, splits: Iterable[str], asked: Asked = NOTHING) -> bool:
         """Whether the run was judged on all of `splits`, and its record holds what is `asked` of each."""
         metrics, known = self.record["metrics"], self.record.get("grouped_by", ())
+        tails = self.record.get("tail_ratio", {})
         return {*asked.groups} <= {*known} and all(
-            split in metrics and {*asked.metrics} <= {*metrics[split].get("masked", ())} for split in splits
+            split in metrics
+            and {*asked.metrics} <= {*metrics[split].get("masked", ())}
+            and asked.tail_ratio in (None, tails.get(split))
+            for split in splits
         )
 
     @functools.cached_property
@@ -169,7 +179,7 @@ def joined(
     if known is None or not (left := known.splits - ranks.keys()):
         return dict(record), dict(ranks)
     found = dict(record)
-    for key in ("metrics", "users", "rows", "groups", "drawn_from", "ranked_among"):
+    for key in ("metrics", "users", "rows", "groups", "drawn_from", "ranked_among", "tail_ratio"):
         of_splits = {split: value for split, value in known.record.get(key, {}).items() if split in left}
         if of_splits or key in record:
             found[key] = {**record.get(key, {}), **of_splits}

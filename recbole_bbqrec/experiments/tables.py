@@ -19,6 +19,7 @@ from .. import schema, storage
 from ..errors import InputError
 from ..evaluation import report
 from ..evaluation.groups import COLD, EDGES
+from ..evaluation.labels import of_rankings
 from ..evaluation.metrics import COLUMNS, LIST_METRICS, METRICS
 from ..evaluation.ranking import Ranks
 from ..evaluation.statistics import PairedValues, holm
@@ -151,8 +152,12 @@ def grouped(names: Sequence[str]) -> list[str]:
 
 
 def asked_of(config: Any) -> dict[str, list[str]]:
-    """What a run of these settings asks pages for, beside what they always show: arguments of `on_demand`."""
-    return {"metrics": named(config["metrics"], config["topk"]), "groups": list(config["group_metrics"] or ())}
+    """What a run of these settings asks pages for, beside what they always show: arguments of `on_demand`.
+
+    Pages rank items, and show no metrics of labels.
+    """
+    metrics = named(of_rankings(config["metrics"]), config["topk"])
+    return {"metrics": metrics, "groups": list(config["group_metrics"] or ())}
 
 
 def on_demand(runs: Runs, split: str, metrics: Sequence[str] = (), groups: Sequence[str] = ()) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ..claims import Claim
 from ..config import Config, unused_settings
 from ..data.feature_sources import modalities
 from ..errors import InputError
+from ..evaluation.labels import of_labels
 from ..evaluation.leakage import check_leakage
 from ..settings import EXTENDS, MAY_BE_UNUSED, PROPERTIES
 from . import records
@@ -102,6 +103,7 @@ def tune(
         "space": searched,
         "seed": config["seed"],
     }  # all that the trials depend on
+    of_all = {*base, "metrics", "topk"} - {"model", "dataset"}  # valid_metric has to be one of the metrics
     head = {
         "model": config["model"],
         "dataset": config["dataset"],
@@ -110,7 +112,7 @@ def tune(
         "metric": config["valid_metric"].lower(),
         "space": searched,
         "defaults": {key: config[key] for key in searched},
-        "given": {key: value for key, value in given.items() if key in base and key not in ("model", "dataset")},
+        "given": {key: value for key, value in given.items() if key in of_all},
     }
     place = Path(config["checkpoint_dir"]) / "tune" / f"{model}-{dataset}-{head['key']}"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -168,7 +170,8 @@ def _run(search: Search, trial: optuna.Trial, claim: Claim, given: dict[str, Any
 
     def after_epoch(trainer: Any) -> None:
         found, state, mark = trainer.best_valid_result, trainer.state, "masked_"
-        metrics = {name.removeprefix(mark): value for name, value in found.items() if name.startswith(mark)}
+        masked = {name.removeprefix(mark): value for name, value in found.items() if name.startswith(mark)}
+        metrics = {**{name: found[name] for name in of_labels(found)}, **masked}
         search.keep(trial, metrics=metrics, epochs={"best": state.best_epoch + 1, "done": state.epochs_done})
         keep_time()
 
@@ -180,7 +183,10 @@ def _run(search: Search, trial: optuna.Trial, claim: Claim, given: dict[str, Any
         # A run prints its own table and that --final judges test; a trial has a row among the others instead.
         with contextlib.redirect_stdout(io.StringIO()):
             record, _ = quick_start.execute(files, given, inspect=check_leakage, after_epoch=after_epoch)
-        state, known = DONE, {"metrics": record["metrics"]["valid"]["masked"], "epochs": record["epochs"]}
+        labels = record.get("labels", {}).get("valid", {}).get("all", {})
+        metrics = {**{name: labels[name] for name in of_labels(labels)}, **record["metrics"]["valid"]["masked"]}
+        known = {"metrics": metrics, "epochs": record["epochs"]}
+        state = DONE
     except BudgetSpent:
         state = CUT
     except Exception as error:  # whatever it is, other settings may be better

@@ -192,7 +192,8 @@ class Search:
         if self.score(trial) == -math.inf:
             return NAMES[trial.state] + (f": {known['error']}" if trial.state == FAILED else "")
         values = ", ".join(f"{name} {known['metrics'][name]:.4f}" for name in self._metrics)
-        return f"{values} (masked), {known['epochs']['done']} epochs" + ", cut by the budget" * (trial.state == CUT)
+        masked = " (masked)" * any("@" in name for name in self._metrics)
+        return f"{values}{masked}, {known['epochs']['done']} epochs" + ", cut by the budget" * (trial.state == CUT)
 
     @property
     def _metrics(self) -> list[str]:

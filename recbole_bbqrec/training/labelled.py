@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..evaluation.labels import RARE, is_rare, label_metrics
+from ..evaluation.labels import RARE, check_kinds, is_rare, label_metrics, of_labels
 
 
 @torch.no_grad()
@@ -16,6 +16,12 @@ def predictions(model: Any, dataset: Any, batch_size: int, device: Any) -> np.nd
     parts = [rows[begin : begin + batch_size] for begin in range(0, len(rows), batch_size)]
     found = [model.predict(dataset[part].to(device)).float().cpu().view(-1) for part in parts]
     return torch.cat(found).numpy() if found else np.zeros(0, np.float32)
+
+
+def check_rows(config: Any, judged: Any, split: str) -> None:
+    """Raise an `InputError` where metrics of labels are asked for and all rows of a data set have one label."""
+    if names := of_labels(config["metrics"]):
+        check_kinds(names, judged.inter_feat[config["LABEL_FIELD"]].numpy(), split)
 
 
 def judge_labels(config: Any, model: Any, judged: Any, train: Any, split: str) -> dict[str, dict[str, float]]:

@@ -84,6 +84,7 @@ def test_asking_for_lists_changes_no_rank_and_first_places_are_hits(tiny, tmp_pa
     record, ranks = quick_start.execute(config_dict={**given, **ASKED})
     for column, of in plain["metrics"]["valid"].items():
         assert of == {name: record["metrics"]["valid"][column][name] for name in of}
+    assert record["tail_ratio"] == {"valid": 0.1} and "tail_ratio" not in plain
     counts, n_rows = ranks["valid"].shown.counts, len(ranks["valid"].users)
     assert not counts[:, :, 0].any()
     full = [[n_rows * k for k in ASKED["topk"]]] * 2

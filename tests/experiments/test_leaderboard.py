@@ -122,6 +122,8 @@ def test_further_metrics_and_groups_are_shown_where_asked_for(keep, tmp_path):
     assert "further metrics" not in leaderboard_page.pages(content(tmp_path))[0]
     with pytest.raises(InputError, match="--metrics: found 'AUC', expected some of Recall"):
         tables.named(["AUC"])
+    judged = {"metrics": ["AUC", "MRR"], "topk": [5], "group_metrics": None}
+    assert tables.asked_of(judged) == {"metrics": ["mrr@5"], "groups": []}, "what runs judge beside rankings is theirs"
     with pytest.raises(InputError, match="--group_metrics: found 'age'"):
         tables.grouped(["age"])
 

@@ -83,6 +83,20 @@ def test_a_record_counts_where_it_tells_what_is_asked(tmp_path):
     assert not is_found(("giniindex@5",)) and not is_found((), ("popularity",))
 
 
+def test_a_long_tail_of_another_size_is_judged_anew(tiny, tmp_path):
+    def asked(**changes):
+        return records.Asked.of(config(tiny, metrics=["NDCG", "TailPercentage"], topk=[10], **changes))
+
+    told = {"metrics": {"valid": {"masked": {"tailpercentage@10": 0.5}}}, "tail_ratio": {"valid": 0.1}}
+    run = records.Run(records.write(tmp_path, "full", record(**told), RANKS))
+    assert run.tells(("valid",), asked()) and not run.tells(("valid",), asked(tail_ratio=0.5))
+    assert run.tells(("valid",), records.Asked.of(config(tiny))), "without the metric it does not count"
+    both = {**told, "metrics": {**told["metrics"], "test": told["metrics"]["valid"]}, "tail_ratio": {"valid": 0.5}}
+    both["tail_ratio"]["test"] = 0.1
+    known = records.Run(records.write(tmp_path, "both", record(**both), {**RANKS, "test": RANKS["valid"]}))
+    assert records.joined(known, record(**told), RANKS)[0]["tail_ratio"] == {"valid": 0.1, "test": 0.1}
+
+
 def test_a_run_that_is_judged_again_keeps_the_splits_that_it_was_not_asked_for(tmp_path):
     both = record(
         metrics={"valid": {"masked": {}}, "test": {"masked": {"ndcg@10": 0.5}}}, users={"valid": 3, "test": 3}

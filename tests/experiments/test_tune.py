@@ -14,6 +14,7 @@ from conftest import arguments, settings
 from hypothesis import given as given_by
 from hypothesis import settings as effort
 from hypothesis import strategies
+from training.test_labelled import LABELLED, write_rated
 
 from recbole_bbqrec import cli, registry, storage
 from recbole_bbqrec.config import Config
@@ -678,6 +679,18 @@ def test_other_models_are_searched_alike(tiny, tmp_path, model):
     code, found = search(tiny, tmp_path, None, minutes=5, model=model, space=space)
     assert code == 0 and {trial["state"] for trial in found["trials"]} == {"done"}
     assert all(0 < trial["metrics"]["ndcg@10"] < 1 for trial in found["trials"])
+
+
+@pytest.mark.parametrize("metrics", [["AUC"], ["LogLoss", "AUC", "NDCG"]])
+def test_a_search_may_go_by_a_metric_of_labels(tmp_path, metrics):
+    folder, space = write_rated(tmp_path), {"learning_rate": [0.001, 0.01]}
+    given = {**LABELLED, "metrics": metrics, "valid_metric": metrics[0]}
+    code, found = search(folder, tmp_path, None, minutes=5, model="FM", space=space, **given)
+    assert code == 0 and [trial["state"] for trial in found["trials"]] == ["done", "done"]
+    assert all(trial["metrics"][metrics[0].lower()] > 0 for trial in found["trials"])
+    (best,) = (tmp_path / "results").rglob("*.yaml")
+    again = Config(arguments=[f"--config_files={best}"], config_dict=settings(folder, "FM"))
+    assert again["metrics"] == metrics and again["valid_metric"] == metrics[0]
 
 
 KILLED = """

@@ -134,6 +134,19 @@ def test_labels_that_are_not_there_or_not_learned_are_an_error(rated, changes, w
         Config(config_dict={**settings(rated, "FM"), **LABELLED, **changes})
 
 
+def test_a_part_whose_rows_have_one_label_is_an_error_before_the_training(tmp_path):
+    path = write_rated(tmp_path) / "tiny" / "tiny.inter"
+    head, *rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    for row in {row[0]: row for row in sorted(rows, key=lambda row: float(row[3]))}.values():
+        row[2] = "5"  # the last one of a user is that of test
+    path.write_text("".join("\t".join(row) + "\n" for row in [head, *rows]), encoding="utf-8")
+    split, epochs = {"split": {"LS": "valid_and_test"}, "mode": "labeled"}, []
+    given = settings(tmp_path, "FM", **{**LABELLED, "eval_args": split, "final": True})
+    with pytest.raises(InputError, match="metrics auc, logloss: found only positive rows in test"):
+        quick_start.execute(config_dict=given, after_epoch=epochs.append)
+    assert not epochs
+
+
 def test_rows_have_labels_or_sampled_negatives(rated):
     labelled = Config(config_dict={**settings(rated, "FM"), **LABELLED})
     assert labelled["train_neg_sample_args"]["distribution"] == "none"
