@@ -60,7 +60,9 @@ def test_its_row_says_what_learns_or_why_it_cannot(name, place):
     try:
         trained = quick_start.train(Config(config_dict=given(place, name)))
     except InputError as error:
-        assert re.fullmatch(rf"item_semantics: no embedding or layer of {name} has a row for each item; drop it", str(error))
+        assert re.fullmatch(
+            rf"item_semantics: no embedding or layer of {name} has a row for each item; drop it", str(error)
+        )
         row = "no item table"
     else:
         tables = learned_tables(trained.trainer.model)
