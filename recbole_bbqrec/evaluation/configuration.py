@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recbole.utils import ModelType
-
 from .. import claims, schema, storage
 from ..errors import InputError
 from ..modalities import MODALITIES
@@ -66,8 +64,8 @@ def comparable_settings(config: Any) -> dict[str, Any]:
             files = [file for file in (files_of(path) if path.is_file() else sorted(path.iterdir())) if file.is_file()]
             content = {file.name: file if path.is_file() else [file.stat().st_size] for file in files}
             settings[key] = f"{name} ({storage.fingerprint(content)})"
-    reads_graph = schema.reads_graph(config.final_config_dict) or config["MODEL_TYPE"] == ModelType.KNOWLEDGE
-    if reads_graph and config["kg"] != "codes":
+    kind = config["MODEL_TYPE"].name.lower()  # of models of users and items as in `schema`
+    if schema.reads_graph({**config.final_config_dict, schema.KIND: kind}) and config["kg"] != "codes":
         settings["kg"] = f"files ({storage.fingerprint(_atomic_files(config, 'kg', 'link'))})"
     return settings
 
