@@ -79,7 +79,7 @@ def test_the_table_names_every_model_and_why_one_does_not_run():
 def test_a_run_that_was_stopped_goes_on_to_the_numbers_it_would_have_had(place, tmp_path):
     """RecVAE has two optimisers, MultiVAE counts its steps, MKR trains on a graph in between, LightGCN keeps sums."""
     for model in ("RecVAE", "MultiVAE", "MKR", "LightGCN"):
-        given = settings(place, model, epochs=3, state="CRITICAL")
+        given = settings(place, model, epochs=3, eval_step=1, state="CRITICAL")
         whole, _ = quick_start.execute(config_dict={**given, "checkpoint_dir": str(tmp_path / "whole")})
 
         class Stopped(Exception):

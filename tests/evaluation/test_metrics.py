@@ -10,6 +10,7 @@ from recbole.evaluator.register import metrics_dict, smaller_metrics
 
 from recbole_bbqrec import compat
 from recbole_bbqrec.evaluation import metrics
+from recbole_bbqrec.evaluation.labels import LABEL_METRICS
 from recbole_bbqrec.evaluation.metrics import COLUMNS, LIST_METRICS, METRICS, SMALLER, Shown, of_users
 from recbole_bbqrec.evaluation.ranking import Ranks
 from recbole_bbqrec.recbole_keys import METRICS as NAMES
@@ -82,5 +83,5 @@ def test_metrics_of_lists_are_recboles(tail_ratio, seed):
 
 def test_names_and_directions_are_recboles():
     assert {name.lower() for name in NAMES} == {*METRICS, *LIST_METRICS} <= {*metrics_dict}
-    assert {*SMALLER} == {*smaller_metrics} & {*METRICS, *LIST_METRICS}
+    assert {*SMALLER} == {*smaller_metrics} & {*METRICS, *LIST_METRICS, *LABEL_METRICS}
     assert metrics.of_lists(["Recall", "ItemCoverage"]) == ["itemcoverage"]

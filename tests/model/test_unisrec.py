@@ -56,7 +56,7 @@ def test_a_run_repeats_itself_read_back_or_trained_anew(tiny, tmp_path):
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"n_experts": 0}, "n_experts: found 0, expected a number above 0"),
-    ({"text_encoder": None}, "UniSRec: found no item features, expected text or image; set text_fields"),
+    ({"text_encoder": None}, "UniSRec: found no item features, expected some; set text_fields"),
 ])  # fmt: skip
 def test_bad_settings_are_refused(tiny, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):

@@ -89,7 +89,8 @@ def test_the_report_card_of_the_codes_goes_along(hub, tiny, bundle, tmp_path, mo
         shutil.copyfile(bundle.folder / name, tmp_path / "run" / name)
     kept = shutil.copyfile(bundle.folder / "tokenizer.safetensors", tmp_path / "tokenizer-1.safetensors")
     (tmp_path / "tokenizer-1.json").write_text('{"warnings": ["one"]}', encoding="utf-8")
-    dataset = SimpleNamespace(catalogue=bundle.catalogue, tokenizer_file=kept, feature_files={})
+    given = {"catalogue": bundle.catalogue, "tokenizer_file": kept, "feature_files": {}}
+    dataset = SimpleNamespace(**given, rows_are_interactions=False)
     write_bundle(tmp_path / "run", Config(config_dict=settings(tiny)), dataset)
     monkeypatch.setattr(model_card, "report_card_table", lambda card: f"CARD {card}")
     push(tmp_path / "run", REPO)

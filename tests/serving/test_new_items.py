@@ -20,6 +20,13 @@ from recbole_bbqrec.serving import generations
 NEW = pd.DataFrame({"item_id": ["n1", 7], "title": ["red lamp number 3", "blue_tent"], "brand": ["Acme", None]})
 
 
+def assert_same(found, expected):
+    """Equal lists; the last bit of a score may depend on where in memory its vectors lie."""
+    for one, other in zip(found, expected, strict=True):
+        assert (one.items, one.unknown) == (other.items, other.unknown)
+        assert one.scores == pytest.approx(other.scores, rel=1e-5, abs=1e-6)
+
+
 def test_new_items_are_recommended_read_and_kept(coded):
     grown = coded.add_items(NEW)
     assert (coded.generation, grown.generation, generations.newest(coded.folder)) == (0, 1, 1)
@@ -33,10 +40,10 @@ def test_new_items_are_recommended_read_and_kept(coded):
         assert {"n1", "7"} < set(found.items) and not found.unknown and len(found.items) == len(bundle.item_tokens) - 1
         assert bundle.find("tent blue")[0] == "7" and bundle.item_texts().loc["n1", "brand"] == "Acme"
     histories = [["i01", "n1"], [7], ["i05", "i02"]]
-    assert again.recommend(histories, k=9) == grown.recommend(histories, k=9)
+    assert_same(again.recommend(histories, k=9), grown.recommend(histories, k=9))
     third = again.add_items(pd.DataFrame({"item_id": ["n3"], "title": ["green ball"], "brand": [""]}))
     assert third.generation == 2 and third.item_tokens[-3:] == ["n1", "7", "n3"]
-    assert third.recommend([["i05", "i02"]], 9, allow=grown.item_tokens[1:]) == grown.recommend([["i05", "i02"]], 9)
+    assert_same(third.recommend([["i05", "i02"]], 9, allow=grown.item_tokens[1:]), grown.recommend([["i05", "i02"]], 9))
     assert third.semantic_ids().loc["n1"].tolist() == grown.semantic_ids().loc["n1"].tolist()
 
 
