@@ -78,7 +78,7 @@ def test_settings_of_our_models_are_refused_at_the_start_and_recboles_are_not(ti
         changes = [
             {"eval_args": {"mode": "uni100", "order": "TO", "split": {"LS": "valid_and_test"}}},
             {"eval_args": {"mode": {"valid": "full", "test": "pop100"}, "order": "TO"}},
-            {"metrics": ["Recall", "ItemCoverage"]},
+            {"metrics": ["Recall", "AUC"]},
             {"metrics": ["GAUC"], "valid_metric": "GAUC"},
             {"codes": "bogus"},
             {"n_layers": "two"},
@@ -103,7 +103,7 @@ def test_settings_of_our_models_are_refused_at_the_start_and_recboles_are_not(ti
     beginnings = [
         "eval_args: found mode",
         "eval_args: found mode",
-        "metrics: found 'itemcoverage'",
+        "metrics: found 'auc'",
         "metrics: found 'gauc'",
         "codes: found 'bogus', expected one of",
         "n_layers: found 'two' (str), expected int",
