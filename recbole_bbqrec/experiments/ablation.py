@@ -21,7 +21,7 @@ from ..evaluation import report
 from ..evaluation.statistics import PairedValues
 from ..settings import ADDED_LATER, PROPERTIES, property_files, settings_to_load
 from . import records, tables
-from .runner import QUIET, Job, check_seeds, exit_code, given_and_files, run_jobs, say
+from .runner import QUIET, Job, check_seeds, given_and_files, run_with_page, say
 from .tables import FULL, SPLITS, TESTED, short
 
 
@@ -155,9 +155,7 @@ def ablate(
         for name, changes in found.items()
     ]
     asked = tables.asked_of(config)
-    failures = run_jobs(jobs, final, lambda _: write(dataset, full, data, final, results, asked))
-    print(write(dataset, full, data, final, results, asked))
-    return exit_code(failures)
+    return run_with_page(jobs, final, lambda: write(dataset, full, data, final, results, asked))
 
 
 def remake(dataset: str, final: bool = False, results: Path = Path("results"), form: str = FULL) -> None:

@@ -11,9 +11,8 @@ from ..config import Config
 from ..errors import InputError
 from ..evaluation import report
 from ..evaluation.statistics import PairedValues, holm
-from ..settings import NOT_LEARNED_FROM
 from . import records, tables
-from .runner import QUIET, Job, check_seeds, exit_code, given_and_files, run_jobs
+from .runner import QUIET, Job, check_seeds, given_and_files, run_with_page, said
 from .tables import SPLITS, TESTED, short
 
 MODELS = ("BBQRec", "SASRecPlusFT", "UniSRec", "TIGER", "ContentNeighbors")
@@ -63,10 +62,8 @@ def study(
         for model in models
     ]
     about = {"dataset": dataset, "share": config["cold_items"], "data": data["data"], "models": models}
-    about["given"] = {key: value for key, value in given.items() if key not in {*NOT_LEARNED_FROM, *QUIET, *about}}
-    failures = run_jobs(jobs, final, lambda _: write(about, jobs, final, results))
-    print(write(about, jobs, final, results))
-    return exit_code(failures)
+    about["given"] = said(given, about)
+    return run_with_page(jobs, final, lambda: write(about, jobs, final, results))
 
 
 def held_out(model: str) -> str:

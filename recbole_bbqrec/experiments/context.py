@@ -19,9 +19,9 @@ from ..evaluation import report
 from ..evaluation.labels import RARE, is_rare
 from ..evaluation.statistics import holm
 from ..preparation.atomic import read_header
-from ..settings import MAY_BE_UNUSED, NOT_LEARNED_FROM
+from ..settings import MAY_BE_UNUSED
 from . import records, tables
-from .runner import QUIET, Job, check_seeds, exit_code, given_and_files, run_jobs
+from .runner import QUIET, Job, check_seeds, given_and_files, run_with_page, said
 from .tables import SPLITS, short
 
 MODELS = ("DeepFM", "DCNV2")
@@ -95,12 +95,10 @@ def study(
         for model in models
     ]
     about = {"dataset": dataset, "data": data["data"], "models": models, "tasks": tasks}
-    about["given"] = {key: value for key, value in given.items() if key not in {*NOT_LEARNED_FROM, *QUIET, *about}}
+    about["given"] = said(given, about)
     without = {**given, "model": models[0], MAY_BE_UNUSED: True}
     rare = rare_targets(Config(arguments=files, config_dict=without), final)
-    failures = run_jobs(jobs, final, lambda _: write(about, jobs, rare, results))
-    print(write(about, jobs, rare, results))
-    return exit_code(failures)
+    return run_with_page(jobs, final, lambda: write(about, jobs, rare, results))
 
 
 def tasks_of(config: Config) -> dict[str, dict[str, Any]]:

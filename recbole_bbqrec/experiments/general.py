@@ -17,9 +17,8 @@ from ..data.feature_sources import modalities
 from ..errors import InputError
 from ..evaluation import report
 from ..evaluation.statistics import holm
-from ..settings import NOT_LEARNED_FROM
 from . import records, tables
-from .runner import QUIET, Job, check_seeds, exit_code, given_and_files, run_jobs, say
+from .runner import QUIET, Job, check_seeds, given_and_files, run_with_page, said, say
 from .tables import SPLITS, TESTED, short
 
 MODELS = ("BPR", "LightGCN")
@@ -86,12 +85,10 @@ def study(
         for model in models
     ]
     about = {"dataset": dataset, "data": data["data"], "models": models, "forms": list(forms)}
-    about["given"] = {key: value for key, value in given.items() if key not in {*NOT_LEARNED_FROM, *QUIET, *about}}
+    about["given"] = said(given, about)
     config["item_semantics"] = []
     few = few_interactions(config)
-    failures = run_jobs(jobs, final, lambda _: write(about, jobs, few, final, results))
-    print(write(about, jobs, few, final, results))
-    return exit_code(failures)
+    return run_with_page(jobs, final, lambda: write(about, jobs, few, final, results))
 
 
 def name(model: str, form: str) -> str:

@@ -20,7 +20,7 @@ from ..model.catalogue import Catalogue, SemanticIds
 from ..model.item_table import ItemTable
 from ..settings import ADDED_LATER, MAY_BE_UNUSED, property_files, settings_to_load
 from . import records, tables
-from .runner import QUIET, Job, check_seeds, exit_code, given_and_files, run_jobs, say
+from .runner import QUIET, Job, check_seeds, given_and_files, run_with_page, say
 from .tables import TESTED, short
 
 ID_MODEL, CODES_MODEL = "SASRecPlus", "BBQRecCodesDense"
@@ -164,9 +164,7 @@ def study(dataset: str, n_seeds: int = 1, arguments: Sequence[str] = (), results
         for row, changes in found.items()
     }
     of_rows = {row: jobs[first, row] for row in sorted(found, key=lambda row: row.place)}
-    failures = run_jobs(list(jobs.values()), False, lambda _: write(of_rows, left_out, results))
-    print(write(of_rows, left_out, results))
-    return exit_code(failures)
+    return run_with_page(list(jobs.values()), False, lambda: write(of_rows, left_out, results))
 
 
 def write(jobs: Mapping[Row, Job], left_out: Mapping[str, str], results: Path) -> str:

@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..evaluation.candidates import sampling_of
 from ..evaluation.configuration import judged_parts
 from ..evaluation.leakage import check_leakage
-from ..settings import FITTED_AFTER_TRAINING, MAY_BE_UNUSED, trained_as
+from ..settings import FITTED_AFTER_TRAINING, MAY_BE_UNUSED, NOT_LEARNED_FROM, trained_as
 from . import records
 
 QUIET = {"state": "WARNING", "report_card": False}
@@ -169,6 +169,18 @@ def _make(job: Job, source: str) -> tuple[records.Run | None, str]:
 
 def _waits(n_left: int) -> None:
     say(f"{n_left} more runs are under way in other processes, which this one waits for; it may be interrupted")
+
+
+def run_with_page(jobs: Sequence[Job], final: bool, write: Callable[[], str]) -> int:
+    """As `run_jobs`, with a page that `write` makes anew after every run, and is printed at the end; the exit code."""
+    failures = run_jobs(jobs, final, lambda _: write())
+    print(write())
+    return exit_code(failures)
+
+
+def said(given: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a study that its page names: those that can change a result and do not stand in `about` already."""
+    return {key: value for key, value in given.items() if key not in {*NOT_LEARNED_FROM, *QUIET, *about}}
 
 
 def exit_code(failures: Mapping[str, str]) -> int:
