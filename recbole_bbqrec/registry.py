@@ -15,6 +15,7 @@ from .data.dataset import MultiModalSequentialDataset, PrefixDataset
 from .data.interactions import InteractionDataset
 from .errors import InputError
 from .model.bbqrec import BBQRec
+from .model.cpu_speed import speed_up_graph
 from .model.item_semantics import add_semantics
 from .model.stock_attention import add_similarity
 from .model.stock_kgat import KGAT
@@ -121,6 +122,7 @@ def build_model(config: Any, dataset: Any) -> AbstractRecommender:
     if config["model"] not in MODELS:
         model.catalogue = dataset.catalogue  # for a second stage; ours have it
         checkpoint.note_derived(model)
+        speed_up_graph(model)
         if (config["similarity_attention"] or "off") != "off":
             add_similarity(model, config, dataset)
         if config["item_semantics"]:

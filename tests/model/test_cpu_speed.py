@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from conftest import settings as run_settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_bbqrec.model.cpu_speed import Dropout, sampled_cross_entropy
+from recbole_bbqrec import registry
+from recbole_bbqrec.config import Config
+from recbole_bbqrec.model import cpu_speed
+from recbole_bbqrec.model.cpu_speed import GRAPHS, Dropout, SymmetricGraph, sampled_cross_entropy
 
 # Dropout
 
@@ -90,3 +94,33 @@ def test_large_scores_overflow_nowhere() -> None:
     loss = sampled_cross_entropy(*given_)
     torch.testing.assert_close(loss, plainly(*given_))
     assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(loss, given_[:3]))
+
+
+# SymmetricGraph
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graph_models_learn_as_recbole_lets_them(tiny, name, monkeypatch):
+    config = Config(config_dict=run_settings(tiny, name, **({"num_clusters": 3} if name == "NCL" else {})))
+    dataset = registry.get_dataset(name)(config).build()[0]
+    models = {}
+    for graphs in (GRAPHS, {}):
+        monkeypatch.setattr(cpu_speed, "GRAPHS", graphs)
+        torch.manual_seed(0)
+        models[bool(graphs)] = registry.build_model(config, dataset)
+    ours, recboles = models[True], models[False]
+    assert isinstance(getattr(ours, GRAPHS[name]), SymmetricGraph)
+    assert isinstance(getattr(recboles, GRAPHS[name]), torch.Tensor)
+    for model in models.values():
+        found = model.forward()
+        torch.cat([found[0], found[1]]).square().sum().backward()
+    for one, other in zip(ours.parameters(), recboles.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+        assert one.grad.abs().sum() > 0
+
+
+def test_a_graph_does_nothing_but_multiply():
+    graph = SymmetricGraph(torch.eye(3).to_sparse_coo())
+    assert torch.equal(torch.sparse.mm(graph, torch.ones(3, 2)), torch.ones(3, 2))
+    with pytest.raises(TypeError):
+        torch.sparse.sum(graph)
