@@ -10,12 +10,13 @@ from recbole.utils import ModelType
 from recbole.utils import get_trainer as recbole_trainer
 
 from . import compat, schema
+from .data.code_fields import VECTOR
 from .data.code_graph import CodeGraphDataset
 from .data.dataset import MultiModalSequentialDataset, PrefixDataset
 from .data.interactions import InteractionDataset
 from .errors import InputError
 from .model.bbqrec import BBQRec
-from .model.cpu_speed import speed_up_graph
+from .model.cpu_speed import speed_up_graph, speed_up_vectors
 from .model.item_semantics import add_semantics
 from .model.stock_attention import add_similarity
 from .model.stock_kgat import KGAT
@@ -123,6 +124,7 @@ def build_model(config: Any, dataset: Any) -> AbstractRecommender:
         model.catalogue = dataset.catalogue  # for a second stage; ours have it
         checkpoint.note_derived(model)
         speed_up_graph(model)
+        speed_up_vectors(model, VECTOR)
         if (config["similarity_attention"] or "off") != "off":
             add_similarity(model, config, dataset)
         if config["item_semantics"]:

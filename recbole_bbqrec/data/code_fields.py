@@ -18,6 +18,9 @@ from ..model.catalogue import SemanticIds
 PREFIXES, VECTORS = "prefixes", "vectors"
 """Values of the key `code_fields`."""
 
+VECTOR = "sid_vector_"
+"""Beginning of the names of columns of vectors."""
+
 
 class Prefix(NamedTuple):
     """The first codes of a signal, one to all of them, that items have in common.
@@ -73,7 +76,7 @@ def weighted_vectors(ids: SemanticIds) -> dict[str, torch.Tensor]:
     for name, rows, has in zip(ids.signals, ids.vectors, ids.present, strict=True):
         values = torch.nn.functional.normalize(rows.float(), dim=-1) * rows.shape[-1]
         places = torch.arange(1, 1 + rows.shape[-1], device=rows.device) * has.unsqueeze(-1)
-        found[f"sid_vector_{name}"] = torch.stack([values * has.unsqueeze(-1), places.float()], dim=-1)
+        found[f"{VECTOR}{name}"] = torch.stack([values * has.unsqueeze(-1), places.float()], dim=-1)
     return found
 
 

@@ -112,12 +112,21 @@ def test_all_context_aware_models_learn_from_the_columns(model, built, rated):
     torch.manual_seed(0)
     network = registry.build_model(own, train._dataset)
     assert {"sid_1", "sid_vector_text", "sid_vector_id"} <= {*network.token_field_names, *network.float_seq_field_names}
-    loss = network.calculate_loss(next(iter(train)))
-    loss.backward()
-    found = [
-        weight.grad for name, weight in network.named_parameters() if "float_seq" in name and weight.grad is not None
-    ]
-    assert torch.isfinite(loss) and len(found) >= 2 and all(gradient[1:].any() for gradient in found)
+    batch = next(iter(train))
+
+    def learned():
+        network.zero_grad()
+        torch.manual_seed(1)
+        loss = network.calculate_loss(batch)
+        loss.backward()
+        named = {name: weight.grad.clone() for name, weight in network.named_parameters() if weight.grad is not None}
+        return loss.detach(), {name: gradient for name, gradient in named.items() if "float_seq" in name}
+
+    loss, found = learned()
+    assert torch.isfinite(loss) and len(found) >= 2 and all(gradient[1:].any() for gradient in found.values())
+    faster = [vars(module).pop("embed_float_seq_fields", None) for module in network.modules()]  # to RecBole's own way
+    assert any(faster)
+    torch.testing.assert_close(learned(), (loss, found))
 
 
 @pytest.mark.parametrize(
