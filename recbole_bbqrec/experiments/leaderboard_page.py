@@ -28,8 +28,8 @@ COSTS += ("peak_memory_mib", "epochs")
 def write(dataset: str, results: Path = Path("results"), *shown: Any, **more: Any) -> str:
     """Write `<dataset>.md`, `.tex`, `.csv`, `.png` and `.json` from the records in `runs/`; return the page.
 
-    The overview of all leaderboards is written again too. `shown` and `more` say what they show, see `leaderboard.content`; of another split than leave-one-out its name
-    stands behind that of the data set.
+    The overview of all leaderboards is written again too. `shown` and `more` say what they show, see
+    `leaderboard.content`; of another split than leave-one-out its name stands behind that of the data set.
     """
     found = content(dataset, records.folder_of(results, dataset), *shown, **more)
     name = "-".join(filter(None, (dataset, found.get("of_split"), found.get("mode"))))
