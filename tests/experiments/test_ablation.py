@@ -278,7 +278,8 @@ def test_forms_have_pages_of_their_own_over_shared_records(tiny, tmp_path, capsy
     assert heads["ablation-codes-tiny"].startswith("What is each part worth where an item is nothing but its codes")
     assert "# Ablation of BBQRecCodes on tiny" in pages["ablation-codes-tiny"]
     assert (
-        "(ablation-codes-tiny.png)" in pages["ablation-codes-tiny"] and "scoring: codes" in pages["ablation-codes-tiny"]
+        "(files/ablation-codes-tiny.png)" in pages["ablation-codes-tiny"]
+        and "scoring: codes" in pages["ablation-codes-tiny"]
     )
     title, *_ = json.loads((results / "files" / "ablation-codes-tiny.png").read_bytes())
     assert title == "BBQRecCodes on tiny, validation, seen items masked"
