@@ -1,4 +1,4 @@
-"""RecBole's models of users and items, all of them: one epoch, the way back to its data, its place in docs/models.md."""
+"""RecBole's models of users and items: one epoch, the way back to the data, the place in docs/models.md."""
 
 import json
 from pathlib import Path
