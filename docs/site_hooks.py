@@ -18,15 +18,15 @@ LINK = re.compile(r"(?<!!)\[(?P<text>[^]]*)\]\((?P<target>(?!https?:|#|mailto:)[
 
 
 def _results() -> list[Path]:
-    """Pages and pictures of `results/`; records stay out of the site."""
-    return sorted(path for kind in ("*.md", "*.png") for path in (ROOT / "results").glob(kind))
+    """Pages of `results/` and the files that go with them; records stay out of the site."""
+    return sorted(path for kind in ("*.md", "files/*") for path in (ROOT / "results").glob(kind))
 
 
 def on_files(files: Any, config: Any) -> Any:
     """Add to the pages of `docs/` what lies elsewhere or is made here."""
     for path in _results():
-        name = "index.md" if path.name == "README.md" else path.name
-        files.append(File.generated(config, f"results/{name}", abs_src_path=str(path)))
+        place = _place_of(path.relative_to(ROOT).as_posix())
+        files.append(File.generated(config, place, abs_src_path=str(path)))
     for name, place in MOVED.items():
         if name != "README.md":
             files.append(File.generated(config, place, abs_src_path=str(ROOT / name)))

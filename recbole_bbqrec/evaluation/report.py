@@ -7,6 +7,7 @@ import platform
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -129,13 +130,15 @@ def bar_figure(title: str, panels: Mapping[str, Mapping[str, Any]], reference: s
     """Draw horizontal bars with intervals, a panel beside the other; return a PNG, equal for equal input.
 
     Panels are title -> label -> `mean`, `low` and `high`, or none where there is no bar; one without any is left out.
-    All share the labels of the first one. The mean of `reference` is drawn through all bars of a panel.
+    All share their labels, in the order of the panels. The mean of `reference` is drawn through all bars of a panel.
     """
     from matplotlib.figure import Figure
 
     drawn = {name: {label: bar for label, bar in bars.items() if bar} for name, bars in panels.items()}
     drawn = {name: bars for name, bars in drawn.items() if bars}
-    labels = list(next(iter(drawn.values())))
+    labels = [
+        label for label in dict.fromkeys(chain(*panels.values())) if any(label in bars for bars in drawn.values())
+    ]
     figure = Figure(figsize=(1.6 + 3.6 * len(drawn), 1.1 + 0.3 * len(labels)), dpi=120, layout="constrained")
     figure.suptitle(title)
     all_axes = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]

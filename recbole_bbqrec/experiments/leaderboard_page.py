@@ -1,4 +1,4 @@
-"""How the page of a leaderboard is written, in the form of RecBole's benchmarks; with it LaTeX, CSV, JSON, a figure."""
+"""How the page of a leaderboard is written, its table before its settings; with it LaTeX, CSV, JSON, a figure."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ import yaml
 from ..data.splitting import shares_of_time
 from ..evaluation import report
 from ..settings import PROPERTIES, property_files, settings_to_load
-from . import records, tables
+from . import overview, records, tables
 from .leaderboard import content
 from .tables import SPLITS, TESTED, Row, short
 
@@ -28,8 +28,8 @@ COSTS += ("peak_memory_mib", "epochs")
 def write(dataset: str, results: Path = Path("results"), *shown: Any, **more: Any) -> str:
     """Write `<dataset>.md`, `.tex`, `.csv`, `.png` and `.json` from the records in `runs/`; return the page.
 
-    `shown` and `more` say what they show, see `leaderboard.content`; of another split than leave-one-out its name
-    stands behind that of the data set.
+    The overview of all leaderboards is written again too. `shown` and `more` say what they show, see
+    `leaderboard.content`; of another split than leave-one-out its name stands behind that of the data set.
     """
     found = content(dataset, records.folder_of(results, dataset), *shown, **more)
     name = "-".join(filter(None, (dataset, found.get("of_split"), found.get("mode"))))
@@ -41,6 +41,7 @@ def write(dataset: str, results: Path = Path("results"), *shown: Any, **more: An
     figure = report.bar_figure(title, panels, found["reference"])
     files = {"png": figure, "tex": tex, "csv": csv_text(found), "md": page}
     tables.write(results, name, found, files)
+    overview.write(results)
     return page
 
 

@@ -90,7 +90,7 @@ def _in_short(page: str) -> str:
     """The title of a page, and its table of seen items masked, which all claims are about."""
     title, *parts = page.split("\n## ")
     table = next(part for part in parts if "seen items masked" in part.partition("\n")[0])
-    return f"{title.splitlines()[0]}\n\n## {table.rstrip()}\n"
+    return f"{title.splitlines()[0]}\n\n## {table.partition('![')[0].rstrip()}\n"
 
 
 def _pairs(models: Sequence[str], dataset: str, shared: dict[str, Any]) -> list[dict[str, Any]]:

@@ -259,11 +259,16 @@ def keys_of(paths: Iterable[Path]) -> dict[str, None]:
     return dict.fromkeys(key for content in found for key in content or ())
 
 
+def file_of(results: Path, name: str, suffix: str) -> Path:
+    """Where a file of a page is: pages are in `results`, all that goes with them in `results/files`."""
+    return results / f"{name}.md" if suffix == "md" else results / "files" / f"{name}.{suffix}"
+
+
 def write(results: Path, name: str, content: Mapping[str, Any], files: Mapping[str, str | bytes]) -> None:
-    """Write the files of a page by suffix, and its content as JSON."""
+    """Write a page, `md`, and the files that go with it by suffix; its content as JSON is one of these."""
     for suffix, text in files.items():
-        report.write_file(results / f"{name}.{suffix}", text)
-    storage.write_json(results / f"{name}.json", content)
+        report.write_file(file_of(results, name, suffix), text)
+    storage.write_json(file_of(results, name, "json"), content)
 
 
 def page(template: str, **shown: Any) -> str:

@@ -65,6 +65,13 @@ def test_figures():
     assert (0x44, 0x77, 0xAA) not in {tuple(colour) for colour in pixels(bar_figure("Title", panels)).reshape(-1, 3)}
 
 
+def test_a_row_that_the_first_panel_lacks_has_its_place():
+    first, second = {"a": None, "b": bar(0.5, 0.4, 0.6)}, {"a": bar(0.4, 0.3, 0.5), "b": bar(0.2, 0.1, 0.3)}
+    whole = pixels(bar_figure("Title", {"X": first, "Y": second}))
+    assert whole.shape == pixels(bar_figure("Title", {"X": second, "Y": second})).shape
+    assert whole.shape[0] > pixels(bar_figure("Title", {"X": first, "Y": {"a": None, "b": second["b"]}})).shape[0]
+
+
 def test_a_figure_of_lines_shows_every_point():
     lines = {"ids": [(0.1, bar(0.3, 0.2, 0.4)), (10.0, bar(0.5, 0.4, 0.6))], "codes": [(1.0, bar(0.4, 0.3, 0.5))]}
     png = line_figure("Title", "MiB", "N@10", {**lines, "none": []})

@@ -62,7 +62,7 @@ def test_rows_that_apply(tiny):
     assert "needs 1 modalities, found 0" in left_out["no-codes"] and "independence" in left_out
 
 
-@pytest.mark.parametrize("page", sorted(RESULTS.glob("ablation-*.json")), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", sorted(RESULTS.glob("files/ablation-*.json")), ids=lambda page: page.stem)
 def test_pages_that_are_kept_can_be_made_again(page):
     kept = json.loads(page.read_text(encoding="utf-8"))
     found, _ = applicable(ROWS, kept["settings"])
@@ -168,7 +168,7 @@ def test_the_table(tiny, tmp_path, capsys):
     assert "60 users, 40 items" in page and "## Validation" in page and "## Test" not in page
     lines = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("| ")}
     assert set(lines) == {"row", "full", "no-codes\\*", "random-codes"}
-    content = json.loads((tmp_path / "results/ablation-tiny.json").read_text())
+    content = json.loads((tmp_path / "results/files/ablation-tiny.json").read_text())
     rows = {row["row"]: row for row in content["splits"]["valid"]}
     assert (
         rows["full"]["seeds"] == [2020, 2021, 2022, 2023, 2024] and rows["full"]["masked"]["ndcg@10"]["change"] is None
@@ -183,10 +183,10 @@ def test_the_table(tiny, tmp_path, capsys):
     assert rows["full"]["unmasked"]["recall@10"]["mean"] < rows["full"]["masked"]["recall@10"]["mean"]
     assert "ended at the cap on epochs, not by early stopping: no-codes 5 of 5" in page
     assert "one seed" not in page and "another version" not in page
-    assert "p: of two methods that are equally good over users and seeds, how often a difference at least this" in page
+    assert "p: the chance of a difference at least this large if both were equally good" in page
     settings_shown = yaml.safe_load(page.split("```yaml")[1].split("```")[0])
     assert settings_shown["hidden_size"] == 16 and settings_shown["sid_codebook_size"] == 8
-    title, panels, reference = json.loads((tmp_path / "results/ablation-tiny.png").read_bytes())
+    title, panels, reference = json.loads((tmp_path / "results/files/ablation-tiny.png").read_bytes())
     assert title == "BBQRec on tiny, validation, seen items masked" and reference == "full"
     assert list(panels) == ["R@10", "N@10", "Δ R@10 in %", "Δ N@10 in %"]
     assert panels["N@10"]["random-codes"] == worse and panels["Δ N@10 in %"]["random-codes"] == worse["change"]
@@ -197,7 +197,7 @@ def test_the_table(tiny, tmp_path, capsys):
 def test_the_mean_of_the_table_is_that_of_the_records(tiny, tmp_path):
     run(tiny, tmp_path)
     kept = [records.read(path) for path in (tmp_path / "results/runs/tiny").glob("random-codes-*.json")]
-    content = json.loads((tmp_path / "results/ablation-tiny.json").read_text())
+    content = json.loads((tmp_path / "results/files/ablation-tiny.json").read_text())
     (row,) = (row for row in content["splits"]["valid"] if row["row"] == "random-codes")
     for column in ("masked", "unmasked"):
         for name, entry in row[column].items():
@@ -226,7 +226,7 @@ def test_studies_rank_among_all_items(tiny, tmp_path):
 
 def test_holm_counts_all_tests_of_the_table(tiny, tmp_path):
     run(tiny, tmp_path, rows=("random-codes",))
-    content = json.loads((tmp_path / "results/ablation-tiny.json").read_text())
+    content = json.loads((tmp_path / "results/files/ablation-tiny.json").read_text())
     (row,) = (row for row in content["splits"]["valid"] if row["row"] == "random-codes")
     p_values = [entry["p"] for entry in row["masked"].values()]
     assert min(row["masked"].values(), key=lambda entry: entry["p"])["p_holm"] == pytest.approx(2 * min(p_values))
@@ -247,18 +247,19 @@ def test_table_only_gives_the_same_files_without_data_or_model(tmp_path, capsys,
     data = write_dataset(tmp_path / "data")
     run(data, tmp_path, ["random-codes"], seeds=1, final=True)
     results = tmp_path / "results"
-    files = {path.name: path.read_bytes() for path in results.glob("ablation-*")}
-    assert files["ablation-tiny.png"].startswith(b"\x89PNG")
-    assert set(files) == {"ablation-tiny.md", "ablation-tiny.json", "ablation-tiny.png"}
+    files = {path: path.read_bytes() for path in results.rglob("ablation-*")}
+    page, beside = results / "ablation-tiny.md", results / "files"
+    assert set(files) == {page, beside / "ablation-tiny.json", beside / "ablation-tiny.png"}
+    assert files[beside / "ablation-tiny.png"].startswith(b"\x89PNG")
     shutil.rmtree(data)
     for kept in (files, []):  # with the table on disk, and from records alone
-        for name in files:
-            if name not in kept:
-                (results / name).unlink()
+        for path in files:
+            if path not in kept:
+                path.unlink()
         capsys.readouterr()
         remake("tiny", True, results)
-        assert {path.name: path.read_bytes() for path in results.glob("ablation-*")} == files
-        assert files["ablation-tiny.md"].decode() in capsys.readouterr().out
+        assert {path: path.read_bytes() for path in results.rglob("ablation-*")} == files
+        assert files[page].decode() in capsys.readouterr().out
 
 
 def test_forms_have_pages_of_their_own_over_shared_records(tiny, tmp_path, capsys):
@@ -277,12 +278,13 @@ def test_forms_have_pages_of_their_own_over_shared_records(tiny, tmp_path, capsy
     assert heads["ablation-codes-tiny"].startswith("What is each part worth where an item is nothing but its codes")
     assert "# Ablation of BBQRecCodes on tiny" in pages["ablation-codes-tiny"]
     assert (
-        "(ablation-codes-tiny.png)" in pages["ablation-codes-tiny"] and "scoring: codes" in pages["ablation-codes-tiny"]
+        "(files/ablation-codes-tiny.png)" in pages["ablation-codes-tiny"]
+        and "scoring: codes" in pages["ablation-codes-tiny"]
     )
-    title, *_ = json.loads((results / "ablation-codes-tiny.png").read_bytes())
+    title, *_ = json.loads((results / "files" / "ablation-codes-tiny.png").read_bytes())
     assert title == "BBQRecCodes on tiny, validation, seen items masked"
     for form, name in (("full", "ablation-tiny"), ("codes", "ablation-codes-tiny")):  # both have a record named full
-        (results / f"{name}.json").unlink()
+        (results / "files" / f"{name}.json").unlink()
         remake("tiny", False, results, form)
         assert (results / f"{name}.md").read_text() == pages[name]
     with pytest.raises(InputError, match=r"--table-only: found 0 ablations of BBQRecGenerate on tiny"):
@@ -298,7 +300,7 @@ def test_a_leaderboards_run_of_the_model_serves_as_full(tiny, tmp_path):
     _, execute = run(tiny, tmp_path, ["random-codes"], seeds=1, form="codes")
     assert [call.get("codes") for call in execute.calls] == ["random"]
     page = (tmp_path / "results/ablation-codes-tiny.md").read_text()
-    (tmp_path / "results/ablation-codes-tiny.json").unlink()
+    (tmp_path / "results/files/ablation-codes-tiny.json").unlink()
     remake("tiny", False, tmp_path / "results", "codes")
     assert (tmp_path / "results/ablation-codes-tiny.md").read_text() == page and "| full" in page
 
@@ -312,7 +314,7 @@ def test_records_from_before_there_were_forms_of_a_second_stage(tiny, tmp_path):
         del record["settings"]["second_stage"]
         record["settings"]["candidate_similarity"] = ["behavior", "text"]
         path.write_text(json.dumps(record))
-    (results / "ablation-tiny.json").unlink()
+    (results / "files" / "ablation-tiny.json").unlink()
     remake("tiny", False, results)
     page = (results / "ablation-tiny.md").read_text()
     assert "| full" in page and "| random-codes" in page and "second_stage" not in page.split("## Settings")[1]
@@ -328,7 +330,7 @@ def test_table_only_asks_which_of_several_is_meant(tiny, tmp_path):
     assert b"hidden_size: 32" in page
     remake("tiny", False, results)
     assert (results / "ablation-tiny.md").read_bytes() == page, "the table on disk says which"
-    (results / "ablation-tiny.json").unlink()
+    (results / "files" / "ablation-tiny.json").unlink()
     with pytest.raises(InputError, match=r"found 2 ablations .* expected one"):
         remake("tiny", False, results)
 

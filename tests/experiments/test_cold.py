@@ -36,7 +36,7 @@ def run(tiny, tmp_path, models=("BBQRec", "SASRecPlusFT"), seeds=2, execute=None
     given = arguments(tiny, **{"second_stage": "off", "seed": 2020, **changes})
     with in_place_of_runs(execute):
         code = study("tiny", models, seeds, given, final, tmp_path / "results")
-    page = tmp_path / "results" / "cold-tiny.json"
+    page = tmp_path / "results/files/cold-tiny.json"
     return code, execute, json.loads(page.read_text()) if page.is_file() else None
 
 

@@ -58,7 +58,7 @@ def run(folder, tmp_path, monkeypatch, models=("FM",), seeds=2, execute=None, **
     given = [each for each in arguments(folder, model="FM", **changes) if not each.startswith("--text_encoder")]
     with in_place_of_runs(execute):
         code = context.study("tiny", models, seeds, given, False, tmp_path / "results")
-    return code, execute, json.loads((tmp_path / "results" / "context-tiny.json").read_text())
+    return code, execute, json.loads((tmp_path / "results/files/context-tiny.json").read_text())
 
 
 def test_rows_differ_in_what_the_model_reads_first_seeds_first(rated, tmp_path, monkeypatch):

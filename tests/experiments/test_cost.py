@@ -35,8 +35,10 @@ def test_the_whole_measurement(tiny, tmp_path, monkeypatch, capsys):
     page = (tmp_path / "results/inference-cost-tiny.md").read_text()
     assert page in capsys.readouterr().out
     assert "| dense" in page and "untrained" in page and "50 histories" in page and str(tmp_path) not in page
-    assert json.loads((tmp_path / "results/inference-cost-tiny.json").read_text()) == json.loads(json.dumps(measured))
-    assert (tmp_path / "results/inference-cost-tiny.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "results/files/inference-cost-tiny.json").read_text()) == json.loads(
+        json.dumps(measured)
+    )
+    assert (tmp_path / "results/files/inference-cost-tiny.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_page_and_figure_follow_from_the_measurement_alone():

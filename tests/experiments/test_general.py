@@ -38,7 +38,7 @@ def run(tiny, tmp_path, seeds=1, execute=None, final=False, models=MODELS, **cha
     given = [argument for argument in given if "item_semantics" not in argument]
     with in_place_of_runs(execute):
         code = study("tiny", models, seeds, given, final, tmp_path / "results")
-    page = tmp_path / "results" / "general-tiny.json"
+    page = tmp_path / "results/files/general-tiny.json"
     return code, execute, json.loads(page.read_text()) if page.is_file() else None
 
 

@@ -21,7 +21,9 @@ def test_the_whole_study_goes_on_from_what_is_fitted(tiny, tmp_path, monkeypatch
     assert with_probe["text"]["before"] == without["text"]["before"] and with_probe["text"] != without["text"]
     page = (tmp_path / "results/semantic-ids-tiny.md").read_text()
     assert page in capsys.readouterr().out and "seeds 2020, 2021" in page and str(tmp_path) not in page
-    assert json.loads((tmp_path / "results/semantic-ids-tiny.json").read_text()) == json.loads(json.dumps(measured))
+    assert json.loads((tmp_path / "results/files/semantic-ids-tiny.json").read_text()) == json.loads(
+        json.dumps(measured)
+    )
 
     monkeypatch.setattr(BehaviorBindTokenizer, "fit", lambda *_: pytest.fail("fitted again"))
     again = ids.study("tiny", 1, given, tmp_path / "results")

@@ -36,7 +36,7 @@ def run(folder, tmp_path, seeds=1, execute=None, more=(), **changes):
 
 def page_and_content(tmp_path):
     page = (tmp_path / "results/item-bytes-tiny.md").read_text()
-    return page, json.loads((tmp_path / "results/item-bytes-tiny.json").read_text())
+    return page, json.loads((tmp_path / "results/files/item-bytes-tiny.json").read_text())
 
 
 @pytest.mark.parametrize("row", [Row("id", 16), Row("id", 4), Row("codes", 8), Row("hashed", 4), Row("kmeans", 16)])
@@ -120,7 +120,7 @@ def test_the_page(tiny, tmp_path, capsys):
     assert f"{worse['change']['mean']:+.1f}" in line and "< 0.001" in line
     assert "one seed: screening" in page and "test was not looked at" in page and "| 16 codes an item" in page
     assert yaml.safe_load(page.split("```yaml")[1].split("```")[0])["hidden_size"] == 16
-    title, x, y, points = json.loads((tmp_path / "results/item-bytes-tiny.png").read_bytes())
+    title, x, y, points = json.loads((tmp_path / "results/files/item-bytes-tiny.png").read_bytes())
     assert (title, x, y) == ("tiny, validation, seen items masked", "MiB of item parameters", "N@10")
     assert [len(line) for line in points.values()] == [3, 3, 3, 3, 2]
     assert points["ID tables"][0] == [rows["id-4"]["bytes"] / 2**20, rows["id-4"]["masked"]["ndcg@10"]]

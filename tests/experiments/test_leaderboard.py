@@ -138,7 +138,7 @@ def test_targets_among_sampled_items_stand_on_a_page_of_their_own(keep, tmp_path
     assert [row["model"] for row in few["rows"]] == ["A", "B"] and few["among"] == "100 sampled items"
     page, tex = leaderboard_page.pages(few)
     assert page.startswith("# Toy, targets among 100 sampled items\n") and "among 100 sampled items;" in tex
-    assert "every target is ranked among 100 sampled items" in page and "(Toy-uni100.png)" in page
+    assert "every target is ranked among 100 sampled items" in page and "(files/Toy-uni100.png)" in page
     leaderboard_page.write("Toy", tmp_path, mode="uni100")
     assert {path.name for path in tmp_path.glob("Toy*.md")} == {"Toy-uni100.md"}
     with pytest.raises(InputError, match=r"--eval_args=.{'mode': 'pop9'}"):
@@ -214,7 +214,7 @@ def test_the_page_of_a_small_case(keep, tmp_path):
         ["B†", "", *half, "1.0000 [1.0000, 1.0000]", "1.000", "0.5000 [0.5000, 0.5000]", "< 0.001", *half],
         ["C†", "", *zero, "0.0000 [0.0000, 0.0000]", "< 0.001", "0.0000 [0.0000, 0.0000]", "< 0.001", *zero],
     ]
-    assert "of two methods that are equally good over users and seeds, how often a difference at least this" in page
+    assert "p: the chance of a difference at least this large if both were equally good" in page
     assert "† one seed; neither interval nor p knows how much seeds differ" in page
     assert "- R@10: A is not told apart from B; so nothing is bold here (p < 0.01 after Holm)." in page
     assert "- N@10: A is significantly better than every other row (p < 0.01 after Holm)." in page
@@ -236,14 +236,14 @@ def test_the_page_of_a_small_case(keep, tmp_path):
 def test_csv_tex_json_and_figure_say_the_same(keep, tmp_path):
     three(keep)
     leaderboard_page.write("Toy", tmp_path, against="A")
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "Toy.csv").read_text())))
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "files/Toy.csv").read_text())))
     assert [row["model"] for row in rows] == ["A", "B", "C"]
     assert rows[0]["ndcg@10 difference"] == rows[0]["ndcg@10 p (Holm)"] == ""
     assert float(rows[1]["masked ndcg@10"]) == 0.5 and float(rows[1]["ndcg@10 difference"]) == -0.5
     assert float(rows[1]["ndcg@10 p (Holm)"]) == 0.0 and rows[1]["second_stage"] == "False"
     assert float(rows[1]["recall@10 p (Holm)"]) == 1.0 and rows[2]["parameters"] == "1000.0"
     n, r = "1.0000", "0.6309"
-    assert (tmp_path / "Toy.tex").read_text().splitlines() == [
+    assert (tmp_path / "files/Toy.tex").read_text().splitlines() == [
         "% Toy, valid; bold: significantly better than every other row, p < 0.01 (Holm)",
         "\\begin{tabular}{lrrrrrrrrrrrr}",
         "\\toprule",
@@ -257,8 +257,10 @@ def test_csv_tex_json_and_figure_say_the_same(keep, tmp_path):
         "\\bottomrule",
         "\\end{tabular}",
     ]
-    assert json.loads((tmp_path / "Toy.json").read_text()) == json.loads(json.dumps(content(tmp_path, against="A")))
-    title, panels, reference = json.loads((tmp_path / "Toy.png").read_bytes())
+    assert json.loads((tmp_path / "files/Toy.json").read_text()) == json.loads(
+        json.dumps(content(tmp_path, against="A"))
+    )
+    title, panels, reference = json.loads((tmp_path / "files/Toy.png").read_bytes())
     assert (title, reference) == ("Toy, validation, seen items masked", "A")
     bars = {row: [bar[end] for end in ("mean", "low", "high")] for row, bar in panels["N@10"].items()}
     assert bars == {"A": [1.0, 1.0, 1.0], "B": [0.5, 0.5, 0.5], "C": [0.0, 0.0, 0.0]}
@@ -294,7 +296,7 @@ def test_nobody_is_bold_where_one_row_is_not_told_apart(keep, tmp_path):
     mixed = np.where(np.arange(USERS) < 2, 2, 1)  # two users of 24 apart: p = 0.16
     keep("D", mixed)
     page = leaderboard_page.write("Toy", tmp_path, against="A")
-    assert "**" not in page and "textbf" not in (tmp_path / "Toy.tex").read_text()
+    assert "**" not in page and "textbf" not in (tmp_path / "files/Toy.tex").read_text()
     assert "- N@10: A is not told apart from D; so nothing is bold here" in page
 
 
@@ -375,7 +377,7 @@ def test_headlines_stand_first_whatever_they_are(keep, tmp_path, ours, said):
     line, meaning = leaderboard_page.write("Toy", tmp_path).split("\n\n")[1:3]
     start = "- **BBQRec** (1 of 5 seeds) minus SASRecPlusFT (1 of 5 seeds), both with a second stage: R@10 +0.0000 ["
     assert line.startswith(start) and f"N@10 {said}" in line and "\n" not in line
-    assert "of two methods that are equally good over users and seeds" in meaning
+    assert "p: the chance of a difference at least this large if both were equally good" in meaning
 
 
 def test_fair_pairs_and_their_seeds(keep, tmp_path):
@@ -471,9 +473,9 @@ def test_a_page_of_test_shows_the_same_runs_on_validation(keep, tmp_path):
     assert table(page, "Test, seen items masked")[1][2] == "0.0000"
     assert table(page, "Validation, seen items masked")[1:] == [["A", *half * 3]]
     assert page.index("Toy.png") < page.index("## Validation"), "the figure is of test"
-    assert "valid_masked ndcg@5" in (tmp_path / "Toy.csv").read_text()
+    assert "valid_masked ndcg@5" in (tmp_path / "files/Toy.csv").read_text()
     assert table(leaderboard_page.write("Toy", tmp_path), "Validation, seen items masked")[1][0] == "A"
-    assert "valid_masked ndcg@5" not in (tmp_path / "Toy.csv").read_text()
+    assert "valid_masked ndcg@5" not in (tmp_path / "files/Toy.csv").read_text()
 
 
 def test_means_are_over_targets_where_a_user_has_several(keep, tmp_path):
@@ -481,9 +483,9 @@ def test_means_are_over_targets_where_a_user_has_several(keep, tmp_path):
     keep("A", ranks, targets=4)
     page = leaderboard_page.write("Toy", tmp_path)
     mean = USERS / (USERS + 3)
-    assert json.loads((tmp_path / "Toy.json").read_text())["rows"][0]["masked"]["recall@10"]["mean"] == pytest.approx(
-        mean
-    )
+    assert json.loads((tmp_path / "files/Toy.json").read_text())["rows"][0]["masked"]["recall@10"][
+        "mean"
+    ] == pytest.approx(mean)
     assert f"users evaluated: {USERS}, on {USERS + 3} targets, which means are over, the same in all rows" in page
     keep("A", 1, settings={"x": 1})
     assert f"users evaluated: {USERS}, the same in all rows" in leaderboard_page.write("Toy", tmp_path)

@@ -76,7 +76,7 @@ def test_first_seeds_of_all_pairs_come_first_and_untrained_models_have_no_second
         page = (tmp_path / f"results/{dataset}.md").read_text()
         table = next(line for line in page.splitlines() if line.startswith("| SASRec† "))
         assert table in shown.out and "untrained" in page and "## Settings" not in shown.out
-        content = json.loads((tmp_path / f"results/{dataset}.json").read_text())
+        content = json.loads((tmp_path / f"results/files/{dataset}.json").read_text())
         seeds = {row["model"]: row["seeds"] for row in content["rows"]}
         assert seeds == {"GRU4Rec": [5], "SASRec": [5], "BBQRec": [5, 6, 7]}
 
@@ -97,13 +97,13 @@ def test_a_killed_leaderboard_goes_on_and_has_a_page_meanwhile(two, tmp_path, ca
 
 def test_a_fresh_clone_needs_no_run_and_no_data_for_its_page(two, tmp_path, monkeypatch, capsys):
     run(two, tmp_path, "--final")
-    pages = {path.name: path.read_bytes() for path in (tmp_path / "results").glob("tiny.*")}
-    assert sorted(pages) == ["tiny.csv", "tiny.json", "tiny.md", "tiny.png", "tiny.tex"]
-    for path in (tmp_path / "results").glob("tiny.*"):
+    names = ["overview.md", "tiny.md", *(f"files/tiny.{suffix}" for suffix in ("csv", "json", "png", "tex"))]
+    pages = {path: path.read_bytes() for path in (tmp_path / "results" / name for name in names)}
+    for path in pages:
         path.unlink()
     monkeypatch.setattr(quick_start, "fetch_missing", None)
     assert cli.main(["leaderboard", "--dataset=tiny", f"--results={tmp_path / 'results'}", "--final"]) == 0
-    assert {path.name: path.read_bytes() for path in (tmp_path / "results").glob("tiny.*")} == pages
+    assert {path: path.read_bytes() for path in pages} == pages
     assert "## Test, seen items masked" in capsys.readouterr().out
 
 
@@ -111,7 +111,7 @@ def test_options_of_the_page_alone(two, tmp_path, capsys):
     run(two, tmp_path)
     place = f"--results={tmp_path / 'results'}"
     assert cli.main(["leaderboard", "--dataset=tiny", place, "--models=SASRec,BBQRec", "--against=SASRec"]) == 0
-    content = json.loads((tmp_path / "results/tiny.json").read_text())
+    content = json.loads((tmp_path / "results/files/tiny.json").read_text())
     assert content["reference"] == "SASRec" and {row["model"] for row in content["rows"]} == {"SASRec", "BBQRec"}
     assert cli.main(["leaderboard", "--dataset=tiny", place, "--keys=nope"]) == 2
     assert cli.main(["leaderboard", "--dataset=tiny", place, "--epochs=3"]) == 2
@@ -136,7 +136,7 @@ def test_where_all_runs_fail_there_is_no_page_and_code_1(two, tmp_path, capsys):
 
 def test_other_settings_replace_a_row_only_once_they_have_run(two, tmp_path):
     def shown():
-        content = json.loads((tmp_path / "results/tiny.json").read_text())
+        content = json.loads((tmp_path / "results/files/tiny.json").read_text())
         return {row["model"]: content["settings"][row["model"]]["hidden_size"] for row in content["rows"]}
 
     run(two, tmp_path, models="SASRec,BBQRec", datasets="tiny")
@@ -150,7 +150,7 @@ def test_other_settings_replace_a_row_only_once_they_have_run(two, tmp_path):
 def test_shuffled_ties_stand_beside_the_rows(two, tmp_path):
     run(two, tmp_path, models="SASRec,BBQRec", datasets="tiny")
     code, execute = run(two, tmp_path, "--shuffle_ties=3", models="SASRec,BBQRec", datasets="tiny")
-    content = json.loads((tmp_path / "results/tiny.json").read_text())
+    content = json.loads((tmp_path / "results/files/tiny.json").read_text())
     assert code == 0 and len(execute.calls) == 2 and len(content["rows"]) == 2
     assert [(row["model"], row["shuffle_ties"]) for row in content["other_ties"]] == [("BBQRec", 3), ("SASRec", 3)]
 
@@ -163,8 +163,8 @@ def test_an_ablation_takes_the_run_of_the_leaderboard_for_its_full_row(two, tmp_
         assert ablation.ablate("tiny", ["no-codes"], 1, given, False, tmp_path / "results") == 0
     assert [call["codes"] for call in execute.calls] == ["none"], "the leaderboard has run full"
     page = (tmp_path / "results/ablation-tiny.md").read_bytes()
-    for name in ("md", "json"):  # with the table on disk, and from records alone
-        (tmp_path / f"results/ablation-tiny.{name}").unlink()
+    for name in ("ablation-tiny.md", "files/ablation-tiny.json"):  # with the table on disk, and from records alone
+        (tmp_path / "results" / name).unlink()
         ablation.remake("tiny", False, tmp_path / "results")
         assert (tmp_path / "results/ablation-tiny.md").read_bytes() == page
 
@@ -279,7 +279,7 @@ def test_real_runs_of_two_models_from_the_command_line(tiny, tmp_path, capsys):
         ("SASRec", 2021),
     ]
     assert all(run.record["leakage_check"] == "passed" and run.record["finished"] for run in kept)
-    content = json.loads((tmp_path / "results/tiny.json").read_text())
+    content = json.loads((tmp_path / "results/files/tiny.json").read_text())
     assert content["reference"] == "SASRec", "without BBQRec, the first that the command names"
     (row,) = [row for row in content["rows"] if row["model"] == "SASRec"]
     for column in ("masked", "unmasked"):
@@ -287,6 +287,6 @@ def test_real_runs_of_two_models_from_the_command_line(tiny, tmp_path, capsys):
             expected = sum(run.record["metrics"]["test"][column][name] for run in kept[1:]) / 2
             assert entry["mean"] == pytest.approx(expected, abs=1e-12)
     assert content["users"] == kept[0].record["users"]["test"] == 60
-    assert (tmp_path / "results/tiny.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "results/files/tiny.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "results" / "tiny.md").read_text()
     assert "passed: GRU4Rec, SASRec" in page.replace("SASRec, GRU4Rec", "GRU4Rec, SASRec")

@@ -79,8 +79,10 @@ def test_a_killed_study_goes_on_and_the_page_follows_from_the_records(tiny, tmp_
     assert study("BBQRec", "tiny", 1, given, tmp_path) == page
     assert cli.main(["second-stage", "--dataset=tiny", f"--results={tmp_path}", "--table-only"]) == 0
     assert page in capsys.readouterr().out and str(tmp_path) not in page
-    assert json.loads((tmp_path / "second-stage-tiny.json").read_text())["models"][0]["rows"][2]["variant"] == GBDT
-    assert (tmp_path / "second-stage-tiny.png").read_bytes().startswith(b"\x89PNG")
+    assert (
+        json.loads((tmp_path / "files/second-stage-tiny.json").read_text())["models"][0]["rows"][2]["variant"] == GBDT
+    )
+    assert (tmp_path / "files/second-stage-tiny.png").read_bytes().startswith(b"\x89PNG")
     assert records.find(tmp_path / "runs/tiny", run.seed, run.key) is None, "no table of runs takes it for one"
 
 
