@@ -43,9 +43,9 @@ def model_of(form: str) -> str:
     return forms[form]["model"]
 
 
-def page_of(form: str, dataset: str) -> str:
-    """Name of an ablation's page, without its ending."""
-    return f"ablation-{dataset}" if form == FULL else f"ablation-{form}-{dataset}"
+def kind_of(form: str) -> str:
+    """What the name of an ablation's page begins with."""
+    return "ablation" if form == FULL else f"ablation-{form}"
 
 
 def chosen_rows(names: Sequence[str]) -> list[str]:
@@ -164,7 +164,7 @@ def remake(dataset: str, final: bool = False, results: Path = Path("results"), f
     It is the study that the table on disk shows, or else the only one there are records of; an `InputError` where there
     is none, or several.
     """
-    folder, table = records.folder_of(results, dataset), tables.file_of(results, page_of(form, dataset), "json")
+    folder, table = records.folder_of(results, dataset), tables.file_of(results, f"{kind_of(form)}-{dataset}", "json")
     shown = json.loads(table.read_text(encoding="utf-8"))["run_key"] if table.is_file() else None
     # A leaderboard's run of the model serves as `full` too.
     model = model_of(form)
@@ -206,7 +206,7 @@ def write(
     form, question = next(
         (form, of["question"]) for form, of in definition()["forms"].items() if of["model"] == full["model"]
     )
-    name = page_of(form, dataset)
+    name = tables.name_of(kind_of(form), dataset, full)
     page = tables.page("ablation.md.jinja", **found, name=name, question=question, rows=definition()["rows"], yaml=text)
     split, judged = list(found["splits"].items())[-1]
     panels = {short(metric): {row["row"]: row["masked"][metric] for row in judged} for metric in TESTED}

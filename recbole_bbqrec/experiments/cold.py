@@ -84,7 +84,7 @@ def write(about: Mapping[str, Any], jobs: Sequence[Job], final: bool, results: P
     found = content(about, jobs, final)
     if not found["splits"]:
         return "no run has a record yet"
-    name = f"cold-{about['dataset']}"
+    name = tables.name_of("cold", about["dataset"], jobs[0].settings)
     split, judged = list(found["splits"].items())[-1]
     panels = {
         f"{group} {short(metric)}": {row["model"]: row["groups"][group][metric] for row in judged["rows"]}
@@ -92,7 +92,7 @@ def write(about: Mapping[str, Any], jobs: Sequence[Job], final: bool, results: P
         for metric in TESTED
     }
     title = f"Items held out of training, {about['dataset']}, {SPLITS[split].lower()}, seen items masked"
-    page = tables.page("cold.md.jinja", **found, GROUPS=GROUPS)
+    page = tables.page("cold.md.jinja", **found, file=name, GROUPS=GROUPS)
     tables.write(results, name, found, {"png": report.bar_figure(title, panels, judged["reference"]), "md": page})
     return page
 

@@ -16,6 +16,7 @@ from .. import registry, schema
 from ..config import Config, layered
 from ..errors import InputError
 from ..evaluation import report
+from ..evaluation.configuration import name_of_split
 from ..evaluation.labels import RARE, is_rare
 from ..evaluation.statistics import holm
 from ..preparation.atomic import read_header
@@ -41,6 +42,7 @@ ROWS: dict[str, dict[str, Any]] = {
 LABELS, RANKING = "labels", "ranking"
 SPLIT = {"split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "user", "order": "TO"}
 """Each user's last tenths are validation and test."""
+USUAL = name_of_split({"eval_args": SPLIT})
 RATED = 4
 """A rating from which a row is a positive one."""
 RANKED, LABELLED = "ndcg@10", "auc"
@@ -140,7 +142,7 @@ def write(about: Mapping[str, Any], jobs: Sequence[Job], rare: Mapping[str, np.n
     found = content(about, jobs, rare)
     if not found["splits"]:
         return "no run has a record yet"
-    name = f"context-{about['dataset']}"
+    name = tables.name_of("context", about["dataset"], jobs[0].settings, USUAL)
     split, judged = list(found["splits"].items())[-1]
     panels = {
         f"{title} {group}": {f"{row['model']} {row['row']}": row["groups"].get(group, {}).get(metric) for row in judged}
@@ -148,7 +150,7 @@ def write(about: Mapping[str, Any], jobs: Sequence[Job], rare: Mapping[str, np.n
         for metric, title in ((RANKED, short(RANKED)), (LABELLED, "AUC"))
     }
     title = f"Code fields, {about['dataset']}, {SPLITS[split].lower()}"
-    page = tables.page("context.md.jinja", **found, GROUPS=GROUPS, IDS=IDS)
+    page = tables.page("context.md.jinja", **found, file=name, GROUPS=GROUPS, IDS=IDS)
     tables.write(results, name, found, {"png": report.bar_figure(title, panels), "md": page})
     return page
 

@@ -131,8 +131,9 @@ def write(
         for metric in TESTED
     }
     title = f"What is known of an item, {about['dataset']}, {SPLITS[split].lower()}, seen items masked"
-    page = tables.page("general.md.jinja", **found, GROUPS=GROUPS, IDS=IDS)
-    tables.write(results, f"general-{about['dataset']}", found, {"png": report.bar_figure(title, panels), "md": page})
+    file = tables.name_of("general", about["dataset"], jobs[0].settings)
+    page = tables.page("general.md.jinja", **found, file=file, GROUPS=GROUPS, IDS=IDS)
+    tables.write(results, file, found, {"png": report.bar_figure(title, panels), "md": page})
     return page
 
 

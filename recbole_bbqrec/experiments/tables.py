@@ -18,6 +18,7 @@ import yaml
 from .. import schema, storage
 from ..errors import InputError
 from ..evaluation import report
+from ..evaluation.configuration import name_of_split
 from ..evaluation.groups import COLD, EDGES
 from ..evaluation.labels import of_rankings
 from ..evaluation.metrics import COLUMNS, LIST_METRICS, METRICS
@@ -257,6 +258,12 @@ def keys_of(paths: Iterable[Path]) -> dict[str, None]:
     """Keys of the YAML files that there are, each once, in their order."""
     found = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
     return dict.fromkeys(key for content in found for key in content or ())
+
+
+def name_of(kind: str, dataset: str, settings: Mapping[str, Any], usual: str = "") -> str:
+    """Name of a study's page; behind it the split, as `name_of_split` has it, where it is not the `usual` one."""
+    split = name_of_split(settings)
+    return "-".join([kind, dataset, *([split or "LS"] if split != usual else [])])
 
 
 def file_of(results: Path, name: str, suffix: str) -> Path:
