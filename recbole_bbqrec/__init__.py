@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .tokenizer.features import ResidualKMeansTokenizer, RQVAETokenizer
     from .tokenizer.fit import BehaviorBindTokenizer
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 __all__ = [
     "BBQRec",
     "BehaviorBindTokenizer",
@@ -61,7 +61,7 @@ def run(arguments: Sequence[str] = (), config_dict: dict[str, Any] | None = None
 
     Parameters
     ----------
-    arguments : settings as `--key=value` strings, which win over
+    arguments : settings as `--key=value` strings, which win over those of
     config_dict : settings by key; docs/settings.md has them all.
 
     Returns
