@@ -141,6 +141,6 @@ def describe(report: Mapping[str, Any]) -> str:
 
 def run_command(folder: Path, settings: Mapping[str, Any]) -> str:
     """Return the command that trains on the data set in `folder`, its YAML file saying what `settings` do not."""
-    command = f"python run_recbole_bbqrec.py --model=BBQRec --dataset={shlex.quote(folder.name)}"
+    command = f"bbqrec train --model=BBQRec --dataset={shlex.quote(folder.name)}"
     command += f" --data_path={shlex.quote(str(folder.parent))}" if str(folder.parent) != "dataset" else ""
     return command + "".join(f" --{key}={shlex.quote(str(value))}" for key, value in settings.items())
