@@ -5,7 +5,9 @@ from typing import Any
 
 import griffe
 
-SECTION = re.compile(r"^(Parameters|Attributes|Returns|Raises)\n-+\n(.*?)(?=^\w+\n-{3,}\n|\Z)", re.MULTILINE | re.DOTALL)
+SECTION = re.compile(
+    r"^(Parameters|Attributes|Returns|Raises)\n-+\n(.*?)(?=^\w+\n-{3,}\n|\Z)", re.MULTILINE | re.DOTALL
+)
 ENTRY = re.compile(r"^(?P<names>[*\w, ]+?) : ", re.MULTILINE)
 
 
@@ -14,7 +16,9 @@ def as_list(match: re.Match[str]) -> str:
     title, text = match.groups()
     if not ENTRY.search(text):
         return f"**{title}**: {' '.join(text.split())}\n\n"
-    named = ENTRY.sub(lambda entry: f"- {', '.join(f'`{name}`' for name in entry['names'].split(', '))}: ", text.strip())
+    named = ENTRY.sub(
+        lambda entry: f"- {', '.join(f'`{name}`' for name in entry['names'].split(', '))}: ", text.strip()
+    )
     return f"**{title}**\n\n{named}\n\n"
 
 
