@@ -1,21 +1,8 @@
-"""Train and judge a recommender: `python run_recbole_bbqrec.py --model=BBQRec --dataset=ml-100k`.
-
-Nearly all of RecBole's models run the same way (`-m SASRec -d ml-100k`); settings are `--key=value` or `--key value`,
-docs/settings.md has them all. `--final` adds the test split, `--result_file=out.json` keeps the record, `--verbose`
-shows all details, `--debug` tracebacks. `--item_semantics=codes,features` and `--code_fields=prefixes` give RecBole's
-models semantic IDs, `--second_stage=gbdt` reorders the best items. Data sets: ml-100k, Sports, Beauty and others that
-are fetched when missing; your own: `bbqrec prepare`.
-
-Lists make a leaderboard: `--model=Pop,SASRec,BBQRec --dataset=Sports,Beauty --seeds=5` runs every pair with every seed
-(`--single=SASRec`: with one), keeps records and goes on where it stopped; see docs/leaderboard.md.
-"""
+"""`bbqrec train` as a script: `python run_recbole_bbqrec.py --model=BBQRec --dataset=ml-100k`."""
 
 import sys
 
-from recbole_bbqrec.cli import run
+from recbole_bbqrec.cli import main
 
 if __name__ == "__main__":
-    if "--help" in sys.argv or "-h" in sys.argv:
-        print(__doc__)
-        sys.exit(0)
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .tokenizer.features import ResidualKMeansTokenizer, RQVAETokenizer
     from .tokenizer.fit import BehaviorBindTokenizer
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 __all__ = [
     "BBQRec",
     "BehaviorBindTokenizer",
@@ -57,11 +57,11 @@ def __dir__() -> list[str]:
 
 
 def run(arguments: Sequence[str] = (), config_dict: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Train and judge one model on one data set, as `run_recbole_bbqrec.py` does.
+    """Train and judge one model on one data set, as `bbqrec train` does.
 
     Parameters
     ----------
-    arguments : settings as `--key=value` strings, which win over
+    arguments : settings as `--key=value` strings, which win over `config_dict`.
     config_dict : settings by key; docs/settings.md has them all.
 
     Returns

@@ -15,10 +15,12 @@ from recbole.config import Config as RecBoleConfig
 from . import compat, distributed, registry, schema
 from .data.cold_items import check_cold_items
 from .data.dataloader import check_negatives
+from .data.feature_sources import COUNTED
 from .data.presplit import EXAMPLE, check_files
 from .data.selected_features import load_selected_features
 from .errors import InputError, MissingDataSetError, RefusedKeyError
 from .evaluation.labels import check_labels, of_rankings
+from .modalities import MODALITIES
 from .protocol import check_protocol
 from .recbole_keys import HABITS, READ_WITHOUT_DEFAULT
 from .settings import MAY_BE_UNUSED, NO_SETTINGS, checked, property_files, public_sets, public_source, unused
@@ -111,6 +113,8 @@ class Config(RecBoleConfig):
         check_labels(self, kind)
         check_cold_items(self)
         _check_data_path(self)
+        _check_graph(self, kind)
+        _check_encoders(self)
         load_selected_features(self, chosen="selected_features" in self.external_config_dict)
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -333,3 +337,25 @@ def _check_data_path(config: Config) -> None:
         parent,
         config.unused,
     )
+
+
+def _check_graph(config: Config, kind: str) -> None:
+    """Refuse a model that reads a graph where the data set has none."""
+    if config["kg"] == "codes" or kind != schema.KNOWLEDGE:
+        return
+    folder, name = Path(config["data_path"]), config["dataset"]
+    missing = [path for path in (folder / f"{name}.kg", folder / f"{name}.link") if not path.is_file()]
+    if missing:
+        raise InputError(
+            f"{missing[0]}: no such file; {config['model']} reads a graph of the items from {name}.kg and {name}.link; "
+            "--kg=codes makes one of semantic IDs, see docs/context.md"
+        )
+
+
+def _check_encoders(config: Config) -> None:
+    """Refuse what is nearly the name of an encoder of ours, before a hub is asked for a model of that name."""
+    for key in (f"{modality}_encoder" for modality in MODALITIES):
+        name = str(config[key] or "")
+        near = difflib.get_close_matches(name.lower(), COUNTED, n=1, cutoff=0.75)
+        if near and name not in COUNTED and not (Path(config["data_path"]) / Path(name).expanduser()).exists():
+            raise InputError(f"{key}: found {name!r}, which is no file here; did you mean {near[0]}?")

@@ -20,6 +20,17 @@ PROPERTIES = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parent.parent
 """Our YAML files: inside the installed package, or at the top of a source checkout."""
 
 
+IN_WORDS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    list: "a list, such as [a, b]",
+    dict: "a dict, such as {'key': value}",
+}
+"""What a value of a type is called where another one was found."""
+
+
 def checked(key: str, value: Any, default: Any) -> Any:
     """Return `value` in the type of its key, or raise `InputError`.
 
@@ -48,7 +59,7 @@ def checked(key: str, value: Any, default: Any) -> Any:
         value = list(value) if isinstance(value, tuple) else [value]
     wrong_bool = isinstance(value, bool) and expected in (int, float)
     if expected in (bool, int, float, str, list, dict) and (wrong_bool or not isinstance(value, expected)):
-        raise InputError(f"{key}: found {value!r} ({type(value).__name__}), expected {expected.__name__}")
+        raise InputError(f"{key}: found {value!r}, expected {IN_WORDS[expected]}")
     if known.parts and isinstance(value, dict) and (other := [part for part in value if part not in known.parts]):
         raise InputError(f"{key}: found the key {other[0]!r}, expected some of {', '.join(known.parts)}")
     if known.allowed is not None:

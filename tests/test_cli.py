@@ -220,6 +220,19 @@ def test_prepare_and_run_your_own_tables(tmp_path, capsys):
     assert "nobody" in capsys.readouterr().err
 
 
+def test_train_takes_settings_as_the_script_does(tiny, tmp_path, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(quick_start, "run", seen.append)
+    assert cli.main(["train", "-m", "Pop", "--final", "--epochs", "1"]) == 0
+    monkeypatch.setattr(sys, "argv", ["bbqrec", "train", "--model=Pop"])
+    assert cli.main() == 0
+    assert seen == [["-m", "Pop", "--final", "--epochs", "1"], ["--model=Pop"]]
+    for given in (["train", "Pop", "--debug"], ["--debug", "train", "Pop"]):
+        monkeypatch.undo()
+        assert cli.main(given) == 2
+        assert "Traceback" in (said := capsys.readouterr().err) and "error: argument 'Pop'" in said
+
+
 @pytest.mark.parametrize("characters", [10, 10**6])  # written at the end, and at once
 def test_a_reader_that_leaves_early_is_no_error(characters):
     code = (

@@ -62,16 +62,25 @@ def test_command_line_values_are_literals_and_never_code():
     }
 
 
+def test_a_model_of_a_graph_names_the_file_that_is_missing(tmp_path):
+    write_dataset(tmp_path)
+    given = settings(tmp_path, "CKE")
+    with pytest.raises(InputError, match=r"tiny\.kg: no such file; CKE reads a graph .*--kg=codes makes one"):
+        Config(config_dict=given)
+    assert Config(config_dict={**given, "kg": "codes"})["kg"] == "codes"
+
+
 BAD = {
     "unknown key names the nearest": (["--hiden_size=32"], "unknown key 'hiden_size'.*did you mean hidden_size"),
     "key of another model": (["--dropout_prob=0.1"], "unknown key 'dropout_prob'"),
     "no key": (["hidden_size"], "argument 'hidden_size': expected --key=value"),
     "no value": (["--hidden_size"], "argument '--hidden_size': expected --key=value"),
     "one key twice": (["--seed=1", "--seed=2"], "--seed is given twice"),
-    "word for a number": (["--learning_rate=fast"], "learning_rate: found 'fast' .str., expected float"),
-    "number for a switch": (["--final=3"], "final: found 3 .int., expected bool"),
-    "switch for a number": (["--epochs=True"], "epochs: found True .bool., expected int"),
-    "list for a dict": (["--eval_args=[1]"], "eval_args: found .1. .list., expected dict"),
+    "word for a number": (["--learning_rate=fast"], "learning_rate: found 'fast', expected a number"),
+    "nearly an encoder": (["--text_encoder=tf-idf"], "text_encoder: found 'tf-idf', which .* did you mean tfidf?"),
+    "number for a switch": (["--final=3"], "final: found 3, expected True or False"),
+    "switch for a number": (["--epochs=True"], "epochs: found True, expected a whole number"),
+    "list for a dict": (["--eval_args=[1]"], "eval_args: found .1., expected a dict, such as"),
     "probability": (["--hidden_dropout_prob=1.5"], "hidden_dropout_prob: found 1.5, expected a probability"),
     "zero": (["--train_batch_size=0"], "train_batch_size: found 0, expected a number above 0"),
     "choice": (["--similarity_attention=sum"], "expected one of additive, multiplicative, undiscretised, off"),
@@ -106,7 +115,7 @@ BAD = {
     "needed column": (["--unused_col={'inter':['item_id']}"], "unused_col: found 'item_id', which every run reads"),
     "no suffix": (["--LIST_SUFFIX="], "LIST_SUFFIX: found none"),
     "trees": (["--model=LightGBM"], "--model=LightGBM: it grows trees over labelled rows.*register"),
-    "tie seed": (["--shuffle_ties=yes"], "shuffle_ties: found 'yes' .str., expected int"),
+    "tie seed": (["--shuffle_ties=yes"], "shuffle_ties: found 'yes', expected a whole number"),
     "seed": (["--seed=99999999999999999999"], "seed: found 9{20}, expected a whole number from 0 to 4294967295"),
     "negative seed": (["--seed=-1"], "seed: found -1, expected a whole number from 0"),
     "list of choices": (["--candidate_similarity=[text,colour]"], "candidate_similarity: found '.text,colour.'"),

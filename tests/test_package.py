@@ -1,6 +1,7 @@
 """What an installed package holds: the wheel carries the YAML files and leaves the tests at home."""
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 
 import recbole_bbqrec
+from recbole_bbqrec import storage
 
 ROOT = Path(recbole_bbqrec.__file__).parent.parent
+file_of = storage._file_of
 
 pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="needs a source checkout")
 
@@ -35,7 +38,8 @@ def test_wheel_carries_all_properties(wheel: zipfile.ZipFile) -> None:
 
 def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     package = ROOT / "recbole_bbqrec"
-    files = {path.relative_to(ROOT).as_posix() for kind in ("*.py", "*.jinja") for path in package.rglob(kind)}
+    there = (path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    files = {path.relative_to(ROOT).as_posix() for path in there}
     names = wheel.namelist()
     assert files <= set(names)
     allowed = ("recbole_bbqrec/", f"recbole_bbqrec-{recbole_bbqrec.__version__}.dist-info/")
@@ -52,6 +56,25 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     needed = metadata.get_all("Requires-Dist")
     assert [line for line in needed if line.startswith("recbole=")] == ["recbole==1.2.1; python_version < '3.12'"]
     assert not any(line.startswith("ray") for line in needed)
+
+
+def test_what_an_index_shows_leads_somewhere(wheel: zipfile.ZipFile) -> None:
+    (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    shown = HeaderParser().parsestr(wheel.read(name).decode())
+    text = str(shown.get_payload())
+    targets = [*re.findall(r"\]\(([^)]+)\)", text), *(url.split(", ")[1] for url in shown.get_all("Project-URL"))]
+    assert len(targets) > 2 and all(target.startswith("https://") for target in targets)
+    assert "<img" not in text and "run_recbole_bbqrec.py" not in text, "neither is in the wheel"
+    assert "Development Status :: 5 - Production/Stable" in shown.get_all("Classifier")
+    assert f"## [{recbole_bbqrec.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"version: {recbole_bbqrec.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_the_version_is_in_no_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    monkeypatch.setattr(storage, "_file_of", lambda module: reads.append(module) or file_of(module))
+    storage.source_fingerprint.__wrapped__("recbole_bbqrec.serving.saving")  # which imports it
+    assert "recbole_bbqrec.storage" in reads and "recbole_bbqrec" not in reads
 
 
 # Import name -> distribution, where the two differ.

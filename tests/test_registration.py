@@ -106,7 +106,7 @@ def test_settings_of_our_models_are_refused_at_the_start_and_recboles_are_not(ti
         "metrics: found 'auc'",
         "metrics: found 'gauc'",
         "codes: found 'bogus', expected one of",
-        "n_layers: found 'two' (str), expected int",
+        "n_layers: found 'two', expected a whole number",
         "hidden_size: found 30, expected a multiple of n_heads 4",
         "train_on: found 'all', which RecBole's own scripts do not use",
         "ranks_file: found 'ranks.csv', which RecBole's own scripts do not use",

@@ -1,4 +1,4 @@
-"""The command lines: `run_recbole_bbqrec.py` for runs, `bbqrec` for everything on top of them."""
+"""The command lines: `bbqrec train`, which `run_recbole_bbqrec.py` is too, and what stands around a run."""
 
 import os
 import sys
@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from ..errors import InputError
 from ..training.allocation import keep_freed_memory
 
-# The order of these imports is that of the commands in the help: data, studies, use.
-from . import data, studies, use  # noqa: F401  # isort: skip
+# The order of these imports is that of the commands in the help.
+from . import data, train, studies, use  # noqa: F401  # isort: skip
 from .parser import PARSER  # isort: skip
 
 SHARED = "give the command several times without it, and each takes runs that no other has taken"
@@ -17,6 +17,9 @@ SHARED = "give the command several times without it, and each takes runs that no
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code: 0, 1 where a run failed, 2 where the user has something to mend."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["train"] and not {"-h", "--help"} & set(arguments):
+        return run(arguments[1:])  # settings alone, with the short options of RecBole's scripts
     given, settings = PARSER.parse_known_args(arguments)
     given.settings = settings
 
@@ -36,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line of `run_recbole_bbqrec.py`; return the exit code as `main` does.
+    """Run one command line of `bbqrec train`; return the exit code as `main` does.
 
     Several models or data sets, or `--seeds`, ask for many runs, see `experiments.many`. `--debug` is read here: with
     it, the traceback stands before the error's one line.

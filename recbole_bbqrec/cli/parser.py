@@ -13,11 +13,11 @@ from typing import Any
 
 from ..errors import InputError
 
-SETTINGS = "Further --key=value arguments are settings, as for run_recbole_bbqrec.py; docs/settings.md has them all."
+SETTINGS = "Further --key=value arguments are settings, as for bbqrec train; docs/settings.md has them all."
 Work = Callable[[argparse.Namespace], int | None]
 
 # No abbreviations: --row would be taken for --rows, and a mistyped setting for an option.
-ABOUT = "Data sets, studies on top of single runs, and recommendations from a finished run."
+ABOUT = "Data sets, training, studies on top of single runs, and recommendations from a finished run."
 PARSER = argparse.ArgumentParser(
     "bbqrec",
     usage="bbqrec [-h] [--debug] command ...",
@@ -29,13 +29,8 @@ PARSER.add_argument("--debug", action="store_true", help="show the traceback of 
 COMMANDS = PARSER.add_subparsers(
     dest="command", required=True, prog="bbqrec", metavar="command", help=argparse.SUPPRESS
 )
-"""All sub-commands, in the order in which people work: data, studies, use."""
-GROUPS: dict[str, list[str]] = {
-    "data": [],
-    "train and judge": ["  python run_recbole_bbqrec.py --model=BBQRec --dataset=ml-100k"],
-    "studies": [],
-    "use": [],
-}
+"""All sub-commands, in the order in which people work."""
+GROUPS: dict[str, list[str]] = {"data": [], "train": [], "studies": [], "use": []}
 """Lines of the help by what people are about to do; a command stands with those of its module."""
 
 

@@ -18,7 +18,7 @@ from .parser import STUDY, command, names, option
     option("--group_metrics", type=names, default=[], help="show groups of targets: popularity, length, cold"),
     option("--mode", default="full", help="rows ranked among sampled items, such as uni100 (default: full)"),
     option("--split", default="", help="of runs that were not split by leave-one-out, as their page is named: TS, RS"),
-    note="Records are made by run_recbole_bbqrec.py --model=A,B --dataset=X,Y --seeds=5, see there.",
+    note="Records are made by bbqrec train --model=A,B --dataset=X,Y --seeds=5, see there.",
 )
 def _leaderboard(given: argparse.Namespace) -> None:
     from ..experiments import leaderboard_page, tables

@@ -80,7 +80,7 @@ def content(
         others = f" (of the splits {', '.join(sorted(splits))} there are some: --split)" if splits else ""
         raise InputError(
             f"{folder}: found no record of {dataset} to show that was judged on {split}{others}; "
-            f"run first: python run_recbole_bbqrec.py --model=... --dataset={dataset} --seeds={HEADLINE_SEEDS}"
+            f"run first: bbqrec train --model=... --dataset={dataset} --seeds={HEADLINE_SEEDS}"
             + (f" --eval_args=\"{{'mode': '{mode}'}}\"" if sampling else "")
             + " --final" * final
         )

@@ -146,7 +146,7 @@ def _go_on(search: Search, given: dict[str, Any], files: Sequence[str], config: 
     listed = " ".join([*(argument.partition("=")[2] for argument in files), str(best)])
     place_of_data = f" --data_path={given['data_path']}" if "data_path" in given else ""
     what = f"--model={given['model']} --dataset={given['dataset']}{place_of_data} --seeds=5 --config_files='{listed}'"
-    print(f"\n{best}, the best of them:\n{best.read_text(encoding='utf-8')}\npython run_recbole_bbqrec.py {what}")
+    print(f"\n{best}, the best of them:\n{best.read_text(encoding='utf-8')}\nbbqrec train {what}")
     return 0
 
 

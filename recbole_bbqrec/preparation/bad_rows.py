@@ -71,8 +71,11 @@ class BadRows:
 
     def refuse_none(self) -> None:
         """Raise an `InputError` where no row was good."""
-        if not self.good:
-            raise InputError(f"no row can be used; {self.summary()}; mend the file, or name its columns")
+        if self.good:
+            return
+        if not self.counts:
+            raise InputError(f"{self.path}: found no row below the first line, which has the names; export it again")
+        raise InputError(f"no row can be used; {self.summary()}; mend the file, or name its columns")
 
     def summary(self) -> str:
         """Return one line: how many rows of the file are used, and how many are not for which reason."""

@@ -86,8 +86,8 @@ def build(
             dirty = ", ".join(f"{count:,} {reason}" for reason, count in dirt.items() if count)
             raise InputError(
                 f"{name}: none of {n_read} reviews is left, expected users with {user_core} and items with {item_core} "
-                f"interactions; check the raw files ({dirty or 'no line was left out'}) or lower user_core and "
-                "item_core"
+                f"interactions; check the raw files ({dirty or 'no line was left out'}) or keep more with "
+                "--user-core=1 --item-core=1"
             )
         found, users = _numbered(found, "user", names)
         found, tokens = _numbered(found, "item", names)
@@ -146,9 +146,9 @@ def check_options(name: str, user_core: int, item_core: int, shuffle_ties: int |
         raise InputError(f"found the data set name {name!r}, expected one that can name a folder, such as Sports")
     for key, core in (("user_core", user_core), ("item_core", item_core)):
         if core < 1:
-            raise InputError(f"{key}: found {core}, expected 1 or more (1 keeps all)")
+            raise InputError(f"--{key.replace('_', '-')}: found {core}, expected 1 or more (1 keeps all)")
     if shuffle_ties is not None and shuffle_ties < 0:
-        raise InputError(f"shuffle_ties: found {shuffle_ties}, expected a seed of 0 or more")
+        raise InputError(f"--shuffle-ties: found {shuffle_ties}, expected a seed of 0 or more")
     if unknown := sorted(set(expected) - set(COUNTS)):
         raise InputError(f"expected counts: found {', '.join(unknown)}, expected names out of {', '.join(COUNTS)}")
 

@@ -22,6 +22,9 @@ from .tables import ITEM_COLUMNS, REVIEW_COLUMNS, find_columns, read_items, read
 TEXTS = ("title", "brand", "categories", "description")
 """Fields that say what an item is."""
 
+FEW = 200
+"""Users below which the report says that metrics will hardly tell models apart."""
+
 
 def prepare_own(
     name: str,
@@ -127,6 +130,8 @@ def describe(report: Mapping[str, Any]) -> str:
     lines += [f"left out: {count} {reason}" for reason, count in report["dropped"].items()]
     if report["bad_rows_file"]:
         lines.append(f"bad rows are listed in {report['bad_rows_file']}")
+    if counts["users"] < FEW:
+        lines.append(f"{counts['users']} users are few: the figures of a run will say little")
     texts = {field for columns in report["columns"].values() for field in columns["used"]}
     chosen = " ".join(field for field in TEXTS if field in texts)
     if len(report["columns"]) > 1 and not chosen:
@@ -141,6 +146,6 @@ def describe(report: Mapping[str, Any]) -> str:
 
 def run_command(folder: Path, settings: Mapping[str, Any]) -> str:
     """Return the command that trains on the data set in `folder`, its YAML file saying what `settings` do not."""
-    command = f"python run_recbole_bbqrec.py --model=BBQRec --dataset={shlex.quote(folder.name)}"
+    command = f"bbqrec train --model=BBQRec --dataset={shlex.quote(folder.name)}"
     command += f" --data_path={shlex.quote(str(folder.parent))}" if str(folder.parent) != "dataset" else ""
     return command + "".join(f" --{key}={shlex.quote(str(value))}" for key, value in settings.items())

@@ -84,9 +84,9 @@ def find_columns(
         if len(found) > 1:
             raise InputError(f"{path}: {' and '.join(found)} may both be the {field}; {how}")
         if not found and (field in given or field in _NEEDED):
-            wanted = given.get(field) or guesses[0]
+            wanted, called = given.get(field) or guesses[0], "item id" if field == "token" else field
             raise InputError(
-                f"{path}: found no column for the {field}, expected {wanted} in the first line "
+                f"{path}: found no column for the {called}, expected {wanted} in the first line "
                 f"({nearest(wanted, filter(None, names))}); {how}"
             )
         if found:

@@ -214,7 +214,7 @@ def test_values_are_filtered_by_columns_that_nobody_loads(tmp_path):
         ({"val_interval": {"rating": "[5,3]"}}, "expected an interval such as"),
         ({"val_interval": {"town": "[1,2]"}}, r"val_interval: town: found '\[1,2\]', expected a list of texts"),
         ({"val_interval": {"town": [1]}}, "val_interval: town: found"),
-        ({"val_interval": "rating"}, "val_interval: found 'rating' .str., expected dict"),
+        ({"val_interval": "rating"}, "val_interval: found 'rating', expected a dict, such as"),
         (
             {"user_inter_num_interval": "[five,inf)"},
             r"user_inter_num_interval: found '\[five,inf\)', expected a number of interactions",

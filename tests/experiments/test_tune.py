@@ -209,7 +209,7 @@ def test_a_space_may_extend_that_of_another_model(tmp_path):
         ("n_layers: []", r"n_layers: found \[\], expected a list of different values"),
         ("n_layers: [1, 2, 1]", r"n_layers: found \[1, 2, 1\], expected a list of different values"),
         ("n_layer: [1]", "n_layer: unknown key 'n_layer' for model SASRecPlus; did you mean n_layers"),
-        ("n_layers: [1, two]", r"n_layers: n_layers: found 'two' \(str\), expected int"),
+        ("n_layers: [1, two]", r"n_layers: n_layers: found 'two', expected a whole number"),
         ("hidden_dropout_prob: [0.5, 1.5]", r"hidden_dropout_prob: .*expected a probability"),
         ("seed: [1, 2]", "seed: all trials share it"),
         ("valid_metric: [Recall@10]", "valid_metric: all trials share it"),

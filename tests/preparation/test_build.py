@@ -181,9 +181,9 @@ def test_expected_counts_that_differ_are_warned_of(tmp_path: Path, caplog: pytes
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"user_core": 0}, "user_core: found 0, expected 1 or more"),
-        ({"item_core": -1}, "item_core: found -1, expected 1 or more"),
-        ({"shuffle_ties": -1}, "shuffle_ties: found -1"),
+        ({"user_core": 0}, "--user-core: found 0, expected 1 or more"),
+        ({"item_core": -1}, "--item-core: found -1, expected 1 or more"),
+        ({"shuffle_ties": -1}, "--shuffle-ties: found -1"),
         ({"expected": {"user": 3}}, "found user, expected names out of users, items, interactions"),
         ({"user_core": 2}, "none of 1 reviews is left, expected users with 2 and items with 1 interactions"),
     ],

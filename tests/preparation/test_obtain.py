@@ -216,9 +216,7 @@ def test_a_folder_without_interactions_is_not_taken_for_a_missing_set(public: Lo
 def test_prepare_by_name_and_under_another(public: Loopback, tmp_path: Path, capsys) -> None:
     place = f"--data_path={tmp_path / 'd'}"
     assert cli.main(["prepare", "tiny", place]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == (
-        f"next: python run_recbole_bbqrec.py --model=BBQRec --dataset=tiny {place}"
-    )
+    assert capsys.readouterr().out.splitlines()[-1] == (f"next: bbqrec train --model=BBQRec --dataset=tiny {place}")
     raw = tmp_path / "d" / "raw" / "amazon-2023"
     assert cli.main(["prepare", "tiny", place, "--as=small", "--item-core=12", f"--raw_dir={raw}"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]

@@ -96,8 +96,8 @@ def test_report_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         "images of no item that is left: 2, such as 1003.PNG, other.jpg; names are compared letter by letter",
         "left out: 2 reviews of users or items with too few of them",
         "bad rows are listed in dataset/Shop.bad_rows.tsv",
-        "next: python run_recbole_bbqrec.py --model=BBQRec --dataset=Shop --text_fields='title categories' "
-        "--text_encoder=tfidf",
+        "2 users are few: the figures of a run will say little",
+        "next: bbqrec train --model=BBQRec --dataset=Shop --text_fields='title categories' --text_encoder=tfidf",
         "to use the images add --image_folder=images --image_encoder=<a transformers vision model>",
     ]
     Path("clean.csv").write_text("user,item,time\nu,i,1\n")
@@ -106,7 +106,8 @@ def test_report_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         "clean.csv: 1 rows used, 0 bad",
         "clean.csv: user is user, item is item, time is time",
         "of 1 items 0 have a text, 0 have an image",
-        "next: python run_recbole_bbqrec.py --model=BBQRec --dataset=Own --data_path='my data'",
+        "1 users are few: the figures of a run will say little",
+        "next: bbqrec train --model=BBQRec --dataset=Own --data_path='my data'",
     ]
 
 

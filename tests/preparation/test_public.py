@@ -163,10 +163,10 @@ def test_other_cores_are_not_compared_with_the_published_counts(site: Loopback, 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"user_core": 0}, "user_core: found 0"),
+        ({"user_core": 0}, "--user-core: found 0"),
         ({"written": ""}, "data set name ''"),
         ({"written": "a/b"}, "data set name 'a/b'"),
-        ({"shuffle_ties": -1}, "shuffle_ties: found -1"),
+        ({"shuffle_ties": -1}, "--shuffle-ties: found -1"),
     ],
 )
 def test_options_are_refused_before_anything_is_fetched(
