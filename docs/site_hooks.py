@@ -10,10 +10,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
-MOVED = {"README.md": "index.md", "CHANGELOG.md": "changes.md", "examples/tutorial.ipynb": "tutorial.ipynb"}
+MOVED = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changes.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+    "examples/tutorial.ipynb": "tutorial.ipynb",
+}
 LINK = re.compile(r"(?<!!)\[(?P<text>[^]]*)\]\((?P<target>(?!https?:|#|mailto:)[^)\s]+)\)")
 
 
@@ -22,13 +29,16 @@ def _results() -> list[Path]:
     return sorted(path for kind in ("*.md", "files/*") for path in (ROOT / "results").glob(kind))
 
 
+@event_priority(50)  # before the plugin of notebooks, which looks for them among the files
 def on_files(files: Any, config: Any) -> Any:
     """Add to the pages of `docs/` what lies elsewhere or is made here."""
     for path in _results():
         place = _place_of(path.relative_to(ROOT).as_posix())
         files.append(File.generated(config, place, abs_src_path=str(path)))
     for name, place in MOVED.items():
-        if name != "README.md":
+        if name.endswith(".ipynb"):  # the plugin reads it from its folder
+            files.append(File(place, str((ROOT / name).parent), config.site_dir, config.use_directory_urls))
+        elif name != "README.md":
             files.append(File.generated(config, place, abs_src_path=str(ROOT / name)))
     files.append(File.generated(config, "commands.md", content=_commands()))
     return files
@@ -38,7 +48,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Turn links to files of the repository to where the site has them."""
     source = page.file.src_uri
     home = "docs" if not source.startswith("results/") else "results"
-    if source == "changes.md":
+    if source in ("changes.md", "contributing.md", "security.md"):
         home = "."
 
     def turned(match: re.Match[str]) -> str:
@@ -70,8 +80,8 @@ def _commands() -> str:
     import recbole_bbqrec.cli  # noqa: F401  # isort: skip (enters the commands)
 
     parts = [
-        "# Commands\n\n`python run_recbole_bbqrec.py --model=... --dataset=...` trains and judges; its settings are in "
-        f"[settings](settings.md). Everything on top of it is a command of `bbqrec`.\n\n{_help(PARSER)}"
+        "# Commands\n\nIn a checkout, `python run_recbole_bbqrec.py` is `bbqrec train`. Settings, `--key=value`, are in "
+        f"[settings](settings.md).\n\n{_help(PARSER)}"
     ]
     parts += [f"## bbqrec {name}\n\n{_help(parser)}" for name, parser in COMMANDS.choices.items()]
     return "\n".join(parts)
