@@ -80,7 +80,7 @@ def _commands() -> str:
     import recbole_bbqrec.cli  # noqa: F401  # isort: skip (enters the commands)
 
     parts = [
-        "# Commands\n\nIn a checkout, `python run_recbole_bbqrec.py` is `bbqrec train`. Settings, `--key=value`, are in "
+        "# Commands\n\nIn a checkout, `run_recbole_bbqrec.py` is `bbqrec train`. Settings, `--key=value`, are in "
         f"[settings](settings.md).\n\n{_help(PARSER)}"
     ]
     parts += [f"## bbqrec {name}\n\n{_help(parser)}" for name, parser in COMMANDS.choices.items()]
