@@ -316,6 +316,10 @@ def refuse_unused(runs: Sequence[Mapping[str, RefusedKeyError]]) -> None:
 
 def _check_data_path(config: Config) -> None:
     name, folder = config["dataset"], Path(config["data_path"])
+    if (path := Path(name)).name != name:
+        raise InputError(
+            f"--dataset: found {name!r}, expected a name; give --data_path={path.parent} --dataset={path.name}"
+        )
     if config["benchmark_filename"] is not None:
         check_files(config)
         return

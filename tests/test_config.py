@@ -193,6 +193,10 @@ BAD = {
     "two GPUs": (["--gpu_id=0,1"], "gpu_id: found '0,1', expected one GPU"),
     "config file": (["--config_files=nowhere.yaml"], "config file nowhere.yaml: No such file"),
     "model": (["--model=BBQRek"], "--model=BBQRek: no model.*did you mean BBQRec"),
+    "dataset_path": (
+        ["--dataset=/data/shop"],
+        "--dataset: found '/data/shop', expected a name; give --data_path=/data ",
+    ),
     "dataset": (["--dataset=tinny"], "--dataset=tinny: no file .*tinny.inter; did you mean tiny"),
 }
 

@@ -7,6 +7,7 @@ import statistics
 import time
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from recbole.utils import set_color
 
-from .. import compat, distributed, run_log
+from .. import claims, compat, distributed, run_log
 from ..data.dataloader import seed_batches
 from ..data.sequences import token_places
 from ..errors import InputError
@@ -82,6 +83,29 @@ class ProtocolTrainer(SecondStageFit):
         """
         train_data = self._training_batches(train_data)
         valid_data = self._open_run(train_data, valid_data)
+        with self._claimed() if saved else contextlib.nullcontext():
+            self._fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+        distributed.barrier()  # what the main process has kept is there for all
+        return self.best_valid_score, self.best_valid_result
+
+    @contextlib.contextmanager
+    def _claimed(self) -> Iterator[None]:
+        """Keep other runs out of the folder of this training; an `InputError` where one is at it."""
+        claim: list[claims.Claim | None] = []
+        if not distributed.agreed(lambda: claim.append(claims.take(self.folder.training)) or claim[0]):
+            raise InputError(
+                f"{self.folder.training}: another run of the same command is training there; wait for its end, or give "
+                "--checkpoint_dir another folder"
+            )
+        try:
+            yield
+        finally:
+            for own in claim:
+                own.release()  # pyright: ignore[reportOptionalMemberAccess]
+
+    def _fit(
+        self, train_data: Any, valid_data: Any, verbose: bool, saved: bool, show_progress: bool, callback_fn: Any
+    ) -> None:
         path = self.folder.training / LAST_FILE
         if saved and self.config["resume"] and distributed.agreed(lambda: path.is_file() or self._take_over()):
             header = checkpoint.load_training(path, self.model, self._optimizers)
@@ -110,8 +134,6 @@ class ProtocolTrainer(SecondStageFit):
             self._tell_end()
         elif saved and not self.epochs:  # the model as it begins
             self._save_checkpoint(-1, verbose)
-        distributed.barrier()  # what the main process has kept is there for all
-        return self.best_valid_score, self.best_valid_result
 
     def _tell_end(self) -> None:
         seconds = sum(self.state.epoch_seconds) + sum(self.state.evaluate_seconds)

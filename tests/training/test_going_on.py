@@ -237,3 +237,17 @@ def test_the_cap_ends_training_whatever_the_steps_are(tiny, tmp_path, changes):
     record = quick_start.run(config_dict=settings(tiny, "SASRec", checkpoint_dir=str(tmp_path), epochs=3, **changes))
     assert record["epochs"] == {"best": record["epochs"]["best"], "done": 3, "hit_cap": True}
     assert record["epochs"]["best"] == 3 or "stopping_step" in changes
+
+
+def test_two_runs_of_one_command_do_not_train_in_one_folder(tiny, tmp_path):
+    given = settings(tiny, "BPR", checkpoint_dir=str(tmp_path), epochs=1)
+    one, loaders = made(given)
+    other, _ = made(given)
+
+    def meanwhile(epoch, score):
+        with pytest.raises(InputError, match=r"another run of the same command is training there; wait for its end"):
+            other.fit(*loaders[:2])
+
+    one.fit(*loaders[:2], callback_fn=meanwhile)
+    other.fit(*loaders[:2])  # finds the finished run
+    assert other.state.epochs_done == 1 and not list(tmp_path.glob(".*claim*"))
