@@ -1,10 +1,9 @@
 """BBQRec for RecBole: behaviour-bind quantisation for multi-modal sequential recommendation (arXiv 2504.06636).
 
-Ten names are what people need. `run` trains and judges a model; `load_bundle` makes recommendations from the folder
-that a run leaves, and `load_data_and_model` reads it back with its data; `register` makes the models known to
+The package has ten public names. `run` trains and evaluates a model. `load_bundle` loads the folder that a run leaves,
+as a `Bundle`, to recommend; `load_data_and_model` loads it with its data. `register` makes the models known to
 RecBole's own scripts. `BehaviorBindTokenizer`, `RQVAETokenizer` and `ResidualKMeansTokenizer` learn semantic IDs from
-plain tensors; `BBQRec` is the model and `Bundle` what `load_bundle` returns. Whatever is wrong with what was asked
-for is an `InputError`.
+plain tensors. `BBQRec` is the model, and wrong input raises an `InputError`.
 
 Importing this package changes nothing and loads neither RecBole, torch nor transformers; each name loads what it needs
 when it is used.
@@ -57,16 +56,20 @@ def __dir__() -> list[str]:
 
 
 def run(arguments: Sequence[str] = (), config_dict: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Train and judge one model on one data set, as `bbqrec train` does.
+    """Train and evaluate one model on one data set, as `bbqrec train` does.
 
     Parameters
     ----------
-    arguments : settings as `--key=value` strings, which win over `config_dict`.
+    arguments : settings as `--key=value` strings, which override `config_dict`.
     config_dict : settings by key; docs/settings.md has them all.
 
     Returns
     -------
     The record of the run: `metrics` by split and column, `run_dir`, `seconds`, `epochs`, `settings` and more.
+
+    Raises
+    ------
+    InputError : a setting, file or name is wrong.
 
     Examples
     --------
@@ -85,9 +88,9 @@ def run(arguments: Sequence[str] = (), config_dict: dict[str, Any] | None = None
 def register() -> None:
     """Make BBQRec known by name to RecBole's own `run`, `run_recbole` and hyper-parameter tuning.
 
-    Explicit and idempotent. It adds our models, their data set, trainers and properties to RecBole's look-up tables and
-    meets what keeps RecBole's entry points and its own models from working on today's numpy, pandas, scipy and torch,
-    and without ray: see docs/baselines.md. The run script of this project does not need it.
+    It may be called more than once. It adds our models, their data set, trainers and properties to RecBole's look-up
+    tables. It also makes RecBole's entry points and its own models work on current numpy, pandas, scipy and torch, and
+    without ray: see docs/baselines.md. The run script of this project does not need it.
 
     Examples
     --------
@@ -102,7 +105,12 @@ def register() -> None:
 
 
 def load_bundle(path: str | Path, device: Any = "cpu") -> "Bundle":
-    """Load the folder that a finished run left, or `hf://org/name` from the Hugging Face hub, without its data set.
+    """Load the folder of a finished run, or `hf://org/name` from the Hugging Face hub, without its data set.
+
+    Parameters
+    ----------
+    path : the folder or address.
+    device : where the model computes, such as `"cuda"`.
 
     Raises
     ------
@@ -121,7 +129,12 @@ def load_bundle(path: str | Path, device: Any = "cpu") -> "Bundle":
 
 
 def load_data_and_model(model_file: str | Path, config_dict: dict[str, Any] | None = None) -> Any:
-    """Read a run's folder back with its data: config, model, data set and the three loaders, as RecBole's does.
+    """Load a run's folder with its data: config, model, data set and three loaders, as RecBole's function does.
+
+    Parameters
+    ----------
+    model_file : folder of a run, or its `weights.safetensors`.
+    config_dict : settings to change, such as `data_path` if the data has moved.
 
     Raises
     ------

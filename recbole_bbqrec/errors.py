@@ -1,13 +1,13 @@
-"""The one error a user is meant to read."""
+"""The error for wrong input."""
 
 from pathlib import Path
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong: a key, a name, a file, a value.
+    """The user's input is wrong: a key, a name, a file, a value.
 
     The message is one line that names the place, what was found, what was expected and what to do next. The run
-    script prints it without a traceback and exits with code 2; every other exception is a fault of the program.
+    script prints it without a traceback and exits with code 2. Every other exception is a bug of the program.
     """
 
 

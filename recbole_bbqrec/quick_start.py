@@ -146,7 +146,7 @@ def execute(
             del first
             if distributed.is_main():
                 try_bundle(run_dir, ordinary)
-            logger.info(f"validation has decided ({decided.epochs} epochs); now training on all interactions")
+            logger.info(f"the ordinary run is done ({decided.epochs} epochs); now training on all interactions")
             watch = {}
     trained = train(config, **watch, decided=decided)
     trainer, loaders = trained.trainer, trained.loaders
@@ -246,7 +246,7 @@ def fetch_missing(arguments: Sequence[str], config_dict: dict[str, Any] | None) 
         if public_source(error.name) is None or (error.folder / error.name).exists():
             raise
         shown = {"show_progress": True, **(config_dict or {}), **parse_command_line(arguments)}["show_progress"]
-        print(f"{error.name} is not in {error.folder} yet: its public files are fetched and built first", flush=True)
+        print(f"{error.name} is not in {error.folder} yet: fetching and building it from its public files", flush=True)
         try:
             print(describe(obtain.obtain(error.name, error.folder, progress=shown)), flush=True)
         except InputError:
@@ -255,7 +255,7 @@ def fetch_missing(arguments: Sequence[str], config_dict: dict[str, Any] | None) 
         config = Config(**given)
     folder, place = Path(config["data_path"]), image_folder(config)
     if place is not None and not place.is_dir() and addresses_of(folder / f"{folder.name}.item"):
-        print(f"{place} is not there yet: the items' images are fetched first", flush=True)
+        print(f"{place} does not exist yet: fetching the items' images", flush=True)
         print(fetch_images(folder, place, config["show_progress"], partial=False))
 
 

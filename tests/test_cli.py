@@ -88,7 +88,7 @@ def test_exit_codes(monkeypatch, capsys):
 
     assert ends(1) == 1
     assert ends(InputError("mend this")) == 2 and capsys.readouterr().err == "error: mend this\n"
-    assert ends(KeyboardInterrupt()) == 130 and "the same command goes on" in capsys.readouterr().err
+    assert ends(KeyboardInterrupt()) == 130 and "same command again" in capsys.readouterr().err
     with pytest.raises(ValueError, match="a fault"):
         ends(ValueError("a fault"))
     monkeypatch.setattr(ablation, "ablate", lambda *_: (_ for _ in ()).throw(InputError("mend this")))

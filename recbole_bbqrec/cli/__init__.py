@@ -81,7 +81,7 @@ def _answer(work: Callable[[], int | None], debug: bool) -> int:
         return 2
     except KeyboardInterrupt:
         if distributed.is_first_to_say("interrupted"):
-            print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+            print("interrupted; give the same command again to resume", file=sys.stderr)
         distributed.leave()
         return 130
     except BrokenPipeError:  # what read the output, such as head, has had enough; nothing is left to flush into

@@ -9,20 +9,20 @@ from .parser import DATA_PATH, NAME, command, option
 
 
 @command(
-    "a data set from public files or your own tables",
+    "make a data set from public files or your own tables",
     option("name", help="name of a public data set, or with --from the name of a new one"),
     DATA_PATH,
     option("--user-core", type=int, help="fewest interactions of a user (default 5, or as published)"),
     option("--item-core", type=int, help="fewest interactions of an item (default 5, or as published)"),
-    option("--least-rating", type=float, help="public: leave out what is rated lower (default as published)"),
+    option("--least-rating", type=float, help="public: leave out lower ratings (default as published)"),
     option("--shuffle-ties", type=int, metavar="SEED", help="shuffle equal times by this seed"),
-    option("--raw_dir", type=Path, metavar="FOLDER", help="public: raw files, fetched by hand or to be fetched"),
+    option("--raw_dir", type=Path, metavar="FOLDER", help="public: folder of raw files; missing ones are fetched"),
     option("--as", dest="written", metavar="NAME", help="public: name of the data set to write"),
     option("--from", dest="interactions", type=Path, metavar="FILE", help="own: table of interactions"),
     option("--items", type=Path, metavar="FILE", help="own: table of items"),
     option("--images", type=Path, metavar="FOLDER", help="own: folder with <item id>.jpg, .png or .webp"),
     *(
-        option(flag, dest=field, metavar="NAME", help=f"own: this column, where it is not found by itself ({field})")
+        option(flag, dest=field, metavar="NAME", help=f"own: column with the {field}, if it is not recognised")
         for field, flag in COLUMN_FLAGS.items()
     ),
     option("--on-bad", choices=("skip", "error"), help="own: list bad rows, or stop at one (default skip)"),
@@ -63,7 +63,7 @@ def _images(given: argparse.Namespace) -> None:
     print(fetch_images(given.data_path / given.name))
 
 
-@command("which item features there are, missing or stale", NAME, settings=True)
+@command("show which item features are ready, missing or stale", NAME, settings=True)
 def _features(given: argparse.Namespace) -> None:
     from ..config import Config
     from ..experiments.feature_report import feature_report

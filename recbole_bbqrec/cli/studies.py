@@ -8,7 +8,7 @@ from .parser import STUDY, command, names, option
 
 
 @command(
-    "models side by side, from their records",
+    "compare models on one page, from their records",
     *STUDY,
     option("--final", action="store_true", help="show the test split instead of validation"),
     option("--models", type=names, default=[], help="rows, separated by commas (default: all that have a record)"),
@@ -17,8 +17,8 @@ from .parser import STUDY, command, names, option
     option("--metrics", type=names, default=[], help="further metrics to show: MAP,GiniIndex, or at 5 MAP@5"),
     option("--group_metrics", type=names, default=[], help="show groups of targets: popularity, length, cold"),
     option("--mode", default="full", help="rows ranked among sampled items, such as uni100 (default: full)"),
-    option("--split", default="", help="of runs that were not split by leave-one-out, as their page is named: TS, RS"),
-    note="Records are made by bbqrec train --model=A,B --dataset=X,Y --seeds=5, see there.",
+    option("--split", default="", help="rows of another split than leave-one-out, as in the page's name: TS, RS"),
+    note="bbqrec train --model=A,B --dataset=X,Y --seeds=5 makes the records.",
 )
 def _leaderboard(given: argparse.Namespace) -> None:
     from ..experiments import leaderboard_page, tables
@@ -29,13 +29,13 @@ def _leaderboard(given: argparse.Namespace) -> None:
 
 
 @command(
-    "BBQRec with one part changed at a time, over seeds",
+    "compare BBQRec with one part changed at a time, over seeds",
     *STUDY,
     option("--form", default="full", help="full, or with items known by codes alone: codes, codes-dense; generate"),
     option("--seeds", type=int, default=3, help="runs of each row (default 3; 1 screens)"),
     option("--rows", type=names, default=[], help="names of rows, separated by commas (default: all that apply)"),
     option("--final", action="store_true", help="also evaluate the test split"),
-    option("--table-only", action="store_true", help="make page and figure again from the records"),
+    option("--table-only", action="store_true", help="only rewrite page and figure from the records"),
     settings=True,
 )
 def _ablate(given: argparse.Namespace) -> int | None:
@@ -50,7 +50,7 @@ def _ablate(given: argparse.Namespace) -> int | None:
 
 
 @command(
-    "how items are ranked that training did not know, and what that costs the others",
+    "measure how items that training did not know are ranked, and what that costs known ones",
     *STUDY,
     option("--models", type=names, default=[], help="names, separated by commas (default: all that can)"),
     option("--seeds", type=int, default=3, help="runs of each model (default 3; 1 screens)"),
@@ -64,7 +64,7 @@ def _cold(given: argparse.Namespace) -> int:
 
 
 @command(
-    "what codes as columns of items are worth to context-aware models",
+    "measure what codes as item columns are worth to context-aware models",
     *STUDY,
     option("--models", type=names, default=[], help="names, separated by commas (default: DeepFM, DCNV2)"),
     option("--seeds", type=int, default=3, help="runs of each row (default 3; 1 screens)"),
@@ -78,7 +78,7 @@ def _context(given: argparse.Namespace) -> int:
 
 
 @command(
-    "what codes and features are worth in the item tables of RecBole's own models, over seeds",
+    "measure what codes and features are worth in the item tables of RecBole's own models",
     *STUDY,
     option("--models", type=names, default=[], help="names, separated by commas (default: BPR, LightGCN)"),
     option("--seeds", type=int, default=3, help="runs of each row (default 3; 1 screens)"),
@@ -107,10 +107,10 @@ def _tune(given: argparse.Namespace) -> int:
 
 
 @command(
-    "time and memory of scoring, with and without the codes; or accuracy against bytes of item parameters",
+    "measure time and memory of scoring, with and without codes; or accuracy against bytes of item parameters",
     *STUDY,
-    option("--users", type=int, help="histories that are scored (default 1000)"),
-    option("--rounds", type=int, help="times each way of scoring is timed (default 5)"),
+    option("--users", type=int, help="histories to score (default 1000)"),
+    option("--rounds", type=int, help="timings of each way of scoring (default 5)"),
     option("--table", action="store_true", help="train ID tables of several widths and of codes instead"),
     option("--seeds", type=int, help="with --table: trainings of each table (default 1)"),
     settings=True,
@@ -131,7 +131,7 @@ def _cost(given: argparse.Namespace) -> int | None:
 
 
 @command(
-    "the item tokenizer's report cards over seeds, with and without the probe",
+    "make the item tokenizer's report cards over seeds, with and without the probe",
     *STUDY,
     option("--seeds", type=int, default=5, help="fits of each tokenizer (default 5)"),
     settings=True,
@@ -143,11 +143,11 @@ def _ids(given: argparse.Namespace) -> None:
 
 
 @command(
-    "what the second stage of a model is made of: fitted anew without each group of features",
+    "fit the second stage of a model without each group of features",
     option("--model", help="name of the model; the page has all models with records"),
     *STUDY,
     option("--seeds", type=int, default=1, help="trainings of the model (default 1)"),
-    option("--table-only", action="store_true", help="make page and figure again from the records"),
+    option("--table-only", action="store_true", help="only rewrite page and figure from the records"),
     settings=True,
 )
 def _second_stage(given: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ SHOWN = 20  # lists of so many users are read on the screen; more of them are fo
 
 
 @command(
-    "recommend items after histories or to users, from a run's folder",
+    "recommend items for histories or users, from a run's folder",
     option("folder", help="folder of a finished run, such as saved/BBQRec-ml-100k-2020-..."),
     option(
         "--history",
@@ -21,12 +21,12 @@ SHOWN = 20  # lists of so many users are read on the screen; more of them are fo
         metavar="ITEM,ITEM",
         help="tokens or words of titles in time order, separated by commas; may be given several times",
     ),
-    option("--users", metavar="USER,USER", help="users of the run's data set, or all; all that they did is read"),
+    option("--users", metavar="USER,USER", help="users of the run's data set, or all; their whole histories are read"),
     option("-k", type=int, default=10, help="number of items (default 10)"),
     option("--allow", type=Path, metavar="FILE", help="items to choose from, one token a line"),
     option("--deny", type=Path, metavar="FILE", help="items to leave out, one token a line"),
-    option("--keep-seen", action="store_true", help="leave in what is in the history already"),
-    option("--explain", action="store_true", help="also show what spoke for each item"),
+    option("--keep-seen", action="store_true", help="keep items that are already in the history"),
+    option("--explain", action="store_true", help="also show the main reason for each item"),
     option("--out", type=Path, metavar="FILE", help="with --users: table to write, .csv or .parquet"),
     option("--data_path", type=Path, metavar="FOLDER", help="with --users: folder of data sets (default: the run's)"),
 )
@@ -64,7 +64,7 @@ def _recommend(given: argparse.Namespace) -> None:
         raise InputError(f"--users: {len(histories)} users, at most {SHOWN} are shown; --out=lists.csv writes a table")
     found = bundle.recommend(histories.values(), given.k, not given.keep_seen, allow, deny, given.explain)
     titled = any(bundle.titles)
-    header = ["rank", "item", *["title"] * titled, "score", *(("for it spoke", "by") if given.explain else ())]
+    header = ["rank", "item", *["title"] * titled, "score", *(("reason", "because of") if given.explain else ())]
     for name, result in zip(histories, found, strict=True):
         items, scores, unknown = result
         ignored = f" (unknown, ignored: {', '.join(unknown)})" if unknown else ""
@@ -116,7 +116,7 @@ def _items(given: argparse.Namespace) -> None:
 
 
 @command(
-    "answer requests for recommendations over HTTP, with a page to try them on",
+    "serve recommendations over HTTP, with a demo page",
     option("folder", help="folder of a finished run, such as saved/BBQRec-ml-100k-2020-..."),
     option("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine alone)"),
     option("--port", type=int, default=8000, help="port to listen on (default 8000)"),
@@ -126,9 +126,9 @@ def _items(given: argparse.Namespace) -> None:
         metavar="FILE|URL",
         help="users' histories: an SQLite file (default: <folder's name>.events.sqlite) or postgresql://user@host/name",
     ),
-    option("--api-key", help="what requests send as X-API-Key (default: $BBQREC_API_KEY, else none)"),
-    option("--rate", type=float, default=200, help="requests a second of one client (default 200; 0 = any number)"),
-    option("--index", choices=("faiss",), help="find items by an index, for catalogues beyond a million"),
+    option("--api-key", help="key that requests send as X-API-Key (default: $BBQREC_API_KEY, else none)"),
+    option("--rate", type=float, default=200, help="requests per second and client (default 200; 0 = no limit)"),
+    option("--index", choices=("faiss",), help="find items with an index, for catalogues beyond a million items"),
 )
 def _serve(given: argparse.Namespace) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: workers are the parallel part
@@ -140,7 +140,7 @@ def _serve(given: argparse.Namespace) -> None:
 
 
 @command(
-    "a run's model for other runtimes: an ONNX encoder of histories, item vectors, and what to do with them",
+    "export a run's model for other runtimes: an ONNX encoder of histories, item vectors, and instructions",
     option("folder", help="folder of a finished run"),
     option("--format", choices=("onnx",), default="onnx", help="form of the encoder (default onnx)"),
     option("--out", type=Path, required=True, metavar="FOLDER", help="new folder to write"),
@@ -154,9 +154,9 @@ def _export(given: argparse.Namespace) -> None:
 
 
 @command(
-    "put a finished run on the Hugging Face hub, with a model card, for load_bundle('hf://org/name')",
+    "upload a finished run to the Hugging Face hub, with a model card, for load_bundle('hf://org/name')",
     option("folder", type=Path, help="folder of a finished run"),
-    option("repo", metavar="ORG/NAME", help="repository; it is made where there is none"),
+    option("repo", metavar="ORG/NAME", help="repository; it is created if missing"),
     option("--private", action="store_true", help="make the repository private"),
     option("--endpoint", metavar="URL", help="another hub than huggingface.co"),
     RESULTS,

@@ -65,11 +65,11 @@ def result_table(record: dict[str, Any]) -> str:
         f"seconds: {times}",
     ]
     if epochs["hit_cap"] and on_all:
-        lines.append("* validation, which decided on the epochs, was cut short by their cap; raise epochs")
+        lines.append("* the ordinary run, which chose the number of epochs, ended at its cap; raise epochs")
     elif epochs["hit_cap"]:
         lines.append("* training ended at the cap on epochs, not by early stopping; raise epochs to judge the model")
     if among:
-        lines.append("among sampled items metrics are higher than among all, and may put models in another order")
+        lines.append("metrics among sampled items are higher than among all, and may rank models differently")
     if on_all:
         lines.append("no metrics: trained on all interactions (train_on), so nothing is left to judge this model on")
     elif "valid" not in record["metrics"]:
@@ -79,10 +79,10 @@ def result_table(record: dict[str, Any]) -> str:
     is_sequential = "SEQUENTIAL" in str(record["settings"].get("MODEL_TYPE"))
     if is_sequential and shares_of_time(record["settings"].get("eval_args", {})):
         lines.append(
-            "split by time over all users: a target has all before it as history, earlier ones of its part too"
+            "split by time over all users: a target's history is all before it, earlier targets of its part too"
         )
     if "test" not in record["metrics"] and not on_all:
-        lines.append("test is looked at last: add --final to judge it")
+        lines.append("test is not evaluated yet; add --final")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Why the second stage by trees ranks an item where it does, in words: what spoke for it most, and which item said so.
+"""Why the trees of the second stage rank an item where they do: the main reason in words, and where it comes from.
 
 Shapes: B histories, k items of each (0 = none), J items of the history from the last one backwards, n items to explain,
 F features, G groups of features that share their words.
@@ -33,15 +33,15 @@ OF_NO_ITEM = ("popularity", "popularity_of_last", "id_log_p")
 
 
 class Reason(NamedTuple):
-    """What spoke for an item most.
+    """The main reason for an item.
 
     Attributes
     ----------
-    item : token of the history's item that said so; none for what no single item says, such as the model's own score.
+    item : token of the history's item that it comes from; `None` if no single item is the source.
     signal : in words, see `WORDS`.
-    share : its part, from 0 to 1, of all that spoke for the item: Shapley values of the trees (`Trees.contributions`),
-        those of the signal's features added up, over the sum of all that are positive. 1 where the model's own score
-        alone ranks the item, which is no candidate of the second stage; 0 where nothing spoke for it.
+    share : its share of all reasons, from 0 to 1: Shapley values of the trees (`Trees.contributions`), those of the
+        signal's features added up, over the sum of all positive ones. 1 if the model's own score alone ranks the item,
+        which is then not a candidate of the second stage; 0 if nothing speaks for it.
     """
 
     item: str | None

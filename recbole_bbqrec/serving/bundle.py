@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Recommendation(NamedTuple):
-    """Items for one history, best first, with their scores; `unknown` are tokens given that the model has never met."""
+    """Items for one history, best first, with their scores; `unknown` are given tokens not in the catalogue."""
 
     items: list[str]
     scores: list[float]
@@ -41,7 +41,7 @@ class Recommendation(NamedTuple):
 
 
 class Explained(Recommendation):
-    """As `Recommendation`, which unpacks to the same three, with `reasons`, one for each item."""
+    """A `Recommendation`, which unpacks to the same three values, with `reasons`, one for each item."""
 
     reasons: list[Reason]
 
@@ -54,13 +54,13 @@ class _Settings(dict[str, Any]):
 
 
 class Bundle(ItemLookup):
-    """A trained model with its catalogue; what is asked of items alone is in `ItemLookup`.
+    """A trained model with its catalogue, to recommend without the data set; `ItemLookup` has the methods on items.
 
     Attributes
     ----------
     model : the trained model, in evaluation mode.
     settings : the run's settings; `device` is where the bundle computes.
-    generation : 0 as trained, and one more each time that items were added.
+    generation : 0 after training, one more each time that items are added.
     """
 
     def __init__(
@@ -83,13 +83,13 @@ class Bundle(ItemLookup):
         super().__init__(catalogue, items or Items(trained), added or Items(catalogue.tokens[len(trained) :]))
 
     def use_index(self, kind: str = "faiss") -> "Bundle":
-        """Find items by a nearest-neighbour index from now on, see `index`; return the bundle itself.
+        """Find items with a nearest-neighbour index from now on, see `index`; return the bundle itself.
 
-        The exact search stays for `allow`, `scores`, and lists that the index cannot fill.
+        The exact search is still used for `allow`, `scores`, and lists that the index cannot fill.
 
         Raises
         ------
-        InputError : the scores are no dot products, the bundle has a second stage, or faiss is not installed.
+        InputError : the scores are not dot products, the bundle has a second stage, or faiss is not installed.
         """
         if kind != "faiss":
             raise InputError(f"index: found {kind!r}, expected 'faiss'; without an index the search is exact")
@@ -110,20 +110,20 @@ class Bundle(ItemLookup):
     ) -> list[Recommendation]:
         """Recommend `k` items after each history.
 
-        Item tokens may be given as the whole numbers that spell them, as tables have them; they come back as texts.
+        Item tokens may be given as whole numbers, as tables have them; they are returned as text.
 
         Parameters
         ----------
         histories : iterables of item tokens in time order, such as a list of lists, or the column that
             `frame.groupby("user_id")["item_id"].apply(list)` makes. The model reads as many of the last items as it was
             trained for.
-        k : number of items; fewer come back only where the catalogue or `allow` has no more, or a beam has found no
-            more. None is for all items of `allow`.
-        exclude_seen : leave out every item of the history, also those before the part the model reads.
+        k : number of items; fewer are returned only if the catalogue, `allow` or a beam search has no more. `None`
+            returns all items of `allow`.
+        exclude_seen : leave out every item of the history, also those before the part that the model reads.
         allow : item tokens to choose from: a list for all histories, or a list of lists, one for each history. All of
-            them are scored, also what a beam search would not have found.
-        deny : item tokens to leave out, given like those of `allow`, and stronger than it.
-        explain : also say of each item what spoke for it most, see `explain`: the results are `Explained`.
+            them are scored, even those that a beam search would not find.
+        deny : item tokens to leave out, in the same form; overrides `allow`.
+        explain : also give the main reason for each item, see `explain`: the results are `Explained`.
 
         Returns
         -------
@@ -131,7 +131,7 @@ class Bundle(ItemLookup):
 
         Raises
         ------
-        InputError : what was given is something else.
+        InputError : an argument has another form.
 
         Examples
         --------
@@ -193,13 +193,13 @@ class Bundle(ItemLookup):
         Parameters
         ----------
         histories : as in `recommend`.
-        items : item tokens; none = the whole catalogue.
+        items : item tokens; `None` for the whole catalogue.
 
         Returns
         -------
         [B, N - 1] in the order of `item_tokens` without padding, or [B, m] in that of `items`, float32. Minus infinity
-        is for what has no score: unknown items, what a beam search over the whole catalogue has not found, and all that
-        comes after a history without any known item. `items` are scored exactly, without a search.
+        marks items without a score: unknown ones, those that a beam search over the whole catalogue has not found, and
+        all items after a history without any known item. `items` are scored exactly, without a search.
         """
         known, unknown = self._known(histories_of(histories, self._ids))
         tokens = self.item_tokens[1:] if items is None else tokens_of(items, self._ids, "items")
@@ -217,14 +217,13 @@ class Bundle(ItemLookup):
 
         Parameters
         ----------
-        frame : a row for each thing that a user did, with columns of users, items and, where there are any, times,
-            called as in the run (`user_id`, `item_id`, `timestamp`) or user, item, time. Without times, rows are in
-            order.
+        frame : a row for each interaction, with columns of users, items and, optionally, times, named as in the run
+            (`user_id`, `item_id`, `timestamp`) or user, item, time. Without times, rows are in order.
         k, how : as in `recommend`.
 
         Returns
         -------
-        A row for each item recommended: user, rank (from 1), item, title, score.
+        A row for each recommended item: user, rank (from 1), item, title, score.
         """
         return frames.recommend_frame(self, frame, k, **how)
 
@@ -240,12 +239,12 @@ class Bundle(ItemLookup):
         Parameters
         ----------
         new, encoded : as in `Catalogue.grown`.
-        items : what people read of all items that training does not know; none = nothing of the new ones.
-        generation : of the items; none = as this bundle's.
+        items : titles and texts of all items that training does not know; `None` if the new ones have none.
+        generation : number of the items' generation; `None` for this bundle's.
 
         Raises
         ------
-        InputError : too little is known of the items; the model decodes IDs, and one is taken; the model is RecBole's.
+        InputError : too little is known of the items, an ID is taken already, or the model is RecBole's.
         """
         if self.settings["model"] not in registry.MODELS:
             raise InputError(
@@ -258,7 +257,7 @@ class Bundle(ItemLookup):
         return Bundle(self.folder, self.settings, self.catalogue.grown(new, encoded), self._items, added, number)
 
     def add_items(self, given: Any) -> "Bundle":
-        """Add new items, without training: the next generation, which the folder has from now on.
+        """Add new items, without training, as the next generation of the folder.
 
         Parameters
         ----------
@@ -266,11 +265,11 @@ class Bundle(ItemLookup):
 
         Returns
         -------
-        The bundle that knows them. This one stays as it is.
+        A new bundle with these items. This one does not change.
 
         Raises
         ------
-        InputError : what `new_items.read` or `grown` refuse, or the folder cannot be written; nothing has changed then.
+        InputError : `new_items.read` or `grown` refuses them, or the folder cannot be written. Nothing is changed then.
         """
         with generations.writing(self.folder):
             newest = generations.newest(self.folder)
@@ -302,7 +301,7 @@ def warn_of_unknown(tokens: Iterable[str]) -> None:
 
 
 def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
-    """Load the folder that a finished run left (the run's log and record name it), its newest generation of items.
+    """Load the folder of a finished run (its log and record name it), with its newest generation of items.
 
     Parameters
     ----------
@@ -311,7 +310,7 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
 
     Raises
     ------
-    InputError : the folder is no bundle, is damaged, or its model cannot work without the data set.
+    InputError : the folder is not a bundle, is damaged, or its model needs the data set.
     """
     if from_hub := str(path).startswith(SCHEME):
         from .hub import fetch

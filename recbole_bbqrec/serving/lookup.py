@@ -1,4 +1,4 @@
-"""What a bundle says of its items, without any history: by words, by likeness, as tables.
+"""Items of a bundle, without any history: search by words, similar items, tables.
 
 Shapes: N items (row 0 = padding), H width of vectors.
 """
@@ -23,13 +23,13 @@ from .search import TitleIndex
 
 
 class ItemLookup:
-    """Items of a catalogue, those of training and those that were added.
+    """Items of a catalogue, of training and added ones.
 
     Attributes
     ----------
     catalogue : the items, with their features and semantic IDs.
     item_tokens : tokens by item id, `[PAD]` first.
-    titles : titles by item id, "" where the data set has none.
+    titles : titles by item id, "" if the data set has none.
     """
 
     model: Any
@@ -42,20 +42,20 @@ class ItemLookup:
         self.titles = items.titles + added.titles
 
     def item_id(self, token: Any) -> int:
-        """Row of an item in the catalogue; an unknown token is an `InputError`."""
+        """Return the row of an item in the catalogue; an unknown token is an `InputError`."""
         (name,) = tokens_of([token], self._ids, "item")
         if name not in self._ids:
             raise InputError(f"item: found {name!r}, expected a known token; find(words) looks items up")
         return self._ids[name]
 
     def title(self, token: Any) -> str:
-        """Title of an item, "" where it has none."""
+        """Return the title of an item, "" if it has none."""
         return self.titles[self.item_id(token)]
 
     def find(self, words: str, limit: int = 20) -> list[str]:
-        """Return tokens of items whose titles hold all the words, each whole or as the beginning of one.
+        """Return tokens of items whose titles have all the words, whole or as beginnings of words.
 
-        An item whose token the words are comes first.
+        If the words are the token of an item, it comes first.
         """
         found = [self.item_tokens[item] for item in self._index.find(words, limit)]
         if (token := words.strip()) in self._ids:
@@ -67,7 +67,7 @@ class ItemLookup:
         return TitleIndex(self.item_tokens, self.titles)
 
     def image_file(self, token: Any) -> Path | None:
-        """Return the file of an item's image where it is still there."""
+        """Return the file of an item's image, if it still exists."""
         name = self.item_tokens[self.item_id(token)]
         return self._added.image_file(name) or self._items.image_file(name)
 
@@ -80,7 +80,7 @@ class ItemLookup:
         return torch.nonzero((one == two) & (one >= 0)).flatten().tolist()
 
     def similar_items(self, token: Any, k: int = 10) -> list[tuple[str, float]]:
-        """Return the `k` items whose vectors have the largest cosines to that of an item, and these; see `vectors`."""
+        """Return the `k` items with the largest cosines to the vector of an item, with these; see `vectors`."""
         item, rows = self.item_id(token), self._unit_rows
         cosines = rows @ rows[item]
         cosines[[0, item]] = -torch.inf
@@ -89,9 +89,9 @@ class ItemLookup:
 
     @functools.cached_property
     def vectors(self) -> torch.Tensor:
-        """What the model knows each item by, float32 [N, H], row 0 zero.
+        """The items' vectors in the model, float32 [N, H], row 0 zero.
 
-        Rows of BBQRec's item table; of RecBole's models, their item embedding; of a model that has neither, features.
+        They are rows of BBQRec's item table, or item embeddings of RecBole's models, or else features.
         """
         table, n_items = getattr(self._scorer.shared, "rows", None), len(self.item_tokens)
         embedding, content = getattr(self.model, "item_embedding", None), self.catalogue.content
@@ -122,7 +122,7 @@ class ItemLookup:
         return self._by_item(ids.codes.numpy(), "c")
 
     def item_texts(self) -> pd.DataFrame:
-        """Return a table with a row for each item: all that the data set's .item file says of it, the title first."""
+        """Return a table with a row for each item: all columns of the data set's .item file, the title first."""
         items = self._items.joined(self._added)
         frame = pd.DataFrame(items.columns, index=pd.Index(items.tokens, name="item")).iloc[1:]
         return frame[[name for name in (items.title, *frame.columns.drop(items.title, errors="ignore")) if name]]

@@ -44,9 +44,9 @@ class Encoded(NamedTuple):
 
     Attributes
     ----------
-    codes : [n, P] code at every position, -1 where the signal is missing. An item without any signal has codes in the
-        last chain all the same, those of a zero vector: a number to know it by, with no meaning.
-    vectors : [S, n, D] quantised vector of each signal, the one its codes stand for; zero where it is missing.
+    codes : [n, P] code at every position, -1 where the signal is missing. An item without any signal has the codes of
+        a zero vector in the last signal: they identify it and have no meaning.
+    vectors : [S, n, D] quantised vector of each signal; zero where it is missing.
     present : [S, n] whether the item has the signal.
     """
 
@@ -57,30 +57,30 @@ class Encoded(NamedTuple):
 
 @dataclass(eq=False, kw_only=True)
 class ItemTokenizer(abc.ABC):
-    """Item features and training sequences in, one unique semantic ID per item out.
+    """Turns item features and training sequences into one unique semantic ID per item.
 
-    A tokenizer adds its own arguments, sets `name`, and says how to build, train and read its network.
+    A subclass adds its own arguments, sets `name`, and builds, trains and reads its network.
 
     Parameters
     ----------
-    levels, codebook_size : L codes for each signal, K codes per codebook. K shrinks where there are fewer than K items.
-    seed : source of every random draw; same inputs and seed give the same codes on one machine.
-    device, progress : where to compute, and whether to show a bar.
-    in_order : whether the order of a sequence says something. Otherwise it is a set of items of one user.
+    levels, codebook_size : L codes for each signal, K codes per codebook. K is reduced if there are fewer than K items.
+    seed : source of every random draw; the same inputs and seed give the same codes on one machine.
+    device, progress : where to compute, and whether to show a progress bar.
+    in_order : whether the order of a sequence matters. Otherwise it is a set of items of one user.
 
     Attributes
     ----------
-    codes_, vectors_, present_ : IDs of the N items of `fit`, each its own; see `Encoded`.
-    codebooks_ : [L, K, D], or [P, K, D] where every signal has its own: position p has `p % len(codebooks_)`.
+    codes_, vectors_, present_ : unique IDs of the N items of `fit`; see `Encoded`.
+    codebooks_ : [L, K, D], or [P, K, D] if every signal has its own; position p uses `p % len(codebooks_)`.
     signals_ : names of the S signals.
     n_moved_ : items moved to another ID because theirs was taken.
-    collisions_before_, utilisation_, perplexity_ : before that, the latter two per position; see `measures`.
-    quantisation_error_ : share of each signal's squared length that its codes leave over, before that.
+    collisions_before_, utilisation_, perplexity_ : before the moves, the latter two per position; see `measures`.
+    quantisation_error_ : share of each signal's squared length that its codes lose, before the moves.
     losses_ : objective -> its mean over every hundredth part of training.
     network_ : the trained network.
     statistics_ : modality -> mean and standard deviation per dimension, [2, D_m].
-    seconds_, peak_memory_mib_ : time `fit` took, and largest growth of the process's resident memory meanwhile; none
-        where the system cannot tell, see `memory.PeakMemory`. Memory of a GPU is not in it.
+    seconds_, peak_memory_mib_ : time that `fit` took, and largest growth of the process's resident memory meanwhile;
+        `None` if the system cannot tell, see `memory.PeakMemory`. GPU memory is not included.
     """
 
     name: ClassVar[str]
@@ -94,7 +94,7 @@ class ItemTokenizer(abc.ABC):
 
     @property
     def behaviour(self) -> str:
-        """What of the sequences is learned from: their `order`, or the `sets` of items that users have."""
+        """What is learned from the sequences: their `order`, or only `sets` of a user's items."""
         return "order" if self.in_order else "sets"
 
     def get_params(self) -> dict[str, Any]:
@@ -108,15 +108,15 @@ class ItemTokenizer(abc.ABC):
 
         Parameters
         ----------
-        features : modality -> [N, D_m]; may be empty where the tokenizer has an ID signal. Rows of missing items do not
-            count.
-        present : modality -> [N] which items have it.
-        sequences : training part of every user's sequence, as a list or as `(offsets, items)`. Nothing else may be in
-            them: all behaviour the codes know comes from here.
+        features : modality -> [N, D_m]; may be empty if the tokenizer has an ID signal. Rows of missing items are
+            ignored.
+        present : modality -> mask [N] of the items that have it.
+        sequences : training part of every user's sequence, as a list or as `(offsets, items)`. Do not pass held-out
+            interactions: all that the codes know of behaviour comes from here.
 
         Raises
         ------
-        InputError : arguments that do not fit each other, or too few codes for N different IDs.
+        InputError : arguments that do not match, or too few codes for N different IDs.
         """
         started, memory = time.perf_counter(), PeakMemory()
         for name, value in self.get_params().items():
@@ -146,13 +146,12 @@ class ItemTokenizer(abc.ABC):
         unique: bool = False,
         taken: torch.Tensor | None = None,
     ) -> Encoded:
-        """Give IDs to items that were not there at `fit`, from their features alone.
+        """Give IDs to new items, from their features alone.
 
-        They have no row in the item table. Their ID signal, where there is one, is predicted from their behaviour
-        embeddings by a ridge regression over the known items: about the mean ID signal where an item has no modality at
-        all. Two new items, or a new and a known one, may share an ID. Where they are to be `unique`, new items take the
-        nearest free IDs, as in `fit`; known items keep theirs, and so do earlier new ones, whose codes [n, P] are
-        `taken`.
+        They have no row in the item table. Their ID signal, if there is one, is predicted from their behaviour
+        embeddings by a ridge regression over the known items. For an item without any modality it is about the mean ID
+        signal. Two new items, or a new and a known one, may share an ID. If `unique`, new items take the nearest free
+        IDs, as in `fit`; known items keep theirs, and so do earlier new ones, whose codes [n, P] are `taken`.
         """
         self._require_fit()
         if not self.statistics_:

@@ -71,9 +71,9 @@ class FeatureTokenizer(ItemTokenizer):
 class RQVAETokenizer(FeatureTokenizer):
     """Semantic IDs of TIGER (Rajput et al. 2023, arXiv 2305.05065): an autoencoder that quantises residuals.
 
-    Without standardising, sentence vectors of unit length collapse it to one code; without restarting dead codes, most
-    of them die. TIGER appends a code to items that collide; here, as with every tokenizer, they move to the nearest
-    free ID, and `n_moved_` counts them.
+    Without standardising, sentence vectors of unit length collapse to one code; without restarts of dead codes, most
+    codes die. TIGER appends a code to items that collide. Here, as with every tokenizer, they move to the nearest free
+    ID, and `n_moved_` counts them.
 
     Parameters
     ----------
@@ -131,13 +131,13 @@ class RQVAETokenizer(FeatureTokenizer):
 
 @dataclass(eq=False, kw_only=True)
 class ResidualKMeansTokenizer(FeatureTokenizer):
-    """k-means of the standardised features, then of what it left over, and so on; no network, no behaviour.
+    """Semantic IDs of residual k-means over standardised features, without a network or behaviour.
 
     Codebook vectors are as wide as the features, and there are no losses.
 
     Parameters
     ----------
-    levels, codebook_size : codes of an ID, and codes per codebook; the latter shrinks where there are fewer items.
+    levels, codebook_size : codes of an ID, and codes per codebook; the latter is reduced if there are fewer items.
 
     Examples
     --------

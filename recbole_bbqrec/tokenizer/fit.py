@@ -1,4 +1,4 @@
-"""Stage 1 with scikit-learn's manners: `fit` on features and training sequences, then `encode`."""
+"""Stage 1 with an interface like scikit-learn's: `fit` on features and training sequences, then `encode`."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,22 +23,23 @@ RECONSTRUCTION_WEIGHT, COMMITMENT_WEIGHT = 0.1, 1.0
 
 @dataclass(eq=False, kw_only=True)
 class BehaviorBindTokenizer(ItemTokenizer):
-    """Behaviour-bound semantic IDs (paper: behaviour-semantic alignment and dual-aligned quantisation).
+    """Semantic IDs bound to behaviour (paper: behaviour-semantic alignment and dual-aligned quantisation).
 
-    Signals are the modalities, then `id`; only `fused` in mode fused. More arguments, and what `fit` learns, are listed
-    at `ItemTokenizer`.
+    Signals are the modalities, then `id`; in mode `fused` the only signal is `fused`. `ItemTokenizer` lists further
+    arguments and what `fit` learns.
 
     Parameters
     ----------
     mode : how signals share an ID: `chained`, `concat` or `fused`; see `BehaviorBind`.
     levels, code_dim : L and D.
-    use_id : whether items have the ID signal. Without it, collisions are resolved in the last signal an item has, and
-        one that has none at all gets a number in the last chain.
+    use_id : whether items have the ID signal. Without it, collisions are resolved in the last signal that an item has;
+        an item without any signal gets a unique number in the last one.
     shared_codebook : one set of L codebooks for all signals, or one for each.
-    epochs : passes over the training sequences, but at least `min_steps` batches; more over-fit the item table.
+    epochs : passes over the training sequences, but at least `min_steps` batches; more epochs over-fit the item table.
     learning_rate : of AdamW; larger ones (Adagrad 0.4) collapse the codes.
-    independence_weight : weight of what a probe predicts of the behaviour part from the specific part; 0: no probe.
-    sequence_contrast_weight, cross_contrast_weight : weights of these objectives, see `losses`; 0 switches off.
+    independence_weight : weight of the variance of the behaviour part that a probe predicts from the specific part;
+        0: no probe.
+    sequence_contrast_weight, cross_contrast_weight : weights of these objectives, see `losses`; 0 switches them off.
 
     Examples
     --------

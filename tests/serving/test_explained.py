@@ -301,7 +301,7 @@ def test_the_command_line_shows_reasons(folders, capsys, tmp_path):
     folder = str(folders["SASRecPlusFT"])
     assert cli.main(["recommend", folder, "--history=i01,i02,i03", "-k", "3", "--explain"]) == 0
     shown = capsys.readouterr().out
-    assert "for it spoke" in shown and "%)" in shown
+    assert "because of" in shown and "%)" in shown
     assert cli.main(["recommend", folder, "--users=all", "--explain", f"--out={tmp_path / 'x.csv'}"]) == 2
     assert capsys.readouterr().err.startswith("error: --explain: goes with lists on the screen, not with --out")
     assert json.loads((folders["SASRecPlusFT"] / "bundle.json").read_text())["format"] == storage.FORMAT

@@ -30,7 +30,7 @@ class RecommendRequest(_Strict):
     exclude_seen: Annotated[bool, Field(description="leave out the items of the history")] = True
     allow: Annotated[list[Token], Field(max_length=MAX_CHOICE, description="choose from these alone")] | None = None
     deny: Annotated[list[Token], Field(max_length=MAX_CHOICE, description="choose none of these")] | None = None
-    explain: Annotated[bool, Field(description="say of each item what spoke for it")] = False
+    explain: Annotated[bool, Field(description="add the main reason for each item")] = False
 
 
 class EventModel(_Strict):
@@ -39,7 +39,7 @@ class EventModel(_Strict):
     user: Token
     item: Token
     time: Annotated[
-        float | None, Field(ge=0, le=LATEST_TIME, allow_inf_nan=False, description="seconds since 1970; none is now")
+        float | None, Field(ge=0, le=LATEST_TIME, allow_inf_nan=False, description="seconds since 1970; default: now")
     ] = None
 
 
@@ -88,7 +88,7 @@ class Named(BaseModel):
 
 
 class Why(BaseModel):
-    """What spoke for an item most: `signal` in words, its `share` of all that spoke for it, and which item said so.
+    """The main reason for an item: `signal` in words, its `share` of all reasons, and the item that it comes from.
 
     `shared_codes` are the positions at which both items have the same code.
     """
