@@ -330,7 +330,7 @@ def _check_data_path(config: Config) -> None:
     known = {known.lower(): known for known in (*public_sets(), "ml-100k", *there)}
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.8)
     meant = bool(near) and name not in known.values()
-    found = f"did you mean {known[near[0]]}?" if meant else f"found there: {', '.join(there) or 'no data set'}"
+    found = f"did you mean {known[near[0]]}" if meant else f"found there: {', '.join(there) or 'no data set'}"
     if split := [path.name for path in sorted(folder.glob(f"{name}.*.inter"))]:
         found = f"found {', '.join(split)}, which need {EXAMPLE}"
     how = "" if public_source(name) else " --from interactions.csv"

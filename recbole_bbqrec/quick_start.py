@@ -94,6 +94,8 @@ def _strings(value: Any) -> set[str]:
 
 def run(arguments: Sequence[str] = (), config_dict: dict[str, Any] | None = None) -> dict[str, Any]:
     """Train and judge one model on one data set, print its table and return its record; see `execute`."""
+    if isinstance(arguments, str):
+        raise InputError("run: found a text, expected a list, such as run(['--model=BBQRec', '--dataset=ml-100k'])")
     return execute(arguments, config_dict)[0]
 
 

@@ -96,7 +96,7 @@ def test_exit_codes(monkeypatch, capsys):
         assert cli.main(given) == 2 and "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("given", [[], ["ablation"], ["ablate"], ["cost", "--dataset=x", "--users=few"]])
+@pytest.mark.parametrize("given", [["ablate"], ["cost", "--dataset=x", "--users=few"]])
 def test_wrong_usage_ends_with_code_2(given, capsys):
     with pytest.raises(SystemExit) as error:
         cli.main(given)
@@ -107,6 +107,19 @@ def test_mistakes_in_settings_are_one_line(tmp_path, capsys):
     assert cli.main(["ablate", "--dataset=nowhere", f"--data_path={tmp_path}"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --dataset=nowhere: no file") and error.count("\n") == 1
+
+
+def test_a_mistyped_command_is_told_the_nearest_and_none_is_helped(capsys):
+    assert cli.main(["trian"]) == 2
+    assert capsys.readouterr().err == "error: trian: no such command; did you mean train; bbqrec --help lists them\n"
+    assert cli.main(["xyzzy"]) == 2
+    assert capsys.readouterr().err == "error: xyzzy: no such command; bbqrec --help lists them\n"
+    assert cli.main([]) == 0 and "bbqrec [-h]" in capsys.readouterr().out
+
+
+def test_settings_of_a_run_in_python_are_a_list():
+    with pytest.raises(InputError, match="run: found a text, expected a list, such as"):
+        recbole_bbqrec.run("--model=BBQRec")
 
 
 @pytest.mark.parametrize("command", COMMANDS.choices)

@@ -1,5 +1,6 @@
 """The command lines: `bbqrec train`, which `run_recbole_bbqrec.py` is too, and what stands around a run."""
 
+import difflib
 import os
 import sys
 import traceback
@@ -10,7 +11,7 @@ from ..training.allocation import keep_freed_memory
 
 # The order of these imports is that of the commands in the help.
 from . import data, train, studies, use  # noqa: F401  # isort: skip
-from .parser import PARSER  # isort: skip
+from .parser import COMMANDS, PARSER  # isort: skip
 
 SHARED = "give the command several times without it, and each takes runs that no other has taken"
 
@@ -20,6 +21,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["train"] and not {"-h", "--help"} & set(arguments):
         return run(arguments[1:])  # settings alone, with the short options of RecBole's scripts
+    if not arguments:
+        PARSER.print_help()
+        return 0
+    if (name := arguments[0]) not in COMMANDS.choices and not name.startswith("-"):
+        near = difflib.get_close_matches(name, COMMANDS.choices, n=1)
+        meant = f"did you mean {near[0]}; " if near else ""
+        print(f"error: {name}: no such command; {meant}bbqrec --help lists them", file=sys.stderr)
+        return 2
     given, settings = PARSER.parse_known_args(arguments)
     given.settings = settings
 

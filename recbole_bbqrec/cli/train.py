@@ -2,7 +2,7 @@
 
 import argparse
 
-from .parser import command
+from .parser import COMMANDS, command
 
 NOTE = """
 Example: bbqrec train --model=BBQRec --dataset=ml-100k. Nearly all of RecBole's models run the same way (-m SASRec -d
@@ -20,3 +20,6 @@ def _train(given: argparse.Namespace) -> int:
     from . import run
 
     return run([*given.settings, *["--debug"] * given.debug])
+
+
+COMMANDS.choices["train"].usage = "bbqrec train --model=NAME --dataset=NAME [--key=value ...]"

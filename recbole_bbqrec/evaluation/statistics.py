@@ -148,8 +148,9 @@ class PairedValues:
         return float(self._values[row].mean())
 
     def estimate(self, row: str) -> Estimate:
-        """`mean` with its interval."""
-        return self._interval({row: 1.0}, self.mean(row))
+        """`mean` with its interval, which ends at 0 where no value is below it."""
+        found = self._interval({row: 1.0}, self.mean(row))
+        return {**found, "low": max(found["low"], 0.0)} if (self._values[row] >= 0).all() else found
 
     def difference(self, row: str, reference: str) -> Estimate:
         """Difference of two rows' means, each over all of its own seeds."""

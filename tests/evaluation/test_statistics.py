@@ -220,3 +220,12 @@ def test_other_users_and_a_single_one_are_errors():
         PairedValues(other_rows)
     with pytest.raises(InputError, match="full, seed 1: found 1 user, expected at least 2"):
         PairedValues({"full": {1: (np.zeros(3), np.ones(3))}})
+
+
+def test_an_interval_of_a_metric_does_not_go_below_zero():
+    users = np.arange(6)
+    few = {seed: (users, np.eye(6)[seed]) for seed in range(2)}
+    low = PairedValues({"a": few}).estimate("a")["low"]
+    signed = {seed: (users, values - 0.5) for seed, (_, values) in few.items()}
+    found = PairedValues({"a": signed}).estimate("a")
+    assert low == 0.0 and found["low"] < -0.5 and found["low"] == pytest.approx(2 * found["mean"] - found["high"])
