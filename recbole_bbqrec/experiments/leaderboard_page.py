@@ -32,7 +32,7 @@ def write(dataset: str, results: Path = Path("results"), *shown: Any, **more: An
     `leaderboard.content`; of another split than leave-one-out its name stands behind that of the data set.
     """
     found = content(dataset, records.folder_of(results, dataset), *shown, **more)
-    name = "-".join(filter(None, (dataset, found.get("of_split"), found.get("mode"))))
+    name = _name_of(found)
     page, tex = pages(found)
     panels = {short(metric): {row["model"]: row["masked"][metric] for row in found["rows"]} for metric in TESTED}
     title = "-".join(filter(None, (dataset, found.get("of_split"))))
@@ -43,6 +43,11 @@ def write(dataset: str, results: Path = Path("results"), *shown: Any, **more: An
     tables.write(results, name, found, files)
     overview.write(results)
     return page
+
+
+def _name_of(content: Mapping[str, Any]) -> str:
+    """Name of the files of a page."""
+    return "-".join(filter(None, (content["dataset"], content.get("of_split"), content.get("mode"))))
 
 
 def pages(content: Mapping[str, Any]) -> tuple[str, str]:
@@ -68,7 +73,7 @@ def pages(content: Mapping[str, Any]) -> tuple[str, str]:
         "own": own,
         "inline": _inline,
         "yaml": yaml_block,
-        "file": f"{content['dataset']}-{content['mode']}" if "mode" in content else content["dataset"],
+        "file": _name_of(content),
         "has_own_file": (PROPERTIES / "dataset" / f"{content['dataset']}.yaml").is_file(),
     }
     return tables.page("leaderboard.md.jinja", **shown), tables.page("leaderboard.tex.jinja", **shown)

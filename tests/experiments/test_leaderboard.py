@@ -460,7 +460,7 @@ def test_test_is_shown_only_of_records_that_have_it(keep, tmp_path):
     page = leaderboard_page.write("Toy", tmp_path, final=True)
     assert [row[0] for row in table(page, "Test, seen items masked")[1:]] == ["A†"]
     assert [row[0] for row in table(page, "Validation, seen items masked")[1:]] == ["A"]
-    with pytest.raises(InputError, match=r"no record of Nope .* judged on test; run first: python .* --final"):
+    with pytest.raises(InputError, match=r"no record of Nope .* judged on test; run first: bbqrec train .* --final"):
         leaderboard_page.write("Nope", tmp_path, final=True)
 
 
@@ -600,6 +600,7 @@ def test_runs_of_another_split_have_a_page_of_their_own(keep, tmp_path):
     page = leaderboard_page.write("Toy", tmp_path, of_split="TS")
     assert (tmp_path / "Toy.md").read_text() == first == leaderboard_page.write("Toy", tmp_path)
     assert (tmp_path / "Toy-TS.md").read_text() == page and page.startswith("# Toy, split TS\n")
+    assert "](files/Toy-TS.png)" in page and "](files/Toy-TS.csv)" in page and "](files/Toy.png)" in first
     assert [row["model"] for row in content(tmp_path, of_split="TS")["rows"]] == ["A", "B"]
     assert {row["model"] for row in content(tmp_path)["rows"]} == {"A", "B", "C"}
     assert "{'TS': [0.8, 0.1, 0.1]} over all users in order TO" in page and "over all users in order" not in first
