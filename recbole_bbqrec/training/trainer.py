@@ -91,8 +91,8 @@ class ProtocolTrainer(SecondStageFit):
     @contextlib.contextmanager
     def _claimed(self) -> Iterator[None]:
         """Keep other runs out of the folder of this training; an `InputError` where one is at it."""
-        claim: list[claims.Claim | None] = []
-        if not distributed.agreed(lambda: claim.append(claims.take(self.folder.training)) or claim[0]):
+        claim = claims.take(self.folder.training) if distributed.is_main() else None
+        if not distributed.agreed(lambda: claim):
             raise InputError(
                 f"{self.folder.training}: another run of the same command is training there; wait for its end, or give "
                 "--checkpoint_dir another folder"
@@ -100,8 +100,8 @@ class ProtocolTrainer(SecondStageFit):
         try:
             yield
         finally:
-            for own in claim:
-                own.release()  # pyright: ignore[reportOptionalMemberAccess]
+            if claim:
+                claim.release()
 
     def _fit(
         self, train_data: Any, valid_data: Any, verbose: bool, saved: bool, show_progress: bool, callback_fn: Any
