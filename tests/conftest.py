@@ -48,6 +48,11 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--device=cuda: torch finds no GPU here; drop it, the tests run on the CPU then")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest module first: begun last, it would keep one process busy when the others have nothing left to do."""
+    items.sort(key=lambda item: item.path.name != "test_quality.py")
+
+
 def where() -> str:
     """Return the device of the tests, for what is no fixture."""
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -30,8 +30,9 @@ GRACE_SECONDS = 5
 """Time for the requests in flight when the service ends."""
 BACKLOG = 2048
 EXTRA = ("fastapi", "prometheus_client", "sqlalchemy", "uvicorn")
-ORPHAN_SECONDS = 5.0
-"""Time for requests that are on their way to a worker that has died."""
+ORPHAN_SECONDS, LAST_ORPHAN_SECONDS = 5.0, 0.5
+"""Time for requests that are on their way to a worker that has died, and to one when the service ends."""
+ENDING = "the service is shutting down"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -192,7 +193,7 @@ class _Supervisor:
                 held.receive()
         for connection in [connection for connection in self._orphans if connection in ready]:
             del self._orphans[connection]
-            refuse(connection, DIED)
+            refuse(connection, ENDING if self._ending else DIED)
         for connection in [connection for connection, until in self._orphans.items() if time.monotonic() > until]:
             del self._orphans[connection]
             connection.close()
@@ -203,7 +204,8 @@ class _Supervisor:
         del self._workers[worker]
         worker.join()
         answered, without = held.give_up()
-        self._orphans.update(dict.fromkeys(without, time.monotonic() + ORPHAN_SECONDS))
+        patience = LAST_ORPHAN_SECONDS if self._ending else ORPHAN_SECONDS
+        self._orphans.update(dict.fromkeys(without, time.monotonic() + patience))
         multiprocess.mark_process_dead(worker.pid)
         if not self._ending:
             told = f"{answered} of its clients were told to try again"
@@ -215,12 +217,12 @@ class _Supervisor:
         self._ending = True
 
     def _stop(self) -> None:
-        """Let all workers end what they do; kill those that take too long."""
+        """Let all workers end what they do, and refuse what they had not begun; kill those that take too long."""
         self._listening.setblocking(False)
         for worker in self._workers:
             worker.terminate()
         until = time.monotonic() + GRACE_SECONDS + 2
-        while self._workers:
+        while self._workers or self._orphans:
             if time.monotonic() > until:
                 for worker in self._workers:
                     worker.kill()
@@ -233,7 +235,7 @@ class _Supervisor:
         """Answer those who have come when no worker took connections any more."""
         with contextlib.suppress(BlockingIOError):
             while True:
-                refuse(self._listening.accept()[0], "the service is shutting down")
+                refuse(self._listening.accept()[0], ENDING)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
 """What the supervisor holds of a worker's connections; here both sides are one process."""
 
+import multiprocessing
 import socket
 
 import pytest
 
+from recbole_bbqrec.serving.service import server
 from recbole_bbqrec.serving.service.held import ANSWERING, ASKED, DIED, PLACES, Held, plain_answer
 
 
@@ -42,6 +44,22 @@ def test_who_waits_for_an_answer_is_told(pair):
     idle[0].sendall(b"GET")
     assert without[0].recv(1000) == b"GET", "one that is on its way can be answered still"
     without[0].close()
+
+
+def test_a_request_on_its_way_to_the_last_worker_is_refused(pair, monkeypatch, tmp_path):
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    options = server.Options(store="", port=0)
+    worker = multiprocessing.get_context("fork").Process(target=int)
+    worker.start()
+    (client, taken), held = pair(), Held()
+    held.open(taken)
+    taken.close()
+    with server._listen(options) as listening:
+        supervisor = server._Supervisor(None, listening, options)
+        supervisor._workers[worker], supervisor._ending = held, True
+        client.sendall(b"GET")
+        supervisor._stop()
+    assert client.recv(1000) == plain_answer(503, server.ENDING)
 
 
 def test_what_is_closed_is_let_go_and_places_are_used_again(pair):
