@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -72,14 +72,9 @@ def find_columns(
         names = table.names
     if unknown := sorted(set(given) - set(known)):
         raise InputError(f"{path}: there is no field {unknown[0]!r} ({nearest(unknown[0], known)}); correct its name")
-    plain = [_plain_name(name) for name in names]
     used: dict[str, str] = {}
     for field, guesses in known.items():
-        if field in given:
-            found = [name for name in names if name == given[field].strip()]
-        else:
-            key = next((key for key in map(_plain_name, guesses) if key in plain), None)
-            found = [name for name, spelt in zip(names, plain, strict=True) if spelt == key]
+        found = [name for name in names if name == given[field].strip()] if field in given else likely(guesses, names)
         how = f"name the right one with {COLUMN_FLAGS[field]}"
         if len(found) > 1:
             raise InputError(f"{path}: {' and '.join(found)} may both be the {field}; {how}")
@@ -92,6 +87,13 @@ def find_columns(
         if found:
             used[field] = found[0]
     return used, [name for name in names if name and name not in used.values()]
+
+
+def likely(guesses: Iterable[str], names: Sequence[str]) -> list[str]:
+    """Return those of `names` that spell the first of the `guesses` that any of them spells."""
+    plain = [_plain_name(name) for name in names]
+    key = next((key for key in map(_plain_name, guesses) if key in plain), None)
+    return [name for name, spelt in zip(names, plain, strict=True) if spelt == key]
 
 
 def read_reviews(columns: Mapping[str, str], bad: BadRows) -> Iterator[pl.DataFrame]:

@@ -13,11 +13,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..data.feature_sources import as_texts
+from ..data.feature_sources import as_texts, template_of
 from ..errors import InputError
 from ..model.catalogue import PADDING, Catalogue
 from ..preparation import images
 from ..preparation.atomic import nearest
+from ..preparation.tables import ITEM_COLUMNS, likely
 from .calls import tokens_of
 
 IMAGE, VECTORS = "image", "vectors"
@@ -44,6 +45,7 @@ class Rows(NamedTuple):
 def read_rows(given: Any, settings: Any, known: Catalogue) -> Rows:
     """Return the rows of a frame or CSV file, see `new_items.read`, which are of items that `known` has not."""
     table, beside = _table(given)
+    table = _named(table, settings, known)
     tokens = _tokens(table, settings, known)
     return Rows(tokens, _texts(table, settings), _images(table, tokens, beside), _vectors(table, tokens, known))
 
@@ -62,6 +64,19 @@ def _table(given: Any) -> tuple[pd.DataFrame, Path]:
     except (OSError, ValueError) as error:  # of pandas' parser too
         why = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: no table that can be read ({why}); save it as CSV UTF-8 with a header") from error
+
+
+def _named(table: pd.DataFrame, settings: Any, known: Catalogue) -> pd.DataFrame:
+    """Call the columns that a run needs as the run does, where the table has another usual name for one."""
+    needed = {settings["ITEM_ID_FIELD"]: "token"}
+    for name in known.modalities:
+        needed |= {column: column for column in template_of(settings, name).columns}
+    names, called = list(map(str, table.columns)), {}
+    for column, field in needed.items():
+        found = [] if column in names else likely(ITEM_COLUMNS.get(field, ()), names)
+        if len(found) == 1:
+            called[found[0]] = column
+    return table.rename(columns=called)
 
 
 def _tokens(table: pd.DataFrame, settings: Any, known: Catalogue) -> list[str]:

@@ -47,6 +47,18 @@ def test_new_items_are_recommended_read_and_kept(coded):
     assert third.semantic_ids().loc["n1"].tolist() == grown.semantic_ids().loc["n1"].tolist()
 
 
+def test_columns_may_have_other_usual_names(small):
+    usual = small.add_items(NEW)
+    shops = NEW.rename(columns={"item_id": "SKU", "title": "product_name", "brand": "Manufacturer"})
+    shops["SKU"] = ["m1", "m2"]
+    again = usual.add_items(shops)
+    assert (
+        again.item_texts().loc[["m1", "m2"]].to_numpy().tolist()
+        == usual.item_texts().loc[["n1", "7"]].to_numpy().tolist()
+    )
+    assert_same(again.recommend([["m1"]], allow=["i05"]), again.recommend([["n1"]], allow=["i05"]))
+
+
 def test_an_older_bundle_adds_to_what_is_newest(small):
     first = small.add_items(NEW)
     second = small.add_items(NEW.assign(item_id=["m1", "m2"]))  # `small` itself still is as trained
@@ -112,7 +124,8 @@ def test_tables_that_cannot_be_used_are_one_line(small, tmp_path):
             NEW.drop(columns="title"),
             "found no column title, expected the columns of text_fields (title brand)",
         ),
-        (NEW.rename(columns={"item_id": "id"}), "new items: found no column item_id"),
+        (NEW.rename(columns={"item_id": "number"}), "new items: found no column item_id"),
+        (NEW.rename(columns={"item_id": "sku"}).assign(SKU="n"), "new items: found no column item_id"),
         (NEW.iloc[:0], "new items: found no row"),
         ([{"item_id": "n"}], "new items: found list, expected a frame or the path of a CSV file"),
         (tmp_path / "none.csv", "no such file; expected a CSV file"),
