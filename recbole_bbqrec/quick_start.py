@@ -374,6 +374,8 @@ def load_data_and_model(model_file: str | Path, config_dict: dict[str, Any] | No
         raise InputError(
             f"{weights.parent}: this is a training, finished runs of it are {', '.join(finished)}; name one"
         )
+    if not weights.is_file():
+        raise InputError(f"{path}: no folder of a finished run; a run names its folder at its end ('kept in ...')")
     settings, bundle = storage.load(weights, checkpoint.WEIGHTS)[1]["settings"], weights.with_name(BUNDLE)
     if bundle.is_file():  # by which metrics the model was judged last: with others it is not trained anew
         settings = json.loads(bundle.read_text(encoding="utf-8"))["settings"]

@@ -360,6 +360,9 @@ def test_a_training_is_not_taken_for_a_run(tiny, tmp_path):
     for place in (training, training / "weights.safetensors"):
         with pytest.raises(InputError, match=f"this is a training, finished runs of it are {run.name}; name one"):
             quick_start.load_data_and_model(place)
+    for place in (tmp_path / "none", tmp_path / "model.pth"):
+        with pytest.raises(InputError, match=f"{place}: no folder of a finished run"):
+            quick_start.load_data_and_model(place)
     assert quick_start.load_data_and_model(model_file=run / "bundle.json")[1].second_stage is not None
 
 

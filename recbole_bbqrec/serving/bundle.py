@@ -82,6 +82,10 @@ class Bundle(ItemLookup):
         trained = catalogue.tokens[: catalogue.n_trained]
         super().__init__(catalogue, items or Items(trained), added or Items(catalogue.tokens[len(trained) :]))
 
+    def __repr__(self) -> str:
+        model, dataset = self.settings["model"], self.settings["dataset"]
+        return f"<Bundle of {model} on {dataset}: {len(self.item_tokens) - 1} items, {self.folder}>"
+
     def use_index(self, kind: str = "faiss") -> "Bundle":
         """Find items with a nearest-neighbour index from now on, see `index`; return the bundle itself.
 

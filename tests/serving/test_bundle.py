@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, settings, tiny_interactions
+from conftest import N_ITEMS, QUICK, settings, tiny_interactions
 
 import recbole_bbqrec
 from recbole_bbqrec import quick_start, registry
@@ -43,6 +43,7 @@ def test_a_bundle_ranks_as_the_run_did(runs, model, tmp_path):
     moved = tmp_path / "elsewhere"
     shutil.copytree(runs[model]["run_dir"], moved)
     loaded = recbole_bbqrec.load_bundle(moved)
+    assert repr(loaded) == f"<Bundle of {model} on tiny: {N_ITEMS} items, {moved}>"
     users = {}
     for user, item, _ in sorted(tiny_interactions(), key=lambda row: (row[0], row[2])):
         users.setdefault(user, []).append(item)
