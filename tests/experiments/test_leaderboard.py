@@ -374,7 +374,8 @@ def test_headlines_stand_first_whatever_they_are(keep, tmp_path, ours, said):
     keep("BBQRec", ours, settings=both)
     keep("SASRecPlusFT", 3, settings=both)
     keep("A", 1)
-    line, meaning = leaderboard_page.write("Toy", tmp_path).split("\n\n")[1:3]
+    question, line, meaning = leaderboard_page.write("Toy", tmp_path).split("\n\n")[1:4]
+    assert "ranked among all items" in question and question.endswith("p compares it with BBQRec.")
     start = "- **BBQRec** (1 of 5 seeds) minus SASRecPlusFT (1 of 5 seeds), both with a second stage: R@10 +0.0000 ["
     assert line.startswith(start) and f"N@10 {said}" in line and "\n" not in line
     assert "p: the chance of a difference at least this large if both were equally good" in meaning
@@ -386,7 +387,7 @@ def test_fair_pairs_and_their_seeds(keep, tmp_path):
         keep("BBQRec", 1, seed=seed, settings={"candidate_similarity": ["text"]})
     keep("SASRecPlus", 3)
     keep("SASRecPlusFT", 3)
-    lines = leaderboard_page.write("Toy", tmp_path).split("\n\n")[1].splitlines()
+    lines = leaderboard_page.write("Toy", tmp_path).split("\n\n")[2].splitlines()
     assert [line.split(":")[0] for line in lines] == [
         "- **BBQRecWithoutCandidates** minus SASRecPlus (1 of 5 seeds), neither with a second stage",
         "- **BBQRec** minus SASRecPlusFT (1 of 5 seeds), one of them with a second stage",
