@@ -27,9 +27,7 @@ class PeakMemory:
     """
 
     def __init__(self) -> None:
-        gc.collect()
-        if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # glibc has it
-            trim(0)
+        give_back()
         _peaks.append(_high_water_mark())
         self._first = len(_peaks)
         self.is_own = _set_back()
@@ -45,6 +43,13 @@ class PeakMemory:
     def growth_mib(self) -> float | None:
         """By how much `mib` is larger than what was held at the start; none where that is not known."""
         return max(self.mib - self._start, 0.0) if self.is_own and self.mib is not None else None
+
+
+def give_back() -> None:
+    """Give freed memory back to the system: what one part of a run has left in pieces does not serve the next."""
+    gc.collect()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # glibc has it
+        trim(0)
 
 
 def count(mib: float | None) -> None:

@@ -110,6 +110,7 @@ class SecondStageFit(TargetRanks):
             return
         if not (self.config["resume"] and distributed.agreed(path.is_file) and self._load_fitted(path)):
             started = time.perf_counter()
+            memory.give_back()
             self._fit_second_stage(valid_data, show_progress)
             self._stage_seconds = time.perf_counter() - started
             header = {SECONDS: self._stage_seconds, MEMORY: self._memory.mib}
