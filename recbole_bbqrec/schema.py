@@ -328,7 +328,11 @@ ATTENTION = only(
 SEMANTICS = (
     *only("in RecBole's models that train", lambda run: run[KIND] not in (WINDOWS, UNTRAINED, TRADITIONAL)),
     *only("codes without codes=none", lambda run: has_codes(run) or "codes" not in run["item_semantics"]),
-    *only("features with an encoder", lambda run: bool(encoders(run)) or "features" not in run["item_semantics"]),
+    *only(
+        "features with an encoder",
+        lambda run: bool(encoders(run)) or "features" not in run["item_semantics"],
+        "name one, as in --text_encoder=tfidf --text_fields='title brand'",
+    ),
 )
 SIMILARITY = (*ATTENTION, *only("with similarity_attention", _attends))
 CODE_EMBEDDING = (Use(f"True {CODES[0].words}", lambda run, value: not value or has_codes(run)),)
@@ -357,8 +361,8 @@ DENSE = only("with scoring=joint or dense", lambda run: run.get("scoring") in ("
 COSINE = (*DENSE, *only("with score_function=cosine", lambda run: run.get("score_function") == "cosine"))
 SECOND_STAGE = (
     Use(
-        "only in models that score all items after histories, not in TIGER and with scoring=generate, whose beams "
-        "leave some without, and not in models of users and items",
+        "only in models that score all items after a history: not where IDs are decoded, as in TIGER and with "
+        "scoring=generate, which scores a few items, and not in models of users and items",
         lambda run, value: value == "off" or not (decodes(run) or run[KIND] in INTERACTIONS),
     ),
 )

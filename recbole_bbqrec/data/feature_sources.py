@@ -129,6 +129,15 @@ def read_texts(config: Any, tokens: list[str], names: Iterable[str]) -> dict[str
     return fill(config, first.reindex(tokens, fill_value=""), made)
 
 
+def unused_texts(config: Any) -> list[str]:
+    """Columns of words that the .item file has, and of which a run without any encoder makes nothing."""
+    file = item_file(config)
+    if modalities(config) or not file.is_file():
+        return []
+    types = atomic.read_header(file, config["field_separator"], config["encoding"] or "utf-8")
+    return [name for name, kind in types.items() if kind == "token_seq"]
+
+
 def as_texts(table: pd.DataFrame) -> pd.DataFrame:
     """Return the cells of a table as texts; "" where there is none."""
     return table.map(lambda cell: cell if isinstance(cell, str) else "" if pd.isna(cell) else f"{cell:.15g}")

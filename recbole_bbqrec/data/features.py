@@ -19,7 +19,7 @@ from ..model.catalogue import PADDING, ItemFeatures
 from ..preparation import encoders
 from ..preparation.counted import FITTED
 from ..tokenizer import memory
-from .feature_sources import Source, gather, modalities, read_texts
+from .feature_sources import Source, gather, modalities, read_texts, unused_texts
 
 NOT_MEASURED = {"seconds": None, "memory_growth_mib": None}
 _ENCODER = "encoder."  # begins the names of the tensors that an encoder has learned
@@ -48,6 +48,9 @@ def build_item_features(
     """
     tokens = sorted({str(token) for token in item_tokens} - {PADDING})
     result, seconds, files = ItemFeatures(tokens), [], {}
+    if unused := " ".join(unused_texts(config)):
+        how = f"to use them, add --text_encoder=tfidf --text_fields='{unused}'"
+        logging.getLogger().info(f"items have texts that this run does not use ({unused}); {how}")
     texts = read_texts(config, tokens, modalities(config))
     for name in modalities(config):
         source = gather(name, config, texts, tokens, unfitted=unfitted)

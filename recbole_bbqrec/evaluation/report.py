@@ -82,7 +82,7 @@ def result_table(record: dict[str, Any]) -> str:
             "split by time over all users: a target's history is all before it, earlier targets of its part too"
         )
     if "test" not in record["metrics"] and not on_all:
-        lines.append("test is not evaluated yet; add --final")
+        lines.append("test is not evaluated here; add --final")
     return "\n".join(lines)
 
 

@@ -29,7 +29,7 @@ REFERENCE = "BBQRec"
 HEADLINES = (("BBQRecWithoutCandidates", "SASRecPlus"), ("BBQRec", "SASRecPlusFT"))
 """Pairs that stand at the head of a page, row and reference: both without a second stage, and both with one."""
 
-HEADLINE_SEEDS = 5
+HEADLINE_SEEDS = 3
 """Seeds that the rows of headline pairs are to have."""
 
 

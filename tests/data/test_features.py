@@ -111,6 +111,14 @@ def test_rows_follow_sorted_tokens_whatever_the_order_asked(items: Path) -> None
     assert same(first, again) and encoded == 0
 
 
+def test_texts_that_nobody_reads_are_named(items: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        build(items, **TEXT)
+        assert "does not use" not in caplog.text
+        build(items)
+    assert "texts that this run does not use (title categories codes); to use them, add --text_encoder=tfidf" in caplog.text
+
+
 def test_what_is_read_tells_what_it_cost_when_it_was_made(items: Path) -> None:
     def cost() -> float | None:
         return build_item_features(

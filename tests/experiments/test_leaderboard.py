@@ -216,8 +216,8 @@ def test_the_page_of_a_small_case(keep, tmp_path):
     ]
     assert "p: the chance of a difference at least this large if both were equally good" in page
     assert "† one seed; neither interval nor p knows how much seeds differ" in page
-    assert "- R@10: A is not told apart from B; so nothing is bold here (p < 0.01 after Holm)." in page
-    assert "- N@10: A is significantly better than every other row (p < 0.01 after Holm)." in page
+    assert "- R@10: A does not differ significantly from B; so nothing is bold here (significant: p < 0.01 after Holm's correction)." in page
+    assert "- N@10: A is significantly better than every other row (significant: p < 0.01" in page
     assert table(page, "Validation, seen items not masked")[1] == ["A", "1.0000", "0.6309"] + 2 * ["1.0000", "0.6309"]
     header = ["model", "seeds", "parameters", "training s", "epoch s", "evaluation s", "tokenizer, features s"]
     assert table(page, "Cost")[:2] == [
@@ -230,7 +230,7 @@ def test_the_page_of_a_small_case(keep, tmp_path):
     assert "All 4 runs together: 2.0 hours" in later and "is taken from the rows that have several" in later
     assert table(page, "Data statistics")[1] == ["24", "50", "1,200", "50.00", "75.000", "text (tfidf)"]
     assert "users evaluated: 24, the same" in page and "passed: A, B, C" in page and "ties in time" not in page
-    assert " minus " not in page and "of 5" not in page and "Not shown" not in page and "‡" not in page
+    assert " minus " not in page and "of 3" not in page and "Not shown" not in page and "‡" not in page
 
 
 def test_csv_tex_json_and_figure_say_the_same(keep, tmp_path):
@@ -297,7 +297,7 @@ def test_nobody_is_bold_where_one_row_is_not_told_apart(keep, tmp_path):
     keep("D", mixed)
     page = leaderboard_page.write("Toy", tmp_path, against="A")
     assert "**" not in page and "textbf" not in (tmp_path / "files/Toy.tex").read_text()
-    assert "- N@10: A is not told apart from D; so nothing is bold here" in page
+    assert "- N@10: A does not differ significantly from D; so nothing is bold here" in page
 
 
 def test_comparison_with_a_named_row(keep, tmp_path):
@@ -306,7 +306,7 @@ def test_comparison_with_a_named_row(keep, tmp_path):
     page = leaderboard_page.write("Toy", tmp_path, against="B")
     assert "**" not in page and "Against B, which was named beforehand" in page
     assert "- N@10: B is significantly worse than A; so nothing is bold here" in page
-    assert "- R@10: B is not told apart from A; so" in page
+    assert "- R@10: B does not differ significantly from A; so" in page
     assert [row[7] for row in table(page, "Validation, seen items masked")[1:]] == ["< 0.001", "", *2 * ["< 0.001"]]
     with pytest.raises(InputError, match=r"--against: found 'Z', expected one of A, B, BBQRec, C"):
         leaderboard_page.write("Toy", tmp_path, against="Z")
@@ -316,7 +316,7 @@ def test_the_reference_is_named_beforehand_and_never_the_best_of_the_split(keep,
     three(keep)
     page = leaderboard_page.write("Toy", tmp_path)
     assert content(tmp_path)["reference"] is None and "no tests: there is no row of BBQRec" in page
-    assert "`bbqrec leaderboard --against=MODEL`" in page and "**" not in page and "told apart" not in page
+    assert "`bbqrec leaderboard --against=MODEL`" in page and "**" not in page and "differ significantly" not in page
     assert all(row[5] == row[7] == "" for row in table(page, "Validation, seen items masked")[1:])
     assert content(tmp_path, models=["C", "A"])["reference"] == "C"
     planned = {row["model"]: row["run_key"] for row in content(tmp_path)["rows"]}
@@ -376,7 +376,7 @@ def test_headlines_stand_first_whatever_they_are(keep, tmp_path, ours, said):
     keep("A", 1)
     question, line, meaning = leaderboard_page.write("Toy", tmp_path).split("\n\n")[1:4]
     assert "ranked among all items" in question and question.endswith("p compares it with BBQRec.")
-    start = "- **BBQRec** (1 of 5 seeds) minus SASRecPlusFT (1 of 5 seeds), both with a second stage: R@10 +0.0000 ["
+    start = "- **BBQRec** (1 of 3 seeds) minus SASRecPlusFT (1 of 3 seeds), both with a second stage: R@10 +0.0000 ["
     assert line.startswith(start) and f"N@10 {said}" in line and "\n" not in line
     assert "p: the chance of a difference at least this large if both were equally good" in meaning
 
@@ -389,14 +389,14 @@ def test_fair_pairs_and_their_seeds(keep, tmp_path):
     keep("SASRecPlusFT", 3)
     lines = leaderboard_page.write("Toy", tmp_path).split("\n\n")[2].splitlines()
     assert [line.split(":")[0] for line in lines] == [
-        "- **BBQRecWithoutCandidates** minus SASRecPlus (1 of 5 seeds), neither with a second stage",
-        "- **BBQRec** minus SASRecPlusFT (1 of 5 seeds), one of them with a second stage",
+        "- **BBQRecWithoutCandidates** minus SASRecPlus (1 of 3 seeds), neither with a second stage",
+        "- **BBQRec** minus SASRecPlusFT (1 of 3 seeds), one of them with a second stage",
     ]
     found = content(tmp_path)
     assert [pair["metrics"]["ndcg@10"]["p_holm"] for pair in found["headlines"]] == [0.0, 0.0]
     cost = {row[0]: row[1] for row in table((tmp_path / "Toy.md").read_text(), "Cost")[1:]}
     assert cost == dict.fromkeys(("BBQRec", "BBQRecWithoutCandidates"), "5") | dict.fromkeys(
-        ("SASRecPlus", "SASRecPlusFT"), "1 of 5"
+        ("SASRecPlus", "SASRecPlusFT"), "1 of 3"
     )
 
 

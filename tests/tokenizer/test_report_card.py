@@ -146,7 +146,7 @@ def change(card: dict, value, *path) -> dict:
         (("codes", 0, "utilisation"), 0.4, "40% of 64 codes in use"),
         (("collisions", "moved"), 15, None),
         (("collisions", "moved"), 25, "25 items were moved to a free ID, more than the 20 of an RQ-VAE"),
-        (("collisions", "moved"), 101, "101 of 1000 items share an ID"),
+        (("collisions", "moved"), 101, "101 of 1000 items had the ID of another"),
         (("disentanglement", "text", "after", "r2"), 0.6, "still predicts 60% of"),
         (("disentanglement", "text", "after", "club"), 3.0, "training raised the CLUB bound, 2.00 to 3.00"),
         (("disentanglement", "text", "after", "dimensions"), 1.2, "collapsed to 1.2 dimensions"),
