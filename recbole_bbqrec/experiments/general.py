@@ -35,6 +35,9 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 """What is known of an item, and the settings that say so."""
 
+ADDED = [form for form, changes in FORMS.items() if changes and "codes" not in changes]
+"""Forms that add what is known of an item, no controls."""
+
 SAYING = ("codes", "random codes")
 """Forms whose difference is what codes say, beside the parameters that they bring."""
 
@@ -132,7 +135,7 @@ def write(
     }
     title = f"What is known of an item, {about['dataset']}, {SPLITS[split].lower()}, seen items masked"
     file = tables.name_of("general", about["dataset"], jobs[0].settings)
-    page = tables.page("general.md.jinja", **found, file=file, GROUPS=GROUPS, IDS=IDS)
+    page = tables.page("general.md.jinja", **found, file=file, GROUPS=GROUPS, IDS=IDS, ADDED=ADDED)
     tables.write(results, file, found, {"png": report.bar_figure(title, panels), "md": page})
     return page
 

@@ -274,8 +274,15 @@ def file_of(results: Path, name: str, suffix: str) -> Path:
 def write(results: Path, name: str, content: Mapping[str, Any], files: Mapping[str, str | bytes]) -> None:
     """Write a page, `md`, and the files that go with it by suffix; its content as JSON is one of these."""
     for suffix, text in files.items():
+        if isinstance(text, str) and suffix == "md" and not (results.parent / "docs").is_dir():
+            text = outside_checkout(text)
         report.write_file(file_of(results, name, suffix), text)
     storage.write_json(file_of(results, name, "json"), content)
+
+
+def outside_checkout(page: str) -> str:
+    """Return a page without its links to the docs and properties of a checkout, which lead nowhere elsewhere."""
+    return re.sub(r"\[([^]]+)\]\(\.\./[^)]*\)", r"\1", page)
 
 
 def page(template: str, **shown: Any) -> str:

@@ -116,7 +116,10 @@ def test_texts_that_nobody_reads_are_named(items: Path, caplog: pytest.LogCaptur
         build(items, **TEXT)
         assert "does not use" not in caplog.text
         build(items)
-    assert "texts that this run does not use (title categories codes); to use them, add --text_encoder=tfidf" in caplog.text
+    assert (
+        "texts that this run does not use (title categories codes); to use them, add --text_encoder=tfidf"
+        in caplog.text
+    )
 
 
 def test_what_is_read_tells_what_it_cost_when_it_was_made(items: Path) -> None:

@@ -70,6 +70,9 @@ def test_rows_are_compared_with_ids_alone_of_the_same_model(tiny, tmp_path, caps
     page = capsys.readouterr().out
     assert "- SASRec, learned codes against random ones: R@10 p " in page
     assert "### All targets (60)" in page and "| SASRec  | codes and features†" in page
+    assert "- SASRec, all targets: codes **from nothing**, features **from nothing**, codes and" in page
+    written = (tmp_path / "results/general-tiny.md").read_text()
+    assert "with what `item_semantics` adds" in written and "](files/" in written, "links to docs that are not there go"
 
 
 def test_few_are_the_targets_that_training_has_seldom(tiny, tmp_path):

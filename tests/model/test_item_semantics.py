@@ -230,7 +230,11 @@ def test_a_model_without_a_table_of_items_is_refused(load):
     [
         ("SASRec", {"item_semantics": "code"}, "item_semantics: found 'code', expected some of codes, features"),
         ("SASRec", {"item_semantics": "codes", "codes": "none"}, "only codes without codes=none"),
-        ("SASRec", {"item_semantics": "features"}, "only features with an encoder); name one, as in --text_encoder=tfidf"),
+        (
+            "SASRec",
+            {"item_semantics": "features"},
+            "only features with an encoder); name one, as in --text_encoder=tfidf",
+        ),
         ("BBQRec", {"item_semantics": "codes"}, "only in RecBole's models that train"),
         ("EASE", {"item_semantics": "codes"}, "only in RecBole's models that train"),
         ("Pop", {"item_semantics": "codes"}, "only in RecBole's models that train"),
