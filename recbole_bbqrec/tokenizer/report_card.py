@@ -262,7 +262,8 @@ def warnings_of(card: Mapping[str, Any]) -> Iterator[str]:
             )
     moved, rqvae = card["collisions"]["moved"], card["rqvae"]
     if moved > MAX_MOVED * card["items"]:
-        yield f"{moved} of {card['items']} items had the ID of another and were given one near it; raise sid_codebook_size or sid_levels"
+        more = "raise sid_codebook_size or sid_levels"
+        yield f"{moved} of {card['items']} items had the ID of another and were given one near it; {more}"
     if "skipped" not in rqvae and moved > rqvae["collisions"]["moved"]:
         yield f"{moved} items were moved to a free ID, more than the {rqvae['collisions']['moved']} of an RQ-VAE"
     parts = card["disentanglement"]

@@ -216,10 +216,7 @@ def test_the_page_of_a_small_case(keep, tmp_path):
     ]
     assert "p: the chance of a difference at least this large if both were equally good" in page
     assert "† one seed; neither interval nor p knows how much seeds differ" in page
-    assert (
-        "- R@10: A does not differ significantly from B; so nothing is bold here (significant: p < 0.01 after Holm's correction)."
-        in page
-    )
+    assert "- R@10: A does not differ significantly from B; so nothing is bold here (significant: p < 0.01" in page
     assert "- N@10: A is significantly better than every other row (significant: p < 0.01" in page
     assert table(page, "Validation, seen items not masked")[1] == ["A", "1.0000", "0.6309"] + 2 * ["1.0000", "0.6309"]
     header = ["model", "seeds", "parameters", "training s", "epoch s", "evaluation s", "tokenizer, features s"]
@@ -602,10 +599,10 @@ def test_runs_of_another_split_have_a_page_of_their_own(keep, tmp_path):
     keep("B", 9, settings=by_time, finished="2026-02-01T00:00:00+00:00")
     first = leaderboard_page.write("Toy", tmp_path)
     page = leaderboard_page.write("Toy", tmp_path, of_split="TS")
-    assert (tmp_path / "Toy.md").read_text() == first == leaderboard_page.write("Toy", tmp_path)
-    assert (tmp_path / "Toy-TS.md").read_text() == tables.outside_checkout(page) and page.startswith(
-        "# Toy, split TS\n"
-    )
+    assert (tmp_path / "Toy.md").read_text() == tables.outside_checkout(first)
+    assert first == leaderboard_page.write("Toy", tmp_path)
+    assert (tmp_path / "Toy-TS.md").read_text() == tables.outside_checkout(page)
+    assert page.startswith("# Toy, split TS\n")
     assert "](files/Toy-TS.png)" in page and "](files/Toy-TS.csv)" in page and "](files/Toy.png)" in first
     assert [row["model"] for row in content(tmp_path, of_split="TS")["rows"]] == ["A", "B"]
     assert {row["model"] for row in content(tmp_path)["rows"]} == {"A", "B", "C"}
