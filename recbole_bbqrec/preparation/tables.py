@@ -59,6 +59,7 @@ _DATE = re.compile(
     r"(?:[T ]\s*(\d{1,2}):(\d{2})(?::(\d{2})(?:[.,](\d+))?)?\s*(Z|UTC|[-+]\d{2}:?\d{2})?)?",
     re.IGNORECASE | re.ASCII,
 )
+_DAY_FIRST = re.compile(r"\A(\d{1,2})\.(\d{1,2})\.(\d{4})(?!\d)", re.ASCII)  # dots everywhere, as in 31.01.2024
 
 
 def find_columns(
@@ -191,7 +192,7 @@ def _milliseconds(value: Any) -> int:
     """Return a time as milliseconds since 1970.
 
     Numbers are seconds, milliseconds, microseconds or nanoseconds, by their size: as seconds, 1e11 lies in the year
-    5138. Dates are year first; without a zone they are UTC. Counters (1, 2, 3) count as seconds and keep their order.
+    5138. Dates are year first, or day first with dots; without a zone they are UTC. Counters (1, 2, 3) count as seconds and keep their order.
     """
     if isinstance(value, datetime):
         moment = value if value.tzinfo else value.replace(tzinfo=timezone.utc)
@@ -205,7 +206,7 @@ def _milliseconds(value: Any) -> int:
         for limit, factor in _UNITS:
             if abs(number) < limit:
                 return math.floor(number * factor)
-    elif found := _DATE.fullmatch(text):
+    elif found := _DATE.fullmatch(_DAY_FIRST.sub(r"\3-\2-\1", text)):
         try:
             return _date_time(found)
         except (ValueError, OverflowError):  # the 31st of February
