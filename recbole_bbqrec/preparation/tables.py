@@ -19,9 +19,9 @@ import polars as pl
 
 from ..errors import InputError
 from .atomic import nearest
-from .bad_rows import Bad, BadRows
-from .raw import COLUMN_FLAGS, CONTROL, Item, Review, digits, is_undecodable, typed
-from .table_files import NOT_UTF8, open_table
+from .bad_rows import NOT_UTF8, Bad, BadRows
+from .raw import CALLED, COLUMN_FLAGS, CONTROL, Item, Review, digits, is_undecodable, typed
+from .table_files import open_table
 
 _ITEM_IDS = ("item_id", "item", "iid", "parent_asin", "asin", "movie_id", "product_id", "product", "article_id")
 _ITEM_IDS += ("article", "sku", "book_id", "isbn", "track_id", "song_id", "video_id", "business_id", "listing_id")
@@ -73,20 +73,24 @@ def find_columns(
         names = table.names
     if unknown := sorted(set(given) - set(known)):
         raise InputError(f"{path}: there is no field {unknown[0]!r} ({nearest(unknown[0], known)}); correct its name")
-    used: dict[str, str] = {}
+    used, missing = dict[str, str](), dict[str, str]()
     for field, guesses in known.items():
         found = [name for name in names if name == given[field].strip()] if field in given else likely(guesses, names)
-        how = f"name the right one with {COLUMN_FLAGS[field]}"
         if len(found) > 1:
-            raise InputError(f"{path}: {' and '.join(found)} may both be the {field}; {how}")
-        if not found and (field in given or field in _NEEDED):
-            wanted, called = given.get(field) or guesses[0], "item id" if field == "token" else field
-            raise InputError(
-                f"{path}: found no column for the {called}, expected {wanted} in the first line "
-                f"({nearest(wanted, filter(None, names))}); {how}"
-            )
+            both, how = " and ".join(found), f"name the right one with {COLUMN_FLAGS[field]}"
+            raise InputError(f"{path}: {both} may both be the {CALLED[field]}; {how}")
         if found:
             used[field] = found[0]
+        elif field in given or field in _NEEDED:
+            missing[field] = given.get(field) or guesses[0]
+    if missing:
+        wanted = ", ".join(
+            f"the {CALLED[field]} ({'expected' if field in given else 'such as'} {name})"
+            for field, name in missing.items()
+        )
+        near = nearest(min(missing.values()) if len(missing) == 1 else "", filter(None, names))
+        flags = ", ".join(COLUMN_FLAGS[field] for field in missing)
+        raise InputError(f"{path}: no column found for {wanted} in the first line ({near}); name it with {flags}")
     return used, [name for name in names if name and name not in used.values()]
 
 
@@ -112,7 +116,7 @@ def read_reviews(columns: Mapping[str, str], bad: BadRows) -> Iterator[pl.DataFr
         for frame in table.frames(columns, review, bad, lambda cells: typed(cells, _plain_milliseconds(cells["time"]))):
             bad.good += len(frame)
             yield frame
-    bad.refuse_none()
+    bad.refuse_none(COLUMN_FLAGS)
 
 
 def read_items(columns: Mapping[str, str], bad: BadRows) -> Iterator[Item]:
@@ -133,7 +137,7 @@ def read_items(columns: Mapping[str, str], bad: BadRows) -> Iterator[Item]:
         for found in table.records(columns, item, bad):
             bad.good += 1
             yield found
-    bad.refuse_none()
+    bad.refuse_none({"item": COLUMN_FLAGS["token"]})
 
 
 def _plain_name(name: str) -> str:

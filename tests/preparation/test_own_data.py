@@ -68,7 +68,7 @@ def test_exact_files_and_report(tmp_path: Path) -> None:
     assert report["described"] == 2 and report["pictured"] == 0
     assert report["bad_rows_file"] == str(tmp_path / "data" / "Shop.bad_rows.tsv")
     assert report["bad_rows"] == [
-        f"{sales}: 4 rows used, 1 bad (1 {time}, first in line 5), 1 blank",
+        f"{sales}: 4 rows used, 1 bad (1 {time}, first in line 5: 'last week'), 1 blank",
         f"{goods}: 3 rows used, 1 bad (1 item: blank, first in line 4)",
     ]
     assert report["dirt"][f"bad rows of sales.csv, {time}"] == 1
@@ -88,7 +88,7 @@ def test_report_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     time = "time: neither a number of seconds nor a date like 2024-01-31 12:30"
     assert describe(prepare_own("Shop", "sales.csv", "goods.csv", "dataset", images=photos, **options)).split("\n") == [
         "dataset/Shop: 2 users, 1 items, 2 interactions",
-        f"sales.csv: 4 rows used, 1 bad (1 {time}, first in line 5), 1 blank",
+        f"sales.csv: 4 rows used, 1 bad (1 {time}, first in line 5: 'last week'), 1 blank",
         "sales.csv: user is Customer, item is Product ID, time is Order date, rating is Stars; not used: Shop",
         "goods.csv: 3 rows used, 1 bad (1 item: blank, first in line 4)",
         "goods.csv: token is Product ID, title is Name, categories is Genre; not used: Weight",

@@ -204,7 +204,8 @@ def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
     assert [(item.token, item.title) for item in found] == [("a", 'two\nlines, "quoted"'), ("c", "last")]
     assert [row[:2] for row in bad.rows] == [(7, "item: blank"), (8, "4 columns instead of 3")]
     assert bad.blank == 2 and bad.summary().endswith(
-        "x.csv: 2 rows used, 2 bad (1 4 columns instead of 3, first in line 8; 1 item: blank, first in line 7), 2 blank"
+        r"x.csv: 2 rows used, 2 bad (1 4 columns instead of 3, first in line 8: 'b,,one\r\ntwo\r\nthree,too much'; "
+        "1 item: blank, first in line 7), 2 blank"
     )
 
 
@@ -360,17 +361,23 @@ def test_items_with_everything(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "columns", "message"),
     {
-        "no user": ("a,item,time\n", {}, r"found no column for the user, expected user_id .*present: a, item, time"),
+        "no user": ("a,item,time\n", {}, r"for the user .such as user_id. in the first line .present: a, item, time.; .* --user-column$"),
         "near": ("user_idd,item,time\n", {}, "did you mean user_idd"),
         "no header": ("196,242,881250949\n", {}, "present: 196, 242, 881250949"),
-        "wrong name": ("u,item,time\n", {"user": "v"}, r"expected v .*present: u, item, time"),
+        "several": ("a,time\n", {"user": "u"}, r"the user .expected u., the item .such as item_id. .*-user-column, --item"),
+        "wrong name": ("u,item,time\n", {"user": "v"}, r"expected v. .*present: u, item, time"),
         "twice": ("User ID,user_id,item,time\n", {}, "User ID and user_id may both be the user; .*--user-column"),
         "given twice": ("u,u,item,time\n", {"user": "u"}, "u and u may both be the user"),
         "no field": ("user,item,time\n", {"usr": "u"}, "there is no field 'usr' .did you mean user"),
         "empty": ("", {}, "the file is empty"),
         "blank": (" \n\n", {}, "the file is empty"),
         "no rows": ("user,item,time\n", {}, "found no row below the first line, which has the names"),
-        "bad rows": ("user,item,time\n,,\n,i,1\n", {}, "1 bad .1 user: blank, first in line 3., 1 blank; mend"),
+        "bad rows": ("user,item,time\n,,\n,i,1\n", {}, "1 bad .1 user: blank, first in line 3., 1 blank; .* --user-col"),
+        "words": ("user,item,time\nu,i,soon\n", {}, "first in line 2: 'soon'.; mend .*right column with --time-column$"),
+        "no dates": ("user,item,time\nu,i,01/31/2024\n", {}, "2: '01/31/2024'.; format that column as YYYY-MM-DD$"),
+        "rounded": ("user,item,time\n1E+12,i,1\n", {}, "first in line 2: '1E.12'.; mend the file$"),
+        "too many": ("user,item,time\nu,i,1," + "x" * 50 + "\n", {}, r"2: 'u,i,1,x{31}\.\.\.'.; mend the file$"),
+        "some bytes": (b"user,item,time\nu\xfc,i,1\n", {}, "save the file as UTF-8 .in a spreadsheet: CSV UTF-8.$"),
         "bytes": (b"user,item,time,\xff\n", {}, "line 1: the header is not UTF-8 text"),
         "16 bits": ("user,item,time\n".encode("utf-16-le"), {}, "line 1: the header is not UTF-8 text"),
         "quote": ('user,"item,time\n', {}, "line 1: the header is unreadable, a quote is never closed"),
@@ -379,6 +386,13 @@ def test_items_with_everything(tmp_path: Path) -> None:
 def test_files_that_cannot_be_used(tmp_path: Path, content: str | bytes, columns: dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         reviews(put(tmp_path, content), columns)
+
+
+def test_items_that_cannot_be_used_are_told_the_options_of_items(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"for the item id \(such as item_id\) .* --item-id-column$"):
+        items(put(tmp_path, "name,price\na,1\n"))
+    with pytest.raises(InputError, match=r"1 item: blank.* --item-id-column$"):
+        items(put(tmp_path, "item,name\n,a\n"))
 
 
 def test_endings_and_damaged_files(tmp_path: Path) -> None:
