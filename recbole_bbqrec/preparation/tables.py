@@ -88,9 +88,9 @@ def find_columns(
             f"the {CALLED[field]} ({'expected' if field in given else 'such as'} {name})"
             for field, name in missing.items()
         )
-        near = nearest(min(missing.values()) if len(missing) == 1 else "", filter(None, names))
-        flags = ", ".join(COLUMN_FLAGS[field] for field in missing)
-        raise InputError(f"{path}: no column found for {wanted} in the first line ({near}); name it with {flags}")
+        near = nearest("" if len(missing) > 1 else min(missing.values()), filter(None, names))
+        how = f"name {'them' if len(missing) > 1 else 'it'} with {', '.join(COLUMN_FLAGS[field] for field in missing)}"
+        raise InputError(f"{path}: found no column for {wanted} in the first line ({near}); {how}")
     return used, [name for name in names if name and name not in used.values()]
 
 
@@ -196,7 +196,8 @@ def _milliseconds(value: Any) -> int:
     """Return a time as milliseconds since 1970.
 
     Numbers are seconds, milliseconds, microseconds or nanoseconds, by their size: as seconds, 1e11 lies in the year
-    5138. Dates are year first, or day first with dots; without a zone they are UTC. Counters (1, 2, 3) count as seconds and keep their order.
+    5138. Dates are year first, or day first with dots; without a zone they are UTC. Counters (1, 2, 3) count as seconds
+    and keep their order.
     """
     if isinstance(value, datetime):
         moment = value if value.tzinfo else value.replace(tzinfo=timezone.utc)

@@ -361,10 +361,10 @@ def test_items_with_everything(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "columns", "message"),
     {
-        "no user": ("a,item,time\n", {}, r"for the user .such as user_id. in the first line .present: a, item, time.; .* --user-column$"),
+        "no user": ("a,item,time\n", {}, "user .such as user_id. .*present: a, item, time.; name it .*--user-column$"),
         "near": ("user_idd,item,time\n", {}, "did you mean user_idd"),
         "no header": ("196,242,881250949\n", {}, "present: 196, 242, 881250949"),
-        "several": ("a,time\n", {"user": "u"}, r"the user .expected u., the item .such as item_id. .*-user-column, --item"),
+        "several": ("a,time\n", {"user": "u"}, "user .expected u., the item .such as item_id.*; name them .*, --item"),
         "wrong name": ("u,item,time\n", {"user": "v"}, r"expected v. .*present: u, item, time"),
         "twice": ("User ID,user_id,item,time\n", {}, "User ID and user_id may both be the user; .*--user-column"),
         "given twice": ("u,u,item,time\n", {"user": "u"}, "u and u may both be the user"),
@@ -372,8 +372,8 @@ def test_items_with_everything(tmp_path: Path) -> None:
         "empty": ("", {}, "the file is empty"),
         "blank": (" \n\n", {}, "the file is empty"),
         "no rows": ("user,item,time\n", {}, "found no row below the first line, which has the names"),
-        "bad rows": ("user,item,time\n,,\n,i,1\n", {}, "1 bad .1 user: blank, first in line 3., 1 blank; .* --user-col"),
-        "words": ("user,item,time\nu,i,soon\n", {}, "first in line 2: 'soon'.; mend .*right column with --time-column$"),
+        "bad rows": ("user,item,time\n,,\n,i,1\n", {}, "1 bad .1 user: blank, first in line 3., 1 blank; .* --user-c"),
+        "words": ("user,item,time\nu,i,soon\n", {}, "in line 2: 'soon'.; mend .*right column with --time-column$"),
         "no dates": ("user,item,time\nu,i,01/31/2024\n", {}, "2: '01/31/2024'.; format that column as YYYY-MM-DD$"),
         "rounded": ("user,item,time\n1E+12,i,1\n", {}, "first in line 2: '1E.12'.; mend the file$"),
         "too many": ("user,item,time\nu,i,1," + "x" * 50 + "\n", {}, r"2: 'u,i,1,x{31}\.\.\.'.; mend the file$"),
