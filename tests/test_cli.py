@@ -96,11 +96,32 @@ def test_exit_codes(monkeypatch, capsys):
         assert cli.main(given) == 2 and "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("given", [["ablate"], ["cost", "--dataset=x", "--users=few"]])
-def test_wrong_usage_ends_with_code_2(given, capsys):
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("ablate", "the following arguments are required: --dataset; bbqrec ablate --help lists the options"),
+        ("prepare X --user-core=many", "argument --user-core: invalid int value: 'many'; bbqrec prepare --help lists"),
+        ("--debug", "the following arguments are required: command; bbqrec --help lists the options"),
+    ],
+)
+def test_wrong_usage_ends_with_code_2_and_one_line(given, message, capsys):
     with pytest.raises(SystemExit) as error:
-        cli.main(given)
-    assert error.value.code == 2 and "usage: bbqrec" in capsys.readouterr().err
+        cli.main(given.split())
+    said = capsys.readouterr().err
+    assert error.value.code == 2 and said.startswith(f"error: {message}") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("prepare X --itms a.csv", "argument '--itms': did you mean --items; bbqrec prepare --help lists its options"),
+        ("prepare X --user_core=3", "argument '--user_core=3': did you mean --user-core; "),
+        ("images X --epochs=3", "argument '--epochs=3': images takes no settings; bbqrec images --help lists"),
+    ],
+)
+def test_a_mistyped_option_is_told_the_nearest(given, message, capsys):
+    assert cli.main(given.split()) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
 def test_mistakes_in_settings_are_one_line(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -38,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if distributed.is_asked_for():
             raise InputError(f"torchrun: found bbqrec {given.command}, which it does not share out; {SHARED}")
         if settings and not given.takes_settings:
-            why = f"{given.command} takes no settings; bbqrec {given.command} --help lists its options"
+            options = re.findall(r"--[\w-]+", COMMANDS.choices[given.command].format_usage())
+            near = difflib.get_close_matches(settings[0].partition("=")[0], options, n=1, cutoff=0.7)
+            why = f"did you mean {near[0]}" if near else f"{given.command} takes no settings"
+            why += f"; bbqrec {given.command} --help lists its options"
             if not settings[0].startswith("-"):
                 why = "found a word too many; a value that holds blanks needs quotes"
             raise InputError(f"argument {settings[0]!r}: {why}")

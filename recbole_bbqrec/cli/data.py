@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import InputError
-from ..preparation.raw import COLUMN_FLAGS
+from ..preparation.raw import CALLED, COLUMN_FLAGS
 from .parser import DATA_PATH, NAME, command, option
 
 
@@ -22,7 +22,7 @@ from .parser import DATA_PATH, NAME, command, option
     option("--items", type=Path, metavar="FILE", help="own: table of items"),
     option("--images", type=Path, metavar="FOLDER", help="own: folder with <item id>.jpg, .png or .webp"),
     *(
-        option(flag, dest=field, metavar="NAME", help=f"own: column with the {field}, if it is not recognised")
+        option(flag, dest=field, metavar="NAME", help=f"own: column with the {CALLED[field]}, if it is not recognised")
         for field, flag in COLUMN_FLAGS.items()
     ),
     option("--on-bad", choices=("skip", "error"), help="own: list bad rows, or stop at one (default skip)"),

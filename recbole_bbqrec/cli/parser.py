@@ -9,16 +9,24 @@ from collections.abc import Callable
 from functools import partial
 from operator import methodcaller
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import InputError
 
 SETTINGS = "Further --key=value arguments are settings, as for bbqrec train; docs/settings.md has them all."
 Work = Callable[[argparse.Namespace], int | None]
 
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as those of the commands are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; {self.prog} --help lists the options\n")
+
+
 # No abbreviations: --row would be taken for --rows, and a mistyped setting for an option.
 ABOUT = "Data sets, training, studies on top of single runs, and recommendations from a finished run."
-PARSER = argparse.ArgumentParser(
+PARSER = Parser(
     "bbqrec",
     usage="bbqrec [-h] [--debug] command ...",
     description=ABOUT,

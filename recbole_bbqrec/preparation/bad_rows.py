@@ -3,12 +3,15 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ..errors import InputError
 from ..storage import replacing
+
+NOT_UTF8 = "not UTF-8 text"
+"""Reason of a row whose bytes are no text."""
 
 _KEPT = 100_000  # bad rows listed one by one; beyond that they are counted, so that a bad file cannot fill the memory
 
@@ -41,7 +44,7 @@ class BadRows:
 
     Attributes
     ----------
-    rows : the first 100,000 bad rows; `counts` has all of them, by their reason.
+    rows : the first 100,000 bad rows, and the first for each reason; `counts` has all of them, by their reason.
     good, blank : number of rows that could be used, and of blank ones, which are no data and never an error.
     """
 
@@ -65,27 +68,40 @@ class BadRows:
                     "rows out with --on-bad=skip"
                 ) from None
             self.counts[error.reason] += 1
-            if len(self.rows) < _KEPT:
+            if len(self.rows) < _KEPT or self.counts[error.reason] == 1:
                 self.rows.append(BadRow(line, error.reason, found))
             return None
 
-    def refuse_none(self) -> None:
-        """Raise an `InputError` where no row was good."""
+    def refuse_none(self, flags: Mapping[str, str]) -> None:
+        """Raise an `InputError` where no row was good; `flags` name the column of what reasons begin with."""
         if self.good:
             return
         if not self.counts:
             raise InputError(f"{self.path}: found no row below the first line, which has the names; export it again")
-        raise InputError(f"no row can be used; {self.summary()}; mend the file, or name its columns")
+        reason = self.counts.most_common(1)[0][0]
+        what, has_digits = reason.partition(":")[0], any(map(str.isdigit, self._first(reason).text))
+        how = "mend the file"
+        if reason == NOT_UTF8:
+            how = "save the file as UTF-8 (in a spreadsheet: CSV UTF-8)"
+        elif what in flags and not has_digits:  # blanks and words: another column may have been meant
+            how += f", or name the right column with {flags[what]}"
+        elif what == "time":
+            how = "format that column as YYYY-MM-DD"
+        raise InputError(f"no row can be used; {self.summary()}; {how}")
 
     def summary(self) -> str:
-        """Return one line: how many rows of the file are used, and how many are not for which reason."""
+        """Return one line: how many rows of the file are used, and how many are not for which reason, with examples."""
         reasons = []
         for reason, count in sorted(self.counts.items(), key=lambda pair: (-pair[1], pair[0])):
-            first = next((str(row.line) for row in self.rows if row.reason == reason), f"none of the first {_KEPT}")
-            reasons.append(f"{count} {reason}, first in {self._unit} {first}")
+            first = self._first(reason)
+            found = f": '{_excerpt(first.text, 40)}'" if first.text else ""
+            reasons.append(f"{count} {reason}, first in {self._unit} {first.line}{found}")
         text = f"{self.path}: {self.good} rows used, {self.counts.total()} bad"
         text += f" ({'; '.join(reasons)})" if reasons else ""
         return text + (f", {self.blank} blank" if self.blank else "")
+
+    def _first(self, reason: str) -> BadRow:
+        return next(row for row in self.rows if row.reason == reason)
 
 
 def write_bad_rows(path: str | os.PathLike, files: Collection[BadRows]) -> None:
@@ -102,9 +118,9 @@ def write_bad_rows(path: str | os.PathLike, files: Collection[BadRows]) -> None:
         Path(temporary).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _excerpt(text: str) -> str:
+def _excerpt(text: str, limit: int = 100) -> str:
     """Return the beginning of `text` as one line that can be written anywhere."""
     text = text.strip()
-    text = text if len(text) <= 100 else text[:97] + "..."
+    text = text if len(text) <= limit else text[: limit - 3] + "..."
     plain = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
     return re.sub(r"\\udc([89a-f][0-9a-f])", r"\\x\1", plain)  # the byte that could not be decoded

@@ -85,8 +85,8 @@ def build(
         if found.is_empty():
             dirty = ", ".join(f"{count:,} {reason}" for reason, count in dirt.items() if count)
             raise InputError(
-                f"{name}: none of {n_read} reviews is left, expected users with {user_core} and items with {item_core} "
-                f"interactions; check the raw files ({dirty or 'no line was left out'}) or keep more with "
+                f"{name}: none of {n_read} interactions is left, expected users with {user_core} and items with "
+                f"{item_core} of them; check the raw files ({dirty or 'no line was left out'}) or keep more with "
                 "--user-core=1 --item-core=1"
             )
         found, users = _numbered(found, "user", names)
@@ -106,8 +106,8 @@ def build(
         if add:
             add(temporary)
     dropped = {
-        "reviews of a user about an item reviewed before": n_read - n_once,
-        "reviews of users or items with too few of them": n_once - counts["interactions"],
+        "interactions of a user with an item met before": n_read - n_once,
+        "interactions of users or items with too few of them": n_once - counts["interactions"],
     }
     differences = {
         what: {"expected": expected[what], "found": count}
@@ -156,7 +156,7 @@ def check_options(name: str, user_core: int, item_core: int, shuffle_ties: int |
 def _hashed(frames: Iterable[pl.DataFrame], names: Path, progress: bool) -> pl.DataFrame:
     """Return all reviews with hashes for names; files in the folder `names` tell which hash has which name."""
     found = [pl.DataFrame(schema={**REVIEWS, "user": pl.UInt64, "item": pl.UInt64})]
-    with tqdm(desc="read reviews", unit="row", unit_scale=True, disable=not progress, leave=False) as bar:
+    with tqdm(desc="read interactions", unit="row", unit_scale=True, disable=not progress, leave=False) as bar:
         for frame in frames:
             hashed = frame.with_columns(frame["user"].hash(), frame["item"].hash())
             named = frame.select(user_name="user", item_name="item").hstack(hashed.select("user", "item"))

@@ -1,5 +1,6 @@
 """Anyone's own tables and images to a data set: `bbqrec prepare <Name> --from interactions.csv --items items.csv`."""
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -15,7 +16,7 @@ from .atomic import read_atomic
 from .bad_rows import BadRows, write_bad_rows
 from .build import build
 from .images import images_by_token
-from .raw import COLUMN_FLAGS, Item, Review
+from .raw import CALLED, COLUMN_FLAGS, Item, Review
 from .table_files import open_table
 from .tables import ITEM_COLUMNS, REVIEW_COLUMNS, find_columns, read_items, read_reviews
 
@@ -54,7 +55,8 @@ def prepare_own(
     -------
     report : that of `build.build`, with `folder` (of the data set), `columns` (file -> used and unused ones),
         `bad_rows` (a line about each file), `bad_rows_file` (path or None), `described` and `pictured` (number of items
-        with a text, and with an image), `astray` (names of images that belong to no item).
+        with a text, and with an image), `unlisted` (items that the table of items lacks), `unsold` (items of the table
+        without enough interactions), `astray` (names of images that belong to no item).
 
     Raises
     ------
@@ -76,23 +78,29 @@ def prepare_own(
         raise InputError(f"--images: {images} {what}, expected one with <item id>.jpg, .png or .webp; correct the path")
     bad = {path: BadRows(path, on_bad) for path in found}
     listed = Path(folder) / f"{name}.bad_rows.tsv"
-    described: set[str] = set()
+    met, described = set[str](), set[str]()
 
-    def enter(dirt: Counter[str], rows: BadRows) -> None:
+    @contextlib.contextmanager
+    def listing(dirt: Counter[str], rows: BadRows) -> Iterator[None]:
+        try:
+            yield
+        finally:  # a data set never stands without the list of what it lacks, nor a refusal of all rows without it
+            write_bad_rows(listed, bad.values())
         dirt.update({f"bad rows of {rows.path.name}, {reason}": count for reason, count in rows.counts.items()})
 
     def reviews(dirt: Counter[str]) -> Iterator[pl.DataFrame]:
-        yield from read_reviews(found[interactions][0], bad[interactions])
-        enter(dirt, bad[interactions])
+        with listing(dirt, bad[interactions]):
+            yield from read_reviews(found[interactions][0], bad[interactions])
 
     def texts(dirt: Counter[str]) -> Iterator[Item]:
-        for item in () if items is None else read_items(found[items][0], bad[items]):
-            if any((item.title, item.brand, item.categories, item.description)):
-                described.add(item.token)
-            yield item
-        if items is not None:
-            enter(dirt, bad[items])
-        write_bad_rows(listed, bad.values())  # now, so that a data set never stands without the list of what it lacks
+        if items is None:
+            return
+        with listing(dirt, bad[items]):
+            for item in read_items(found[items][0], bad[items]):
+                met.add(item.token)
+                if any((item.title, item.brand, item.categories, item.description)):
+                    described.add(item.token)
+                yield item
 
     def copy_pictures(place: Path) -> None:
         (place / "images").mkdir()
@@ -111,6 +119,8 @@ def prepare_own(
         "bad_rows_file": str(listed) if listed.is_file() else None,
         "described": len(tokens & described),
         "pictured": len(tokens & set(pictures)),
+        "unlisted": [] if items is None else sorted(tokens - met),
+        "unsold": sorted(met - tokens),
         "astray": sorted(path.name for token, path in pictures.items() if token not in tokens),
     }
 
@@ -120,13 +130,14 @@ def describe(report: Mapping[str, Any]) -> str:
     counts = report["counts"]
     lines = [f"{report['folder']}: " + ", ".join(f"{count} {what}" for what, count in counts.items())]
     for (path, columns), rows in zip(report["columns"].items(), report["bad_rows"], strict=True):
-        used = ", ".join(f"{field} is {column}" for field, column in columns["used"].items())
+        used = ", ".join(f"{CALLED[field]} is {column}" for field, column in columns["used"].items())
         unused = f"; not used: {', '.join(columns['unused'])}" if columns["unused"] else ""
         lines += [rows, f"{path}: {used}{unused}"]
     lines.append(f"of {counts['items']} items {report['described']} have a text, {report['pictured']} have an image")
     if report["astray"]:
         some = f"{len(report['astray'])}, such as {', '.join(report['astray'][:3])}"
         lines.append(f"images of no item that is left: {some}; names are compared letter by letter")
+    lines += _matches(report)
     lines += [f"left out: {count} {reason}" for reason, count in report["dropped"].items()]
     if report["bad_rows_file"]:
         lines.append(f"bad rows are listed in {report['bad_rows_file']}")
@@ -137,11 +148,25 @@ def describe(report: Mapping[str, Any]) -> str:
     if len(report["columns"]) > 1 and not chosen:
         flags = ", ".join(COLUMN_FLAGS[field] for field in TEXTS)
         lines.append(f"no column is known to hold texts of the items: name one with {flags}")
-    features = {"text_fields": chosen, "text_encoder": "tfidf"} if chosen else {}
+    features = {"text_fields": chosen, "text_encoder": "tfidf"} if report["described"] else {}
     lines.append(f"next: {run_command(Path(report['folder']), features)}")
     if report["pictured"]:
         lines.append("to use the images add --image_folder=images --image_encoder=<a transformers vision model>")
     return "\n".join(lines)
+
+
+def _matches(report: Mapping[str, Any]) -> list[str]:
+    """Return lines on the items that only one of the two tables has."""
+    (interactions, *others), unlisted, unsold = report["columns"], report["unlisted"], report["unsold"]
+    if len(unlisted) == report["counts"]["items"]:
+        theirs = f"{interactions} has {unlisted[0]!r}, {others[0]} has {unsold[0]!r}"
+        return [f"the item ids of both tables do not match: {theirs}; write them alike and prepare the data set again"]
+    lines = []
+    if unlisted:
+        lines.append(f"items with interactions that {others[0]} lacks: {len(unlisted)}, such as {unlisted[0]}")
+    if unsold:
+        lines.append(f"left out: {len(unsold)} items of {others[0]} with no or too few interactions")
+    return lines
 
 
 def run_command(folder: Path, settings: Mapping[str, Any]) -> str:

@@ -85,11 +85,12 @@ class Item(NamedTuple):
 REMEDIES = ("fetch it, or give its folder with --raw_dir", "expected a whole file, remove it and fetch it again")
 """What to do about a raw file that is not there, and about one that is damaged, see `open_text`."""
 
-COLUMN_FLAGS = {
-    field: f"--{'item-id' if field == 'token' else field.replace('_', '-')}-column"
-    for field in ("user", "item", "time", "rating", *Item._fields)
-}
-"""Field of a review or an item (`token` is an item's name) -> flag that names its column in a table."""
+CALLED = {field: field.replace("_", " ") for field in ("user", "item", "time", "rating", *Item._fields)}
+CALLED["token"] = "item id"
+"""Field of a review or an item -> what people call it."""
+
+COLUMN_FLAGS = {field: f"--{called.replace(' ', '-')}-column" for field, called in CALLED.items()}
+"""Field of a review or an item -> flag that names its column in a table."""
 
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
 UNDECODABLE = re.compile("[\ud800-\udfff]")

@@ -19,13 +19,11 @@ from typing import Any, TextIO
 import polars as pl
 
 from ..errors import InputError
-from .bad_rows import Bad, BadRows
+from .bad_rows import NOT_UTF8, Bad, BadRows
 from .raw import Review, frames, is_undecodable, json_cells, merged, open_text, read_lines
 
 FORMATS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 """Endings that are read, in any case."""
-
-NOT_UTF8 = "not UTF-8 text"
 
 _BYTES = 1 << 20  # of a file with separators that are read at once, as characters
 _LINES_OF_A_CELL = 500  # a quote that is not closed within as many lines was never meant to open a cell

@@ -19,9 +19,9 @@ import polars as pl
 
 from ..errors import InputError
 from .atomic import nearest
-from .bad_rows import Bad, BadRows
-from .raw import COLUMN_FLAGS, CONTROL, Item, Review, digits, is_undecodable, typed
-from .table_files import NOT_UTF8, open_table
+from .bad_rows import NOT_UTF8, Bad, BadRows
+from .raw import CALLED, COLUMN_FLAGS, CONTROL, Item, Review, digits, is_undecodable, typed
+from .table_files import open_table
 
 _ITEM_IDS = ("item_id", "item", "iid", "parent_asin", "asin", "movie_id", "product_id", "product", "article_id")
 _ITEM_IDS += ("article", "sku", "book_id", "isbn", "track_id", "song_id", "video_id", "business_id", "listing_id")
@@ -59,6 +59,7 @@ _DATE = re.compile(
     r"(?:[T ]\s*(\d{1,2}):(\d{2})(?::(\d{2})(?:[.,](\d+))?)?\s*(Z|UTC|[-+]\d{2}:?\d{2})?)?",
     re.IGNORECASE | re.ASCII,
 )
+_DAY_FIRST = re.compile(r"\A(\d{1,2})\.(\d{1,2})\.(\d{4})(?!\d)", re.ASCII)  # dots everywhere, as in 31.01.2024
 
 
 def find_columns(
@@ -72,20 +73,24 @@ def find_columns(
         names = table.names
     if unknown := sorted(set(given) - set(known)):
         raise InputError(f"{path}: there is no field {unknown[0]!r} ({nearest(unknown[0], known)}); correct its name")
-    used: dict[str, str] = {}
+    used, missing = dict[str, str](), dict[str, str]()
     for field, guesses in known.items():
         found = [name for name in names if name == given[field].strip()] if field in given else likely(guesses, names)
-        how = f"name the right one with {COLUMN_FLAGS[field]}"
         if len(found) > 1:
-            raise InputError(f"{path}: {' and '.join(found)} may both be the {field}; {how}")
-        if not found and (field in given or field in _NEEDED):
-            wanted, called = given.get(field) or guesses[0], "item id" if field == "token" else field
-            raise InputError(
-                f"{path}: found no column for the {called}, expected {wanted} in the first line "
-                f"({nearest(wanted, filter(None, names))}); {how}"
-            )
+            both, how = " and ".join(found), f"name the right one with {COLUMN_FLAGS[field]}"
+            raise InputError(f"{path}: {both} may both be the {CALLED[field]}; {how}")
         if found:
             used[field] = found[0]
+        elif field in given or field in _NEEDED:
+            missing[field] = given.get(field) or guesses[0]
+    if missing:
+        wanted = ", ".join(
+            f"the {CALLED[field]} ({'expected' if field in given else 'such as'} {name})"
+            for field, name in missing.items()
+        )
+        near = nearest("" if len(missing) > 1 else min(missing.values()), filter(None, names))
+        how = f"name {'them' if len(missing) > 1 else 'it'} with {', '.join(COLUMN_FLAGS[field] for field in missing)}"
+        raise InputError(f"{path}: found no column for {wanted} in the first line ({near}); {how}")
     return used, [name for name in names if name and name not in used.values()]
 
 
@@ -111,7 +116,7 @@ def read_reviews(columns: Mapping[str, str], bad: BadRows) -> Iterator[pl.DataFr
         for frame in table.frames(columns, review, bad, lambda cells: typed(cells, _plain_milliseconds(cells["time"]))):
             bad.good += len(frame)
             yield frame
-    bad.refuse_none()
+    bad.refuse_none(COLUMN_FLAGS)
 
 
 def read_items(columns: Mapping[str, str], bad: BadRows) -> Iterator[Item]:
@@ -132,7 +137,7 @@ def read_items(columns: Mapping[str, str], bad: BadRows) -> Iterator[Item]:
         for found in table.records(columns, item, bad):
             bad.good += 1
             yield found
-    bad.refuse_none()
+    bad.refuse_none({"item": COLUMN_FLAGS["token"]})
 
 
 def _plain_name(name: str) -> str:
@@ -191,7 +196,8 @@ def _milliseconds(value: Any) -> int:
     """Return a time as milliseconds since 1970.
 
     Numbers are seconds, milliseconds, microseconds or nanoseconds, by their size: as seconds, 1e11 lies in the year
-    5138. Dates are year first; without a zone they are UTC. Counters (1, 2, 3) count as seconds and keep their order.
+    5138. Dates are year first, or day first with dots; without a zone they are UTC. Counters (1, 2, 3) count as seconds
+    and keep their order.
     """
     if isinstance(value, datetime):
         moment = value if value.tzinfo else value.replace(tzinfo=timezone.utc)
@@ -205,7 +211,7 @@ def _milliseconds(value: Any) -> int:
         for limit, factor in _UNITS:
             if abs(number) < limit:
                 return math.floor(number * factor)
-    elif found := _DATE.fullmatch(text):
+    elif found := _DATE.fullmatch(_DAY_FIRST.sub(r"\3-\2-\1", text)):
         try:
             return _date_time(found)
         except (ValueError, OverflowError):  # the 31st of February

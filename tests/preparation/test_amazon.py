@@ -137,7 +137,7 @@ def test_2014_from_raw_to_atomic_files(tmp_path: Path) -> None:
     )
     assert report["counts"] == {"users": 3, "items": 2, "interactions": 6}
     assert report["read"] == {"reviews": 7, "items": 5}
-    assert report["dropped"] == {"reviews of a user about an item reviewed before": 1}
+    assert report["dropped"] == {"interactions of a user with an item met before": 1}
     assert report["differences"] == {"interactions": {"expected": 7, "found": 6}}
     assert report["dirt"] == {
         **DIRT_OF_REVIEWS,

@@ -72,7 +72,7 @@ def test_everything_against_a_brute_force(
     folder = tmp_path_factory.mktemp("set")
     left = brute_force({(user, token) for user, token, _ in rows}, user_core, item_core)
     if not left:
-        with pytest.raises(InputError, match=f"none of {len(rows)} reviews is left"):
+        with pytest.raises(InputError, match=f"none of {len(rows)} interactions is left"):
             make(folder, rows, user_core=user_core, item_core=item_core)
         assert list(folder.iterdir()) == []
         return
@@ -102,7 +102,7 @@ def test_of_duplicates_the_earliest_counts_with_its_rating(tmp_path: Path) -> No
     report = build("x", of([Review(*row) for row in rows]), of([]), tmp_path, 1, 1, progress=False)
     lines = (tmp_path / "x/x.inter").read_text().splitlines()
     assert lines[1:] == ["u\ta\t1\t5", "u\tb\t4.5\t7"]
-    assert report["dropped"] == {"reviews of a user about an item reviewed before": 2}
+    assert report["dropped"] == {"interactions of a user with an item met before": 2}
 
 
 TIES = [("b", "p", 2), *(("a", token, 1) for token in "tqrsmnop"), ("a", "z", 0)]
@@ -185,7 +185,7 @@ def test_expected_counts_that_differ_are_warned_of(tmp_path: Path, caplog: pytes
         ({"item_core": -1}, "--item-core: found -1, expected 1 or more"),
         ({"shuffle_ties": -1}, "--shuffle-ties: found -1"),
         ({"expected": {"user": 3}}, "found user, expected names out of users, items, interactions"),
-        ({"user_core": 2}, "none of 1 reviews is left, expected users with 2 and items with 1 interactions"),
+        ({"user_core": 2}, "none of 1 interactions is left, expected users with 2 and items with 1 of them"),
     ],
 )
 def test_settings_that_do_not_fit(tmp_path: Path, more: dict[str, Any], message: str) -> None:
@@ -208,7 +208,7 @@ def test_names_of_items_that_no_file_can_hold(tmp_path: Path, bad: str) -> None:
 
 
 def test_no_reviews_at_all(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="none of 0 reviews is left"):
+    with pytest.raises(InputError, match="none of 0 interactions is left"):
         build("x", lambda dirt: iter(()), of([]), tmp_path, 1, 1, progress=False)
 
 

@@ -184,7 +184,7 @@ def test_kuairec_keeps_what_was_watched(tmp_path: Path, capsys: pytest.CaptureFi
     assert {line.split("\t")[2] for line in lines[1:]} == {"2.5", "3"}
     shown = obtain.prepare_public(small, tmp_path, written="shown", raw_dir=raw, least_rating=0, progress=False)
     assert shown["counts"]["interactions"] == len(WALKS) and "left out" not in str(shown["dirt"])
-    assert shown["dropped"] == {"reviews of a user about an item reviewed before": n_skipped}
+    assert shown["dropped"] == {"interactions of a user with an item met before": n_skipped}
 
 
 # Yambda

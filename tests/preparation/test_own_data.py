@@ -68,7 +68,7 @@ def test_exact_files_and_report(tmp_path: Path) -> None:
     assert report["described"] == 2 and report["pictured"] == 0
     assert report["bad_rows_file"] == str(tmp_path / "data" / "Shop.bad_rows.tsv")
     assert report["bad_rows"] == [
-        f"{sales}: 4 rows used, 1 bad (1 {time}, first in line 5), 1 blank",
+        f"{sales}: 4 rows used, 1 bad (1 {time}, first in line 5: 'last week'), 1 blank",
         f"{goods}: 3 rows used, 1 bad (1 item: blank, first in line 4)",
     ]
     assert report["dirt"][f"bad rows of sales.csv, {time}"] == 1
@@ -88,13 +88,14 @@ def test_report_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     time = "time: neither a number of seconds nor a date like 2024-01-31 12:30"
     assert describe(prepare_own("Shop", "sales.csv", "goods.csv", "dataset", images=photos, **options)).split("\n") == [
         "dataset/Shop: 2 users, 1 items, 2 interactions",
-        f"sales.csv: 4 rows used, 1 bad (1 {time}, first in line 5), 1 blank",
+        f"sales.csv: 4 rows used, 1 bad (1 {time}, first in line 5: 'last week'), 1 blank",
         "sales.csv: user is Customer, item is Product ID, time is Order date, rating is Stars; not used: Shop",
         "goods.csv: 3 rows used, 1 bad (1 item: blank, first in line 4)",
-        "goods.csv: token is Product ID, title is Name, categories is Genre; not used: Weight",
+        "goods.csv: item id is Product ID, title is Name, categories is Genre; not used: Weight",
         "of 1 items 1 have a text, 1 have an image",
         "images of no item that is left: 2, such as 1003.PNG, other.jpg; names are compared letter by letter",
-        "left out: 2 reviews of users or items with too few of them",
+        "left out: 2 items of goods.csv with no or too few interactions",
+        "left out: 2 interactions of users or items with too few of them",
         "bad rows are listed in dataset/Shop.bad_rows.tsv",
         "2 users are few: the figures of a run will say little",
         "next: bbqrec train --model=BBQRec --dataset=Shop --text_fields='title categories' --text_encoder=tfidf",
@@ -122,6 +123,25 @@ def test_items_without_texts_are_not_called_described(tmp_path: Path) -> None:
     text = describe(prepare_own("Two", *given, tmp_path, columns={**columns, "title": "Bezeichnung"}, **options))
     assert "of 2 items 1 have a text" in text and "--title-column" not in text
     assert "u\ta\t2\t" in (tmp_path / "Two" / "Two.inter").read_text(encoding="utf-8")
+
+
+def test_items_that_one_table_lacks(tmp_path: Path) -> None:
+    text = describe(prepare(tmp_path))
+    assert f"items with interactions that {tmp_path / 'goods.csv'} lacks: 1, such as 1003\n" in text
+    assert f"left out: 1 items of {tmp_path / 'goods.csv'} with no or too few interactions\n" in text
+    (tmp_path / "own.csv").write_text("sku,name\n75,Lamp\n1001,Tent\n", encoding="utf-8")
+    (tmp_path / "sold.csv").write_text("user,sku,time\nu,00075,1\nu,01001,2\n", encoding="utf-8")
+    given = (tmp_path / "sold.csv", tmp_path / "own.csv", tmp_path)
+    text = describe(prepare_own("None", *given, user_core=1, item_core=1))
+    assert "of 2 items 0 have a text" in text and "text_encoder" not in text and " lacks" not in text
+    assert f"do not match: {given[0]} has '00075', {given[1]} has '1001'; write them alike" in text
+
+
+def test_bad_rows_are_listed_where_no_row_can_be_used(tmp_path: Path) -> None:
+    (tmp_path / "sold.csv").write_text("user,item,time\nu,i,soon\n", encoding="utf-8")
+    with pytest.raises(InputError, match="no row can be used"):
+        prepare_own("Shop", tmp_path / "sold.csv", None, tmp_path / "data")
+    assert "\t2\ttime: neither" in content(tmp_path / "data")["Shop.bad_rows.tsv"].decode()
 
 
 def test_without_items_and_with_columns_named(tmp_path: Path) -> None:

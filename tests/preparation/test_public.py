@@ -108,7 +108,7 @@ def test_amazon_to_exact_files(site: Loopback, tmp_path: Path, variant: str, cap
     assert "Set: found 4 interactions, published are 5; the raw files may be others" in caplog.text
     assert describe(report).splitlines() == [
         f"{tmp_path / 'Set'}: 2 users, 2 items, 4 interactions",
-        "left out: 1 reviews of users or items with too few of them",
+        "left out: 1 interactions of users or items with too few of them",
         "met: 1 item texts with HTML entities",
         f"raw files, kept: {raw / 'reviews_Toys.gz'}, {raw / 'meta_Toys.gz'}",
     ]

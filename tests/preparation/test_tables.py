@@ -204,7 +204,8 @@ def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
     assert [(item.token, item.title) for item in found] == [("a", 'two\nlines, "quoted"'), ("c", "last")]
     assert [row[:2] for row in bad.rows] == [(7, "item: blank"), (8, "4 columns instead of 3")]
     assert bad.blank == 2 and bad.summary().endswith(
-        "x.csv: 2 rows used, 2 bad (1 4 columns instead of 3, first in line 8; 1 item: blank, first in line 7), 2 blank"
+        r"x.csv: 2 rows used, 2 bad (1 4 columns instead of 3, first in line 8: 'b,,one\r\ntwo\r\nthree,too much'; "
+        "1 item: blank, first in line 7), 2 blank"
     )
 
 
@@ -279,6 +280,10 @@ TIMES: list[tuple[Any, int]] = [
     ("2024-01-31T12:30:05+02:00", 1_706_697_005_000),
     ("2024-01-31 12:30:05-0130", 1_706_709_605_000),
     ("1969-12-31 23:59:59", -1000),
+    ("31.01.2024", 1_706_659_200_000),
+    ("31.1.2024 12:30", 1_706_704_200_000),
+    ("3.01.2024 9:05:09,5 Z", 1_704_272_709_500),
+    ("31.01.2024T12:30:05+02:00", 1_706_697_005_000),
 ]
 
 
@@ -289,8 +294,9 @@ def test_times(tmp_path: Path, text: str, time: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    """31.01.2024; 01/31/2024; 2024-02-31; 2024-01-31 25:00; 2024-01/31; 2024-01-31 1:30 PM; 1_000; nan; 1,234,567;
-    1.234,5; 1e20; 1e400; \u0663; Jan 2024; 2024-01-31T12:30+99:00""".replace("\n    ", " ").split("; "),
+    """31/01/2024; 01/31/2024; 31-01-2024; 31.01.24; 31.02.2024; 1.31.2024; 31.01/2024; 31.01.20245; 2024-02-31;
+    2024-01-31 25:00; 2024-01/31; 2024-01-31 1:30 PM; 1_000; nan; 1,234,567; 1.234,5; 1e20; 1e400;
+    \u0663; Jan 2024; 2024-01-31T12:30+99:00""".replace("\n    ", " ").split("; "),
 )
 def test_what_is_no_time(tmp_path: Path, text: str) -> None:
     found, bad = reviews(put(tmp_path, f'user,item,time\nu,i,1\nu,i,"{text}"\n'))
@@ -355,17 +361,23 @@ def test_items_with_everything(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "columns", "message"),
     {
-        "no user": ("a,item,time\n", {}, r"found no column for the user, expected user_id .*present: a, item, time"),
+        "no user": ("a,item,time\n", {}, "user .such as user_id. .*present: a, item, time.; name it .*--user-column$"),
         "near": ("user_idd,item,time\n", {}, "did you mean user_idd"),
         "no header": ("196,242,881250949\n", {}, "present: 196, 242, 881250949"),
-        "wrong name": ("u,item,time\n", {"user": "v"}, r"expected v .*present: u, item, time"),
+        "several": ("a,time\n", {"user": "u"}, "user .expected u., the item .such as item_id.*; name them .*, --item"),
+        "wrong name": ("u,item,time\n", {"user": "v"}, r"expected v. .*present: u, item, time"),
         "twice": ("User ID,user_id,item,time\n", {}, "User ID and user_id may both be the user; .*--user-column"),
         "given twice": ("u,u,item,time\n", {"user": "u"}, "u and u may both be the user"),
         "no field": ("user,item,time\n", {"usr": "u"}, "there is no field 'usr' .did you mean user"),
         "empty": ("", {}, "the file is empty"),
         "blank": (" \n\n", {}, "the file is empty"),
         "no rows": ("user,item,time\n", {}, "found no row below the first line, which has the names"),
-        "bad rows": ("user,item,time\n,,\n,i,1\n", {}, "1 bad .1 user: blank, first in line 3., 1 blank; mend"),
+        "bad rows": ("user,item,time\n,,\n,i,1\n", {}, "1 bad .1 user: blank, first in line 3., 1 blank; .* --user-c"),
+        "words": ("user,item,time\nu,i,soon\n", {}, "in line 2: 'soon'.; mend .*right column with --time-column$"),
+        "no dates": ("user,item,time\nu,i,01/31/2024\n", {}, "2: '01/31/2024'.; format that column as YYYY-MM-DD$"),
+        "rounded": ("user,item,time\n1E+12,i,1\n", {}, "first in line 2: '1E.12'.; mend the file$"),
+        "too many": ("user,item,time\nu,i,1," + "x" * 50 + "\n", {}, r"2: 'u,i,1,x{31}\.\.\.'.; mend the file$"),
+        "some bytes": (b"user,item,time\nu\xfc,i,1\n", {}, "save the file as UTF-8 .in a spreadsheet: CSV UTF-8.$"),
         "bytes": (b"user,item,time,\xff\n", {}, "line 1: the header is not UTF-8 text"),
         "16 bits": ("user,item,time\n".encode("utf-16-le"), {}, "line 1: the header is not UTF-8 text"),
         "quote": ('user,"item,time\n', {}, "line 1: the header is unreadable, a quote is never closed"),
@@ -374,6 +386,13 @@ def test_items_with_everything(tmp_path: Path) -> None:
 def test_files_that_cannot_be_used(tmp_path: Path, content: str | bytes, columns: dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         reviews(put(tmp_path, content), columns)
+
+
+def test_items_that_cannot_be_used_are_told_the_options_of_items(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"for the item id \(such as item_id\) .* --item-id-column$"):
+        items(put(tmp_path, "name,price\na,1\n"))
+    with pytest.raises(InputError, match=r"1 item: blank.* --item-id-column$"):
+        items(put(tmp_path, "item,name\n,a\n"))
 
 
 def test_endings_and_damaged_files(tmp_path: Path) -> None:
