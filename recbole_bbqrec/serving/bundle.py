@@ -265,7 +265,7 @@ class Bundle(ItemLookup):
 
         Parameters
         ----------
-        given : a frame or the path of a CSV file, see `new_items.read`.
+        given : a frame or the path of a file, see `new_items.read`.
 
         Returns
         -------

@@ -18,6 +18,8 @@ from ..errors import InputError
 from ..model.catalogue import PADDING, Catalogue
 from ..preparation import images
 from ..preparation.atomic import nearest
+from ..preparation.bad_rows import BadRows
+from ..preparation.table_files import open_table
 from ..preparation.tables import ITEM_COLUMNS, likely
 from .calls import tokens_of
 
@@ -43,7 +45,7 @@ class Rows(NamedTuple):
 
 
 def read_rows(given: Any, settings: Any, known: Catalogue) -> Rows:
-    """Return the rows of a frame or CSV file, see `new_items.read`, which are of items that `known` has not."""
+    """Return the rows of a frame or file, see `new_items.read`, which are of items that `known` has not."""
     table, beside = _table(given)
     table = _named(table, settings, known)
     tokens = _tokens(table, settings, known)
@@ -59,11 +61,24 @@ def _table(given: Any) -> tuple[pd.DataFrame, Path]:
     path = Path(given)
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a CSV file with a row for each new item")
-    try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"), path.parent
-    except (OSError, ValueError) as error:  # of pandas' parser too
-        why = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: no table that can be read ({why}); save it as CSV UTF-8 with a header") from error
+    bad = BadRows(path)
+    with open_table(path) as table:
+        names = [name for name in table.names if name]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(f"{path}: found two columns {twice[0]}, expected names that differ; rename one")
+        rows = list(table.records({name: name for name in names}, lambda cells: cells, bad))
+    if bad.rows:
+        line, reason, found = bad.rows[0]
+        mend = "mend the row, or save it as CSV UTF-8 with a header"
+        raise InputError(f"{path}: no table that can be read (line {line}: {reason}, found {found!r}); {mend}")
+    return pd.DataFrame(rows, columns=names, dtype=object).map(_cell), path.parent
+
+
+def _cell(value: Any) -> Any:
+    """A cell of a file, as a text where it is a number or a list; mappings are vectors."""
+    if isinstance(value, list):
+        return " ".join(str(part) for part in value if part is not None)
+    return value if value is None or isinstance(value, str | bytes | float | Mapping) else str(value)
 
 
 def _named(table: pd.DataFrame, settings: Any, known: Catalogue) -> pd.DataFrame:
