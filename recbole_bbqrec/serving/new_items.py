@@ -127,7 +127,8 @@ class _Encoding:
             found.matrices[name], found.present[name] = matrix, present
             nothing &= ~present
         if nothing.any():
-            asked = ", ".join(known.matrices)
+            columns = {name: template_of(self.settings, name).columns for name in known.matrices}
+            asked = ", ".join(f"{name} of {' '.join(of)}" if of else name for name, of in columns.items())
             why = f"nothing that says something to this model's features ({asked}): known words, an image, or vectors"
             raise InputError(f"new items: found of {tokens[int(nothing.int().argmax())]!r} {why}; fill in its row")
         return found

@@ -4,7 +4,8 @@ Shapes: F width of a modality's features.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +48,7 @@ class Rows(NamedTuple):
 def read_rows(given: Any, settings: Any, known: Catalogue) -> Rows:
     """Return the rows of a frame or file, see `new_items.read`, which are of items that `known` has not."""
     table, beside = _table(given)
-    table = _named(table, settings, known)
+    table = table.rename(columns=_usual(table, _needed(settings, known)))
     tokens = _tokens(table, settings, known)
     return Rows(tokens, _texts(table, settings), _images(table, tokens, beside), _vectors(table, tokens, known))
 
@@ -81,17 +82,30 @@ def _cell(value: Any) -> Any:
     return value if value is None or isinstance(value, str | bytes | float | Mapping) else str(value)
 
 
-def _named(table: pd.DataFrame, settings: Any, known: Catalogue) -> pd.DataFrame:
-    """Call the columns that a run needs as the run does, where the table has another usual name for one."""
-    needed = {settings["ITEM_ID_FIELD"]: "token"}
-    for name in known.modalities:
-        needed |= {column: column for column in template_of(settings, name).columns}
-    names, called = list(map(str, table.columns)), {}
+def rows_of_request(items: list[dict[str, Any]], settings: Any, known: Catalogue) -> pd.DataFrame:
+    """Items that each have columns of their own as a frame with all that a run needs, "" where an item has none."""
+    needed, rows = _needed(settings, known), []
+    for item in items:
+        called = _usual(item, needed)
+        rows.append({called.get(name, name): cell for name, cell in item.items()})
+    blank = dict.fromkeys(chain(needed, *rows), "")
+    return pd.DataFrame([{**blank, **row} for row in rows])
+
+
+def _needed(settings: Any, known: Catalogue) -> dict[str, str]:
+    """Columns that a run needs, and the field of `ITEM_COLUMNS` that has other names for each."""
+    columns = [column for name in known.modalities for column in template_of(settings, name).columns]
+    return {settings["ITEM_ID_FIELD"]: "token"} | {column: column for column in columns}
+
+
+def _usual(names: Iterable[Any], needed: Mapping[str, str]) -> dict[str, str]:
+    """Those of the names that are another usual one of a column that is needed and missing, and that column."""
+    there, called = list(map(str, names)), {}
     for column, field in needed.items():
-        found = [] if column in names else likely(ITEM_COLUMNS.get(field, ()), names)
+        found = [] if column in there else likely(ITEM_COLUMNS.get(field, ()), there)
         if len(found) == 1:
             called[found[0]] = column
-    return table.rename(columns=called)
+    return called
 
 
 def _tokens(table: pd.DataFrame, settings: Any, known: Catalogue) -> list[str]:

@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
-import pandas as pd
 from fastapi import FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
@@ -144,10 +143,9 @@ def _add_items(app: FastAPI, service: Service) -> None:
     @app.post("/items", status_code=201, response_model=schemas.Added)
     async def add_items(asked: schemas.NewItemsRequest) -> Response:
         """Add items that the model was not trained with; they are recommended at once."""
-        frame = pd.DataFrame([item.model_dump(exclude_none=True) for item in asked.items])
-        frame = frame.rename(columns={"item_id": service.bundle.settings["ITEM_ID_FIELD"]})
-        generation = await asyncio.to_thread(service.live.add_items, frame)
-        return JSONResponse({"added": len(frame), "generation": generation}, 201)
+        items = [item.model_dump(exclude_none=True) for item in asked.items]
+        generation = await asyncio.to_thread(service.live.add_items, items)
+        return JSONResponse({"added": len(items), "generation": generation}, 201)
 
     @app.get("/items", response_model=schemas.Found)
     async def find(

@@ -1,8 +1,11 @@
 """What requests may hold and answers do hold, with the limits of each. What is not named here is refused."""
 
+import math
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+from ...preparation.tables import ITEM_COLUMNS, likely
 
 MAX_HISTORY = 1000
 MAX_CHOICE = 10_000
@@ -47,20 +50,36 @@ class EventsRequest(_Strict):
     events: Annotated[list[EventModel], Field(min_length=1, max_length=MAX_EVENTS)]
 
 
+def _spelt(given: Any) -> Any:
+    """A number as a text; "" for null."""
+    if isinstance(given, float) and math.isfinite(given):
+        return f"{given:.15g}"
+    is_whole = isinstance(given, int) and not isinstance(given, bool)
+    return "" if given is None else str(given) if is_whole else given
+
+
 class NewItem(BaseModel):
     """An item that the model was not trained with; further fields are its text columns, as in the data set.
 
-    Images are added on the command line: a path in a request would be one of the server's files.
+    Usual names such as `sku` and `name` will do, numbers become texts, and a column that is missing is blank. Images
+    are added on the command line: a path in a request would be one of the server's files.
     """
 
     model_config = ConfigDict(strict=True, extra="allow")
-    __pydantic_extra__: dict[str, Text] = Field(init=False)
+    __pydantic_extra__: dict[str, Annotated[Text, BeforeValidator(_spelt)]] = Field(init=False)
 
-    item_id: Token
+    item_id: Annotated[Token, BeforeValidator(_spelt)]
     vectors: Annotated[
         dict[Token, Annotated[list[Number], Field(min_length=1, max_length=8192)]] | None,
         Field(max_length=16, description="ready vectors by modality"),
     ] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        names = list(given) if isinstance(given, dict) and "item_id" not in given else []
+        found = likely(ITEM_COLUMNS["token"], names)
+        return {"item_id" if name in found else name: given[name] for name in names} if len(found) == 1 else given
 
     @model_validator(mode="after")
     def _without_image(self) -> "NewItem":

@@ -125,6 +125,28 @@ def test_new_items_are_ranked_as_by_the_cold_protocol(client, cold, folder):
     assert value_of(service.get("/metrics").body.decode(), "bbqrec_generation") == 1
 
 
+def test_new_items_as_shops_write_them(client, folder):
+    """Usual names of columns, numbers, and no cell where there is nothing to say, each item in its own way."""
+    service = client(folder)
+    first = {"SKU": 4711, "name": "red lamp number 3", "Manufacturer": "Acme", "unit_price": 3.5, "stock": None}
+    others = [{"item_id": "n2", "title": "blue tent"}, {"id": 7.0, "brand": "Acme", "stock": 12345678901234567}]
+    assert service.post("/items", {"items": [first, *others]}).json == {"added": 3, "generation": 1}
+    texts = recbole_bbqrec.load_bundle(folder).item_texts()
+    assert texts.loc[["4711", "n2", "7"], ["title", "brand", "unit_price", "stock"]].to_numpy().tolist() == [
+        ["red lamp number 3", "Acme", "3.5", ""],
+        ["blue tent", "", "", ""],
+        ["", "Acme", "", "12345678901234567"],
+    ]
+    for item, message in (
+        ({"name": "red lamp"}, "items.0.item_id: Field required"),
+        ({"sku": True, "title": "red lamp"}, "items.0.item_id: Input should be a valid string"),
+        ({"sku": "a" * 257, "title": "red lamp"}, "items.0.item_id: String should have at most 256 characters"),
+        ({"sku": "n", "titel": "red lamp"}, "features (text of title brand): known words"),
+    ):
+        answer = service.post("/items", {"items": [item]})
+        assert answer.status == 422 and message in answer.json["error"], answer.json
+
+
 def test_a_generation_that_another_made_is_taken(client, cold, folder, monkeypatch):
     monkeypatch.setattr(live, "POLL_SECONDS", 0.02)
     one, two = client(folder), client(folder)
