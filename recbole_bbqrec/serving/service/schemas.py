@@ -1,9 +1,11 @@
 """What requests may hold and answers do hold, with the limits of each. What is not named here is refused."""
 
 import math
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from ...preparation.tables import ITEM_COLUMNS, likely
 
@@ -12,6 +14,8 @@ MAX_CHOICE = 10_000
 MAX_K = 500
 MAX_EVENTS = 1000
 MAX_NEW_ITEMS = 1000
+UNKNOWN = "unknown_field"
+"""Type of an error whose message begins with the name of a field that should not be there."""
 LATEST_TIME = 1e11
 """In the year 5138: a time beyond it was given in milliseconds."""
 
@@ -23,6 +27,19 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        """Name an unknown field before the one that is missing, which was meant perhaps."""
+        known = list(cls.model_fields)
+        for name in given if isinstance(given, dict) else ():
+            if name not in known:
+                meant = get_close_matches(name, known, 1, cutoff=0.5)
+                hint = f"did you mean {meant[0]}?" if meant else f"expected {', '.join(known)}"
+                shown = repr(name[:40])[1:-1]
+                raise PydanticCustomError(UNKNOWN, "{found}: unknown, {hint}", {"found": shown, "hint": hint})
+        return given
 
 
 class RecommendRequest(_Strict):
@@ -84,7 +101,7 @@ class NewItem(BaseModel):
     @model_validator(mode="after")
     def _without_image(self) -> "NewItem":
         if "image" in (self.__pydantic_extra__ or {}):
-            raise ValueError("image: not by HTTP; bbqrec items add takes image files")
+            raise PydanticCustomError(UNKNOWN, "image: not by HTTP; bbqrec items add takes image files")
         return self
 
 

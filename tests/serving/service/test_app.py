@@ -220,6 +220,27 @@ def test_the_map_and_the_codes(service, bundle):
         assert all(item["title"] == bundle.title(item["item"]) for item in row["items"])
 
 
+JSON = "application/json"
+WRONG = [
+    ("/recommend", '{"histroy": ["i01"]}', JSON, "histroy: unknown, did you mean history?"),
+    ("/recommend", '{"what": 1}', JSON, "what: unknown, expected history, k, exclude_seen, allow, deny, explain"),
+    ("/recommend", "{}", JSON, "history: Field required"),
+    ("/events", '{"events": [{"usr": "u", "item": "i01"}]}', JSON, "events.0.usr: unknown, did you mean user?"),
+    ("/items", '{"items": [{"sku": "n", "image": "x"}]}', JSON, "items.0.image: not by HTTP; bbqrec items add takes"),
+    ("/recommend", "{bad", JSON, "the body is no JSON (line 1 column 2: Expecting property name"),
+    ("/recommend", '{\n"k": 1,\n}', JSON, "the body is no JSON (line 3 column 1: "),
+    ("/recommend", "", JSON, "body: Field required"),
+    ("/recommend", '{"history": []}', "", "found no Content-Type; send Content-Type: application/json"),
+    ("/events", "{}", "text/plain", "found Content-Type 'text/plain'; send Content-Type: application/json"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "kind", "message"), WRONG)
+def test_what_is_wrong_is_said(service, path, body, kind, message):
+    answer = service.loop.run_until_complete(service.ask("POST", path, [body.encode()], {"content-type": kind}))
+    assert answer.status == 422 and answer.json["error"].startswith(message), answer.json
+
+
 def test_the_list_of_requests(service):
     page = service.get("/docs")
     described = service.get("/openapi.json").json
