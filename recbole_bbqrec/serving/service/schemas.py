@@ -48,8 +48,8 @@ class RecommendRequest(_Strict):
     history: Annotated[list[Token], Field(max_length=MAX_HISTORY)]
     k: Annotated[int, Field(ge=1, le=MAX_K)] = 10
     exclude_seen: Annotated[bool, Field(description="leave out the items of the history")] = True
-    allow: Annotated[list[Token], Field(max_length=MAX_CHOICE, description="choose from these alone")] | None = None
-    deny: Annotated[list[Token], Field(max_length=MAX_CHOICE, description="choose none of these")] | None = None
+    allow: Annotated[list[Token] | None, Field(max_length=MAX_CHOICE, description="choose from these alone")] = None
+    deny: Annotated[list[Token] | None, Field(max_length=MAX_CHOICE, description="choose none of these")] = None
     explain: Annotated[bool, Field(description="add the main reason for each item")] = False
 
 
@@ -88,7 +88,7 @@ class NewItem(BaseModel):
     item_id: Annotated[Token, BeforeValidator(_spelt)]
     vectors: Annotated[
         dict[Token, Annotated[list[Number], Field(min_length=1, max_length=8192)]] | None,
-        Field(max_length=16, description="ready vectors by modality"),
+        Field(max_length=16, description='ready vectors by modality, as `{"text": [0.1, 0.2]}`'),
     ] = None
 
     @model_validator(mode="before")

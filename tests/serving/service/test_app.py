@@ -245,7 +245,19 @@ def test_the_list_of_requests(service):
     page = service.get("/docs")
     described = service.get("/openapi.json").json
     assert {"/recommend", "/events", "/users/{user}/recommendations", "/items", "/health"} <= set(described["paths"])
+    shown = page.body.decode()
     for path in described["paths"]:
-        assert path in page.body.decode()
-    assert "http" not in re.sub("HTTP", "", page.body.decode()), "nothing from elsewhere"
+        assert path in shown
+    for row in (
+        "<td><code>k</code><td>integer, at least 1, at most 500<td><code>10</code>",
+        "<td><code>exclude_seen</code><td>boolean: leave out the items of the history<td><code>true</code>",
+        "<td>array of string, at most 256 characters, at most 10000 entries or null: choose from these alone<td>",
+        "<td>array of object, at most 1000 entries: A user met an item. Sent again with the same <code>time</code>",
+        "<td><code>events[].user</code><td>string, at most 256 characters<td>required",
+        "<td><code>items[].item_id</code><td>string, at most 256 characters<td>required",
+        "one line, <code>error</code>.",
+    ):
+        assert row in shown
+    assert not re.search("`|Model|True|None", shown)
+    assert "http" not in re.sub("HTTP", "", shown), "nothing from elsewhere"
     assert page.headers["content-security-policy"].startswith("default-src 'self'")
