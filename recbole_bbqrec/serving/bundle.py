@@ -45,6 +45,9 @@ class Explained(Recommendation):
 
     reasons: list[Reason]
 
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, reasons={self.reasons})"
+
 
 class _Settings(dict[str, Any]):
     """Settings as RecBole's models read them: a missing key is `None`."""
@@ -265,7 +268,7 @@ class Bundle(ItemLookup):
 
         Parameters
         ----------
-        given : a frame or the path of a CSV file, see `new_items.read`.
+        given : a frame or the path of a file, see `new_items.read`.
 
         Returns
         -------

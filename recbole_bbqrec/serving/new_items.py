@@ -66,10 +66,11 @@ def read(given: Any, settings: Any, known: Catalogue, folder: Path, title: str) 
 
     Parameters
     ----------
-    given : a frame, or the path of a CSV file, with a row for each item: its token, the columns that the run's texts
-        are made of, and any others of the .item file. `image` names an image's file; relative ones begin at the CSV
-        file. It is a file of this machine: a table that came over a network must not have that column. `vectors` holds
-        mappings (in a CSV file as JSON) of modality -> F numbers, in place of what an encoder would make.
+    given : a frame, or the path of a file (as `table_files.open_table` reads it), with a row for each item: its token,
+        the columns that the run's texts are made of, and any others of the .item file. `image` names an image's file;
+        relative ones begin at the table's folder. It is a file of this machine: a table that came over a network must
+        not have that column. `vectors` holds mappings (in a CSV file as JSON) of modality -> F numbers, in place of
+        what an encoder would make.
     settings, known : the run's settings, and the catalogue so far.
     folder : the bundle's.
     title : the column of titles so far, "" where there is none.
@@ -126,7 +127,8 @@ class _Encoding:
             found.matrices[name], found.present[name] = matrix, present
             nothing &= ~present
         if nothing.any():
-            asked = ", ".join(known.matrices)
+            columns = {name: template_of(self.settings, name).columns for name in known.matrices}
+            asked = ", ".join(f"{name} of {' '.join(of)}" if of else name for name, of in columns.items())
             why = f"nothing that says something to this model's features ({asked}): known words, an image, or vectors"
             raise InputError(f"new items: found of {tokens[int(nothing.int().argmax())]!r} {why}; fill in its row")
         return found

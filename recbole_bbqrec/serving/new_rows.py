@@ -4,7 +4,8 @@ Shapes: F width of a modality's features.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from ..errors import InputError
 from ..model.catalogue import PADDING, Catalogue
 from ..preparation import images
 from ..preparation.atomic import nearest
+from ..preparation.bad_rows import BadRows
+from ..preparation.table_files import open_table
 from ..preparation.tables import ITEM_COLUMNS, likely
 from .calls import tokens_of
 
@@ -43,9 +46,9 @@ class Rows(NamedTuple):
 
 
 def read_rows(given: Any, settings: Any, known: Catalogue) -> Rows:
-    """Return the rows of a frame or CSV file, see `new_items.read`, which are of items that `known` has not."""
+    """Return the rows of a frame or file, see `new_items.read`, which are of items that `known` has not."""
     table, beside = _table(given)
-    table = _named(table, settings, known)
+    table = table.rename(columns=_usual(table, _needed(settings, known)))
     tokens = _tokens(table, settings, known)
     return Rows(tokens, _texts(table, settings), _images(table, tokens, beside), _vectors(table, tokens, known))
 
@@ -59,24 +62,50 @@ def _table(given: Any) -> tuple[pd.DataFrame, Path]:
     path = Path(given)
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a CSV file with a row for each new item")
-    try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"), path.parent
-    except (OSError, ValueError) as error:  # of pandas' parser too
-        why = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: no table that can be read ({why}); save it as CSV UTF-8 with a header") from error
+    bad = BadRows(path)
+    with open_table(path) as table:
+        names = [name for name in table.names if name]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(f"{path}: found two columns {twice[0]}, expected names that differ; rename one")
+        rows = list(table.records({name: name for name in names}, lambda cells: cells, bad))
+    if bad.rows:
+        line, reason, found = bad.rows[0]
+        mend = "mend the row, or save it as CSV UTF-8 with a header"
+        raise InputError(f"{path}: no table that can be read (line {line}: {reason}, found {found!r}); {mend}")
+    return pd.DataFrame(rows, columns=names, dtype=object).map(_cell), path.parent
 
 
-def _named(table: pd.DataFrame, settings: Any, known: Catalogue) -> pd.DataFrame:
-    """Call the columns that a run needs as the run does, where the table has another usual name for one."""
-    needed = {settings["ITEM_ID_FIELD"]: "token"}
-    for name in known.modalities:
-        needed |= {column: column for column in template_of(settings, name).columns}
-    names, called = list(map(str, table.columns)), {}
+def _cell(value: Any) -> Any:
+    """A cell of a file, as a text where it is a number or a list; mappings are vectors."""
+    if isinstance(value, list):
+        return " ".join(str(part) for part in value if part is not None)
+    return value if value is None or isinstance(value, str | bytes | float | Mapping) else str(value)
+
+
+def rows_of_request(items: list[dict[str, Any]], settings: Any, known: Catalogue) -> pd.DataFrame:
+    """Items that each have columns of their own as a frame with all that a run needs, "" where an item has none."""
+    needed, rows = _needed(settings, known), []
+    for item in items:
+        called = _usual(item, needed)
+        rows.append({called.get(name, name): cell for name, cell in item.items()})
+    blank = dict.fromkeys(chain(needed, *rows), "")
+    return pd.DataFrame([{**blank, **row} for row in rows])
+
+
+def _needed(settings: Any, known: Catalogue) -> dict[str, str]:
+    """Columns that a run needs, and the field of `ITEM_COLUMNS` that has other names for each."""
+    columns = [column for name in known.modalities for column in template_of(settings, name).columns]
+    return {settings["ITEM_ID_FIELD"]: "token"} | {column: column for column in columns}
+
+
+def _usual(names: Iterable[Any], needed: Mapping[str, str]) -> dict[str, str]:
+    """Those of the names that are another usual one of a column that is needed and missing, and that column."""
+    there, called = list(map(str, names)), {}
     for column, field in needed.items():
-        found = [] if column in names else likely(ITEM_COLUMNS.get(field, ()), names)
+        found = [] if column in there else likely(ITEM_COLUMNS.get(field, ()), there)
         if len(found) == 1:
             called[found[0]] = column
-    return table.rename(columns=called)
+    return called
 
 
 def _tokens(table: pd.DataFrame, settings: Any, known: Catalogue) -> list[str]:

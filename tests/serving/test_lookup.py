@@ -136,6 +136,7 @@ def test_every_model_that_scores_items_says_why(small, tiny, untrained):
             assert any(reason.item for reason in result.reasons) == (has_reason and bool(result.items))
     # What speaks for an item is the one without which its score falls most.
     history, found = ["i05", "i06", "i09"], small.recommend([["i05", "i06", "i09"]], k=5, explain=True)[0]
+    assert repr(found).startswith("Explained(items=[") and repr(found).endswith(f", reasons={found.reasons})")
     whole, *without = (
         small.scores([[item for item in history if item != left]], found.items)[0] for left in ("", *history)
     )

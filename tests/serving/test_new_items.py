@@ -59,6 +59,33 @@ def test_columns_may_have_other_usual_names(small):
     assert_same(again.recommend([["m1"]], allow=["i05"]), again.recommend([["n1"]], allow=["i05"]))
 
 
+TABLES = {
+    "new.csv": 'item_id;title;brand;\nn1;"red lamp; 3,5 W";Acme;\n',
+    "NEW.TSV": "item_id\ttitle\tbrand\nn1\tred lamp; 3,5 W\tAcme\n\n",
+    "new.jsonl": '{"item_id": "n1", "title": ["red", "lamp;", "3,5 W"], "brand": "Acme", "stock": null}\n'
+    '{"item_id": 12345678901234567, "title": "lamp", "brand": 7.0, "stock": true}\n',
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_files_are_read_as_those_that_are_prepared(small, tmp_path, name):
+    (tmp_path / name).write_text(TABLES[name], encoding="utf-16" if name == "NEW.TSV" else "utf-8")
+    grown = small.add_items(tmp_path / name)
+    assert grown.item_texts().loc["n1", ["title", "brand"]].tolist() == ["red lamp; 3,5 W", "Acme"]
+    if name == "new.jsonl":
+        row = grown.item_texts().loc["12345678901234567", ["title", "brand", "stock"]]
+        assert row.tolist() == ["lamp", "7", "True"] and grown.item_texts().loc["n1", "stock"] == ""
+
+
+def test_numbers_and_vectors_of_parquet_files(small, tmp_path):
+    pytest.importorskip("pyarrow")
+    vectors = [{"text": [float(at) for at in range(16)]}, None]
+    NEW.assign(item_id=[8, 7], stock=[3, 4], vectors=vectors).to_parquet(tmp_path / "new.parquet")
+    grown = small.add_items(tmp_path / "new.parquet")
+    assert grown.item_texts().loc[["8", "7"], "stock"].tolist() == ["3", "4"]
+    assert grown.catalogue.features.matrices["text"][-2].tolist() == vectors[0]["text"]
+
+
 def test_an_older_bundle_adds_to_what_is_newest(small):
     first = small.add_items(NEW)
     second = small.add_items(NEW.assign(item_id=["m1", "m2"]))  # `small` itself still is as trained
@@ -117,8 +144,10 @@ def test_rows_that_cannot_be_used_are_one_line(small, change, message):
 
 
 def test_tables_that_cannot_be_used_are_one_line(small, tmp_path):
-    bad = tmp_path / "bad.csv"
+    bad, ragged, double = (tmp_path / f"{name}.csv" for name in ("bad", "ragged", "double"))
     bad.write_bytes(b"item_id,title\n\xff\xfe,x\n")
+    ragged.write_text("item_id,title,brand\nn1,red lamp,Acme\nn2,red lamp, large,Acme\n")
+    double.write_text("item_id,title,brand,title\nn1,red lamp,Acme,\n")
     for given, message in (
         (
             NEW.drop(columns="title"),
@@ -129,7 +158,10 @@ def test_tables_that_cannot_be_used_are_one_line(small, tmp_path):
         (NEW.iloc[:0], "new items: found no row"),
         ([{"item_id": "n"}], "new items: found list, expected a frame or the path of a CSV file"),
         (tmp_path / "none.csv", "no such file; expected a CSV file"),
-        (bad, "no table that can be read"),
+        (bad, "no table that can be read (line 2: not UTF-8 text, found '\\\\xff\\\\xfe"),
+        (ragged, "ragged.csv: no table that can be read (line 3: 4 columns instead of 3, found 'n2,red lamp, large"),
+        (double, "double.csv: found two columns title, expected names that differ; rename one"),
+        (tmp_path, "no such file; expected a CSV file"),
     ):
         with pytest.raises(InputError) as error:
             small.add_items(given)

@@ -2,11 +2,11 @@
 
 import asyncio
 import contextlib
+import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-import pandas as pd
 from fastapi import FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
@@ -144,10 +144,9 @@ def _add_items(app: FastAPI, service: Service) -> None:
     @app.post("/items", status_code=201, response_model=schemas.Added)
     async def add_items(asked: schemas.NewItemsRequest) -> Response:
         """Add items that the model was not trained with; they are recommended at once."""
-        frame = pd.DataFrame([item.model_dump(exclude_none=True) for item in asked.items])
-        frame = frame.rename(columns={"item_id": service.bundle.settings["ITEM_ID_FIELD"]})
-        generation = await asyncio.to_thread(service.live.add_items, frame)
-        return JSONResponse({"added": len(frame), "generation": generation}, 201)
+        items = [item.model_dump(exclude_none=True) for item in asked.items]
+        generation = await asyncio.to_thread(service.live.add_items, items)
+        return JSONResponse({"added": len(items), "generation": generation}, 201)
 
     @app.get("/items", response_model=schemas.Found)
     async def find(
@@ -239,12 +238,21 @@ async def _refused(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
     if isinstance(error, RequestValidationError):
-        return JSONResponse({"error": _first_wrong(error.errors())}, 422)
+        return JSONResponse({"error": _first_wrong(request, error)}, 422)
     return JSONResponse({"error": str(error)}, 404 if isinstance(error, UnknownItemError) else 422)
 
 
-def _first_wrong(errors: Sequence[Any]) -> str:
+def _first_wrong(request: Request, error: RequestValidationError) -> str:
     """The first of pydantic's errors, in one line; what was found is not repeated, it may be large."""
+    errors, broken = error.errors(), error.__cause__
+    if isinstance(broken, json.JSONDecodeError):
+        return f"the body is no JSON (line {broken.lineno} column {broken.colno}: {broken.msg})"
+    if isinstance(error.body, bytes):  # which was not read as JSON
+        kind = request.headers.get("content-type", "")[:100]
+        return f"found {f'Content-Type {kind!r}' if kind else 'no Content-Type'}; send Content-Type: application/json"
     place = ".".join(str(part) for part in errors[0]["loc"] if part not in ("body", "query", "path"))
+    said = " ".join(errors[0]["msg"].split())
+    if errors[0]["type"] == schemas.UNKNOWN:  # begins with the name of the field
+        return ".".join(filter(None, (place, said)))
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{place or 'body'}: {' '.join(errors[0]['msg'].split())}{more}"[:500]
+    return f"{place or 'body'}: {said}{more}"[:500]

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-import pandas as pd
-
 from ...errors import InputError
 from .. import generations
 from ..bundle import Bundle, Recommendation, load_bundle
+from ..new_rows import rows_of_request
 from .batching import Batcher
 from .metrics import Metrics
 
@@ -74,9 +73,10 @@ class Live:
         if generations.newest(self.bundle.folder) > self.bundle.generation:
             self._take(load_bundle(self.bundle.folder))
 
-    def add_items(self, frame: pd.DataFrame) -> int:
-        """Add items, as `Bundle.add_items`; returns the generation that has them, which is in use."""
-        grown = self.bundle.add_items(frame)  # to the newest generation, whichever is in use here
+    def add_items(self, items: list[dict[str, Any]]) -> int:
+        """Add items, as `rows_of_request` has them; returns the generation that has them, which is in use."""
+        rows = rows_of_request(items, self.bundle.settings, self.bundle.catalogue)
+        grown = self.bundle.add_items(rows)  # to the newest generation, whichever is in use here
         self._take(grown)
         return grown.generation
 

@@ -1,11 +1,22 @@
 """Files of the page, read once: what is not among them cannot be asked for. And the list of all requests, as HTML."""
 
+import json
+import re
+from collections.abc import Iterator
 from html import escape
 from importlib import resources
 from typing import Any, NamedTuple
 
 PAGE = "page"
 KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+LIMITS = {
+    "minimum": ("at least", ""),
+    "maximum": ("at most", ""),
+    "maxLength": ("at most", " characters"),
+    "maxItems": ("at most", " entries"),
+    "maxProperties": ("at most", " entries"),
+}
+"""Of a schema, in words around the number."""
 
 
 class File(NamedTuple):
@@ -25,38 +36,53 @@ def docs_page(frame: File, openapi: dict[str, Any]) -> str:
 
     `frame` is the page without them, with a mark where they belong.
     """
-    parts = []
+    models, parts = openapi["components"]["schemas"], []
     for path, methods in openapi["paths"].items():
         for method, about in methods.items():
-            what = escape(about.get("description", ""))
+            what = _marked(about.get("description", ""))
             parts.append(f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{what}</p>")
             rows = [(each["name"], each["schema"], each.get("required")) for each in about.get("parameters", ())]
-            rows += _fields(openapi, about.get("requestBody", {}))
+            body = about.get("requestBody", {}).get("content", {}).get("application/json", {})
+            rows += _fields(models, body.get("schema", {}))
             if rows:
                 cells = "".join(_row(name, schema, needed) for name, schema, needed in rows)
                 parts.append(f"<table><thead><tr><th>Name<th>What<th>Default<tbody>{cells}</table>")
-    page = frame.content.decode().replace("[about]", escape(openapi["info"]["description"]), 1)
+    page = frame.content.decode().replace("[about]", _marked(openapi["info"]["description"]), 1)
     return page.replace("[requests]", "".join(parts), 1)
 
 
-def _fields(openapi: dict[str, Any], body: dict[str, Any]) -> list[tuple[str, dict[str, Any], bool | None]]:
-    reference = body.get("content", {}).get("application/json", {}).get("schema", {}).get("$ref", "")
-    schema = openapi["components"]["schemas"].get(reference.rpartition("/")[2], {})
-    required = schema.get("required", ())
-    return [(name, about, name in required) for name, about in schema.get("properties", {}).items()]
+Field = tuple[str, dict[str, Any], bool | None]
+
+
+def _fields(models: dict[str, Any], schema: dict[str, Any], prefix: str = "") -> Iterator[Field]:
+    """Name, schema and whether it is required of each field of a model, and of those of the objects in its lists."""
+    model = models.get(_model(schema), {})
+    for name, about in model.get("properties", {}).items():
+        each = about.get("items", {})
+        described = {"description": models[_model(each)]["description"]} if _model(each) else {}
+        yield f"{prefix}{name}", {**about, **described}, name in model.get("required", ())
+        yield from _fields(models, each, f"{prefix}{name}[].")
+
+
+def _model(schema: dict[str, Any]) -> str:
+    return schema.get("$ref", "").rpartition("/")[2]
 
 
 def _row(name: str, schema: dict[str, Any], required: bool | None) -> str:
-    default = "required" if required else str(schema.get("default"))
-    return f"<tr><td><code>{escape(name)}</code><td>{escape(_words(schema))}<td>{escape(default)}"
+    default = "required" if required else f"<code>{escape(json.dumps(schema.get('default')))}</code>"
+    what = ": ".join(filter(None, (_words(schema), schema.get("description"))))
+    return f"<tr><td><code>{escape(name)}</code><td>{_marked(what)}<td>{default}"
+
+
+def _marked(text: str) -> str:
+    """A text as HTML, with code where it has backticks."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _words(schema: dict[str, Any]) -> str:
     """A type in words, with its limits."""
-    kinds = [_words(one) for one in schema.get("anyOf", ())]
-    kind = " or ".join(kinds) or schema.get("type") or schema.get("$ref", "").rpartition("/")[2]
+    kind = " or ".join(map(_words, schema.get("anyOf", ()))) or schema.get("type", "object")
     if "items" in schema:
         kind += f" of {_words(schema['items'])}"
-    names = {"minimum": "from", "maximum": "to", "maxItems": "at most", "maxLength": "characters, at most"}
-    limits = [f"{words} {schema[name]}" for name, words in names.items() if name in schema]
-    return ", ".join([kind, *limits, *([schema["description"]] if "description" in schema else [])])
+    limits = [f"{words} {schema[name]:.15g}{unit}" for name, (words, unit) in LIMITS.items() if name in schema]
+    return ", ".join([kind, *limits])

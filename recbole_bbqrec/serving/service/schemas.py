@@ -1,14 +1,21 @@
 """What requests may hold and answers do hold, with the limits of each. What is not named here is refused."""
 
+import math
+from difflib import get_close_matches
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+
+from ...preparation.tables import ITEM_COLUMNS, likely
 
 MAX_HISTORY = 1000
 MAX_CHOICE = 10_000
 MAX_K = 500
 MAX_EVENTS = 1000
 MAX_NEW_ITEMS = 1000
+UNKNOWN = "unknown_field"
+"""Type of an error whose message begins with the name of a field that should not be there."""
 LATEST_TIME = 1e11
 """In the year 5138: a time beyond it was given in milliseconds."""
 
@@ -21,6 +28,19 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        """Name an unknown field before the one that is missing, which was meant perhaps."""
+        known = list(cls.model_fields)
+        for name in given if isinstance(given, dict) else ():
+            if name not in known:
+                meant = get_close_matches(name, known, 1, cutoff=0.5)
+                hint = f"did you mean {meant[0]}?" if meant else f"expected {', '.join(known)}"
+                shown = repr(name[:40])[1:-1]
+                raise PydanticCustomError(UNKNOWN, "{found}: unknown, {hint}", {"found": shown, "hint": hint})
+        return given
+
 
 class RecommendRequest(_Strict):
     """A history in time order, and what is wanted after it."""
@@ -28,8 +48,8 @@ class RecommendRequest(_Strict):
     history: Annotated[list[Token], Field(max_length=MAX_HISTORY)]
     k: Annotated[int, Field(ge=1, le=MAX_K)] = 10
     exclude_seen: Annotated[bool, Field(description="leave out the items of the history")] = True
-    allow: Annotated[list[Token], Field(max_length=MAX_CHOICE, description="choose from these alone")] | None = None
-    deny: Annotated[list[Token], Field(max_length=MAX_CHOICE, description="choose none of these")] | None = None
+    allow: Annotated[list[Token] | None, Field(max_length=MAX_CHOICE, description="choose from these alone")] = None
+    deny: Annotated[list[Token] | None, Field(max_length=MAX_CHOICE, description="choose none of these")] = None
     explain: Annotated[bool, Field(description="add the main reason for each item")] = False
 
 
@@ -47,25 +67,41 @@ class EventsRequest(_Strict):
     events: Annotated[list[EventModel], Field(min_length=1, max_length=MAX_EVENTS)]
 
 
+def _spelt(given: Any) -> Any:
+    """A number as a text; "" for null."""
+    if isinstance(given, float) and math.isfinite(given):
+        return f"{given:.15g}"
+    is_whole = isinstance(given, int) and not isinstance(given, bool)
+    return "" if given is None else str(given) if is_whole else given
+
+
 class NewItem(BaseModel):
     """An item that the model was not trained with; further fields are its text columns, as in the data set.
 
-    Images are added on the command line: a path in a request would be one of the server's files.
+    Usual names such as `sku` and `name` will do, numbers become texts, and a column that is missing is blank. Images
+    are added on the command line: a path in a request would be one of the server's files.
     """
 
     model_config = ConfigDict(strict=True, extra="allow")
-    __pydantic_extra__: dict[str, Text] = Field(init=False)
+    __pydantic_extra__: dict[str, Annotated[Text, BeforeValidator(_spelt)]] = Field(init=False)
 
-    item_id: Token
+    item_id: Annotated[Token, BeforeValidator(_spelt)]
     vectors: Annotated[
         dict[Token, Annotated[list[Number], Field(min_length=1, max_length=8192)]] | None,
-        Field(max_length=16, description="ready vectors by modality"),
+        Field(max_length=16, description='ready vectors by modality, as `{"text": [0.1, 0.2]}`'),
     ] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        names = list(given) if isinstance(given, dict) and "item_id" not in given else []
+        found = likely(ITEM_COLUMNS["token"], names)
+        return {"item_id" if name in found else name: given[name] for name in names} if len(found) == 1 else given
 
     @model_validator(mode="after")
     def _without_image(self) -> "NewItem":
         if "image" in (self.__pydantic_extra__ or {}):
-            raise ValueError("image: not by HTTP; bbqrec items add takes image files")
+            raise PydanticCustomError(UNKNOWN, "image: not by HTTP; bbqrec items add takes image files")
         return self
 
 

@@ -70,6 +70,8 @@ def serve(folder: str | Path, options: Options) -> None:
     if options.host not in LOOPBACK and not options.api_key:
         why = "which others reach, without a key; set BBQREC_API_KEY, or leave --host out"
         raise InputError(f"--host: found {options.host}, {why}")
+    if not 0 <= options.port < 1 << 16:  # the system would take what is left of it modulo 65536
+        raise InputError(f"--port: found {options.port}, expected at most 65535, or 0 for any that is free")
     if options.workers < 1 or options.rate < 0:
         raise InputError(f"--workers, --rate: found {options.workers} and {options.rate:g}, expected >= 1 and >= 0")
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

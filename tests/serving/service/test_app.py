@@ -125,6 +125,28 @@ def test_new_items_are_ranked_as_by_the_cold_protocol(client, cold, folder):
     assert value_of(service.get("/metrics").body.decode(), "bbqrec_generation") == 1
 
 
+def test_new_items_as_shops_write_them(client, folder):
+    """Usual names of columns, numbers, and no cell where there is nothing to say, each item in its own way."""
+    service = client(folder)
+    first = {"SKU": 4711, "name": "red lamp number 3", "Manufacturer": "Acme", "unit_price": 3.5, "stock": None}
+    others = [{"item_id": "n2", "title": "blue tent"}, {"id": 7.0, "brand": "Acme", "stock": 12345678901234567}]
+    assert service.post("/items", {"items": [first, *others]}).json == {"added": 3, "generation": 1}
+    texts = recbole_bbqrec.load_bundle(folder).item_texts()
+    assert texts.loc[["4711", "n2", "7"], ["title", "brand", "unit_price", "stock"]].to_numpy().tolist() == [
+        ["red lamp number 3", "Acme", "3.5", ""],
+        ["blue tent", "", "", ""],
+        ["", "Acme", "", "12345678901234567"],
+    ]
+    for item, message in (
+        ({"name": "red lamp"}, "items.0.item_id: Field required"),
+        ({"sku": True, "title": "red lamp"}, "items.0.item_id: Input should be a valid string"),
+        ({"sku": "a" * 257, "title": "red lamp"}, "items.0.item_id: String should have at most 256 characters"),
+        ({"sku": "n", "titel": "red lamp"}, "features (text of title brand): known words"),
+    ):
+        answer = service.post("/items", {"items": [item]})
+        assert answer.status == 422 and message in answer.json["error"], answer.json
+
+
 def test_a_generation_that_another_made_is_taken(client, cold, folder, monkeypatch):
     monkeypatch.setattr(live, "POLL_SECONDS", 0.02)
     one, two = client(folder), client(folder)
@@ -198,11 +220,44 @@ def test_the_map_and_the_codes(service, bundle):
         assert all(item["title"] == bundle.title(item["item"]) for item in row["items"])
 
 
+JSON = "application/json"
+WRONG = [
+    ("/recommend", '{"histroy": ["i01"]}', JSON, "histroy: unknown, did you mean history?"),
+    ("/recommend", '{"what": 1}', JSON, "what: unknown, expected history, k, exclude_seen, allow, deny, explain"),
+    ("/recommend", "{}", JSON, "history: Field required"),
+    ("/events", '{"events": [{"usr": "u", "item": "i01"}]}', JSON, "events.0.usr: unknown, did you mean user?"),
+    ("/items", '{"items": [{"sku": "n", "image": "x"}]}', JSON, "items.0.image: not by HTTP; bbqrec items add takes"),
+    ("/recommend", "{bad", JSON, "the body is no JSON (line 1 column 2: Expecting property name"),
+    ("/recommend", '{\n"k": 1,\n}', JSON, "the body is no JSON (line 3 column 1: "),
+    ("/recommend", "", JSON, "body: Field required"),
+    ("/recommend", '{"history": []}', "", "found no Content-Type; send Content-Type: application/json"),
+    ("/events", "{}", "text/plain", "found Content-Type 'text/plain'; send Content-Type: application/json"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "kind", "message"), WRONG)
+def test_what_is_wrong_is_said(service, path, body, kind, message):
+    answer = service.loop.run_until_complete(service.ask("POST", path, [body.encode()], {"content-type": kind}))
+    assert answer.status == 422 and answer.json["error"].startswith(message), answer.json
+
+
 def test_the_list_of_requests(service):
     page = service.get("/docs")
     described = service.get("/openapi.json").json
     assert {"/recommend", "/events", "/users/{user}/recommendations", "/items", "/health"} <= set(described["paths"])
+    shown = page.body.decode()
     for path in described["paths"]:
-        assert path in page.body.decode()
-    assert "http" not in re.sub("HTTP", "", page.body.decode()), "nothing from elsewhere"
+        assert path in shown
+    for row in (
+        "<td><code>k</code><td>integer, at least 1, at most 500<td><code>10</code>",
+        "<td><code>exclude_seen</code><td>boolean: leave out the items of the history<td><code>true</code>",
+        "<td>array of string, at most 256 characters, at most 10000 entries or null: choose from these alone<td>",
+        "<td>array of object, at most 1000 entries: A user met an item. Sent again with the same <code>time</code>",
+        "<td><code>events[].user</code><td>string, at most 256 characters<td>required",
+        "<td><code>items[].item_id</code><td>string, at most 256 characters<td>required",
+        "one line, <code>error</code>.",
+    ):
+        assert row in shown
+    assert not re.search("`|Model|True|None", shown)
+    assert "http" not in re.sub("HTTP", "", shown), "nothing from elsewhere"
     assert page.headers["content-security-policy"].startswith("default-src 'self'")

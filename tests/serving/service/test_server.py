@@ -300,6 +300,8 @@ def test_script_in_a_title_stays_a_text(service):
     ("options", "why"),
     [
         (["--host=0.0.0.0"], "without a key"),
+        (["--port=99999", "--workers=0"], "--port: found 99999, expected at most 65535"),
+        (["--port=-1"], "--port: found -1, expected"),
         (["--workers=0"], "--workers, --rate: found 0"),
         (["--store=mysql://x"], "found mysql://"),
         (["--host=no.such.host.invalid", "--api-key=k"], "name another port"),
