@@ -169,7 +169,7 @@ def _in_one_line(where: str) -> Iterator[None]:
         elif status is not None:
             why, how = "the hub refuses", " ".join(str(error).split())[:200]
         elif isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "requests"):
-            why, how = f"the hub cannot be reached ({type(error).__name__})", "connect to the network; a folder of a run needs no hub"
+            why, how = f"the hub cannot be reached ({type(error).__name__})", "connect to the network"
         else:
             raise
         raise InputError(f"{where}: {why}{f' ({status})' if status else ''}; {how}") from error
