@@ -140,6 +140,8 @@ def run_jobs(jobs: Sequence[Job], final: bool, after: Callable[[Job], object]) -
         elif made and made.record["epochs"]["done"] == 0:
             untrained.add(job.key)
         left.remove(job)
+        if job.key in untrained and any(other.key == job.key for other in left):
+            say(f"{job.name} trains nothing, so one seed is enough")
     say(f"{done} runs in {timedelta(seconds=round(time.monotonic() - started))}" if done else "nothing left to run")
     return failures
 

@@ -72,6 +72,7 @@ def test_first_seeds_of_all_pairs_come_first_and_untrained_models_have_no_second
     assert execute.calls[0]["results"] == str(tmp_path / "results"), "where test is counted"
     shown = capsys.readouterr()
     assert "[1/14] GRU4Rec on tiny, seed 5" in shown.err and "[10/10] BBQRec on other, seed 7 (elapsed" in shown.err
+    assert shown.err.count("GRU4Rec trains nothing, so one seed is enough") == 2, "once for each data set"
     for dataset in ("tiny", "other"):
         page = (tmp_path / f"results/{dataset}.md").read_text()
         table = next(line for line in page.splitlines() if line.startswith("| SASRec† "))
