@@ -48,9 +48,12 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--device=cuda: torch finds no GPU here; drop it, the tests run on the CPU then")
 
 
+LONGEST = ("test_quality.py", "test_other_models.py", "test_item_semantics.py", "test_stock_models.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest module first: begun last, it would keep one process busy when the others have nothing left to do."""
-    items.sort(key=lambda item: item.path.name != "test_quality.py")
+    """The longest modules first: one begun last would keep a process busy when the others have nothing left to do."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def where() -> str:
