@@ -130,11 +130,16 @@ def read_texts(config: Any, tokens: list[str], names: Iterable[str]) -> dict[str
 
 
 def unused_texts(config: Any) -> list[str]:
-    """Columns of words that the .item file has, and of which a run without any encoder makes nothing."""
-    file = item_file(config)
-    if modalities(config) or not file.is_file():
+    """Columns of words that the .item file has, and of which a run without any encoder makes nothing.
+
+    A file that is missing or broken has none: the run does not need it.
+    """
+    if modalities(config):
         return []
-    types = atomic.read_header(file, config["field_separator"], config["encoding"] or "utf-8")
+    try:
+        types = atomic.read_header(item_file(config), config["field_separator"], config["encoding"] or "utf-8")
+    except (InputError, OSError):
+        return []
     return [name for name, kind in types.items() if kind == "token_seq"]
 
 

@@ -120,6 +120,8 @@ def test_texts_that_nobody_reads_are_named(items: Path, caplog: pytest.LogCaptur
         "texts that this run does not use (title categories codes); to use them, add --text_encoder=tfidf"
         in caplog.text
     )
+    items.write_text("no header\n")
+    assert not build(items)[0].matrices, "what is not needed may be broken"
 
 
 def test_what_is_read_tells_what_it_cost_when_it_was_made(items: Path) -> None:
