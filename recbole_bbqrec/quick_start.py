@@ -215,7 +215,7 @@ def train(
     compat.init_seed(config)
     with _recbole_refusals(config):
         dataset = registry.get_dataset(config["model"], config["kg"])(config)
-        logger.info(dataset, extra=run_log.DETAIL)
+        logger.info(str(dataset), extra=run_log.DETAIL)
         logger.info(
             f"data: {dataset.user_num - 1} users, {dataset.item_num - 1} items, {dataset.inter_num} interactions"
         )
