@@ -141,6 +141,8 @@ def test_two_processes_share_a_search_in_a_journal(tiny, tmp_path):
     storage = JournalStorage(JournalFileBackend(str(tmp_path / "search.jsonl")))
     (summary,) = optuna.get_all_study_summaries(storage)
     trials = optuna.load_study(study_name=summary.study_name, storage=storage).trials
+    if trials[-1].state.name == "FAIL":  # both took one at the end, when settings were left for one of them
+        assert "source" not in trials.pop().user_attrs
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * len(trials) and len(trials) in (4, 5)
     begun = [line for _, err in said for line in err.splitlines() if "] trial " in line]
     assert len(begun) == len(trials), "each trial once"
