@@ -193,12 +193,11 @@ class _Supervisor:
                 self._bury(worker, held)
             else:
                 held.receive()
-        for connection in [connection for connection in self._orphans if connection in ready]:
-            del self._orphans[connection]
-            refuse(connection, ENDING if self._ending else DIED)
-        for connection in [connection for connection, until in self._orphans.items() if time.monotonic() > until]:
-            del self._orphans[connection]
-            connection.close()
+        for connection, until in list(self._orphans.items()):
+            # In the end all are told: the worker may have read a request and died before it could note that.
+            if connection in ready or time.monotonic() > until:
+                del self._orphans[connection]
+                refuse(connection, ENDING if self._ending else DIED)
 
     def _bury(self, worker: ForkProcess, held: Held) -> None:
         from prometheus_client import multiprocess
