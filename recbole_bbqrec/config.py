@@ -1,7 +1,6 @@
 """Settings of a run: RecBole's layers, our properties on top, and an error for every key that nobody reads."""
 
 import ast
-import difflib
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from .data.dataloader import check_negatives
 from .data.feature_sources import COUNTED
 from .data.presplit import EXAMPLE, check_files
 from .data.selected_features import load_selected_features
-from .errors import InputError, MissingDataSetError, RefusedKeyError
+from .errors import InputError, MissingDataSetError, RefusedKeyError, nearest
 from .evaluation.labels import check_labels, of_rankings
 from .modalities import MODALITIES
 from .protocol import check_protocol
@@ -244,6 +243,13 @@ def read_files(arguments: Sequence[str]) -> dict[str, Any]:
     return _read_files(str(parse_command_line(arguments).get("config_files") or "").split())
 
 
+def file_with(key: str, arguments: Sequence[str]) -> str:
+    """Return the file of `--config_files` that decides `key`, which is not among the arguments itself, or nothing."""
+    given = parse_command_line(arguments)
+    names = [] if key in given else str(given.get("config_files") or "").split()
+    return next((name for name in reversed(names) if key in _read_yaml(Path(name))), "")
+
+
 def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Return layers of settings as one, later ones over earlier; of the dicts `MERGED`, part by part."""
     found: dict[str, Any] = {}
@@ -273,7 +279,7 @@ def _hint(key: str, known: Iterable[str]) -> str:
     habit = HABITS.get(key.lower(), ())
     if isinstance(habit, str):
         return habit
-    near = [name for name in habit if name in known] or difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    near = [name for name in habit if name in known] or nearest(key, known, likeness=0.75)
     return f"did you mean {near[0]}?" if near else "docs/settings.md lists the keys"
 
 
@@ -327,10 +333,9 @@ def _check_data_path(config: Config) -> None:
         return
     parent = folder.parent
     there = sorted(path.parent.name for path in parent.glob("*/*.inter") if path.stem == path.parent.name)
-    known = {known.lower(): known for known in (*public_sets(), "ml-100k", *there)}
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.8)
-    meant = bool(near) and name not in known.values()
-    found = f"did you mean {known[near[0]]}" if meant else f"found there: {', '.join(there) or 'no data set'}"
+    known = (*public_sets(), "ml-100k", *there)
+    near = [] if name in known else nearest(name, known, likeness=0.8)
+    found = f"did you mean {near[0]}" if near else f"found there: {', '.join(there) or 'no data set'}"
     if split := [path.name for path in sorted(folder.glob(f"{name}.*.inter"))]:
         found = f"found {', '.join(split)}, which need {EXAMPLE}"
     how = "" if public_source(name) else " --from interactions.csv"
@@ -360,6 +365,6 @@ def _check_encoders(config: Config) -> None:
     """Refuse what is nearly the name of an encoder of ours, before a hub is asked for a model of that name."""
     for key in (f"{modality}_encoder" for modality in MODALITIES):
         name = str(config[key] or "")
-        near = difflib.get_close_matches(name.lower(), COUNTED, n=1, cutoff=0.75)
+        near = nearest(name, COUNTED, likeness=0.75)
         if near and name not in COUNTED and not (Path(config["data_path"]) / Path(name).expanduser()).exists():
             raise InputError(f"{key}: found {name!r}, which is no file here; did you mean {near[0]}?")

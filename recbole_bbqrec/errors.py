@@ -1,5 +1,7 @@
-"""The error for wrong input."""
+"""The error for wrong input, and the names that a wrong one may have been meant for."""
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -25,3 +27,25 @@ class MissingDataSetError(InputError):
     def __init__(self, message: str, name: str, folder: Path, unused: dict[str, RefusedKeyError]) -> None:
         super().__init__(message)
         self.name, self.folder, self.unused = name, folder, unused
+
+
+def nearest(name: str, known: Iterable[str], n: int = 1, likeness: float = 0.6) -> list[str]:
+    """Return at most `n` of `known` that `name` may be a slip of, the likeliest first; capitals do not count.
+
+    likeness : how much they have in common at least, of 1.
+    """
+    spelt = {entry.lower(): entry for entry in known}
+    return [spelt[near] for near in difflib.get_close_matches(name.lower(), spelt, n, likeness)]
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Return a message's question, which names the likeliest of `known`, or `otherwise` where none is like `name`."""
+    near = nearest(name, known)
+    return f"did you mean {near[0]}?" if near else otherwise
+
+
+def listed(name: str, known: Iterable[str]) -> str:
+    """Return `known` as a sentence for an error message, with the one most like `name` first."""
+    known = list(known)
+    there = f"present: {', '.join(known) if known else 'none'}"
+    return f"{meant} {there}" if (meant := did_you_mean(name, known, "")) else there

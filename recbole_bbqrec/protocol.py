@@ -8,7 +8,7 @@ from recbole.evaluator.register import metric_types
 
 from . import schema
 from .data.splitting import check_split_by_time
-from .errors import InputError
+from .errors import InputError, did_you_mean
 from .evaluation.candidates import check_mode
 from .evaluation.labels import LABEL_METRICS
 from .evaluation.metrics import LIST_METRICS, METRICS
@@ -44,7 +44,8 @@ def _check_metrics(final: dict[str, Any]) -> None:
         known_elsewhere = " (RecBole has it, our ranker does not)" if name in metric_types else ""
         if name in LABEL_METRICS:
             known_elsewhere = " (of labelled rows, with eval_args.mode labeled)"
-        raise InputError(f"metrics: found {name!r}{known_elsewhere}, expected some of {', '.join(NAMES)}")
+        expected = f"expected some of {', '.join(NAMES)}"
+        raise InputError(f"metrics: found {name!r}{known_elsewhere}, {did_you_mean(name, NAMES, expected)}")
     check_mode(final["eval_args"].get("mode", "full"), names)
     allowed = [*of_labels, *(f"{name}@{k}" for name in names if name not in of_labels for k in cut_offs)]
     if str(final["valid_metric"]).lower() not in allowed:

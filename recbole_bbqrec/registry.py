@@ -1,6 +1,5 @@
 """Which class a name on the command line means: explicit tables, falling back to RecBole's own."""
 
-import difflib
 import importlib
 from typing import Any
 
@@ -14,7 +13,7 @@ from .data.code_fields import VECTOR
 from .data.code_graph import CodeGraphDataset
 from .data.dataset import MultiModalSequentialDataset, PrefixDataset
 from .data.interactions import InteractionDataset
-from .errors import InputError
+from .errors import InputError, nearest
 from .model.bbqrec import BBQRec
 from .model.cpu_speed import speed_up_graph, speed_up_vectors
 from .model.item_semantics import add_semantics
@@ -89,8 +88,7 @@ def get_model(name: str) -> type[AbstractRecommender]:
         if name in stock:
             return stock[name]
     names = sorted({*MODELS, *stock})
-    lowered = {known.lower(): known for known in names}
-    near = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
+    near = nearest(name, names, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(names)}"
     raise InputError(f"--model={name}: no model of this name; {hint}")
 

@@ -276,3 +276,15 @@ def test_a_reader_that_leaves_early_is_no_error(characters):
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+def test_a_file_with_a_key_that_is_unknown_or_unused_is_named(tiny, tmp_path, capsys):
+    file, other = tmp_path / "mine.yaml", tmp_path / "other.yaml"
+    file.write_text("hiden_size: 32")
+    other.write_text("n_layers: 1")
+    given = [f"--data_path={tiny}", "--dataset=tiny", "--epochs=1", f"--config_files={file} {other}"]
+    for command in (["train", "--model=BBQRec"], ["train", "--model=BBQRec,SASRecPlus"], ["ablate"]):
+        assert cli.main([*command, *given]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {file}: unknown key 'hiden_size'")
+    assert cli.main(["train", "--model=BBQRec", *given, "--hiden_size=64"]) == 2
+    assert capsys.readouterr().err.startswith("error: unknown key 'hiden_size'"), "the command line's own"

@@ -1,13 +1,12 @@
 """The command lines: `bbqrec train`, which `run_recbole_bbqrec.py` is too, and what stands around a run."""
 
-import difflib
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from ..errors import InputError
+from ..errors import InputError, RefusedKeyError, did_you_mean
 from ..training.allocation import keep_freed_memory
 
 # The order of these imports is that of the commands in the help.
@@ -26,8 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         PARSER.print_help()
         return 0
     if (name := arguments[0]) not in COMMANDS.choices and not name.startswith("-"):
-        near = difflib.get_close_matches(name, COMMANDS.choices, n=1)
-        meant = f"did you mean {near[0]}; " if near else ""
+        meant = did_you_mean(name, COMMANDS.choices, "").replace("?", "; ")
         print(f"error: {name}: no such command; {meant}bbqrec --help lists them", file=sys.stderr)
         return 2
     given, settings = PARSER.parse_known_args(arguments)
@@ -40,15 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"torchrun: found bbqrec {given.command}, which it does not share out; {SHARED}")
         if settings and not given.takes_settings:
             options = re.findall(r"--[\w-]+", COMMANDS.choices[given.command].format_usage())
-            near = difflib.get_close_matches(settings[0].partition("=")[0], options, n=1, cutoff=0.7)
-            why = f"did you mean {near[0]}" if near else f"{given.command} takes no settings"
-            why += f"; bbqrec {given.command} --help lists its options"
+            why = did_you_mean(settings[0].partition("=")[0], options, f"{given.command} takes no settings;")
+            why = f"{why.replace('?', ';')} bbqrec {given.command} --help lists its options"
             if not settings[0].startswith("-"):
                 why = "found a word too many; a value that holds blanks needs quotes"
             raise InputError(f"argument {settings[0]!r}: {why}")
         return given.work(given)
 
-    return _answer(work, given.debug)
+    return _answer(work, settings, given.debug)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -73,11 +70,24 @@ def run(arguments: Sequence[str]) -> int:
         distributed.stop()
         return None
 
-    return _answer(work, debug)
+    return _answer(work, arguments, debug)
 
 
-def _answer(work: Callable[[], int | None], debug: bool) -> int:
-    """Exit code of `work`, errors told in one line; once where several processes work together."""
+def _place_of(error: InputError, settings: Sequence[str]) -> str:
+    """The file that a refused key stands in, as its message begins."""
+    if not isinstance(error, RefusedKeyError):
+        return ""
+    from ..config import file_with
+
+    file = file_with(error.key, settings)
+    return f"{file}: " * bool(file)
+
+
+def _answer(work: Callable[[], int | None], settings: Sequence[str], debug: bool) -> int:
+    """Exit code of `work`, errors told in one line; once where several processes work together.
+
+    settings : the arguments that may hold the key, or the file with the key, that an error is about.
+    """
     from .. import distributed
 
     keep_freed_memory()
@@ -89,7 +99,7 @@ def _answer(work: Callable[[], int | None], debug: bool) -> int:
         if debug:
             traceback.print_exc()
         if distributed.is_first_to_say(str(error)):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {_place_of(error, settings)}{error}", file=sys.stderr, flush=True)
         distributed.leave()
         return 2
     except KeyboardInterrupt:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, listed
 from ..modalities import MODALITIES
 from ..preparation import atomic
 from .dataset import SEMANTIC_ID
@@ -33,7 +33,7 @@ def load_selected_features(config: Any, chosen: bool) -> None:
     wanted = [name for name in selected if name not in attached]
     for name in wanted:
         if name not in there:
-            expected = f"columns of {path} ({atomic.nearest(name, there)})"
+            expected = f"columns of {path} ({listed(name, there)})"
             example = "name them, for example --selected_features=\"['brand']\""
             raise InputError(f"selected_features: found {name!r}, expected {expected}; {example}")
     config["selected_features"] = list(selected)

@@ -3,7 +3,6 @@
 BBQRec has several forms, each a model of its own; an ablation is of one of them.
 """
 
-import difflib
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ import yaml
 
 from ..config import Config
 from ..data.feature_sources import modalities
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from ..evaluation import report
 from ..evaluation.statistics import PairedValues
 from ..settings import ADDED_LATER, PROPERTIES, property_files, settings_to_load
@@ -52,8 +51,7 @@ def chosen_rows(names: Sequence[str]) -> list[str]:
     """Return the named rows in the order of the table, `full` among them; all where none is named."""
     rows = definition()["rows"]
     for name in set(names).difference(rows):
-        near = difflib.get_close_matches(name, rows, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else f"choose some of {', '.join(rows)}"
+        hint = did_you_mean(name, rows, f"choose some of {', '.join(rows)}")
         raise InputError(f"--rows: found {name!r}, no row of the ablation; {hint}")
     return [name for name in rows if not names or name in names or name == FULL]
 

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from .. import schema, storage
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from ..evaluation import report
 from ..evaluation.configuration import name_of_split
 from ..evaluation.groups import COLD, EDGES
@@ -139,7 +139,8 @@ def named(names: Sequence[str], topk: Sequence[int] = (10,)) -> list[str]:
     for text in names:
         name, _, k = text.lower().partition("@")
         if name not in (*METRICS, *LIST_METRICS) or not (k or str(cut_off)).isdigit():
-            raise InputError(f"--metrics: found {text!r}, expected some of {', '.join(NAMES)}, or such as MAP@5")
+            expected = f"expected some of {', '.join(NAMES)}, or such as MAP@5"
+            raise InputError(f"--metrics: found {text!r}, {did_you_mean(name, NAMES, expected)}")
         found.append(f"{name}@{k or cut_off}")
     return [metric for metric in dict.fromkeys(found) if metric not in SHOWN]
 
@@ -242,14 +243,18 @@ def metrics_of(row: str, values: Values, compared: Callable[[str, PairedValues],
 def cautions(runs: Runs, row: str) -> Row:
     """What a row must not be taken for: runs at the cap on epochs or of other code, and how often test was judged.
 
-    The version of the code that a table is about is that of most runs of `full`, or where it has none of all rows.
+    The version of the code that a table is about is that of most runs of `full`, or where it has none of all rows. A
+    run of another one counts as of this version where both were seen to give the same ranks, after `compared_epochs`
+    epochs (benchmarks/same_ranks.py).
     """
     compared = [runs[FULL]] if FULL in runs else runs.values()
     ((version, _),) = Counter(run.record["source"] for of in compared for run in of.values()).most_common(1)
     found = [run.record for run in runs[row].values()]
+    others = [record.get("same_ranks", {}) for record in found if record["source"] != version]
     return {
         "hit_cap": sum(record["epochs"]["hit_cap"] for record in found if record["epochs"]["done"]),
-        "other_code": sum(record["source"] != version for record in found),
+        "other_code": sum(same.get("source") != version for same in others),
+        "compared_epochs": min((same["epochs"] for same in others if same.get("source") == version), default=0),
         "times_tested": max(record["times_tested"] for record in found),
     }
 

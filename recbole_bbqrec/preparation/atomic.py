@@ -4,7 +4,6 @@ There are no quoting rules and no words for "missing": a title may begin with a 
 No line is skipped, padded or merged with another; what does not fit is an error that names its line.
 """
 
-import difflib
 import math
 import os
 from collections.abc import Iterable
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..errors import InputError
+from ..errors import InputError, listed
 from . import plain_columns
 
 TYPES = ("token", "token_seq", "float", "float_seq")
@@ -55,7 +54,7 @@ def read_atomic(
     if missing := [field for field in wanted if field not in header]:
         raise InputError(
             f"{path}, line 1: expected the field {missing[0]}, which is not in the header "
-            f"({nearest(missing[0], header)}); correct the name in the configuration or add the column"
+            f"({listed(missing[0], header)}); correct the name in the configuration or add the column"
         )
     types = {name: kind for name, kind in header.items() if name in wanted}
     found = None
@@ -89,14 +88,6 @@ def read_header(path: str | os.PathLike, field_separator: str = "\t", encoding: 
     """Return field -> type of one atomic file, in its order; parameters and errors are those of `read_atomic`."""
     line = plain_columns.first_line(path, encoding)
     return _header(path, _lines(path, field_separator, encoding)[0] if line is None else line, field_separator)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `known` as a sentence for an error message, with the one most like `name` first."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    listed = ", ".join(known) if known else "none"
-    return f"did you mean {close[0]}? present: {listed}" if close else f"present: {listed}"
 
 
 def _lines(path: str | os.PathLike, separator: str, encoding: str) -> list[str]:

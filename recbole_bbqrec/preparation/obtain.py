@@ -1,13 +1,12 @@
 """Public data sets by their name: fetched and built."""
 
-import difflib
 import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, nearest
 from ..settings import dataset_settings, public_sets, public_source
 from .own_data import run_command
 from .public import PublicSet, prepare_public
@@ -26,7 +25,7 @@ def public_set(name: str) -> PublicSet:
         meant[known.lower()].append(names[-1])
         for category in categories:
             meant[category.lower()].append(f"{known}-{category}")
-    near = difflib.get_close_matches(name.lower(), meant, n=1)
+    near = nearest(name, meant)
     hint = f"did you mean {' or '.join(meant[near[0]])}?" if near else f"expected one of {', '.join(names)}"
     raise InputError(f"{name}: not known, {hint}; your own tables: bbqrec prepare {name} --from interactions.csv")
 

@@ -13,7 +13,6 @@ A description is the mapping `source` of such a file:
 - `category`, and `categories`, those there are.
 """
 
-import difflib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from . import amazon, kuairec, microlens, movielens, yambda
 from .atomic import read_atomic
 from .build import build, check_options, refuse_existing
@@ -91,9 +90,7 @@ class PublicSet:
         """Read a description, see above; an `InputError` names what is missing from it, or the nearest category."""
         category, categories = str(found.get("category", "")), list(map(str, found.get("categories", ())))
         if categories and category not in categories:
-            spelt = {entry.lower(): entry for entry in categories}
-            near = difflib.get_close_matches(category.lower().replace(" ", "_"), spelt, n=1, cutoff=0.5)
-            hint = f"did you mean {spelt[near[0]]}?" if near else f"expected one of {', '.join(categories)}"
+            hint = did_you_mean(category.replace(" ", "_"), categories, f"expected one of {', '.join(categories)}")
             raise InputError(f"{name}: found the category {category!r}; {hint}")
 
         def source(file: Mapping[str, Any]) -> Source:

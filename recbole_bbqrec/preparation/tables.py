@@ -17,8 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from ..errors import InputError
-from .atomic import nearest
+from ..errors import InputError, listed
 from .bad_rows import NOT_UTF8, Bad, BadRows
 from .raw import CALLED, COLUMN_FLAGS, CONTROL, Item, Review, digits, is_undecodable, typed
 from .table_files import open_table
@@ -72,7 +71,7 @@ def find_columns(
     with open_table(path) as table:
         names = table.names
     if unknown := sorted(set(given) - set(known)):
-        raise InputError(f"{path}: there is no field {unknown[0]!r} ({nearest(unknown[0], known)}); correct its name")
+        raise InputError(f"{path}: there is no field {unknown[0]!r} ({listed(unknown[0], known)}); correct its name")
     used, missing = dict[str, str](), dict[str, str]()
     for field, guesses in known.items():
         found = [name for name in names if name == given[field].strip()] if field in given else likely(guesses, names)
@@ -88,7 +87,7 @@ def find_columns(
             f"the {CALLED[field]} ({'expected' if field in given else 'such as'} {name})"
             for field, name in missing.items()
         )
-        near = nearest("" if len(missing) > 1 else min(missing.values()), filter(None, names))
+        near = listed("" if len(missing) > 1 else min(missing.values()), filter(None, names))
         how = f"name {'them' if len(missing) > 1 else 'it'} with {', '.join(COLUMN_FLAGS[field] for field in missing)}"
         raise InputError(f"{path}: found no column for {wanted} in the first line ({near}); {how}")
     return used, [name for name in names if name and name not in used.values()]

@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..errors import InputError
-from ..preparation.atomic import nearest
+from ..errors import InputError, listed
 
 if TYPE_CHECKING:
     from .bundle import Bundle
@@ -28,7 +27,7 @@ def histories_of(frame: pd.DataFrame, settings: Any) -> "pd.Series[Any]":
         wanted = [settings[key], name]
         found[name] = next((column for column in wanted if column in frame), None)
         if found[name] is None and name != "time":
-            there = nearest(wanted[0], map(str, frame.columns))
+            there = listed(wanted[0], map(str, frame.columns))
             raise InputError(f"frame: found no column {wanted[0]} or {name}; rename the one with the {name}s, {there}")
     if frame[[found["user"], found["item"]]].isna().any(axis=None):
         raise InputError("frame: found a row without a user or an item, expected both in all; drop such rows")

@@ -19,10 +19,9 @@ from torch import Tensor
 from .. import schema, storage
 from ..data.feature_sources import COUNTED, fill, template_of
 from ..data.features import read_encoder
-from ..errors import InputError
+from ..errors import InputError, listed
 from ..model.catalogue import Catalogue, ItemFeatures
 from ..preparation import encoders, images
-from ..preparation.atomic import nearest
 from ..preparation.counted import Counted
 from ..tokenizer.fit import Encoded
 from ..tokenizer.registry import load as load_tokenizer
@@ -158,7 +157,7 @@ class _Encoding:
         template, cells = template_of(self.settings, name), self.rows.cells
         if missing := [column for column in template.columns if column not in cells]:
             expected = f"the columns of {name}_fields ({' '.join(template.columns)})"
-            there = nearest(missing[0], cells.columns)
+            there = listed(missing[0], cells.columns)
             raise InputError(f"new items: found no column {missing[0]}, expected {expected}; {there}")
         return fill(self.settings, cells.iloc[rows][template.columns], {name: template})[name]
 

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from ..data.feature_sources import as_texts, template_of
-from ..errors import InputError
+from ..errors import InputError, listed
 from ..model.catalogue import PADDING, Catalogue
 from ..preparation import images
-from ..preparation.atomic import nearest
 from ..preparation.bad_rows import BadRows
 from ..preparation.table_files import open_table
 from ..preparation.tables import ITEM_COLUMNS, likely
@@ -111,7 +110,7 @@ def _usual(names: Iterable[Any], needed: Mapping[str, str]) -> dict[str, str]:
 def _tokens(table: pd.DataFrame, settings: Any, known: Catalogue) -> list[str]:
     column = settings["ITEM_ID_FIELD"]
     if column not in table:
-        raise InputError(f"new items: found no column {column}; {nearest(column, map(str, table.columns))}")
+        raise InputError(f"new items: found no column {column}; {listed(column, map(str, table.columns))}")
     if not len(table):
         raise InputError("new items: found no row, expected one for each item")
     tokens, taken = tokens_of(table[column], (), column), set(known.tokens)

@@ -514,6 +514,16 @@ def test_marks(keep, tmp_path):
     assert [row[-1] for row in table(page, "Cost")[1:]] == ["1", "3", "1", "1"]
 
 
+def test_other_code_that_gives_the_same_ranks_is_no_mark(keep, tmp_path):
+    for seed in (1, 2, 3):
+        keep("A", 1, seed=seed)
+    keep("B", 3, source="t" * 16, same_ranks={"source": "s" * 16, "epochs": 2})
+    keep("C", 4, source="t" * 16, same_ranks={"source": "u" * 16, "epochs": 2})
+    page = leaderboard_page.write("Toy", tmp_path)
+    assert [row[0] for row in table(page, "Validation, seen items masked")[1:]] == ["A", "B†", "C†‡"]
+    assert "gives the same ranks, user by user (compared after 2 epochs): B\n" in page
+
+
 def test_records_from_before_there_was_a_check_or_a_count_of_ties(keep, tmp_path):
     keep("A", 1, leakage_check="not made, the split comes with the data")
     path = next(folder(tmp_path).glob("A-*.json"))

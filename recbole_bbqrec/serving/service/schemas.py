@@ -1,12 +1,12 @@
 """What requests may hold and answers do hold, with the limits of each. What is not named here is refused."""
 
 import math
-from difflib import get_close_matches
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
+from ...errors import did_you_mean
 from ...preparation.tables import ITEM_COLUMNS, likely
 
 MAX_HISTORY = 1000
@@ -35,8 +35,7 @@ class _Strict(BaseModel):
         known = list(cls.model_fields)
         for name in given if isinstance(given, dict) else ():
             if name not in known:
-                meant = get_close_matches(name, known, 1, cutoff=0.5)
-                hint = f"did you mean {meant[0]}?" if meant else f"expected {', '.join(known)}"
+                hint = did_you_mean(name, known, f"expected {', '.join(known)}")
                 shown = repr(name[:40])[1:-1]
                 raise PydanticCustomError(UNKNOWN, "{found}: unknown, {hint}", {"found": shown, "hint": hint})
         return given
