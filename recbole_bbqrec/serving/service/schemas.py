@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from ...errors import did_you_mean
@@ -14,6 +14,7 @@ MAX_CHOICE = 10_000
 MAX_K = 500
 MAX_EVENTS = 1000
 MAX_NEW_ITEMS = 1000
+MAX_COLUMNS = 64
 UNKNOWN = "unknown_field"
 """Type of an error whose message begins with the name of a field that should not be there."""
 LATEST_TIME = 1e11
@@ -106,6 +107,18 @@ class NewItem(BaseModel):
 
 class NewItemsRequest(_Strict):
     items: Annotated[list[NewItem], Field(min_length=1, max_length=MAX_NEW_ITEMS)]
+
+    @field_validator("items")
+    @classmethod
+    def _few_columns(cls, items: list[NewItem]) -> list[NewItem]:
+        """Every field becomes a column of all items."""
+        n_columns = len({name for item in items for name in item.__pydantic_extra__ or ()})
+        if n_columns > MAX_COLUMNS:
+            expected = {"found": n_columns, "most": MAX_COLUMNS}
+            raise PydanticCustomError(
+                "too_many_columns", "found {found} different fields, expected at most {most}", expected
+            )
+        return items
 
 
 class Shown(BaseModel):

@@ -1,5 +1,6 @@
 """What the requests answer: the lists of the bundle, histories that are kept, new items, views of the catalogue."""
 
+import json
 import re
 import time
 from dataclasses import replace
@@ -221,12 +222,19 @@ def test_the_map_and_the_codes(service, bundle):
 
 
 JSON = "application/json"
+MANY = json.dumps({"items": [{"item_id": "n", **dict.fromkeys(map(str, range(65)), "x")}]})
 WRONG = [
     ("/recommend", '{"histroy": ["i01"]}', JSON, "histroy: unknown, did you mean history?"),
     ("/recommend", '{"what": 1}', JSON, "what: unknown, expected history, k, exclude_seen, allow, deny, explain"),
     ("/recommend", "{}", JSON, "history: Field required"),
     ("/events", '{"events": [{"usr": "u", "item": "i01"}]}', JSON, "events.0.usr: unknown, did you mean user?"),
     ("/items", '{"items": [{"sku": "n", "image": "x"}]}', JSON, "items.0.image: not by HTTP; bbqrec items add takes"),
+    (
+        "/items",
+        json.dumps({"items": [dict.fromkeys(map(str, range(65)), "x") | {"item_id": "n"}]}),
+        JSON,
+        "items: found 65",
+    ),
     ("/recommend", "{bad", JSON, "the body is no JSON (line 1 column 2: Expecting property name"),
     ("/recommend", '{\n"k": 1,\n}', JSON, "the body is no JSON (line 3 column 1: "),
     ("/recommend", "", JSON, "body: Field required"),
