@@ -60,10 +60,11 @@ def settings_of(record: dict[str, Any], given: argparse.Namespace) -> dict[str, 
     """Settings of a record that are not today's defaults, without what says how long a run trains."""
     usual = Config(record["model"], record["dataset"], config_dict={"data_path": str(given.data_path)})
     told = json.loads(json.dumps(dict(usual.final_config_dict), default=str))
-    told.pop("selected_features", None)  # a default that earlier versions did not have
+    if told.get("selected_features"):  # a default that earlier versions did not have
+        del told["selected_features"], told["load_col"]
     own = {key: value for key, value in record["settings"].items() if key in usual and value != told.get(key)}
     left_out = {"epochs", "eval_step", "stopping_step", "eval_args", "data_path"}
-    return {key: value for key, value in own.items() if key not in left_out and not isinstance(value, dict)}
+    return {key: value for key, value in own.items() if key not in left_out}
 
 
 def ranks_of(tree: Path, record: dict[str, Any], changed: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
