@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
 
 
 # No abbreviations: --row would be taken for --rows, and a mistyped setting for an option.
-ABOUT = "Data sets, training, studies on top of single runs, and recommendations from a finished run."
+ABOUT = "Prepare data sets, train and evaluate models, compare many runs, and recommend with a finished one."
 PARSER = Parser(
     "bbqrec",
     usage="bbqrec [-h] [--debug] command ...",
@@ -78,6 +78,6 @@ def lines(path: Path) -> list[str]:
 option = partial(methodcaller, "add_argument")
 NAME = option("name", help="name of the data set")
 DATASET = option("--dataset", required=True, help="name of the data set")
-RESULTS = option("--results", type=Path, default=Path("results"), help="folder of pages and records")
+RESULTS = option("--results", type=Path, default=Path("results"), help="folder of pages and records (default results)")
 DATA_PATH = option("--data_path", type=Path, default=Path("dataset"), help="folder of data sets (default dataset)")
 STUDY = DATASET, RESULTS
