@@ -131,7 +131,7 @@ def _cost(given: argparse.Namespace) -> int | None:
 
 
 @command(
-    "make the item tokenizer's report cards over seeds, with and without the probe",
+    "make the item tokenizer's report cards over seeds, with and without independence of its two parts",
     *STUDY,
     option("--seeds", type=int, default=5, help="fits of each tokenizer (default 5)"),
     settings=True,
@@ -143,7 +143,7 @@ def _ids(given: argparse.Namespace) -> None:
 
 
 @command(
-    "fit the second stage of a model without each group of features",
+    "measure what each group of features adds to the second stage of a model",
     option("--model", help="name of the model; the page has all models with records"),
     *STUDY,
     option("--seeds", type=int, default=1, help="trainings of the model (default 1)"),

@@ -11,8 +11,8 @@ import numpy as np
 from .ranking import Ranks
 
 EDGES = {"popularity": (0, 1, 5, 20), "length": (0, 5, 10, 20, 50)}
-"""Where groups begin. Popularity are training interactions of the item: 0 is all that a model by IDs cannot know, below
-5 is what five-core data sets have of their rarest items. Length are interactions of the user before the target."""
+"""Where groups begin. Popularity are training interactions of the item: with 0 its ID embedding is untrained, below 5
+is what five-core data sets have of their rarest items. Length are interactions of the user before the target."""
 COLD = "cold"
 
 

@@ -155,9 +155,10 @@ WHOLE = (HOPS, LAST, CONTENT_LAST)
 class TransitionGraph(Pop):
     """Ranks items by the paths that lead to them from the last items, in the graph of consecutive training pairs.
 
-    The score of item `j` sums over the last items `i` (`b` = 0 is the very last) and over hops `h`
+    The score of item `j` sums over the last items `i` (`b` = 0 is the very last)
 
-        position_decay^b * (hop_decay^(h-1) * log(1 + paths of h edges from i to j) + cosine_weight * cos(i, j)),
+        position_decay^b * (sum over hops h of hop_decay^(h-1) * log(1 + paths of h edges from i to j)
+                            + cosine_weight * cos(i, j)),
 
     an edge counting as often as its pair occurs. No path leads further than `graph_hops` from the end of the history, a
     step back counting as a hop; one hop is always taken. What no path reaches ranks below everything reached, by

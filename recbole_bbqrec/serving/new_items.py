@@ -104,7 +104,7 @@ class _Encoding:
 
     @cached_property
     def encoders(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What `save_encoders` has kept; nothing where an earlier version wrote the folder."""
+        """What `save_encoders` has kept; nothing where the folder has no such file."""
         path = self.folder / ENCODERS
         return storage.load(path, KIND) if path.is_file() else ({}, {})
 
@@ -136,7 +136,7 @@ class _Encoding:
         """Features of rows and whether they have any, by the encoder that made those of training."""
         learned, about = self.encoders[0], self.encoders[1].get(name)
         if about is None:
-            why = "its encoder is not in this folder, which an earlier version wrote"
+            why = "its encoder is not in this folder"
             raise InputError(f"new items: {name}: {why}; give {VECTORS}, or run the training's command again")
         none = torch.zeros(len(rows), 0), torch.zeros(len(rows), dtype=torch.bool)
         how = {"batch_size": about["encode_batch_size"], "device": self.settings["device"]}
