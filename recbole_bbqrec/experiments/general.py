@@ -35,7 +35,7 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 """What is known of an item, and the settings that say so."""
 
-ADDED = [form for form, changes in FORMS.items() if changes and "codes" not in changes]
+ADDED = [form for form, changes in FORMS.items() if form != IDS and "codes" not in changes]
 """Forms that add what is known of an item, no controls."""
 
 SAYING = ("codes", "random codes")

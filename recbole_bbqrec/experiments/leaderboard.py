@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from .. import schema
+from .. import registry, schema
 from ..errors import InputError
 from ..evaluation.candidates import sampling_of
 from ..evaluation.configuration import name_of_split
 from ..evaluation.statistics import PairedValues, holm
 from ..settings import property_files
-from . import ablation, records, tables
+from . import records, tables
 from .records import Run
 from .tables import FULL, SHOWN, TESTED, Row, Runs, Values
 
@@ -123,10 +123,18 @@ def content(
         "failed": [
             text
             for (name, _, key), text in records.failures_in(folder).items()
-            if (chosen[name].key == key if name in chosen else not models and name not in ablation.definition()["rows"])
+            if (chosen[name].key == key if name in chosen else not models and _is_model(name))
         ],
         "settings": {row["model"]: chosen[row["model"]].record["settings"] for row in rows},
     }
+
+
+def _is_model(name: str) -> bool:
+    """Whether runs of this name are a leaderboard's; those of studies are called otherwise."""
+    try:
+        return bool(registry.get_model(name))
+    except InputError:
+        return False
 
 
 def choose(

@@ -42,7 +42,7 @@ def run_many(arguments: Sequence[str]) -> int:
     if type(n_seeds) is not int or n_seeds < 1:
         raise InputError(f"--seeds: found {str(n_seeds)!r}, expected how many runs each model gets, at least 1")
 
-    shared = {**QUIET, **given, "final": bool(given.get("final"))}
+    shared = {**QUIET, **given, "final": given.get("final") or False}
     # What cannot run is refused before anything is fetched or run.
     for model in models:
         registry.get_model(model)

@@ -179,7 +179,7 @@ def joined(
     if known is None or not (left := known.splits - ranks.keys()):
         return dict(record), dict(ranks)
     found = dict(record)
-    for key in ("metrics", "users", "rows", "groups", "drawn_from", "ranked_among", "tail_ratio"):
+    for key in ("metrics", "users", "rows", "groups", "labels", "drawn_from", "ranked_among", "tail_ratio"):
         of_splits = {split: value for split, value in known.record.get(key, {}).items() if split in left}
         if of_splits or key in record:
             found[key] = {**record.get(key, {}), **of_splits}
