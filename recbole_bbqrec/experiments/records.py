@@ -192,6 +192,17 @@ def by_seed(runs: Iterable[Run], key: str, split: str) -> dict[int, Run]:
     return dict(sorted({run.seed: run for run in reversed(found)}.items()))
 
 
+def of_rows(
+    folder: Path, keys: Mapping[str, str], splits: Iterable[str]
+) -> tuple[dict[str, dict[str, dict[int, Run]]], list[str]]:
+    """Return the runs of rows, given the run key of each: split -> row -> seed -> run; and what failed, in words."""
+    recorded, failed = runs_in(folder), failures_in(folder).items()
+    found = {
+        split: {row: runs for row, key in keys.items() if (runs := by_seed(recorded, key, split))} for split in splits
+    }
+    return found, [text for row in keys for (name, _, key), text in failed if (name, key) == (row, keys[row])]
+
+
 def pack_ranks(ranks: Mapping[str, Ranks]) -> bytes:
     """Write ranks as a compressed .npz, rows by user: about 1 byte a user and split.
 
