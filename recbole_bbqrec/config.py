@@ -1,14 +1,10 @@
 """Settings of a run: RecBole's layers, our properties on top, and an error for every key that nobody reads."""
 
-import ast
-import functools
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from recbole.config import Config as RecBoleConfig
 
 from . import compat, distributed, registry, schema
@@ -19,56 +15,15 @@ from .data.presplit import EXAMPLE, check_files
 from .data.selected_features import load_selected_features
 from .errors import InputError, MissingDataSetError, RefusedKeyError, nearest
 from .evaluation.labels import check_labels, of_rankings
+from .layers import files_of, layered, parse_command_line, plain_loader, read_yaml
 from .modalities import MODALITIES
 from .protocol import check_protocol
 from .recbole_keys import HABITS, READ_WITHOUT_DEFAULT
 from .settings import MAY_BE_UNUSED, NO_SETTINGS, checked, property_files, public_sets, public_source, unused
 
-SHORT = {"-m": "--model", "-d": "--dataset", "-p": "--config_files"}
-"""Options of RecBole's own scripts."""
-
-SWITCHES = ("--final", "--verbose")
-"""Options that may stand without a value."""
-
-MERGED = ("eval_args", "load_col")
-"""Dicts of which a layer of settings may give a part: the rest stays that of the layers below."""
-
 OF_INTERACTIONS = {"repeatable": False, "train_neg_sample_args": {"distribution": "uniform"}, "threshold": None}
 """What models of users and items have as RecBole's general models have it, context-aware ones too: RecBole gives these
 labels by ratings where the data set is its ml-100k. What a user has met is no negative."""
-
-
-def joined(arguments: Sequence[str]) -> list[str]:
-    """Bring arguments to the form `--key=value`, from `--key value` and the short options of RecBole's scripts too."""
-    found: list[str] = []
-    for argument in arguments:
-        key, equals, text = argument.partition("=")
-        waits = bool(found) and found[-1].startswith("--") and "=" not in found[-1]
-        if waits and (not argument.startswith("-") or re.match(r"-\.?\d", argument)):
-            found[-1] += f"={argument}"
-        else:
-            found.append(SHORT.get(key, key) + equals + text)
-    return [f"{argument}=True" if argument in SWITCHES else argument for argument in found]
-
-
-def parse_command_line(arguments: Sequence[str]) -> dict[str, Any]:
-    """Turn arguments into a dict, see `joined`; values are Python or YAML-like literals, never evaluated code."""
-    parsed: dict[str, Any] = {}
-    for argument in joined(arguments):
-        key, equals, text = argument[2:].partition("=")
-        if not argument.startswith("--") or not equals or not key:
-            raise InputError(f"argument {argument!r}: expected --key=value or --key value")
-        if key in parsed and parsed[key] != _literal(text):
-            raise InputError(f"--{key} is given twice, with {parsed[key]!r} and {text!r}; keep one")
-        parsed[key] = _literal(text)
-    return parsed
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return {"true": True, "false": False, "none": None, "null": None, "~": None}.get(text.lower(), text)
 
 
 class Config(RecBoleConfig):
@@ -99,7 +54,7 @@ class Config(RecBoleConfig):
         arguments: Sequence[str] = (),
     ) -> None:
         self._arguments, self._noted = parse_command_line(arguments), {}
-        files = [*(config_file_list or []), *str(self._arguments.get("config_files") or "").split()]
+        files = [*(config_file_list or []), *files_of(self._arguments)]
         try:
             super().__init__(model, dataset, files, dict(config_dict or {}))
         except (ValueError, KeyError, TypeError, NotImplementedError, RuntimeError) as error:
@@ -136,10 +91,10 @@ class Config(RecBoleConfig):
         compat.restore_numpy_names()
 
     def _build_yaml_loader(self) -> Any:
-        return _plain_loader()
+        return plain_loader()
 
     def _load_config_files(self, file_list: Iterable[str]) -> dict[str, Any]:
-        return _read_files(file_list)
+        return layered(*map(read_yaml, file_list))
 
     def _load_variable_config_dict(self, config_dict: dict[str, Any] | None) -> dict[str, Any]:
         # RecBole evaluates strings of the dict as code; a dict from Python already has its types.
@@ -165,7 +120,7 @@ class Config(RecBoleConfig):
         super()._load_internal_config_dict(model, model_class, dataset)
         self.internal_config_dict["selected_features"] = self.internal_config_dict.get("selected_features")
         for path in property_files(model, dataset):
-            content = {key: value for key, value in _read_yaml(path).items() if key not in NO_SETTINGS}
+            content = {key: value for key, value in read_yaml(path).items() if key not in NO_SETTINGS}
             # RecBole loads further files for some models (item columns for its feature-aware ones): those stay.
             columns = {**(self.internal_config_dict.get("load_col") or {}), **content.pop("load_col", {})}
             self.internal_config_dict.update(content, load_col=columns)
@@ -213,53 +168,6 @@ class Config(RecBoleConfig):
         super()._init_device()
         if not self.final_config_dict["use_gpu"]:  # RecBole looks at gpu_id alone
             self.final_config_dict["device"] = torch.device("cpu")
-
-
-@functools.cache
-def _plain_loader() -> Any:
-    """RecBole's loader makes any Python object that a file names; this one makes plain data, with its floats."""
-    resolvers = RecBoleConfig.__dict__["_build_yaml_loader"](None).yaml_implicit_resolvers
-    return type("PlainLoader", (yaml.SafeLoader,), {"yaml_implicit_resolvers": resolvers})
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_plain_loader())
-    except OSError as error:
-        raise InputError(f"config file {path}: {error.strerror}; give the path of a YAML file") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"config file {path}: no valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(content, (dict, type(None))):
-        raise InputError(f"config file {path}: found {type(content).__name__}, expected lines of the form key: value")
-    return content or {}
-
-
-def _read_files(names: Iterable[str]) -> dict[str, Any]:
-    return layered(*(_read_yaml(Path(name)) for name in names))
-
-
-def read_files(arguments: Sequence[str]) -> dict[str, Any]:
-    """Return the settings in the files that `--config_files` names among the arguments, later ones over earlier."""
-    return _read_files(str(parse_command_line(arguments).get("config_files") or "").split())
-
-
-def file_with(key: str, arguments: Sequence[str]) -> str:
-    """Return the file of `--config_files` that decides `key`, which is not among the arguments itself, or nothing."""
-    given = parse_command_line(arguments)
-    names = [] if key in given else str(given.get("config_files") or "").split()
-    return next((name for name in reversed(names) if key in _read_yaml(Path(name))), "")
-
-
-def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return layers of settings as one, later ones over earlier; of the dicts `MERGED`, part by part."""
-    found: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            below = found.get(key)
-            parts = key in MERGED and isinstance(value, dict) and isinstance(below, dict) and {**below, **value}
-            if not (key == "eval_args" and value is None):  # there is no evaluation without
-                found[key] = parts or value
-    return found
 
 
 def completed(given: Mapping[str, Any], internal: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,6 @@ class Use:
     words: str
     holds: Callable[[Settings, Any], bool]
     instead: str = "drop it"
-    ever: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,4 +84,4 @@ def only(words: str, holds: Callable[[Settings], bool], instead: str = "drop it"
 
 def never(words: str, instead: str = "drop it") -> tuple[Use, ...]:
     """Make the condition that no run fulfils, for this reason."""
-    return (Use(words, lambda *_: False, instead, ever=False),)
+    return (Use(words, lambda *_: False, instead),)

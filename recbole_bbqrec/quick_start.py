@@ -1,95 +1,35 @@
 """The recipe of a run, read top to bottom: settings, data, features and codes, model, training, judgement."""
 
-import contextlib
 import json
 import os
-import re
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import recbole
-
 from . import compat, distributed, registry, run_log, storage
-from .config import Config, MissingDataSetError, parse_command_line
+from .config import Config
 from .data.dataloader import split_loaders
-from .data.dataset import SEMANTIC_ID
 from .data.feature_sources import image_folder
-from .errors import InputError
+from .errors import InputError, MissingDataSetError
 from .evaluation import report
-from .evaluation.candidates import sampling_of
 from .evaluation.configuration import TimesTested, judged_parts
-from .evaluation.groups import groups_of
-from .evaluation.metrics import of_lists
 from .evaluation.ranking import Ranks
 from .evaluation.ranks_file import check_name, write_ranks
+from .layers import parse_command_line
 from .preparation import obtain
 from .preparation.image_download import addresses_of, fetch_images
 from .preparation.public import describe
-from .second_stage import socket
+from .refusals import recbole_refusals
+from .run_record import record_of
 from .serving.folder import BUNDLE, runs_of
 from .serving.saving import try_bundle, write_bundle
-from .settings import plain_settings, public_source, settings_to_load
+from .settings import public_source, settings_to_load
 from .tokenizer.memory import PeakMemory
 from .training import checkpoint
 from .training.afterwards import Decided
 from .training.labelled import check_rows
-
-OURS, RECBOLES = (Path(str(package)).parent for package in (__file__, recbole.__file__))
-HAND_OVER = ("registry.py", "dataloader.py", "interactions.py")
-"""Modules that hand the settings to classes of RecBole; an override does so by calling what it overrides."""
-NAMES_AND_PLACES = ("model", "dataset", "load_col", "data_path", "checkpoint_dir", "config_files", "benchmark_filename")
-"""Settings whose words say nothing about an error that has them too."""
-
-
-@contextlib.contextmanager
-def _recbole_refusals(config: Config) -> Iterator[None]:
-    """Turn errors by which RecBole refuses settings while data and model are built into `InputError`.
-
-    RecBole reads many settings only then. An error is its refusal where its own code, left to itself with the settings,
-    raises it on purpose, or trips over something that the run has named. Errors about columns that we have loaded and
-    everything else may well come from a wrong call of ours, and keep their traceback.
-    """
-    try:
-        yield
-    except (ValueError, KeyError, NotImplementedError) as error:
-        if isinstance(error, InputError) or not _is_refusal(error, config):
-            raise
-        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise InputError(f"RecBole refuses these settings ({text}); --debug shows where") from error
-
-
-def _is_refusal(error: Exception, config: Config) -> bool:
-    frames = traceback.extract_tb(error.__traceback__)
-    last_of_ours = max(at for at, frame in enumerate(frames) if Path(frame.filename).is_relative_to(OURS))
-    if not Path(frames[-1].filename).is_relative_to(RECBOLES):
-        return False
-    caller, called = frames[last_of_ours : last_of_ours + 2]
-    if Path(caller.filename).name not in HAND_OVER and caller.name != called.name:
-        return False
-    columns = _strings(list((config["load_col"] or {}).values())) | {SEMANTIC_ID}
-    defaults = config.internal_config_dict
-    given = {
-        key: value
-        for key, value in config.external_config_dict.items()
-        if key not in NAMES_AND_PLACES and value != defaults.get(key)
-    }
-    words = set(re.findall(r"\w+", str(error)))
-    on_purpose = str(frames[-1].line).startswith("raise ")
-    return bool(words & (_strings(given) - columns)) or (on_purpose and not words & columns)
-
-
-def _strings(value: Any) -> set[str]:
-    """All strings in nested settings, keys included."""
-    if isinstance(value, dict):
-        return _strings([*value, *value.values()])
-    if isinstance(value, list | tuple | set):
-        return {text for part in value for text in _strings(part)}
-    return {value} if isinstance(value, str) else set()
 
 
 def run(arguments: Sequence[str] = (), config_dict: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -135,22 +75,11 @@ def execute(
     else:
         logger.setLevel("ERROR")
 
-    watch, decided = {"inspect": inspect, "after_epoch": after_epoch}, None
+    watch: dict[str, Any] = {"inspect": inspect, "after_epoch": after_epoch}
+    decided = None
     if config["train_on"] == "all":
-        ordinary = Config(arguments=arguments, config_dict=config_dict)
-        ordinary["train_on"] = "train"
-        if "valid" in judged_parts(ordinary):
-            first = train(ordinary, **watch)
-            decided = first.trainer.decide()
-            run_dir = first.trainer.folder.path
-            if distributed.is_main():
-                write_bundle(run_dir, ordinary, first.dataset)
-            del first
-            if distributed.is_main():
-                try_bundle(run_dir, ordinary)
-            logger.info(f"the ordinary run is done ({decided.epochs} epochs); now training on all interactions")
-            watch = {}
-    trained = train(config, **watch, decided=decided)
+        decided = _ordinary_run(Config(arguments=arguments, config_dict=config_dict), watch)
+    trained = train(config, **(watch if decided is None else {}), decided=decided)
     trainer, loaders = trained.trainer, trained.loaders
 
     started = time.perf_counter()
@@ -183,6 +112,22 @@ def execute(
     return record, ranks
 
 
+def _ordinary_run(config: Config, watch: dict[str, Any]) -> Decided | None:
+    """The run that decides for one on all interactions, to its end and unjudged; none where nothing is validated."""
+    config["train_on"] = "train"
+    if "valid" not in judged_parts(config):
+        return None
+    trained = train(config, **watch)
+    decided, run_dir = trained.trainer.decide(), trained.trainer.folder.path
+    if distributed.is_main():
+        write_bundle(run_dir, config, trained.dataset)
+    del trained  # what is tried loads as much once more
+    if distributed.is_main():
+        try_bundle(run_dir, config)
+    getLogger().info(f"the ordinary run is done ({decided.epochs} epochs); now training on all interactions")
+    return decided
+
+
 def _judged(config: Config) -> list[tuple[int, str]]:
     """The splits that a run is judged on, with their places among the loaders."""
     found = [split for split in judged_parts(config) if split == "valid" or config["final"]]
@@ -213,7 +158,7 @@ def train(
     if decided is not None and decided.epochs:
         config["epochs"] = decided.epochs
     compat.init_seed(config)
-    with _recbole_refusals(config):
+    with recbole_refusals(config):
         dataset = registry.get_dataset(config["model"], config["kg"])(config)
         logger.info(str(dataset), extra=run_log.DETAIL)
         logger.info(
@@ -300,59 +245,6 @@ def _check_outputs(config: Config) -> None:
             why = "Is a directory"
         if why:
             raise InputError(f"{key}: {path} cannot be written ({why}); name another {kind}")
-
-
-def record_of(config: Config, trained: Trained, ranks: Mapping[str, Ranks], memory: PeakMemory) -> dict[str, Any]:
-    """What a run has come to, as plain data, see `execute`; `ranks` are by split."""
-    trainer, model = trained.trainer, trained.trainer.model
-    done, best = trainer.state.epochs_done, trainer.state.best_epoch
-    data, everybody = trained.dataset, trained.loaders[1]._dataset
-    drawn = {
-        split: int(everybody.inter_feat[everybody.uid_field].unique().numel())
-        for split, rank in ranks.items()
-        if config["valid_users"] and split == "valid" and rank.rows is not None
-    }
-    return {
-        "model": config["model"],
-        "dataset": config["dataset"],
-        "seed": config["seed"],
-        "metrics": {split: rank.metrics(config["metrics"], config["topk"]) for split, rank in ranks.items()},
-        **_how_judged(config, trained, ranks),
-        "users": {split: len(np.unique(rank.users)) for split, rank in ranks.items()},
-        "rows": {split: len(rank.users) for split, rank in ranks.items()},
-        **({"drawn_from": drawn} if drawn else {}),
-        "epochs": {"best": best + 1, "done": done, "hit_cap": trainer.hit_cap},
-        "chosen": trainer.state.chosen,
-        "second_stage": socket.form_of(model.second_stage),
-        "seconds": {**trained.dataset.seconds, **trainer.timings()},
-        "peak_memory_mib": memory.mib,
-        "peak_memory_is_bound": not memory.is_own,
-        "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        **({"behaviour": "order" if data.is_ordered else "sets"} if data.tokenizer_file else {}),
-        "run_dir": str(trainer.folder.path),
-        **({"processes": distributed.world()} if distributed.world() > 1 else {}),
-        "settings": plain_settings(config),
-        "versions": report.versions(),
-    }
-
-
-def _how_judged(config: Config, trained: Trained, ranks: Mapping[str, Ranks]) -> dict[str, Any]:
-    """What a record says of how it was judged: groups of targets, what they are ranked among, what the long tail is."""
-    asked, found = (config["metrics"], config["topk"]), {}
-    if config["cold_items"] or config["group_metrics"]:
-        train, *judged = (loader._dataset for loader in trained.loaders)
-        found |= {"grouped_by": config["group_metrics"] or [], "groups": {}}
-        for split, dataset in zip(("valid", "test"), judged, strict=True):
-            if split in ranks:
-                parts = groups_of(ranks[split], dataset, train, config["group_metrics"] or ())
-                of_parts = {name: {"rows": len(of.users), "metrics": of.metrics(*asked)} for name, of in parts.items()}
-                found["groups"][split] = of_parts
-    sampled = {split: sampling_of(config.final_config_dict, split) for split in ranks}
-    if sampled := {split: sampling.words for split, sampling in sampled.items() if sampling}:
-        found["ranked_among"] = sampled
-    if "tailpercentage" in of_lists(config["metrics"]):
-        found["tail_ratio"] = dict.fromkeys(ranks, config["tail_ratio"])
-    return found | ({"per_user": True} if any(rank.per_user for rank in ranks.values()) else {})
 
 
 def load_data_and_model(model_file: str | Path, config_dict: dict[str, Any] | None = None) -> tuple[Any, ...]:

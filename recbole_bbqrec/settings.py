@@ -119,17 +119,9 @@ def _when(use: Use) -> str:
 NOT_LEARNED_FROM = {
     *("final", "resume", "result_file", "ranks_file", "train_on"),  # what is trained on counts by its content
     *("cache_dir", "checkpoint_dir", "show_progress", "state", "verbose", "data_path"),
-    *(
-        "report_card",
-        "log_wandb",
-        "wandb_project",
-        "gpu_id",
-        "device",
-        "config_files",
-        "save_dataset",
-        "save_dataloaders",
-    ),
-    *("dataset_save_path", "dataloaders_save_path", "metric_decimal_place", "loss_decimal_place", "eval_batch_size"),
+    *("report_card", "log_wandb", "wandb_project", "gpu_id", "device", "config_files", "eval_batch_size"),
+    *("save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path"),
+    *("metric_decimal_place", "loss_decimal_place"),
     *("topk", "metrics", "tail_ratio", "group_metrics"),  # which follow from ranks and lists, see `Asked`
     *("use_gpu", "results"),  # `use_gpu` decides the device alone
 }

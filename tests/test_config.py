@@ -5,8 +5,9 @@ import yaml
 from conftest import settings, write_dataset
 
 from recbole_bbqrec import registry
-from recbole_bbqrec.config import Config, joined, parse_command_line, usable
+from recbole_bbqrec.config import Config, usable
 from recbole_bbqrec.errors import InputError
+from recbole_bbqrec.layers import joined, parse_command_line, read_files
 from recbole_bbqrec.settings import (
     KEYS,
     MAY_BE_UNUSED,
@@ -332,6 +333,12 @@ def test_broken_config_files(tiny, tmp_path, text, message):
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(InputError, match=f"x.yaml: {message}"):
         config_of(tiny, files=[str(tmp_path / "x.yaml")])
+
+
+def test_a_config_file_in_another_encoding_is_one_line(tmp_path):
+    (tmp_path / "x.yaml").write_bytes("text_fields: Künstler".encode("latin-1"))
+    with pytest.raises(InputError, match=r"x\.yaml: no valid YAML"):
+        read_files([f"--config_files={tmp_path / 'x.yaml'}"])
 
 
 def test_missing_model_says_how_to_name_one():

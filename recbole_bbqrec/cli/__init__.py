@@ -77,7 +77,7 @@ def _place_of(error: InputError, settings: Sequence[str]) -> str:
     """The file that a refused key stands in, as its message begins."""
     if not isinstance(error, RefusedKeyError):
         return ""
-    from ..config import file_with
+    from ..layers import file_with
 
     file = file_with(error.key, settings)
     return f"{file}: " * bool(file)

@@ -6,8 +6,6 @@ The parts behind a command are imported when it is called: `bbqrec --help` needs
 import argparse
 import textwrap
 from collections.abc import Callable
-from functools import partial
-from operator import methodcaller
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -53,8 +51,8 @@ def command(help: str, *options: Any, settings: bool = False, note: str = "") ->
         GROUPS[work.__module__.rpartition(".")[2]] += lines
         PARSER.epilog = "\n\n".join("\n".join([f"{title}:", *found]) for title, found in GROUPS.items())
         parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        for option in options:
-            option(parser)
+        for add in options:
+            add(parser)
         parser.set_defaults(work=work, takes_settings=settings)
         return work
 
@@ -75,7 +73,11 @@ def lines(path: Path) -> list[str]:
         raise InputError(f"{path}: {why}; expected a text file with one item token a line") from error
 
 
-option = partial(methodcaller, "add_argument")
+def option(*flags: str, **about: Any) -> Callable[[argparse.ArgumentParser], argparse.Action]:
+    """Make what adds an option to a parser, from the arguments of `add_argument`."""
+    return lambda parser: parser.add_argument(*flags, **about)
+
+
 NAME = option("name", help="name of the data set")
 DATASET = option("--dataset", required=True, help="name of the data set")
 RESULTS = option("--results", type=Path, default=Path("results"), help="folder of pages and records (default results)")

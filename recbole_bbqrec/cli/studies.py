@@ -2,9 +2,18 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from .parser import STUDY, command, names, option
+
+SEEDS = option("--seeds", type=int, default=3, help="runs of each row (default 3; 1 screens)")
+FINAL = option("--final", action="store_true", help="also evaluate the test split")
+
+
+def models(default: str) -> Any:
+    """The option that names a study's models."""
+    return option("--models", type=names, default=[], help=f"names, separated by commas (default: {default})")
 
 
 @command(
@@ -32,9 +41,9 @@ def _leaderboard(given: argparse.Namespace) -> None:
     "compare BBQRec with one part changed at a time, over seeds",
     *STUDY,
     option("--form", default="full", help="full, or with items known by codes alone: codes, codes-dense; generate"),
-    option("--seeds", type=int, default=3, help="runs of each row (default 3; 1 screens)"),
+    SEEDS,
     option("--rows", type=names, default=[], help="names of rows, separated by commas (default: all that apply)"),
-    option("--final", action="store_true", help="also evaluate the test split"),
+    FINAL,
     option("--table-only", action="store_true", help="only rewrite page and figure from the records"),
     settings=True,
 )
@@ -52,9 +61,9 @@ def _ablate(given: argparse.Namespace) -> int | None:
 @command(
     "measure how items that training did not know are ranked, and what that costs known ones",
     *STUDY,
-    option("--models", type=names, default=[], help="names, separated by commas (default: all that can)"),
-    option("--seeds", type=int, default=3, help="runs of each model (default 3; 1 screens)"),
-    option("--final", action="store_true", help="also evaluate the test split"),
+    models("all that can"),
+    SEEDS,
+    FINAL,
     settings=True,
 )
 def _cold(given: argparse.Namespace) -> int:
@@ -66,9 +75,9 @@ def _cold(given: argparse.Namespace) -> int:
 @command(
     "measure what codes as item columns are worth to context-aware models",
     *STUDY,
-    option("--models", type=names, default=[], help="names, separated by commas (default: DeepFM, DCNV2)"),
-    option("--seeds", type=int, default=3, help="runs of each row (default 3; 1 screens)"),
-    option("--final", action="store_true", help="also evaluate the test split"),
+    models("DeepFM, DCNV2"),
+    SEEDS,
+    FINAL,
     settings=True,
 )
 def _context(given: argparse.Namespace) -> int:
@@ -80,9 +89,9 @@ def _context(given: argparse.Namespace) -> int:
 @command(
     "measure what codes and features are worth in the item tables of RecBole's own models",
     *STUDY,
-    option("--models", type=names, default=[], help="names, separated by commas (default: BPR, LightGCN)"),
-    option("--seeds", type=int, default=3, help="runs of each row (default 3; 1 screens)"),
-    option("--final", action="store_true", help="also evaluate the test split"),
+    models("BPR, LightGCN"),
+    SEEDS,
+    FINAL,
     settings=True,
 )
 def _general(given: argparse.Namespace) -> int:

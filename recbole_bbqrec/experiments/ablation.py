@@ -17,10 +17,11 @@ from ..config import Config
 from ..data.feature_sources import modalities
 from ..errors import InputError, did_you_mean
 from ..evaluation import report
+from ..evaluation.configuration import name_of_split
 from ..evaluation.statistics import PairedValues
-from ..settings import ADDED_LATER, PROPERTIES, property_files, settings_to_load
+from ..settings import ADDED_LATER, PROPERTIES
 from . import records, tables
-from .runner import QUIET, Job, check_seeds, given_and_files, run_with_page, say
+from .runner import QUIET, Job, given_and_files, run_with_page, say
 from .tables import FULL, SPLITS, TESTED, short
 
 
@@ -123,24 +124,12 @@ def ablate(
     results: Path = Path("results"),
     form: str = FULL,
 ) -> int:
-    """Run the rows that have no record yet, screening first, and write the table after every run.
+    """Run the rows `names` of a form, one of `forms` in `properties/ablation.yaml`, that have no record yet.
 
-    Parameters
-    ----------
-    names : rows; none means all.
-    n_seeds : runs of each row, from the base seed upwards; the first seed of all rows comes first.
-    arguments : `--key=value` settings of all rows.
-    final : also judge the test split.
-    results : folder of tables and records.
-    form : which of the `forms` of `properties/ablation.yaml`.
-
-    Returns
-    -------
-    Exit code: 0, or 1 where a run failed.
+    For the other parameters and the exit code see `experiments`.
     """
     names = chosen_rows(names)
-    check_seeds(n_seeds)
-    given, files = given_and_files(arguments, "an ablation")
+    given, files = given_and_files(arguments, "an ablation", n_seeds)
     given = {**QUIET, **given, "model": model_of(form), "dataset": dataset, "final": final}
     config = Config(arguments=files, config_dict=given)
     full, data = records.comparable_settings(config), records.about_data(config)
@@ -162,7 +151,10 @@ def remake(dataset: str, final: bool = False, results: Path = Path("results"), f
     It is the study that the table on disk shows, or else the only one there are records of; an `InputError` where there
     is none, or several.
     """
-    folder, table = records.folder_of(results, dataset), tables.file_of(results, f"{kind_of(form)}-{dataset}", "json")
+    folder, table = (
+        records.folder_of(results, dataset),
+        tables.file_of(results, tables.name_of(kind_of(form), dataset), "json"),
+    )
     shown = json.loads(table.read_text(encoding="utf-8"))["run_key"] if table.is_file() else None
     # A leaderboard's run of the model serves as `full` too.
     model = model_of(form)
@@ -197,15 +189,12 @@ def write(
     found = content(dataset, full, data, final, records.folder_of(results, dataset), asked)
     if not found["splits"]:
         return "no run has a record yet"
-    # The settings of `full` that our property files have, as they would be given: RecBole turns a few into others.
-    given = settings_to_load({**full, "data_path": ""})
-    shown = {key: given[key] for key in tables.keys_of(property_files(full["model"], dataset)) if key in given}
-    text = yaml.safe_dump(shown, sort_keys=False, default_flow_style=None, width=110).rstrip()
     form, question = next(
         (form, of["question"]) for form, of in definition()["forms"].items() if of["model"] == full["model"]
     )
-    name = tables.name_of(kind_of(form), dataset, full)
-    page = tables.page("ablation.md.jinja", **found, name=name, question=question, rows=definition()["rows"], yaml=text)
+    name = tables.name_of(kind_of(form), dataset, name_of_split(full))
+    shown = {"name": name, "question": question, "rows": definition()["rows"], "yaml": tables.yaml_of(full, dataset)}
+    page = tables.page("ablation.md.jinja", **found, **shown)
     split, judged = list(found["splits"].items())[-1]
     panels = {short(metric): {row["row"]: row["masked"][metric] for row in judged} for metric in TESTED}
     for metric in TESTED:
@@ -227,24 +216,20 @@ def content(
     """Everything the table shows, as plain data; equal records give equal content."""
     changes, left_out = applicable(definition()["rows"], full)
     keys = {row: records.run_key({**full, **changed}, data["data_fingerprint"]) for row, changed in changes.items()}
-    recorded, failed, splits, more = records.runs_in(folder), records.failures_in(folder).items(), {}, {}
-    for split in SPLITS if final else ("valid",):
-        judged = {row: records.by_seed(recorded, key, split) for row, key in keys.items()}
-        runs = {row: of_row for row, of_row in judged.items() if of_row}
-        splits[split] = _rows(split, runs)
-        if runs and (shown := tables.on_demand(runs, split, **asked)):
-            more[split] = shown
+    found, failed = records.of_rows(folder, keys, SPLITS if final else ("valid",))
+    splits = {split: _rows(split, runs) for split, runs in found.items() if runs}
+    more = {split: tables.on_demand(found[split], split, **asked) for split in splits}
     return {
         "model": full["model"],
         "dataset": dataset,
         "run_key": keys[FULL],
         "data": data["data"],
         "settings": full,
-        "changes": {row: changes[row] for row, key in keys.items() if any(run.key == key for run in recorded)},
+        "changes": {row: changed for row, changed in changes.items() if any(row in runs for runs in found.values())},
         "left_out": left_out,
-        "failed": [text for row in keys for (name, _, key), text in failed if (name, key) == (row, keys[row])],
-        "splits": {split: judged for split, judged in splits.items() if judged},
-        **({"on_demand": more} if more else {}),
+        "failed": failed,
+        "splits": splits,
+        **({"on_demand": more} if any(more.values()) else {}),
     }
 
 
@@ -256,7 +241,7 @@ def _rows(split: str, runs: tables.Runs) -> list[tables.Row]:
             return {"change": None, "p": None}
         return {"change": values.change(row, FULL), "p": values.p_value(row, FULL)}
 
-    values = tables.paired_values(runs, split, TESTED) if runs else {}
+    values = tables.paired_values(runs, split, TESTED)
     found = [
         {
             "row": row,

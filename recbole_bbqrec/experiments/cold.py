@@ -10,9 +10,10 @@ from .. import registry
 from ..config import Config
 from ..errors import InputError
 from ..evaluation import report
+from ..evaluation.configuration import name_of_split
 from ..evaluation.statistics import PairedValues, holm
 from . import records, tables
-from .runner import QUIET, Job, check_seeds, given_and_files, run_with_page, said
+from .runner import QUIET, Job, given_and_files, run_with_page, said
 from .tables import SPLITS, TESTED, short
 
 MODELS = ("BBQRec", "SASRecPlusFT", "UniSRec", "TIGER", "ContentNeighbors")
@@ -24,30 +25,19 @@ GROUPS = {"cold": "Cold targets", "warm": "Warm targets", "all": "All targets"}
 
 def study(
     dataset: str,
-    models: Sequence[str] = (),
-    n_seeds: int = 3,
-    arguments: Sequence[str] = (),
+    models: Sequence[str],
+    n_seeds: int,
+    arguments: Sequence[str],
     final: bool = False,
     results: Path = Path("results"),
 ) -> int:
-    """Run each model with items held out and, for what that costs, with all items; write the page after every run.
+    """Run each of the models, `MODELS` by default, with items held out and, for what that costs, with all items.
 
-    Parameters
-    ----------
-    models : names; none means `MODELS`.
-    n_seeds : runs of each model, from the base seed upwards; the first seed of all models comes first, and with it the
-        runs that hold items out.
-    arguments : `--key=value` settings of all runs; `cold_items` is `SHARE` and `second_stage` off unless given.
-    final : also judge the test split.
-    results : folder of pages and records.
-
-    Returns
-    -------
-    Exit code: 0, or 1 where a run failed.
+    Of each seed the runs that hold items out come first. `cold_items` is `SHARE` and `second_stage` off unless given.
+    For parameters and exit code see `experiments`.
     """
-    check_seeds(n_seeds)
     models = list(dict.fromkeys(models or MODELS))
-    given, files = given_and_files(arguments, "the study of cold items")
+    given, files = given_and_files(arguments, "the study of cold items", n_seeds)
     given = {**QUIET, "cold_items": SHARE, "second_stage": "off", **given, "dataset": dataset, "final": final}
     for model in models:
         registry.get_model(model)
@@ -84,7 +74,7 @@ def write(about: Mapping[str, Any], jobs: Sequence[Job], final: bool, results: P
     found = content(about, jobs, final)
     if not found["splits"]:
         return "no run has a record yet"
-    name = tables.name_of("cold", about["dataset"], jobs[0].settings)
+    name = tables.name_of("cold", about["dataset"], name_of_split(jobs[0].settings))
     split, judged = list(found["splits"].items())[-1]
     panels = {
         f"{group} {short(metric)}": {row["model"]: row["groups"][group][metric] for row in judged["rows"]}
@@ -99,19 +89,14 @@ def write(about: Mapping[str, Any], jobs: Sequence[Job], final: bool, results: P
 
 def content(about: Mapping[str, Any], jobs: Sequence[Job], final: bool) -> dict[str, Any]:
     """Everything the page shows, as plain data; equal records give equal content."""
-    folder, keys = jobs[0].folder, {job.name: job.key for job in jobs}
-    recorded, failed, splits = records.runs_in(folder), records.failures_in(folder).items(), {}
-    for split in SPLITS if final else ("valid",):
-        runs = {name: records.by_seed(recorded, key, split) for name, key in keys.items()}
-        runs = {name: of_name for name, of_name in runs.items() if of_name}
-        if any(held_out(model) in runs for model in about["models"]):
-            splits[split] = _judged(about["models"], runs, split)
-    return {
-        **about,
-        "keys": keys,
-        "failed": [text for (name, _, key), text in failed if keys.get(name) == key],
-        "splits": splits,
+    keys, models = {job.name: job.key for job in jobs}, about["models"]
+    found, failed = records.of_rows(jobs[0].folder, keys, SPLITS if final else ("valid",))
+    splits = {
+        split: _judged(models, runs, split)
+        for split, runs in found.items()
+        if any(held_out(model) in runs for model in models)
     }
+    return {**about, "keys": keys, "failed": failed, "splits": splits}
 
 
 def _judged(models: Sequence[str], runs: tables.Runs, split: str) -> dict[str, Any]:

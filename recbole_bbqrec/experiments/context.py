@@ -13,16 +13,17 @@ import numpy as np
 from scipy import stats
 
 from .. import registry, schema
-from ..config import Config, layered
+from ..config import Config
 from ..errors import InputError
 from ..evaluation import report
 from ..evaluation.configuration import name_of_split
 from ..evaluation.labels import RARE, is_rare
 from ..evaluation.statistics import holm
+from ..layers import layered
 from ..preparation.atomic import read_header
 from ..settings import MAY_BE_UNUSED
 from . import records, tables
-from .runner import QUIET, Job, check_seeds, given_and_files, run_with_page, said
+from .runner import QUIET, Job, given_and_files, run_with_page, said
 from .tables import SPLITS, short
 
 MODELS = ("DeepFM", "DCNV2")
@@ -42,7 +43,6 @@ ROWS: dict[str, dict[str, Any]] = {
 LABELS, RANKING = "labels", "ranking"
 SPLIT = {"split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "user", "order": "TO"}
 """Each user's last tenths are validation and test."""
-USUAL = name_of_split({"eval_args": SPLIT})
 RATED = 4
 """A rating from which a row is a positive one."""
 RANKED, LABELLED = "ndcg@10", "auc"
@@ -51,29 +51,18 @@ GROUPS = {"all": "All items", RARE: "Items with fewer than five training interac
 
 def study(
     dataset: str,
-    models: Sequence[str] = (),
-    n_seeds: int = 3,
-    arguments: Sequence[str] = (),
+    models: Sequence[str],
+    n_seeds: int,
+    arguments: Sequence[str],
     final: bool = False,
     results: Path = Path("results"),
 ) -> int:
-    """Run each model with every row of `ROWS`; write the page after every run.
+    """Run each of the context-aware models, `MODELS` by default, with every row of `ROWS`.
 
-    Parameters
-    ----------
-    models : names of context-aware models; none means `MODELS`.
-    n_seeds : runs of each row, from the base seed upwards; the first seed of all rows comes first.
-    arguments : `--key=value` settings of all runs. The split is `SPLIT` unless it is given.
-    final : also judge the test split.
-    results : folder of pages and records.
-
-    Returns
-    -------
-    Exit code: 0, or 1 where a run failed.
+    The split is `SPLIT` unless it is given. For parameters and exit code see `experiments`.
     """
-    check_seeds(n_seeds)
     models = list(dict.fromkeys(models or MODELS))
-    given, files = given_and_files(arguments, "the study of code fields")
+    given, files = given_and_files(arguments, "the study of code fields", n_seeds)
     for model in models:
         if registry.kind_of(model) != schema.CONTEXT:
             raise InputError(f"--models: found {model}, expected context-aware models, such as {' and '.join(MODELS)}")
@@ -124,6 +113,12 @@ def name_of(task: str, model: str, row: str) -> str:
     return f"context-{task}-{model}-{row.replace(', ', '-').replace(' ', '-')}"
 
 
+def page_of(dataset: str, settings: Mapping[str, Any]) -> str:
+    """Name of the page; behind it the split where it is not `SPLIT`."""
+    split = name_of_split(settings)
+    return tables.name_of("context", dataset, None if split == name_of_split({"eval_args": SPLIT}) else split or "LS")
+
+
 def rare_targets(config: Config, final: bool) -> dict[str, np.ndarray]:
     """Of each split, which rows have a rare item; those of one user together, as records keep them."""
     train, *parts = registry.get_dataset(config["model"])(config).build()
@@ -142,7 +137,7 @@ def write(about: Mapping[str, Any], jobs: Sequence[Job], rare: Mapping[str, np.n
     found = content(about, jobs, rare)
     if not found["splits"]:
         return "no run has a record yet"
-    name = tables.name_of("context", about["dataset"], jobs[0].settings, USUAL)
+    name = page_of(about["dataset"], jobs[0].settings)
     split, judged = list(found["splits"].items())[-1]
     panels = {
         f"{title} {group}": {f"{row['model']} {row['row']}": row["groups"].get(group, {}).get(metric) for row in judged}
@@ -157,19 +152,10 @@ def write(about: Mapping[str, Any], jobs: Sequence[Job], rare: Mapping[str, np.n
 
 def content(about: Mapping[str, Any], jobs: Sequence[Job], rare: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Everything the page shows, as plain data; equal records give equal content."""
-    folder, keys = jobs[0].folder, {job.name: job.key for job in jobs}
-    recorded, failed, splits = records.runs_in(folder), records.failures_in(folder).items(), {}
-    for split, is_rare_row in rare.items():
-        runs = {name: records.by_seed(recorded, key, split) for name, key in keys.items()}
-        runs = {name: of_name for name, of_name in runs.items() if of_name}
-        if runs:
-            splits[split] = _rows(about["models"], runs, split, is_rare_row)
-    return {
-        **about,
-        "keys": keys,
-        "failed": [text for (name, _, key), text in failed if keys.get(name) == key],
-        "splits": splits,
-    }
+    keys = {job.name: job.key for job in jobs}
+    found, failed = records.of_rows(jobs[0].folder, keys, rare)
+    splits = {split: _rows(about["models"], runs, split, rare[split]) for split, runs in found.items() if runs}
+    return {**about, "keys": keys, "failed": failed, "splits": splits}
 
 
 def _rows(models: Sequence[str], runs: tables.Runs, split: str, rare: np.ndarray) -> list[tables.Row]:

@@ -120,8 +120,9 @@ def _time(models: Sequence[Any], histories: np.ndarray, batch: int, rounds: int)
     for model in models:  # whose first batch takes its time
         score_all(model, histories[-batch:], batch)
     seconds: list[list[float]] = [[] for _ in models]
-    turns = [(index, turn) for turn in range(rounds) for index in range(len(models))[:: 1 - 2 * (turn % 2)]]
-    for index, _ in tqdm(turns, "Time", ncols=100):
+    order = [*range(len(models))]
+    turns = [index for turn in range(rounds) for index in (reversed(order) if turn % 2 else order)]
+    for index in tqdm(turns, "Time", ncols=100):
         started = time.perf_counter()
         score_all(models[index], histories, batch)
         seconds[index].append((time.perf_counter() - started) / len(histories))

@@ -16,9 +16,10 @@ from ..data.dataloader import split_loaders
 from ..data.feature_sources import modalities
 from ..errors import InputError
 from ..evaluation import report
+from ..evaluation.configuration import name_of_split
 from ..evaluation.statistics import holm
 from . import records, tables
-from .runner import QUIET, Job, check_seeds, given_and_files, run_with_page, said, say
+from .runner import QUIET, Job, given_and_files, run_with_page, said, say
 from .tables import SPLITS, TESTED, short
 
 MODELS = ("BPR", "LightGCN")
@@ -35,7 +36,7 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 """What is known of an item, and the settings that say so."""
 
-ADDED = [form for form, changes in FORMS.items() if changes and "codes" not in changes]
+ADDED = [form for form, changes in FORMS.items() if form != IDS and "codes" not in changes]
 """Forms that add what is known of an item, no controls."""
 
 SAYING = ("codes", "random codes")
@@ -47,29 +48,18 @@ GROUPS = {"all": "All targets", "few": f"Targets with fewer than {FEW} training 
 
 def study(
     dataset: str,
-    models: Sequence[str] = (),
-    n_seeds: int = 3,
-    arguments: Sequence[str] = (),
+    models: Sequence[str],
+    n_seeds: int,
+    arguments: Sequence[str],
     final: bool = False,
     results: Path = Path("results"),
 ) -> int:
-    """Run each model in each of `FORMS`, and write the page after every run.
+    """Run each of RecBole's own models, `MODELS` by default, in each of `FORMS`.
 
-    Parameters
-    ----------
-    models : names of RecBole's own models; none means `MODELS`.
-    n_seeds : runs of each row, from the base seed upwards; the first seed of all rows comes first.
-    arguments : `--key=value` settings of all runs.
-    final : also judge the test split.
-    results : folder of pages and records.
-
-    Returns
-    -------
-    Exit code: 0, or 1 where a run failed.
+    For parameters and exit code see `experiments`.
     """
-    check_seeds(n_seeds)
     models = list(dict.fromkeys(models or MODELS))
-    given, files = given_and_files(arguments, "the study of item semantics")
+    given, files = given_and_files(arguments, "the study of item semantics", n_seeds)
     for key in ("item_semantics", "codes"):
         if key in given:
             raise InputError(f"{key}: the study sets it for its rows; drop it")
@@ -134,7 +124,7 @@ def write(
         for metric in TESTED
     }
     title = f"What is known of an item, {about['dataset']}, {SPLITS[split].lower()}, seen items masked"
-    file = tables.name_of("general", about["dataset"], jobs[0].settings)
+    file = tables.name_of("general", about["dataset"], name_of_split(jobs[0].settings))
     page = tables.page("general.md.jinja", **found, file=file, GROUPS=GROUPS, IDS=IDS, ADDED=ADDED)
     tables.write(results, file, found, {"png": report.bar_figure(title, panels), "md": page})
     return page
@@ -147,19 +137,10 @@ def content(
     final: bool,
 ) -> dict[str, Any]:
     """Everything the page shows, as plain data; equal records give equal content."""
-    folder, keys = jobs[0].folder, {job.name: job.key for job in jobs}
-    recorded, failed, splits = records.runs_in(folder), records.failures_in(folder).items(), {}
-    for split in SPLITS if final else ("valid",):
-        runs = {row: records.by_seed(recorded, key, split) for row, key in keys.items()}
-        runs = {row: of_row for row, of_row in runs.items() if of_row}
-        if runs:
-            splits[split] = _judged(about, runs, split, few[split])
-    return {
-        **about,
-        "keys": keys,
-        "failed": [text for (row, _, key), text in failed if keys.get(row) == key],
-        "splits": splits,
-    }
+    keys = {job.name: job.key for job in jobs}
+    found, failed = records.of_rows(jobs[0].folder, keys, SPLITS if final else ("valid",))
+    splits = {split: _judged(about, runs, split, few[split]) for split, runs in found.items() if runs}
+    return {**about, "keys": keys, "failed": failed, "splits": splits}
 
 
 def _judged(

@@ -20,7 +20,7 @@ from ..evaluation import report
 from ..settings import MAY_BE_UNUSED
 from ..tokenizer.registry import load
 from . import records, tables
-from .runner import QUIET, check_judged, check_seeds, given_and_files
+from .runner import QUIET, check_judged, given_and_files
 
 AS_SET, NO_PROBE = "as set", "without the probe"
 
@@ -30,20 +30,12 @@ PARTS = {"r2": "probe R2", "club": "CLUB", "reconstruction": "reconstruction", "
 """Columns of the two tables: of the first with their format, of the second by their name in a card."""
 
 
-def study(
-    dataset: str, seeds: int = 5, arguments: Sequence[str] = (), results: Path = Path("results")
-) -> dict[str, Any]:
+def study(dataset: str, n_seeds: int, arguments: Sequence[str], results: Path) -> dict[str, Any]:
     """Fit the item tokenizer with several seeds, write and print the table, and return what was measured.
 
-    Where the tokenizer trains against a probe, it is fitted without it as well.
-
-    Parameters
-    ----------
-    seeds : number of seeds, from the configured one upwards.
-    arguments : `--key=value` settings of all fits.
+    Where the tokenizer trains against a probe, it is fitted without it as well. For the parameters see `experiments`.
     """
-    check_seeds(seeds)
-    given, files = given_and_files(arguments, "the study")
+    given, files = given_and_files(arguments, "the study", n_seeds)
     given = {**QUIET, **given, "model": "BBQRec", "dataset": dataset, "report_card": True}
     config = Config(arguments=files, config_dict=given)
     check_judged(config)
@@ -52,7 +44,7 @@ def study(
     rows: dict[str, dict[str, Any]] = {AS_SET: {}}
     if config["tokenizer"] == "behavior_bind" and config["sid_independence_weight"]:
         rows[NO_PROBE] = {"sid_independence_weight": 0.0}
-    plan = [(row, config["seed"] + index) for row in rows for index in range(seeds)]
+    plan = [(row, config["seed"] + index) for row in rows for index in range(n_seeds)]
     fitted = {(row, seed): {**given, **rows[row], "seed": seed, MAY_BE_UNUSED: True} for row, seed in plan}
     work = records.folder_of(results, dataset) / "claims" / f"ids-{storage.fingerprint(given, list(rows))}"
     cards, bar = {}, tqdm(total=len(plan), desc="Tokenizers", ncols=100)

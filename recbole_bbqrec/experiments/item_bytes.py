@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-import yaml
 
 from ..config import Config, refuse_unused
 from ..data.feature_sources import modalities
@@ -18,9 +17,9 @@ from ..evaluation import report
 from ..evaluation.statistics import PairedValues, holm
 from ..model.catalogue import Catalogue, SemanticIds
 from ..model.item_table import ItemTable
-from ..settings import ADDED_LATER, MAY_BE_UNUSED, property_files, settings_to_load
+from ..settings import ADDED_LATER, MAY_BE_UNUSED
 from . import records, tables
-from .runner import QUIET, Job, check_seeds, given_and_files, run_with_page, say
+from .runner import QUIET, Job, given_and_files, run_with_page, say
 from .tables import TESTED, short
 
 ID_MODEL, CODES_MODEL = "SASRecPlus", "BBQRecCodesDense"
@@ -130,21 +129,9 @@ def item_bytes(settings: Mapping[str, Any], n_items: int, n_codes: int) -> int:
     return sum(tensor.nbytes for tensor in (*table.parameters(), codes))
 
 
-def study(dataset: str, n_seeds: int = 1, arguments: Sequence[str] = (), results: Path = Path("results")) -> int:
-    """Train the rows that have no record yet, the first seed of all of them first, and write the page after every run.
-
-    Parameters
-    ----------
-    n_seeds : trainings of each row, from the base seed upwards.
-    arguments : `--key=value` settings of all rows.
-    results : folder of page and records.
-
-    Returns
-    -------
-    Exit code: 0, or 1 where a run failed.
-    """
-    check_seeds(n_seeds)
-    given, files = given_and_files(arguments, "the study")
+def study(dataset: str, n_seeds: int, arguments: Sequence[str], results: Path) -> int:
+    """Train the rows that have no record yet; for parameters and exit code see `experiments`."""
+    given, files = given_and_files(arguments, "the study", n_seeds)
     for key in SET:
         if key in given:
             raise InputError(f"--{key}: the study sets it for its rows, and never looks at test; drop it")
@@ -175,10 +162,7 @@ def write(jobs: Mapping[Row, Job], left_out: Mapping[str, str], results: Path) -
     found = content(jobs, left_out)
     if not found["rows"]:
         return "no run has a record yet"
-    given = settings_to_load({**found["settings"], "data_path": ""})
-    keys = tables.keys_of(property_files(ID_MODEL, found["dataset"]))
-    shown = {key: given[key] for key in keys if key in found["settings"]}
-    text = yaml.safe_dump(shown, sort_keys=False, default_flow_style=None, width=110).rstrip()
+    text = tables.yaml_of(found["settings"], found["dataset"])
     page = tables.page("item-bytes.md.jinja", **found, yaml=text, MEBIBYTE=MEBIBYTE)
     points = {
         label: [(row["bytes"] / MEBIBYTE, row["masked"]["ndcg@10"]) for row in found["rows"] if row["kind"] == kind]
@@ -193,10 +177,9 @@ def write(jobs: Mapping[Row, Job], left_out: Mapping[str, str], results: Path) -
 def content(jobs: Mapping[Row, Job], left_out: Mapping[str, str]) -> dict[str, Any]:
     """Everything the page shows, as plain data; equal records give equal content."""
     full = max((row for row in jobs if not row.n_codes), key=lambda row: row.size)
-    of_full, failed = jobs[full], records.failures_in(jobs[full].folder).items()
-    recorded, data = records.runs_in(of_full.folder), of_full.data["data"]
-    runs = {row: records.by_seed(recorded, job.key, "valid") for row, job in jobs.items()}
-    rows, pairs = _rows({row: found for row, found in runs.items() if found}, full, jobs, data["items"])
+    of_full, data = jobs[full], jobs[full].data["data"]
+    found, failed = records.of_rows(of_full.folder, {row.name: job.key for row, job in jobs.items()}, ["valid"])
+    rows, pairs = _rows(found["valid"], full, jobs, data["items"])
     sizes = (data["items"], *LARGER)
     return {
         "dataset": of_full.dataset,
@@ -217,19 +200,18 @@ def content(jobs: Mapping[Row, Job], left_out: Mapping[str, str]) -> dict[str, A
             if row.kind in ("id", "codes")
         },
         "left_out": dict(left_out),
-        "failed": [text for row in jobs for (name, _, key), text in failed if (name, key) == (row.name, jobs[row].key)],
+        "failed": failed,
     }
 
 
 def _rows(
-    runs: Mapping[Row, Mapping[int, records.Run]], full: Row, jobs: Mapping[Row, Job], n_items: int
+    runs: tables.Runs, full: Row, jobs: Mapping[Row, Job], n_items: int
 ) -> tuple[list[tables.Row], list[tables.Row]]:
     """One entry per row of the table, and one per pair of `_pairs`; Holm's correction is over all their tests."""
-    by_name = {row.name: found for row, found in runs.items()}
-    values = tables.paired_values(by_name, "valid", TESTED) if runs else {}
+    values = tables.paired_values(runs, "valid", TESTED) if runs else {}
 
     def compared(row: str, of_metric: PairedValues) -> tables.Row:
-        if row == full.name or full not in runs:
+        if row == full.name or full.name not in runs:
             return {"change": None, "p": None}
         return {"change": of_metric.change(row, full.name), "p": of_metric.p_value(row, full.name)}
 
@@ -239,12 +221,13 @@ def _rows(
             "kind": row.kind,
             "size": row.size,
             "bytes": item_bytes(jobs[row].settings, n_items, row.n_codes),
-            "seeds": list(found),
-            "parameters": next(iter(found.values())).record["parameters"],
-            **tables.cautions(by_name, row.name),
+            "seeds": list(runs[row.name]),
+            "parameters": next(iter(runs[row.name].values())).record["parameters"],
+            **tables.cautions(runs, row.name),
             **tables.metrics_of(row.name, values, compared),
         }
-        for row, found in runs.items()
+        for row in jobs
+        if row.name in runs
     ]
     pairs = _pairs(rows, values["masked", "ndcg@10"]) if rows else []
     holm([[entry] for entry in (*(entry for row in rows for entry in row["masked"].values()), *pairs)])

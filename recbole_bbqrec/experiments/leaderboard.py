@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from .. import schema
+from .. import registry, schema
 from ..errors import InputError
 from ..evaluation.candidates import sampling_of
 from ..evaluation.configuration import name_of_split
 from ..evaluation.statistics import PairedValues, holm
 from ..settings import property_files
-from . import ablation, records, tables
+from . import records, tables
 from .records import Run
 from .tables import FULL, SHOWN, TESTED, Row, Runs, Values
 
@@ -123,10 +123,18 @@ def content(
         "failed": [
             text
             for (name, _, key), text in records.failures_in(folder).items()
-            if (chosen[name].key == key if name in chosen else not models and name not in ablation.definition()["rows"])
+            if (chosen[name].key == key if name in chosen else not models and _is_model(name))
         ],
         "settings": {row["model"]: chosen[row["model"]].record["settings"] for row in rows},
     }
+
+
+def _is_model(name: str) -> bool:
+    """Whether runs of this name are a leaderboard's; those of studies are called otherwise."""
+    try:
+        return bool(registry.get_model(name))
+    except InputError:
+        return False
 
 
 def choose(
@@ -161,8 +169,10 @@ def choose(
 
 def default_ties(dataset: str) -> int | None:
     """What runs on a data set do about ties unless told otherwise: a seed to shuffle them by, or none."""
-    files = [yaml.safe_load(path.read_text(encoding="utf-8")) or {} for path in property_files("BBQRec", dataset)]
-    return functools.reduce(lambda known, content: content.get("shuffle_ties", known), files, None)
+    found = None
+    for path in property_files("BBQRec", dataset):
+        found = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("shuffle_ties", found)
+    return found
 
 
 def others_of(found: Sequence[Run], usual: int | None, chosen: Mapping[str, Run], models: Sequence[str]) -> list[Row]:
@@ -289,8 +299,9 @@ def _other_ties(found: Sequence[Run], judged: Sequence[Run], chosen: Mapping[str
             continue
         if shown.record["settings"] == {**run.record["settings"], "shuffle_ties": shown.ties}:
             runs = records.by_seed(judged, run.key, split)
-            means = _means(runs, split, TESTED)
-            rows[run.key] = {"model": run.model, "shuffle_ties": run.ties, "seeds": list(runs), "masked": means}
+            means = tables.further({run.key: runs}, split, TESTED)["masked"]
+            masked = {metric: of_metric[run.key] for metric, of_metric in means.items()}
+            rows[run.key] = {"model": run.model, "shuffle_ties": run.ties, "seeds": list(runs), "masked": masked}
     return sorted(rows.values(), key=lambda row: (row["model"], row["shuffle_ties"] is not None, row["shuffle_ties"]))
 
 
@@ -300,11 +311,3 @@ def _valid_means(runs: Runs) -> dict[str, dict[str, float | None]]:
         return tables.further(runs, "valid", SHOWN)["masked"]
     except InputError:
         return {metric: dict.fromkeys(runs) for metric in SHOWN}
-
-
-def _means(runs: Mapping[int, Run], split: str, metrics: Sequence[str]) -> dict[str, float]:
-    """Metric -> mean over users and seeds, seen items masked."""
-    return {
-        metric: float(np.mean([tables.values_of(run, split, "masked", metric)[1].mean() for run in runs.values()]))
-        for metric in metrics
-    }

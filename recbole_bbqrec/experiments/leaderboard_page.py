@@ -35,7 +35,7 @@ def write(dataset: str, results: Path = Path("results"), *shown: Any, **more: An
     name = _name_of(found)
     page, tex = pages(found)
     panels = {short(metric): {row["model"]: row["masked"][metric] for row in found["rows"]} for metric in TESTED}
-    title = "-".join(filter(None, (dataset, found.get("of_split"))))
+    title = tables.name_of(dataset, found.get("of_split"))
     title += f", {SPLITS[found['split']].lower()}, seen items masked"
     title += f", among {found['among']}" if "among" in found else ""
     figure = report.bar_figure(title, panels, found["reference"])
@@ -46,8 +46,7 @@ def write(dataset: str, results: Path = Path("results"), *shown: Any, **more: An
 
 
 def _name_of(content: Mapping[str, Any]) -> str:
-    """Name of the files of a page."""
-    return "-".join(filter(None, (content["dataset"], content.get("of_split"), content.get("mode"))))
+    return tables.name_of(content["dataset"], content.get("of_split"), content.get("mode"))
 
 
 def pages(content: Mapping[str, Any]) -> tuple[str, str]:

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import quick_start, registry
-from ..config import Config, MissingDataSetError, joined, layered, read_files, refuse_unused, usable
-from ..errors import InputError
+from ..config import Config, refuse_unused, usable
+from ..errors import InputError, MissingDataSetError
 from ..evaluation.configuration import name_of_split
+from ..layers import joined, layered, parse_command_line, read_files
 from ..settings import public_source
 from . import leaderboard, leaderboard_page, records, tables
-from .runner import QUIET, Job, exit_code, given_and_files, run_jobs, say
+from .runner import QUIET, Job, exit_code, run_jobs, say
 
 
 def asked_for(arguments: Sequence[str]) -> bool:
@@ -27,8 +28,8 @@ def run_many(arguments: Sequence[str]) -> int:
     else are settings of all runs that use them, and at least one has to. Returns the exit code: 1 where a run failed or
     a leaderboard could not be written, else 0.
     """
-    given, files = given_and_files(arguments)
-    given = layered(read_files(files), given)
+    given = layered(read_files(arguments), parse_command_line(arguments))
+    given.pop("config_files", None)
     models, datasets = (_names(option, given.pop(option, "")) for option in ("model", "dataset"))
     single = _names("single", given.pop("single")) if "single" in given else []
     n_seeds = given.pop("seeds", 1)
@@ -42,7 +43,7 @@ def run_many(arguments: Sequence[str]) -> int:
     if type(n_seeds) is not int or n_seeds < 1:
         raise InputError(f"--seeds: found {str(n_seeds)!r}, expected how many runs each model gets, at least 1")
 
-    shared = {**QUIET, **given, "final": bool(given.get("final"))}
+    shared = {**QUIET, **given, "final": given.get("final") or False}
     # What cannot run is refused before anything is fetched or run.
     for model in models:
         registry.get_model(model)

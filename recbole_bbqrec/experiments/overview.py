@@ -8,11 +8,11 @@ from typing import Any
 
 from ..evaluation import report
 from . import tables
+from .leaderboard import RANKED_BY, REFERENCE
 from .tables import TESTED, Row
 
 NAME = "overview"
 SPLIT = "test"
-_RANKED_BY, _REFERENCE = "ndcg@10", "BBQRec"
 
 
 def write(results: Path) -> None:
@@ -24,10 +24,10 @@ def write(results: Path) -> None:
     if len(found["sets"]) < 2:
         return
     panels = {
-        dataset: {row["model"]: row["sets"].get(dataset, {}).get(_RANKED_BY) for row in found["rows"]}
+        dataset: {row["model"]: row["sets"].get(dataset, {}).get(RANKED_BY) for row in found["rows"]}
         for dataset in found["sets"]
     }
-    figure = report.bar_figure("N@10 on test, seen items masked", panels, _REFERENCE)
+    figure = report.bar_figure("N@10 on test, seen items masked", panels, REFERENCE)
     tables.write(results, NAME, found, {"png": figure, "md": tables.page("overview.md.jinja", **found)})
 
 
@@ -70,7 +70,7 @@ def _row(
 ) -> Row:
     seeds = [row["seeds"] for row in by_set.values()]
     shares = (
-        by_set[dataset]["masked"][_RANKED_BY]["mean"] / (best[dataset][_RANKED_BY] or 1.0)
+        by_set[dataset]["masked"][RANKED_BY]["mean"] / (best[dataset][RANKED_BY] or 1.0)
         for dataset in ranked_on or by_set
     )
     return {
@@ -95,8 +95,8 @@ def _pairs(boards: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Mapping[s
         for pair in board["headlines"]:
             model, other = (side["model"] for side in pair["sides"])
             of_pair = pairs.setdefault((model, other), {"models": [model, other], "sets": {}})
-            difference = pair["metrics"][_RANKED_BY]
-            other_mean = rows[other][dataset]["masked"][_RANKED_BY]["mean"]
+            difference = pair["metrics"][RANKED_BY]
+            other_mean = rows[other][dataset]["masked"][RANKED_BY]["mean"]
             change = difference["difference"]["mean"] / other_mean if other_mean else None
             of_pair["sets"][dataset] = {**difference, "change": change}
     return list(pairs.values())

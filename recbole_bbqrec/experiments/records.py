@@ -179,7 +179,7 @@ def joined(
     if known is None or not (left := known.splits - ranks.keys()):
         return dict(record), dict(ranks)
     found = dict(record)
-    for key in ("metrics", "users", "rows", "groups", "drawn_from", "ranked_among", "tail_ratio"):
+    for key in ("metrics", "users", "rows", "groups", "labels", "drawn_from", "ranked_among", "tail_ratio"):
         of_splits = {split: value for split, value in known.record.get(key, {}).items() if split in left}
         if of_splits or key in record:
             found[key] = {**record.get(key, {}), **of_splits}
@@ -190,6 +190,17 @@ def by_seed(runs: Iterable[Run], key: str, split: str) -> dict[int, Run]:
     """The runs of a key judged on `split` by seed, ascending; of several of a seed, the first of most splits."""
     found = sorted((run for run in runs if run.key == key and split in run.splits), key=lambda run: -len(run.splits))
     return dict(sorted({run.seed: run for run in reversed(found)}.items()))
+
+
+def of_rows(
+    folder: Path, keys: Mapping[str, str], splits: Iterable[str]
+) -> tuple[dict[str, dict[str, dict[int, Run]]], list[str]]:
+    """Return the runs of rows, given the run key of each: split -> row -> seed -> run; and what failed, in words."""
+    recorded, failed = runs_in(folder), failures_in(folder).items()
+    found = {
+        split: {row: runs for row, key in keys.items() if (runs := by_seed(recorded, key, split))} for split in splits
+    }
+    return found, [text for row in keys for (name, _, key), text in failed if (name, key) == (row, keys[row])]
 
 
 def pack_ranks(ranks: Mapping[str, Ranks]) -> bytes:

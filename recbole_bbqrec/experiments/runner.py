@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import claims, quick_start, registry, schema, storage
-from ..config import Config, joined, layered, parse_command_line, read_files
+from ..config import Config
 from ..data.splitting import shares_of_time
 from ..errors import InputError
 from ..evaluation.candidates import sampling_of
 from ..evaluation.configuration import judged_parts
 from ..evaluation.leakage import check_leakage
+from ..layers import joined, layered, parse_command_line, read_files
 from ..settings import FITTED_AFTER_TRAINING, MAY_BE_UNUSED, NOT_LEARNED_FROM, trained_as
 from . import records
 
@@ -27,28 +28,24 @@ QUIET = {"state": "WARNING", "report_card": False}
 report card costs time that no table shows."""
 
 
-def given_and_files(arguments: Sequence[str], owner: str = "") -> tuple[dict[str, Any], list[str]]:
+def given_and_files(arguments: Sequence[str], owner: str, n_seeds: int = 1) -> tuple[dict[str, Any], list[str]]:
     """Read settings, and keep the argument that names their files apart: they stand below the settings.
 
-    Settings that `owner`, in words, sets by itself are refused.
+    Settings that the study `owner`, in words, sets by itself are refused, and a study of no run at all.
     """
+    if n_seeds < 1:
+        raise InputError(f"--seeds: found {n_seeds}, expected at least 1")
     arguments = joined(arguments)
     files = [argument for argument in arguments if argument.startswith("--config_files=")]
     given = parse_command_line([argument for argument in arguments if argument not in files])
     for key in ("model", "dataset", "result_file", "ranks_file", "train_on"):
-        if owner and key in given:
+        if key in given:
             raise InputError(f"--{key}: {owner} sets it for its runs; drop it")
     settings = layered(read_files(files), given)
-    if owner and any(sampling_of(settings, split) for split in ("valid", "test")):
+    if any(sampling_of(settings, split) for split in ("valid", "test")):
         mode = settings["eval_args"]["mode"]
         raise InputError(f"eval_args: found mode {mode}, but {owner} compares by the ranks among all items; drop it")
     return given, files
-
-
-def check_seeds(n_seeds: int) -> None:
-    """Raise an `InputError` where a study is asked for no run at all."""
-    if n_seeds < 1:
-        raise InputError(f"--seeds: found {n_seeds}, expected at least 1")
 
 
 def check_judged(config: Config) -> None:

@@ -9,6 +9,7 @@ runs have a split. It is written after every variant, so a study that is killed 
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -19,12 +20,14 @@ import numpy as np
 from recbole.utils import init_logger
 
 from .. import claims, quick_start
-from ..config import Config, layered, read_files
+from ..config import Config
 from ..data.sequences import seen_before
 from ..errors import InputError
 from ..evaluation.leakage import check_leakage
 from ..evaluation.ranking import Ranks
+from ..layers import layered, read_files
 from ..modalities import MODALITIES
+from ..run_record import record_of
 from ..second_stage import socket
 from ..second_stage.boosted import POPULARITY
 from ..second_stage.boosted_fit import Examples, chosen, collect, cross_fit, gains
@@ -33,7 +36,7 @@ from ..settings import MAY_BE_UNUSED, second_stage_settings
 from ..tokenizer.memory import PeakMemory
 from ..training.afterwards import rows_to_fit
 from . import records, second_stage_page
-from .runner import QUIET, check_judged, check_seeds, given_and_files, say
+from .runner import QUIET, check_judged, given_and_files, say
 from .second_stage_page import GBDT, LINEAR, OFF, POPULARITY_ALONE, SCORES_ALONE, WITH_POPULARITY, WITHOUT
 
 PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -58,20 +61,12 @@ class _Fitted(NamedTuple):
     about: dict[str, Any]
 
 
-def study(
-    model: str, dataset: str, n_seeds: int = 1, arguments: Sequence[str] = (), results: Path = Path("results")
-) -> str:
-    """Fit the variants that have no record yet, write the page after every seed, and return it.
+def study(model: str, dataset: str, n_seeds: int, arguments: Sequence[str], results: Path = Path("results")) -> str:
+    """Fit the variants of a model that scores all items, those that have no record yet; return the page.
 
-    Parameters
-    ----------
-    model : one that scores all items.
-    n_seeds : trainings, from the configured seed upwards.
-    arguments : `--key=value` settings of all of them.
-    results : folder of pages and records.
+    The page is written after every seed. For the other parameters see `experiments`.
     """
-    check_seeds(n_seeds)
-    given, files = given_and_files(arguments, "the study")
+    given, files = given_and_files(arguments, "the study", n_seeds)
     given = {**_checked(layered(read_files(files), given)), "model": model, "dataset": dataset}
     config = Config(config_dict=given)
     check_judged(config)
@@ -125,7 +120,7 @@ def _study_seed(given: dict[str, Any], data: Mapping[str, Any], results: Path) -
             fitted = fit()
         ranks[name], variants[name] = fitted.ranks, {**fitted.about, **spent}
         record = {
-            **quick_start.record_of(config, trained, ranks, memory),
+            **record_of(config, trained, ranks, memory),
             **trained.inspected,
             "run_dir": trained.trainer.folder.training.name,
             **data,
@@ -180,7 +175,7 @@ class _Material:
         if (of_weights := socket.build(linear, train)) is not None:
             self.planned[LINEAR] = lambda: self._linear(linear, of_weights)
         columns, self.left_out = columns_of(self._features, self.examples.features)
-        self.planned |= {name: lambda kept=kept: self._boosted(kept) for name, kept in columns.items()}
+        self.planned |= {name: functools.partial(self._boosted, kept) for name, kept in columns.items()}
 
     def _rank(self) -> Ranks:
         """Rank the judged rows with the model as it is."""

@@ -18,13 +18,13 @@ import yaml
 from .. import schema, storage
 from ..errors import InputError, did_you_mean
 from ..evaluation import report
-from ..evaluation.configuration import name_of_split
 from ..evaluation.groups import COLD, EDGES
 from ..evaluation.labels import of_rankings
 from ..evaluation.metrics import COLUMNS, LIST_METRICS, METRICS
 from ..evaluation.ranking import Ranks
 from ..evaluation.statistics import PairedValues, holm
 from ..recbole_keys import METRICS as NAMES
+from ..settings import property_files, settings_to_load
 from .records import Run
 
 FULL = "full"
@@ -265,10 +265,16 @@ def keys_of(paths: Iterable[Path]) -> dict[str, None]:
     return dict.fromkeys(key for content in found for key in content or ())
 
 
-def name_of(kind: str, dataset: str, settings: Mapping[str, Any], usual: str = "") -> str:
-    """Name of a study's page; behind it the split, as `name_of_split` has it, where it is not the `usual` one."""
-    split = name_of_split(settings)
-    return "-".join([kind, dataset, *([split or "LS"] if split != usual else [])])
+def name_of(*parts: str | None) -> str:
+    """Name of a page, of those parts that say something: a study, the data set, the split as `name_of_split` has it."""
+    return "-".join(filter(None, parts))
+
+
+def yaml_of(settings: Mapping[str, Any], dataset: str) -> str:
+    """Settings of a run as YAML, those that our property files have, as they would be given: RecBole turns a few."""
+    given = settings_to_load({**settings, "data_path": ""})
+    shown = {key: given[key] for key in keys_of(property_files(settings["model"], dataset)) if key in given}
+    return yaml.safe_dump(shown, sort_keys=False, default_flow_style=None, width=110).rstrip()
 
 
 def file_of(results: Path, name: str, suffix: str) -> Path:

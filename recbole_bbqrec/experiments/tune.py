@@ -25,6 +25,7 @@ from ..data.feature_sources import modalities
 from ..errors import InputError
 from ..evaluation.labels import of_labels
 from ..evaluation.leakage import check_leakage
+from ..layers import layered, read_files
 from ..settings import EXTENDS, MAY_BE_UNUSED, PROPERTIES
 from . import records
 from .runner import QUIET, check_judged, given_and_files, say
@@ -86,13 +87,10 @@ def tune(
     if not path.is_file():
         where = f"--space={space}: no such file" if space else f"--model={model}: found no space to search"
         raise InputError(f"{where}; write lines key: [value, value] into a file for --space=FILE, or into {path}")
-    refused = InputError("final: settings are chosen on validation alone; drop it, and judge the chosen ones on test")
-    if given.get("final"):
-        raise refused
+    if layered(read_files(files), given).get("final"):
+        raise InputError("final: settings are chosen on validation alone; drop it, and judge the chosen ones on test")
     quick_start.fetch_missing(files, given)
     config = Config(arguments=files, config_dict=given)
-    if config["final"]:  # a file of settings may say so, too
-        raise refused
     check_judged(config)
     if config["worker"]:
         raise InputError(f"worker: found {config['worker']}, expected 0: the time of further processes is not counted")
@@ -152,7 +150,8 @@ def _go_on(search: Search, given: dict[str, Any], files: Sequence[str], config: 
 
 def _run(search: Search, trial: optuna.Trial, claim: Claim, given: dict[str, Any], files: Sequence[str]) -> None:
     """Run a trial to its end or to that of the budget, its time kept all along."""
-    number, settings, before = (trial.number, *(trial.user_attrs[key] for key in ("settings", "cpu_seconds")))
+    number, taken = trial.number, trial.user_attrs
+    settings, before = taken["settings"], taken["cpu_seconds"]
     best = search.ordered[0].user_attrs["metrics"].get(search.head["metric"])
     folder, so_far = search.folder(number), f", best so far {search.head['metric']} {best:.4f}" if best else ""
     name = f"trial {number}" + " (the defaults)" * (number == 0)

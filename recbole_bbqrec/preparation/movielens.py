@@ -28,12 +28,8 @@ def reviews(path: str | os.PathLike, name: str, dirt: Counter[str]) -> Iterator[
         for line in _lines(path, f"{name}/{member}"):
             cells = line.split(separator)
             if len(cells) == 4:
-                user, item, rating, time = (
-                    as_token(cells[0]),
-                    as_token(cells[1]),
-                    as_rating(cells[2]),
-                    as_time(cells[3]),
-                )
+                user, item = map(as_token, cells[:2])
+                rating, time = as_rating(cells[2]), as_time(cells[3])
                 if user and item and rating == rating and time is not None:
                     yield Review(user, item, rating, time)
                     continue

@@ -53,10 +53,10 @@ def prepare_own(
 
     Returns
     -------
-    report : that of `build.build`, with `folder` (of the data set), `columns` (file -> used and unused ones),
-        `bad_rows` (a line about each file), `bad_rows_file` (path or None), `described` and `pictured` (number of items
-        with a text, and with an image), `unlisted` (items that the table of items lacks), `unsold` (items of the table
-        without enough interactions), `astray` (names of images that belong to no item).
+    report : that of `build.build`, with `folder` (of the data set), `columns` (used and unused ones of each
+        table), `bad_rows` (a line about each), `bad_rows_file` (path or None), `described` and `pictured` (number of
+        items with a text, and with an image), `unlisted` (items that the table of items lacks), `unsold` (items of the
+        table without enough interactions), `astray` (names of images that belong to no item).
 
     Raises
     ------
@@ -64,19 +64,19 @@ def prepare_own(
     """
     given = dict(columns or {})
     of_reviews = {field: given.pop(field) for field in Review._fields if field in given}
-    found = {interactions: find_columns(interactions, REVIEW_COLUMNS, of_reviews)}
+    found = [find_columns(interactions, REVIEW_COLUMNS, of_reviews)]
     if items is not None:
         with open_table(items) as table:
             if "token" not in given and of_reviews.get("item") in table.names:
                 given["token"] = of_reviews["item"]  # both tables call it the same
-        found[items] = find_columns(items, ITEM_COLUMNS, given)
+        found.append(find_columns(items, ITEM_COLUMNS, given))
     elif given:
         raise InputError(f"--item-id-column: found the column {sorted(given.values())[0]}, expected --items with it")
     pictures = images_by_token(Path(images)) if images is not None and Path(images).is_dir() else {}
     if images is not None and not pictures:
         what = "holds no image" if Path(images).is_dir() else "is no folder"
         raise InputError(f"--images: {images} {what}, expected one with <item id>.jpg, .png or .webp; correct the path")
-    bad = {path: BadRows(path, on_bad) for path in found}
+    bad = [BadRows(path, on_bad) for path in (interactions, items) if path is not None]
     listed = Path(folder) / f"{name}.bad_rows.tsv"
     met, described = set[str](), set[str]()
 
@@ -85,18 +85,18 @@ def prepare_own(
         try:
             yield
         finally:  # a data set never stands without the list of what it lacks, nor a refusal of all rows without it
-            write_bad_rows(listed, bad.values())
+            write_bad_rows(listed, bad)
         dirt.update({f"bad rows of {rows.path.name}, {reason}": count for reason, count in rows.counts.items()})
 
     def reviews(dirt: Counter[str]) -> Iterator[pl.DataFrame]:
-        with listing(dirt, bad[interactions]):
-            yield from read_reviews(found[interactions][0], bad[interactions])
+        with listing(dirt, bad[0]):
+            yield from read_reviews(found[0][0], bad[0])
 
     def texts(dirt: Counter[str]) -> Iterator[Item]:
         if items is None:
             return
-        with listing(dirt, bad[items]):
-            for item in read_items(found[items][0], bad[items]):
+        with listing(dirt, bad[1]):
+            for item in read_items(found[1][0], bad[1]):
                 met.add(item.token)
                 if any((item.title, item.brand, item.categories, item.description)):
                     described.add(item.token)
@@ -114,8 +114,11 @@ def prepare_own(
     return {
         **report,
         "folder": str(place),
-        "columns": {str(path): {"used": used, "unused": unused} for path, (used, unused) in found.items()},
-        "bad_rows": [rows.summary() for rows in bad.values()],
+        "columns": [
+            {"path": str(rows.path), "used": used, "unused": unused}
+            for rows, (used, unused) in zip(bad, found, strict=True)
+        ],
+        "bad_rows": [rows.summary() for rows in bad],
         "bad_rows_file": str(listed) if listed.is_file() else None,
         "described": len(tokens & described),
         "pictured": len(tokens & set(pictures)),
@@ -129,10 +132,10 @@ def describe(report: Mapping[str, Any]) -> str:
     """Return the report of `prepare_own` as lines to read, the last of them the command that goes on from there."""
     counts = report["counts"]
     lines = [f"{report['folder']}: " + ", ".join(f"{count} {what}" for what, count in counts.items())]
-    for (path, columns), rows in zip(report["columns"].items(), report["bad_rows"], strict=True):
+    for columns, rows in zip(report["columns"], report["bad_rows"], strict=True):
         used = ", ".join(f"{CALLED[field]} is {column}" for field, column in columns["used"].items())
         unused = f"; not used: {', '.join(columns['unused'])}" if columns["unused"] else ""
-        lines += [rows, f"{path}: {used}{unused}"]
+        lines += [rows, f"{columns['path']}: {used}{unused}"]
     lines.append(f"of {counts['items']} items {report['described']} have a text, {report['pictured']} have an image")
     if report["astray"]:
         some = f"{len(report['astray'])}, such as {', '.join(report['astray'][:3])}"
@@ -143,7 +146,7 @@ def describe(report: Mapping[str, Any]) -> str:
         lines.append(f"bad rows are listed in {report['bad_rows_file']}")
     if counts["users"] < FEW:
         lines.append(f"{counts['users']} users are few: the figures of a run will say little")
-    texts = {field for columns in report["columns"].values() for field in columns["used"]}
+    texts = {field for columns in report["columns"] for field in columns["used"]}
     chosen = " ".join(field for field in TEXTS if field in texts)
     if len(report["columns"]) > 1 and not chosen:
         flags = ", ".join(COLUMN_FLAGS[field] for field in TEXTS)
@@ -157,7 +160,8 @@ def describe(report: Mapping[str, Any]) -> str:
 
 def _matches(report: Mapping[str, Any]) -> list[str]:
     """Return lines on the items that only one of the two tables has."""
-    (interactions, *others), unlisted, unsold = report["columns"], report["unlisted"], report["unsold"]
+    interactions, *others = [columns["path"] for columns in report["columns"]]
+    unlisted, unsold = report["unlisted"], report["unsold"]
     if len(unlisted) == report["counts"]["items"]:
         theirs = f"{interactions} has {unlisted[0]!r}, {others[0]} has {unsold[0]!r}"
         return [f"the item ids of both tables do not match: {theirs}; write them alike and prepare the data set again"]

@@ -15,7 +15,7 @@ import polars as pl
 
 CHUNK = 1 << 22
 """Bytes that are looked at together."""
-_LINE_FEED, _RETURN = ord("\n"), ord("\r")
+_LINE_FEED = ord("\n")
 
 
 def first_line(path: str | os.PathLike[str], encoding: str) -> str | None:

@@ -176,7 +176,7 @@ class Bundle(ItemLookup):
         results = [Recommendation([], [], own + also) for own, also in zip(unknown, itertools.cycle(others))]
         tokens = self.item_tokens
         for rows in self._scorer.batches(known):
-            lists = [each and (each if len(each) == 1 else [each[row] for row in rows]) for each in (permitted, barred)]
+            lists = (_of_rows(each, rows) for each in (permitted, barred))
             found = self._scorer.top([known[row] for row in rows], k, exclude_seen, *lists)
             for row, (items, scores) in zip(rows, found, strict=True):
                 results[row] = results[row]._replace(items=[tokens[item] for item in items], scores=scores)
@@ -268,7 +268,7 @@ class Bundle(ItemLookup):
 
         Parameters
         ----------
-        given : a frame or the path of a file, see `new_items.read`.
+        given : a frame, the path of a file, or a list of mappings, see `new_items.read`.
 
         Returns
         -------
@@ -299,6 +299,11 @@ class Bundle(ItemLookup):
         """Of each list of tokens the ids of the known ones, and the others."""
         known = [[self._ids[token] for token in tokens if token in self._ids] for tokens in lists]
         return known, [[token for token in tokens if token not in self._ids] for tokens in lists]
+
+
+def _of_rows(lists: list[list[int]] | None, rows: list[int]) -> list[list[int]] | None:
+    """The lists of some histories, given one for all of them, one for each, or none."""
+    return lists if lists is None or len(lists) == 1 else [lists[row] for row in rows]
 
 
 def warn_of_unknown(tokens: Iterable[str]) -> None:

@@ -130,10 +130,8 @@ def write_lists(
             given = [tokens_of(history, known, f"history of user {user}") for user, history in block]
             found = bundle.ranked(given, count, exclude_seen, allowed, denied)
             write(_columns([str(user) for user, _ in block], found))
-            n_rows, n_empty = (
-                n_rows + sum(len(each.items) for each in found),
-                n_empty + sum(not each.items for each in found),
-            )
+            n_rows += sum(len(each.items) for each in found)
+            n_empty += sum(not each.items for each in found)
             unknown.update(*(each.unknown for each in found))
             bar.update(len(block))
     warn_of_unknown(unknown)

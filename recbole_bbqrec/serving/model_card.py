@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.feature_sources import modalities
 from ..errors import InputError
 from ..evaluation.report import markdown_table
-from ..modalities import MODALITIES
 from ..settings import public_source
 from ..tokenizer.report_card import report_card_table
 from .folder import REPORT_CARD
@@ -54,12 +54,11 @@ def model_card(folder: Path, content: dict[str, Any], files: Sequence[str], repo
 
 def _about(content: dict[str, Any]) -> str:
     settings = content["settings"]
-    encoders = [(name, settings.get(f"{name}_encoder")) for name in MODALITIES]
     facts = {
         "items": str(len(content["item_tokens"]) - 1),
         "reads": f"the last {settings['MAX_ITEM_LIST_LENGTH']} items of a history",
         "scoring": settings.get("scoring"),
-        "item features": ", ".join(f"{name} ({encoder})" for name, encoder in encoders if encoder),
+        "item features": ", ".join(f"{name} ({encoder})" for name, encoder in modalities(settings).items()),
         "second stage": settings.get("second_stage"),
         "seed": str(settings["seed"]),
         "version": content["version"],

@@ -65,11 +65,11 @@ def read(given: Any, settings: Any, known: Catalogue, folder: Path, title: str) 
 
     Parameters
     ----------
-    given : a frame, or the path of a file (as `table_files.open_table` reads it), with a row for each item: its token,
-        the columns that the run's texts are made of, and any others of the .item file. `image` names an image's file;
-        relative ones begin at the table's folder. It is a file of this machine: a table that came over a network must
-        not have that column. `vectors` holds mappings (in a CSV file as JSON) of modality -> F numbers, in place of
-        what an encoder would make.
+    given : a frame, the path of a file (as `table_files.open_table` reads it), or a list of mappings, which may differ
+        in their columns. It has a row for each item: its token, the columns that the run's texts are made of, and any
+        others of the .item file. `image` names an image's file; relative ones begin at the table's folder. It is a file
+        of this machine: a table that came over a network must not have that column. `vectors` holds mappings (in a CSV
+        file as JSON) of modality -> F numbers, in place of what an encoder would make.
     settings, known : the run's settings, and the catalogue so far.
     folder : the bundle's.
     title : the column of titles so far, "" where there is none.

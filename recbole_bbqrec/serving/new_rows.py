@@ -45,9 +45,13 @@ class Rows(NamedTuple):
 
 
 def read_rows(given: Any, settings: Any, known: Catalogue) -> Rows:
-    """Return the rows of a frame or file, see `new_items.read`, which are of items that `known` has not."""
-    table, beside = _table(given)
-    table = table.rename(columns=_usual(table, _needed(settings, known)))
+    """Return the rows of a frame, file or list, see `new_items.read`, which are of items that `known` has not."""
+    needed = _needed(settings, known)
+    if isinstance(given, list) and all(isinstance(row, Mapping) for row in given):
+        table, beside = _of_mappings(given, needed), Path()
+    else:
+        table, beside = _table(given)
+        table = table.rename(columns=_usual(table, needed))
     tokens = _tokens(table, settings, known)
     return Rows(tokens, _texts(table, settings), _images(table, tokens, beside), _vectors(table, tokens, known))
 
@@ -81,9 +85,9 @@ def _cell(value: Any) -> Any:
     return value if value is None or isinstance(value, str | bytes | float | Mapping) else str(value)
 
 
-def rows_of_request(items: list[dict[str, Any]], settings: Any, known: Catalogue) -> pd.DataFrame:
+def _of_mappings(items: list[Mapping[str, Any]], needed: Mapping[str, str]) -> pd.DataFrame:
     """Items that each have columns of their own as a frame with all that a run needs, "" where an item has none."""
-    needed, rows = _needed(settings, known), []
+    rows = []
     for item in items:
         called = _usual(item, needed)
         rows.append({called.get(name, name): cell for name, cell in item.items()})

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -11,6 +12,7 @@ from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.dataloader import split_loaders
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.evaluation import report
+from recbole_bbqrec.evaluation.ranking import Ranks
 from recbole_bbqrec.experiments import item_bytes, records
 from recbole_bbqrec.experiments.item_bytes import Row, applicable
 
@@ -160,6 +162,15 @@ def test_a_row_that_fails_is_named_and_without_the_full_table_nothing_is_compare
     )
     assert all(entry["p"] is None for row in content["rows"] for entry in row["masked"].values())
     assert all(pair["p_holm"] == 1 for pair in content["pairs"])
+
+
+def test_codes_are_compared_with_rows_that_reach_nothing(tiny, tmp_path, monkeypatch):
+    beyond = staticmethod(lambda *_: Ranks(np.arange(1, 31), np.full(30, 500), np.full(30, 500)))
+    monkeypatch.setattr(FakeExecute, "ranks", beyond)
+    assert run(tiny, tmp_path)[0] == 0
+    page, content = page_and_content(tmp_path)
+    assert {pair["change"] for pair in content["pairs"]} == {None}
+    assert "`codes-16` and `hashed-16` p = 1.000" in page
 
 
 @pytest.mark.parametrize(

@@ -573,13 +573,16 @@ def test_what_data_sets_do_about_ties():
     assert [leaderboard.default_ties(name) for name in names] == [2020, 2020, None, None]
 
 
-def test_failed_runs_are_named_but_not_those_of_an_ablation(keep, tmp_path):
+def test_failed_runs_are_named_but_not_those_of_studies(keep, tmp_path):
     key = keep("A", 1)
-    for name, of in (("A", key), ("A", "0" * 16), ("B-2", "1" * 16), ("no-codes", "2" * 16)):
+    studies = [
+        (name, "2" * 16) for name in ("no-codes", "cold-TIGER", "context-labels-DeepFM-IDs", "codes-BPR", "id-64")
+    ]
+    for name, of in (("A", key), ("A", "0" * 16), ("SASRec", "1" * 16), *studies):
         records.keep_error(folder(tmp_path), name, 5, of, f"Traceback\nRuntimeError: {name} {of[0]}\n")
     found = content(tmp_path)
-    assert sorted(found["failed"]) == [f"A, seed 5: RuntimeError: A {key[0]}", "B-2, seed 5: RuntimeError: B-2 1"]
-    assert "- failed and not in the tables: B-2, seed 5" in leaderboard_page.write("Toy", tmp_path)
+    assert sorted(found["failed"]) == [f"A, seed 5: RuntimeError: A {key[0]}", "SASRec, seed 5: RuntimeError: SASRec 1"]
+    assert "- failed and not in the tables: SASRec, seed 5" in leaderboard_page.write("Toy", tmp_path)
 
 
 def test_settings_of_all_rows_and_of_each(keep, tmp_path):

@@ -195,6 +195,7 @@ def test_an_ablation_takes_the_run_of_the_leaderboard_for_its_full_row(two, tmp_
             "by which BPR and SASRec judge different targets; take {'LS'",
         ),
         (["--model=SASRec", "--seeds=2"], "--dataset: found no name"),
+        (["--model=SASRec", "--dataset=tiny", "--seeds=2", "--final=no"], "final: found 'no', expected True or False"),
         (["--model=SASRec", "--dataset=tiny", "--seeds=2", "--result_file=x.json"], "--result_file: found it beside"),
         (["--model=SASRec,Pop", "--dataset=tiny", "--n_negatives=5"], "unknown key 'n_negatives' for model SASRec"),
         (

@@ -98,14 +98,14 @@ def test_a_long_tail_of_another_size_is_judged_anew(tiny, tmp_path):
 
 
 def test_a_run_that_is_judged_again_keeps_the_splits_that_it_was_not_asked_for(tmp_path):
-    both = record(
-        metrics={"valid": {"masked": {}}, "test": {"masked": {"ndcg@10": 0.5}}}, users={"valid": 3, "test": 3}
-    )
+    judged, labels = {"masked": {"ndcg@10": 0.5}}, {"valid": {}, "test": {"all": {"auc": 0.7}}}
+    both = record(metrics={"valid": {"masked": {}}, "test": judged}, users={"valid": 3, "test": 3}, labels=labels)
     records.write(tmp_path, "full", both, {**RANKS, "test": RANKS["valid"]})
     new = record(metrics={"valid": {"masked": {"giniindex@10": 0.1}}}, users={"valid": 3})
     found, ranks = records.joined(records.find(tmp_path, 1, "a" * 16), new, RANKS)
     assert found["metrics"] == {"valid": {"masked": {"giniindex@10": 0.1}}, "test": {"masked": {"ndcg@10": 0.5}}}
     assert found["users"] == {"valid": 3, "test": 3} and ranks.keys() == {"valid", "test"} and "groups" not in found
+    assert found["labels"] == {"test": {"all": {"auc": 0.7}}}
     assert records.joined(None, new, RANKS) == (new, RANKS)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from experiments.fakes import N_USERS, FakeExecute
 
-from recbole_bbqrec.experiments import records, tables
+from recbole_bbqrec.experiments import context, records, tables
 from recbole_bbqrec.experiments.tables import results_of
 
 KNOWN = {"run_key": "k", "data_fingerprint": "d", "settings": {}, "peak_memory_is_bound": False}
@@ -29,9 +29,8 @@ def test_results_are_of_the_run_in_the_folder_with_intervals_around_its_means(tm
 
 
 def test_studies_of_other_splits_have_pages_of_their_own():
+    assert tables.name_of("cold", "Beauty", "") == "cold-Beauty"
+    assert tables.name_of("cold", "Beauty", "TS", None) == "cold-Beauty-TS"
     usual = {"eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO"}}
-    by_time = {"eval_args": {"split": {"TS": [0.8, 0.1, 0.1]}, "order": "TO"}}
-    assert tables.name_of("cold", "Beauty", usual) == "cold-Beauty"
-    assert tables.name_of("cold", "Beauty", by_time) == "cold-Beauty-TS"
-    assert tables.name_of("context", "ml-100k", by_time, "TS") == "context-ml-100k"
-    assert tables.name_of("context", "ml-100k", usual, "TS") == "context-ml-100k-LS"
+    assert context.page_of("ml-100k", {"eval_args": context.SPLIT}) == "context-ml-100k"
+    assert context.page_of("ml-100k", usual) == "context-ml-100k-LS"

@@ -73,11 +73,12 @@ def test_exact_files_and_report(tmp_path: Path) -> None:
     ]
     assert report["dirt"][f"bad rows of sales.csv, {time}"] == 1
     assert report["dirt"]["bad rows of goods.csv, item: blank"] == 1
-    assert report["columns"][str(sales)] == {
+    assert report["columns"][0] == {
+        "path": str(sales),
         "used": {"user": "Customer", "item": "Product ID", "time": "Order date", "rating": "Stars"},
         "unused": ["Shop"],
     }
-    assert report["columns"][str(goods)]["unused"] == ["Weight"]
+    assert report["columns"][1]["unused"] == ["Weight"]
 
 
 def test_report_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +124,13 @@ def test_items_without_texts_are_not_called_described(tmp_path: Path) -> None:
     text = describe(prepare_own("Two", *given, tmp_path, columns={**columns, "title": "Bezeichnung"}, **options))
     assert "of 2 items 1 have a text" in text and "--title-column" not in text
     assert "u\ta\t2\t" in (tmp_path / "Two" / "Two.inter").read_text(encoding="utf-8")
+
+
+def test_one_table_may_be_that_of_the_items_too(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user,item,time,title\nu,a,1,Lamp\nu,b,2,\nv,a,3,Lamp\n", encoding="utf-8")
+    report = prepare_own("Log", tmp_path / "log.csv", tmp_path / "log.csv", tmp_path, user_core=1, item_core=1)
+    assert report["counts"] == {"users": 2, "items": 2, "interactions": 3} and report["described"] == 1
+    assert "title is title; not used: user, time" in describe(report)
 
 
 def test_items_that_one_table_lacks(tmp_path: Path) -> None:

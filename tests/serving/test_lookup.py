@@ -77,7 +77,8 @@ def test_frames_in_and_out(small):
     for wrong, message in (
         (frame.drop(columns="item_id"), "frame: found no column item_id or item"),
         (rows, "frame: found list, expected a pandas frame"),
-        (frame.assign(item_id=None), "frame: found a row without a user or an item"),
+        (frame.assign(item_id=None), "frame: found a row without a user, an item or a time"),
+        (frame.assign(timestamp=[3, 1, None, 1, 2]), "frame: found a row without a user, an item or a time"),
     ):
         with pytest.raises(InputError, match=f"^{message}"):
             small.recommend_frame(wrong)

@@ -156,7 +156,7 @@ def test_tables_that_cannot_be_used_are_one_line(small, tmp_path):
         (NEW.rename(columns={"item_id": "number"}), "new items: found no column item_id"),
         (NEW.rename(columns={"item_id": "sku"}).assign(SKU="n"), "new items: found no column item_id"),
         (NEW.iloc[:0], "new items: found no row"),
-        ([{"item_id": "n"}], "new items: found list, expected a frame or the path of a CSV file"),
+        (["n"], "new items: found list, expected a frame or the path of a CSV file"),
         (tmp_path / "none.csv", "no such file; expected a CSV file"),
         (bad, "no table that can be read (line 2: not UTF-8 text, found '\\\\xff\\\\xfe"),
         (ragged, "ragged.csv: no table that can be read (line 3: 4 columns instead of 3, found 'n2,red lamp, large"),

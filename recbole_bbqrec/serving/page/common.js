@@ -41,7 +41,7 @@ function keepInLinks() {
 // ---- The service
 
 /** No answer (`status` 0) or one that is no success; `wait` are the seconds to wait, where the service says so. */
-export class Problem extends Error {
+class Problem extends Error {
   constructor(message, status, wait = null) {
     super(message);
     Object.assign(this, { status, wait });

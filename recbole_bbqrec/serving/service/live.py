@@ -10,7 +10,6 @@ from urllib.parse import quote
 from ...errors import InputError
 from .. import generations
 from ..bundle import Bundle, Recommendation, load_bundle
-from ..new_rows import rows_of_request
 from .batching import Batcher
 from .metrics import Metrics
 
@@ -74,9 +73,8 @@ class Live:
             self._take(load_bundle(self.bundle.folder))
 
     def add_items(self, items: list[dict[str, Any]]) -> int:
-        """Add items, as `rows_of_request` has them; returns the generation that has them, which is in use."""
-        rows = rows_of_request(items, self.bundle.settings, self.bundle.catalogue)
-        grown = self.bundle.add_items(rows)  # to the newest generation, whichever is in use here
+        """Add items, see `Bundle.add_items`; returns the generation that has them, which is in use."""
+        grown = self.bundle.add_items(items)  # to the newest generation, whichever is in use here
         self._take(grown)
         return grown.generation
 
