@@ -71,10 +71,14 @@ def test_frames_in_and_out(small):
     assert found["item"].tolist() == [item for each in expected for item in each.items]
     assert found["user"].tolist() == ["a"] * 4 + ["b"] * 4 and found["rank"].tolist() == [1, 2, 3, 4] * 2
     assert found["title"].tolist() == [small.title(item) for item in found["item"]]
+    for times in (["11.2.2024", "9.2.2024", "1.1.2024", "1.1.2024", "10.2.2024"], ["10", "8", "1", "1", "9"]):
+        assert small.recommend_frame(frame.assign(timestamp=times), k=4, deny=["i01"]).equals(found), "no order of text"
     plain = frame.sort_values("timestamp").rename(columns={"user_id": "user", "item_id": "item"})
     plain = plain.drop(columns="timestamp")
     assert small.recommend_frame(plain, k=4, deny=["i01"]).equals(found)
     for wrong, message in (
+        (frame.assign(timestamp=[3, 1, 2, 1, None]), "frame: found a row without a timestamp; drop such rows"),
+        (frame.assign(timestamp="soon"), "frame: timestamp: neither a number of seconds nor a date.*, found 'soon'"),
         (frame.drop(columns="item_id"), "frame: found no column item_id or item"),
         (rows, "frame: found list, expected a pandas frame"),
         (frame.assign(item_id=None), "frame: found a row without a user or an item"),
