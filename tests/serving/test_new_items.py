@@ -77,6 +77,16 @@ def test_files_are_read_as_those_that_are_prepared(small, tmp_path, name):
         assert row.tolist() == ["lamp", "7", "True"] and grown.item_texts().loc["n1", "stock"] == ""
 
 
+def test_cells_are_read_as_those_of_the_data_set(small, tmp_path):
+    """What `bbqrec prepare` makes plain is made plain here: entities, line ends, lists and objects within."""
+    row = {"item_id": "n1", "title": "red\nL&ouml;ffel", "brand": [{"name": "Acme"}], "size": {"w": 3, "h": None}}
+    (tmp_path / "new.jsonl").write_text(json.dumps(row))
+    grown = small.add_items(tmp_path / "new.jsonl")
+    assert grown.item_texts().loc["n1", ["title", "brand", "size"]].tolist() == ["red Löffel", "Acme", "3"]
+    again = grown.add_items(pd.DataFrame({"item_id": ["n2"], "title": ["red Löffel"], "brand": ["Acme"]}))
+    assert torch.equal(*again.catalogue.features.matrices["text"][-2:])
+
+
 def test_numbers_and_vectors_of_parquet_files(small, tmp_path):
     pytest.importorskip("pyarrow")
     vectors = [{"text": [float(at) for at in range(16)]}, None]

@@ -127,10 +127,10 @@ def test_new_items_are_ranked_as_by_the_cold_protocol(client, cold, folder):
 
 
 def test_new_items_as_shops_write_them(client, folder):
-    """Usual names of columns, numbers, and no cell where there is nothing to say, each item in its own way."""
+    """Usual names of columns, numbers, lists, and no cell where there is nothing to say, each item in its own way."""
     service = client(folder)
     first = {"SKU": 4711, "name": "red lamp number 3", "Manufacturer": "Acme", "unit_price": 3.5, "stock": None}
-    others = [{"item_id": "n2", "title": "blue tent"}, {"id": 7.0, "brand": "Acme", "stock": 12345678901234567}]
+    others = [{"item_id": "n2", "title": ["blue", "tent"]}, {"id": 7.0, "brand": "Acme", "stock": 12345678901234567}]
     assert service.post("/items", {"items": [first, *others]}).json == {"added": 3, "generation": 1}
     texts = recbole_bbqrec.load_bundle(folder).item_texts()
     assert texts.loc[["4711", "n2", "7"], ["title", "brand", "unit_price", "stock"]].to_numpy().tolist() == [
@@ -140,6 +140,8 @@ def test_new_items_as_shops_write_them(client, folder):
     ]
     for item, message in (
         ({"name": "red lamp"}, "items.0.item_id: Field required"),
+        ({"sku": "n", "title": ["red", 3]}, "items.0.title: Input should be a valid string"),
+        ({"sku": ["n"], "title": "red lamp"}, "items.0.item_id: Input should be a valid string"),
         ({"sku": True, "title": "red lamp"}, "items.0.item_id: Input should be a valid string"),
         ({"sku": "a" * 257, "title": "red lamp"}, "items.0.item_id: String should have at most 256 characters"),
         ({"sku": "n", "titel": "red lamp"}, "features (text of title brand): known words"),
