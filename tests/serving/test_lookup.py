@@ -1,5 +1,7 @@
 """What a bundle says of its items: titles, words, likeness, codes, tables, images."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -85,6 +87,14 @@ def test_frames_in_and_out(small):
     ):
         with pytest.raises(InputError, match=f"^{message}"):
             small.recommend_frame(wrong)
+
+
+def test_allowed_items_are_found_without_a_warning(small):
+    """torch warns of ways to index that will mean something else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (found, other) = small.recommend([["i05"], ["i06"]], None, allow=[["i01", "i02"], ["i03"]])
+    assert sorted(found.items) == ["i01", "i02"] and other.items == ["i03"]
 
 
 def test_denied_items_leave_the_lists(small):
