@@ -58,9 +58,16 @@ class EventModel(_Strict):
 
     user: Token
     item: Token
-    time: Annotated[
-        float | None, Field(ge=0, le=LATEST_TIME, allow_inf_nan=False, description="seconds since 1970; default: now")
-    ] = None
+    time: Annotated[float | None, Field(ge=0, allow_inf_nan=False, description="seconds since 1970; default: now")] = (
+        None
+    )
+
+    @field_validator("time")
+    @classmethod
+    def _in_seconds(cls, time: float | None) -> float | None:
+        if time is not None and time > LATEST_TIME:
+            raise PydanticCustomError("time", "found {found}, expected seconds since 1970", {"found": f"{time:.15g}"})
+        return time
 
 
 class EventsRequest(_Strict):

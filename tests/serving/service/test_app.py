@@ -237,6 +237,12 @@ WRONG = [
         JSON,
         "items: found 65",
     ),
+    (
+        "/events",
+        '{"events": [{"user": "u", "item": "i01", "time": 1700000000000}]}',
+        JSON,
+        "events.0.time: found 1700000000000, expected seconds since 1970",
+    ),
     ("/recommend", "{bad", JSON, "the body is no JSON (line 1 column 2: Expecting property name"),
     ("/recommend", '{\n"k": 1,\n}', JSON, "the body is no JSON (line 3 column 1: "),
     ("/recommend", "", JSON, "body: Field required"),
@@ -249,6 +255,14 @@ WRONG = [
 def test_what_is_wrong_is_said(service, path, body, kind, message):
     answer = service.loop.run_until_complete(service.ask("POST", path, [body.encode()], {"content-type": kind}))
     assert answer.status == 422 and answer.json["error"].startswith(message), answer.json
+
+
+def test_what_the_framework_refuses_is_said_too(service):
+    answer = service.loop.run_until_complete(service.ask("POST", "/recommend", [b'{"\xe4"}'], {"content-type": JSON}))
+    assert (answer.status, answer.json["error"]) == (400, "the body is not UTF-8 text; send JSON in UTF-8")
+    for path, status, message in (("/recomend", 404, "Not Found"), ("/items/i01/similar", 405, "Method Not Allowed")):
+        answer = service.post(path, {})
+        assert (answer.status, answer.json["error"]) == (status, f"{message}; GET /docs has all requests")
 
 
 def test_the_list_of_requests(service):
