@@ -377,7 +377,7 @@ def test_items_with_everything(tmp_path: Path) -> None:
         "no dates": ("user,item,time\nu,i,01/31/2024\n", {}, "2: '01/31/2024'.; format that column as YYYY-MM-DD$"),
         "rounded": ("user,item,time\n1E+12,i,1\n", {}, "first in line 2: '1E.12'.; mend the file$"),
         "too many": ("user,item,time\nu,i,1," + "x" * 50 + "\n", {}, r"2: 'u,i,1,x{31}\.\.\.'.; mend the file$"),
-        "some bytes": (b"user,item,time\nu\xfc,i,1\n", {}, "save the file as UTF-8 .in a spreadsheet: CSV UTF-8; .*iconv"),
+        "some bytes": (b"user,item,time\nu\xfc,i,1\n", {}, "save the file as UTF-8 .in a spreadsheet: CSV UTF-8"),
         "bytes": (b"user,item,time,\xff\n", {}, "line 1: the header is not UTF-8 text; save .* iconv"),
         "16 bits": ("user,item,time\n".encode("utf-16-le"), {}, "line 1: the header is not UTF-8 text"),
         "quote": ('user,"item,time\n', {}, "line 1: the header is unreadable, a quote is never closed"),
