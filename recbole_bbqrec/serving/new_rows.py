@@ -19,7 +19,7 @@ from ..data.feature_sources import as_texts, template_of
 from ..errors import InputError, listed
 from ..model.catalogue import PADDING, Catalogue
 from ..preparation import images
-from ..preparation.bad_rows import BadRows
+from ..preparation.bad_rows import AS_UTF8, NOT_UTF8, BadRows
 from ..preparation.raw import clean
 from ..preparation.table_files import open_table
 from ..preparation.tables import ITEM_COLUMNS, cell_text, likely
@@ -71,7 +71,7 @@ def _table(given: Any) -> tuple[pd.DataFrame, Path]:
         rows = list(table.records({name: name for name in names}, _plain, bad))
     if bad.rows:
         line, reason, found = bad.rows[0]
-        mend = "mend the row, or save it as CSV UTF-8 with a header"
+        mend = AS_UTF8 if reason == NOT_UTF8 else "mend the row, or save it as CSV UTF-8 with a header"
         raise InputError(f"{path}: no table that can be read (line {line}: {reason}, found {found!r}); {mend}")
     return pd.DataFrame(rows, columns=names, dtype=object), path.parent
 
@@ -110,7 +110,8 @@ def _usual(names: Iterable[Any], needed: Mapping[str, str]) -> dict[str, str]:
 def _tokens(table: pd.DataFrame, settings: Any, known: Catalogue) -> list[str]:
     column = settings["ITEM_ID_FIELD"]
     if column not in table:
-        raise InputError(f"new items: found no column {column}; {listed(column, map(str, table.columns))}")
+        there = listed(column, map(str, table.columns))
+        raise InputError(f"new items: found no column {column}; rename the one with the item ids, {there}")
     if not len(table):
         raise InputError("new items: found no row, expected one for each item")
     tokens, taken = tokens_of(table[column], (), column), set(known.tokens)
