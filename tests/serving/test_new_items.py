@@ -161,7 +161,7 @@ def test_tables_that_cannot_be_used_are_one_line(small, tmp_path):
     for given, message in (
         (
             NEW.drop(columns="title"),
-            "found no column title, expected the columns of text_fields (title brand)",
+            "found no column title, expected the columns of text_fields (title brand); present: brand; add it, blank",
         ),
         (
             NEW.rename(columns={"item_id": "number"}),
