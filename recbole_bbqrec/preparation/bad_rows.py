@@ -13,6 +13,9 @@ from ..storage import replacing
 NOT_UTF8 = "not UTF-8 text"
 """Reason of a row whose bytes are no text."""
 
+AS_UTF8 = "save the file as UTF-8 (in a spreadsheet: CSV UTF-8; in a terminal: iconv -f windows-1252 -t utf-8)"
+"""What to do about it."""
+
 _KEPT = 100_000  # bad rows listed one by one; beyond that they are counted, so that a bad file cannot fill the memory
 
 _Made = TypeVar("_Made")
@@ -82,7 +85,7 @@ class BadRows:
         what, has_digits = reason.partition(":")[0], any(map(str.isdigit, self._first(reason).text))
         how = "mend the file"
         if reason == NOT_UTF8:
-            how = "save the file as UTF-8 (in a spreadsheet: CSV UTF-8)"
+            how = AS_UTF8
         elif what in flags and not has_digits:  # blanks and words: another column may have been meant
             how += f", or name the right column with {flags[what]}"
         elif what == "time":

@@ -68,8 +68,9 @@ def build(
 
     Returns
     -------
-    report : `counts` (users, items, interactions), `read` (reviews, items), `dropped` (reviews, by rule), `dirt`
-        (reason -> count) and `differences` (name -> expected and found), plain data.
+    report : `counts` (users, items, interactions), `times` (first, last; of what is left), `read` (reviews, items),
+        `dropped` (reviews, by rule), `dirt` (reason -> count) and `differences` (name -> expected and found), plain
+        data.
     """
     expected = expected or {}
     check_options(name, user_core, item_core, shuffle_ties, expected)
@@ -100,6 +101,7 @@ def build(
             found = found.with_columns(chance=chance).sort("user", "time", "chance")
         _write_inter(temporary / f"{name}.inter", found, users, tokens)
         counts = dict(zip(COUNTS, (len(users), len(tokens), len(found)), strict=True))
+        times = found.select(pl.col("time").min().alias("first"), pl.col("time").max().alias("last")).row(0, named=True)
         del found, users
         bar = tqdm(items(dirt), desc="read items", unit="row", unit_scale=True, disable=not progress, leave=False)
         n_items = _write_items(temporary / f"{name}.item", tokens.to_list(), bar, dirt)
@@ -121,6 +123,7 @@ def build(
         )
     return {
         "counts": counts,
+        "times": times,
         "read": {"reviews": n_read, "items": n_items},
         "dropped": {reason: count for reason, count in dropped.items() if count},
         "dirt": {reason: dirt[reason] for reason in sorted(dirt) if dirt[reason]},

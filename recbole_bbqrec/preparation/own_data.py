@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from ..errors import InputError
 from .atomic import read_atomic
-from .bad_rows import BadRows, write_bad_rows
+from .bad_rows import AS_UTF8, NOT_UTF8, BadRows, write_bad_rows
 from .build import build
 from .images import images_by_token
 from .raw import CALLED, COLUMN_FLAGS, Item, Review
@@ -25,6 +26,12 @@ TEXTS = ("title", "brand", "categories", "description")
 
 FEW = 200
 """Users below which the report says that metrics will hardly tell models apart."""
+
+LIKELY = np.datetime64("1990"), np.datetime64("2100")
+"""Times that lie beyond may be row numbers, or dates such as 20240131 read as seconds."""
+
+OF_ITEMS = ("records of an item met before", "items left with a record but no title")
+"""What of the dirt that `build` counts the report tells."""
 
 
 def prepare_own(
@@ -136,12 +143,18 @@ def describe(report: Mapping[str, Any]) -> str:
         used = ", ".join(f"{CALLED[field]} is {column}" for field, column in columns["used"].items())
         unused = f"; not used: {', '.join(columns['unused'])}" if columns["unused"] else ""
         lines += [rows, f"{columns['path']}: {used}{unused}"]
+    lines.append(_times(report["times"]))
     lines.append(f"of {counts['items']} items {report['described']} have a text, {report['pictured']} have an image")
     if report["astray"]:
         some = f"{len(report['astray'])}, such as {', '.join(report['astray'][:3])}"
         lines.append(f"images of no item that is left: {some}; names are compared letter by letter")
+    titled = any("title" in columns["used"] for columns in report["columns"].values())
+    lines += [f"{report['dirt'][reason]} {reason}" for reason in OF_ITEMS[: 1 + titled] if reason in report["dirt"]]
     lines += _matches(report)
     lines += [f"left out: {count} {reason}" for reason, count in report["dropped"].items()]
+    for path in map(Path, report["columns"]):
+        if f"bad rows of {path.name}, {NOT_UTF8}" in report["dirt"]:
+            lines.append(f"to keep all rows of {path}, {AS_UTF8}, move {report['folder']} away and prepare it again")
     if report["bad_rows_file"]:
         lines.append(f"bad rows are listed in {report['bad_rows_file']}")
     if counts["users"] < FEW:
@@ -156,6 +169,14 @@ def describe(report: Mapping[str, Any]) -> str:
     if report["pictured"]:
         lines.append("to use the images add --image_folder=images --image_encoder=<a transformers vision model>")
     return "\n".join(lines)
+
+
+def _times(times: Mapping[str, int]) -> str:
+    """Return the line on the times: what was read wrong shows there."""
+    first, last = (np.datetime64(times[end], "ms") for end in ("first", "last"))
+    ends = " to ".join(str(time.astype("datetime64[m]")).replace("T", " ") for time in (first, last))
+    odd = "" if LIKELY[0] <= first and last < LIKELY[1] else "; if these should be dates, format them as YYYY-MM-DD"
+    return f"times: {ends} UTC{odd}"
 
 
 def _matches(report: Mapping[str, Any]) -> list[str]:

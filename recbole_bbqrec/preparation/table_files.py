@@ -19,7 +19,7 @@ from typing import Any, TextIO
 import polars as pl
 
 from ..errors import InputError
-from .bad_rows import NOT_UTF8, Bad, BadRows
+from .bad_rows import AS_UTF8, NOT_UTF8, Bad, BadRows
 from .raw import Review, frames, is_undecodable, json_cells, merged, open_text, read_lines
 
 FORMATS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
@@ -101,7 +101,7 @@ class _Separated(Table):
         if first is None:
             raise InputError(f"{path}: the file is empty, expected a header line with the names of the columns")
         if "\0" in first or is_undecodable(first):
-            raise InputError(f"{path}, line {self._number}: the header is {NOT_UTF8}; save the file as CSV UTF-8")
+            raise InputError(f"{path}, line {self._number}: the header is {NOT_UTF8}; {AS_UTF8}")
         self._separator = "\t"
         if kind == ".csv":
             named = re.fullmatch(r"sep=([,;\t])\s*", first)  # Excel's own way to name it, a line before the header

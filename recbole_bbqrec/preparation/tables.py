@@ -109,7 +109,7 @@ def read_reviews(columns: Mapping[str, str], bad: BadRows) -> Iterator[pl.DataFr
 
     def review(cells: dict[str, Any]) -> Review:
         user, item = _identifier("user", cells["user"]), _identifier("item", cells["item"])
-        return Review(user, item, _rating(cells.get("rating")), _milliseconds(cells["time"]))
+        return Review(user, item, _rating(cells.get("rating")), milliseconds(cells["time"]))
 
     with open_table(bad.path) as table:
         for frame in table.frames(columns, review, bad, lambda cells: typed(cells, _plain_milliseconds(cells["time"]))):
@@ -126,10 +126,10 @@ def read_items(columns: Mapping[str, str], bad: BadRows) -> Iterator[Item]:
     """
 
     def item(cells: dict[str, Any]) -> Item:
-        texts = {field: _text(cells.get(field)) for field in ("title", "brand", "description", "price")}
+        texts = {field: cell_text(cells.get(field)) for field in ("title", "brand", "description", "price")}
         token, categories = _identifier("item", cells["token"]), _parts(cells.get("categories"))
         image_url = next(iter(_parts(cells.get("image_url"), split=False)), "")
-        year = _WHOLE.sub(r"\1", _text(cells.get("year")))
+        year = _WHOLE.sub(r"\1", cell_text(cells.get("year")))
         return Item(token, **texts, categories=categories, image_url=image_url, year=year)
 
     with open_table(bad.path) as table:
@@ -145,7 +145,7 @@ def _plain_name(name: str) -> str:
     return re.sub(r"[\W_]+", "", name).lower()
 
 
-def _text(value: Any) -> str:
+def cell_text(value: Any) -> str:
     """Return a cell as text: "" where there is none, whole numbers without `.0`, lists with blanks between."""
     if value is None or value != value:  # NaN
         return ""
@@ -156,7 +156,7 @@ def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, (list, tuple)):
-        return " ".join(filter(None, map(_text, value)))
+        return " ".join(filter(None, map(cell_text, value)))
     text = str(value).strip()
     if is_undecodable(text):
         raise Bad(NOT_UTF8, text)
@@ -167,7 +167,7 @@ def _identifier(what: str, value: Any) -> str:
     """Return the name of a user or an item, as text."""
     if isinstance(value, (bool, list, tuple, Mapping)):
         raise Bad(f"{what}: not one name", str(value))
-    text = _text(value)
+    text = cell_text(value)
     if not text:
         raise Bad(f"{what}: blank", "")
     if CONTROL.search(text):
@@ -183,7 +183,7 @@ def _number(text: str) -> Decimal | None:
 
 
 def _rating(value: Any) -> float:
-    text = _text(value)
+    text = cell_text(value)
     number = _number(text)
     rating = math.nan if number is None else float(number)
     if text and not math.isfinite(rating):
@@ -191,7 +191,7 @@ def _rating(value: Any) -> float:
     return rating
 
 
-def _milliseconds(value: Any) -> int:
+def milliseconds(value: Any) -> int:
     """Return a time as milliseconds since 1970.
 
     Numbers are seconds, milliseconds, microseconds or nanoseconds, by their size: as seconds, 1e11 lies in the year
@@ -203,7 +203,7 @@ def _milliseconds(value: Any) -> int:
         return (moment - _EPOCH) // timedelta(milliseconds=1)
     if isinstance(value, date):
         return (value - _EPOCH.date()).days * 86_400_000
-    text = _text(value)
+    text = cell_text(value)
     if not text:
         raise Bad("time: blank", "")
     if (number := _number(text)) is not None:
@@ -219,7 +219,7 @@ def _milliseconds(value: Any) -> int:
 
 
 def _plain_milliseconds(times: pl.Series) -> pl.Expr:
-    """Return the column `time`, which is `times`, as `_milliseconds` does, null for all but digits and common dates."""
+    """Return the column `time`, which is `times`, as `milliseconds` does, null for all but digits and common dates."""
     whole = digits(18)
     scaled = pl.when(whole < 10**11).then(whole * 1000).when(whole < 10**14).then(whole)
     scaled = scaled.when(whole < 10**17).then(whole // 1000).otherwise(whole // 10**6)
@@ -249,8 +249,8 @@ def _parts(value: Any, split: bool = True) -> list[str]:
                 value = parse(value.strip())
                 break
     if isinstance(value, (list, tuple)):
-        return list(filter(None, map(_text, _flat(value))))
-    text = _text(value)
+        return list(filter(None, map(cell_text, _flat(value))))
+    text = cell_text(value)
     mark = next((mark for mark in "|>;," if mark in text), None) if split else None
     return list(filter(None, map(str.strip, text.split(mark) if mark else [text])))
 

@@ -157,7 +157,7 @@ class Bundle(ItemLookup):
         allowed = None if allow is None else lists_of(allow, self._ids, len(given), "allow")
         denied = None if deny is None else lists_of(deny, self._ids, len(given), "deny")
         results = self.ranked(given, count, exclude_seen, allowed, denied)
-        warn_of_unknown(token for result in results for token in result.unknown)
+        warn_of_unknown((token for result in results for token in result.unknown), self.item_tokens[1])
         return self._explained(given, results) if explain else results
 
     def ranked(
@@ -212,7 +212,8 @@ class Bundle(ItemLookup):
         tokens = self.item_tokens[1:] if items is None else tokens_of(items, self._ids, "items")
         columns = [column for column, token in enumerate(tokens) if token in self._ids]
         candidates = None if items is None else torch.tensor([self._ids[tokens[column]] for column in columns]).long()
-        warn_of_unknown(token for each in (tokens, *unknown) for token in each if token not in self._ids)
+        strange = (token for each in (tokens, *unknown) for token in each if token not in self._ids)
+        warn_of_unknown(strange, self.item_tokens[1])
         scores = np.full((len(known), len(tokens)), -np.inf, np.float32)
         for rows in self._scorer.batches(known):
             found = self._scorer.score([known[row] for row in rows], candidates).cpu().numpy()
@@ -306,10 +307,11 @@ def _of_rows(lists: list[list[int]] | None, rows: list[int]) -> list[list[int]] 
     return lists if lists is None or len(lists) == 1 else [lists[row] for row in rows]
 
 
-def warn_of_unknown(tokens: Iterable[str]) -> None:
-    """Warn once of item tokens that are ignored."""
+def warn_of_unknown(tokens: Iterable[str], known: str) -> None:
+    """Warn once of item tokens that are ignored, beside a `known` one: `12` may be what is left of `0012`."""
     if some := sorted(set(tokens)):
-        logging.getLogger().warning(f"{len(some)} unknown item tokens are ignored, such as {', '.join(some[:3])}")
+        examples = f"{', '.join(some[:3])}; known ones are like {known}"
+        logging.getLogger().warning(f"{len(some)} unknown item tokens are ignored, such as {examples}")
 
 
 def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:

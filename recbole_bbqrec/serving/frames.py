@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ..errors import InputError, listed
+from ..preparation.bad_rows import Bad
+from ..preparation.tables import milliseconds
 
 if TYPE_CHECKING:
     from .bundle import Bundle
@@ -18,7 +20,7 @@ def histories_of(frame: pd.DataFrame, settings: Any) -> "pd.Series[Any]":
 
     Raises
     ------
-    InputError : no frame, or none with users and items.
+    InputError : no frame, or none with users and items; or a row lacks one of these or its time.
     """
     if not isinstance(frame, pd.DataFrame):
         raise InputError(f"frame: found {type(frame).__name__}, expected a pandas frame of users and items")
@@ -32,8 +34,23 @@ def histories_of(frame: pd.DataFrame, settings: Any) -> "pd.Series[Any]":
     if frame[[column for column in found.values() if column is not None]].isna().any(axis=None):
         raise InputError("frame: found a row without a user, an item or a time, expected all of them; drop such rows")
     if found["time"] is not None:
-        frame = frame.sort_values(found["time"], kind="stable")
+        frame = frame.sort_values(found["time"], kind="stable", key=_moments)
     return frame.groupby(found["user"])[found["item"]].apply(list)
+
+
+def _moments(times: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Return times as what can be sorted: texts are read as `bbqrec prepare` reads them."""
+    if times.isna().any():
+        raise InputError(
+            f"frame: found a row without a {times.name}; drop such rows, or the column if rows are in order"
+        )
+    if pd.api.types.is_numeric_dtype(times) or pd.api.types.is_datetime64_any_dtype(times):
+        return times
+    try:
+        return times.map(milliseconds).astype("int64")
+    except Bad as error:
+        reason = error.reason.removeprefix("time: ")
+        raise InputError(f"frame: {times.name}: {reason}, found {error.text[:40]!r}; mend the row") from None
 
 
 def recommend_frame(bundle: "Bundle", frame: pd.DataFrame, k: int, **how: Any) -> pd.DataFrame:

@@ -134,7 +134,7 @@ def write_lists(
             n_empty += sum(not each.items for each in found)
             unknown.update(*(each.unknown for each in found))
             bar.update(len(block))
-    warn_of_unknown(unknown)
+    warn_of_unknown(unknown, bundle.item_tokens[1])
     if n_empty:
         logging.getLogger().warning(
             f"{n_empty} of {len(histories)} users have no list, for want of items to read or show"

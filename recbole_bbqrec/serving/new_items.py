@@ -157,7 +157,7 @@ class _Encoding:
         template, cells = template_of(self.settings, name), self.rows.cells
         if missing := [column for column in template.columns if column not in cells]:
             expected = f"the columns of {name}_fields ({' '.join(template.columns)})"
-            there = listed(missing[0], cells.columns)
+            there = f"{listed(missing[0], cells.columns)}; add it, blank where nothing is known"
             raise InputError(f"new items: found no column {missing[0]}, expected {expected}; {there}")
         return fill(self.settings, cells.iloc[rows][template.columns], {name: template})[name]
 

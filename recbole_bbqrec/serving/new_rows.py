@@ -4,6 +4,7 @@ Shapes: F width of a modality's features.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
@@ -18,9 +19,10 @@ from ..data.feature_sources import as_texts, template_of
 from ..errors import InputError, listed
 from ..model.catalogue import PADDING, Catalogue
 from ..preparation import images
-from ..preparation.bad_rows import BadRows
+from ..preparation.bad_rows import AS_UTF8, NOT_UTF8, BadRows
+from ..preparation.raw import clean
 from ..preparation.table_files import open_table
-from ..preparation.tables import ITEM_COLUMNS, likely
+from ..preparation.tables import ITEM_COLUMNS, cell_text, likely
 from .calls import tokens_of
 
 IMAGE, VECTORS = "image", "vectors"
@@ -70,19 +72,17 @@ def _table(given: Any) -> tuple[pd.DataFrame, Path]:
         names = [name for name in table.names if name]
         if twice := [name for name in names if names.count(name) > 1]:
             raise InputError(f"{path}: found two columns {twice[0]}, expected names that differ; rename one")
-        rows = list(table.records({name: name for name in names}, lambda cells: cells, bad))
+        rows = list(table.records({name: name for name in names}, _plain, bad))
     if bad.rows:
         line, reason, found = bad.rows[0]
-        mend = "mend the row, or save it as CSV UTF-8 with a header"
+        mend = AS_UTF8 if reason == NOT_UTF8 else "mend the row, or save it as CSV UTF-8 with a header"
         raise InputError(f"{path}: no table that can be read (line {line}: {reason}, found {found!r}); {mend}")
-    return pd.DataFrame(rows, columns=names, dtype=object).map(_cell), path.parent
+    return pd.DataFrame(rows, columns=names, dtype=object), path.parent
 
 
-def _cell(value: Any) -> Any:
-    """A cell of a file, as a text where it is a number or a list; mappings are vectors."""
-    if isinstance(value, list):
-        return " ".join(str(part) for part in value if part is not None)
-    return value if value is None or isinstance(value, str | bytes | float | Mapping) else str(value)
+def _plain(cells: Mapping[str, Any]) -> dict[str, Any]:
+    """Cells of a file as texts, also numbers, lists and objects, as `bbqrec prepare` has them; but for vectors."""
+    return {name: cell if name == VECTORS else cell_text(cell) for name, cell in cells.items()}
 
 
 def _of_mappings(items: list[Mapping[str, Any]], needed: Mapping[str, str]) -> pd.DataFrame:
@@ -114,7 +114,8 @@ def _usual(names: Iterable[Any], needed: Mapping[str, str]) -> dict[str, str]:
 def _tokens(table: pd.DataFrame, settings: Any, known: Catalogue) -> list[str]:
     column = settings["ITEM_ID_FIELD"]
     if column not in table:
-        raise InputError(f"new items: found no column {column}; {listed(column, map(str, table.columns))}")
+        there = listed(column, map(str, table.columns))
+        raise InputError(f"new items: found no column {column}; rename the one with the item ids, {there}")
     if not len(table):
         raise InputError("new items: found no row, expected one for each item")
     tokens, taken = tokens_of(table[column], (), column), set(known.tokens)
@@ -144,13 +145,13 @@ def _images(table: pd.DataFrame, tokens: list[str], beside: Path) -> dict[str, P
 
 
 def _texts(table: pd.DataFrame, settings: Any) -> pd.DataFrame:
-    """All further columns as texts; an `InputError` where a cell is neither a text nor a number."""
+    """All further columns as texts, clean as in an .item file; a cell of neither text nor number is an `InputError`."""
     others = table.drop(columns=[settings["ITEM_ID_FIELD"], IMAGE, VECTORS], errors="ignore")
     for name in others:
         for row, cell in enumerate(others[name]):
             if not isinstance(cell, str | int | float | np.number) and not (np.ndim(cell) == 0 and pd.isna(cell)):
                 raise InputError(f"new items: row {row + 1}, {name}: found {type(cell).__name__}, expected a text")
-    return as_texts(others.rename(columns=str))
+    return as_texts(others.rename(columns=str)).map(lambda cell: clean(cell, Counter()))
 
 
 def _vectors(table: pd.DataFrame, tokens: list[str], known: Catalogue) -> dict[str, dict[int, Tensor]]:

@@ -89,7 +89,7 @@ class Scorer:
             scores = self.score(histories, excluded=pairs).clone()
         else:
             other = torch.ones(len(permitted), self.n_items, dtype=torch.bool)
-            other[[part.cpu() for part in self._pairs(permitted)]] = False
+            other[tuple(part.cpu() for part in self._pairs(permitted))] = False
             candidates = torch.nonzero(~other.all(0)).flatten()
             scores = torch.full((len(histories), self.n_items), -torch.inf, device=self.device)
             scores[:, candidates.to(self.device)] = self.score(histories, candidates).to(scores.dtype)

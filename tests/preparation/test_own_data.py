@@ -93,6 +93,7 @@ def test_report_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         "sales.csv: user is Customer, item is Product ID, time is Order date, rating is Stars; not used: Shop",
         "goods.csv: 3 rows used, 1 bad (1 item: blank, first in line 4)",
         "goods.csv: item id is Product ID, title is Name, categories is Genre; not used: Weight",
+        "times: 2024-01-02 00:00 to 2024-01-05 10:00 UTC",
         "of 1 items 1 have a text, 1 have an image",
         "images of no item that is left: 2, such as 1003.PNG, other.jpg; names are compared letter by letter",
         "left out: 2 items of goods.csv with no or too few interactions",
@@ -107,10 +108,37 @@ def test_report_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         "my data/Own: 1 users, 1 items, 1 interactions",
         "clean.csv: 1 rows used, 0 bad",
         "clean.csv: user is user, item is item, time is time",
+        "times: 1970-01-01 00:00 to 1970-01-01 00:00 UTC; if these should be dates, format them as YYYY-MM-DD",
         "of 1 items 0 have a text, 0 have an image",
         "1 users are few: the figures of a run will say little",
         "next: bbqrec train --model=BBQRec --dataset=Own --data_path='my data'",
     ]
+
+
+@pytest.mark.parametrize(("time", "told"), [("20240131", "1970"), ("20240131123000", "2611"), ("-99999999999", "-11")])
+def test_times_that_are_hardly_dates_are_told(tmp_path: Path, time: str, told: str) -> None:
+    (tmp_path / "sales.csv").write_text(f"user,item,time\nu,i,{time}\n")
+    report = describe(prepare_own("Own", tmp_path / "sales.csv", None, tmp_path, user_core=1, item_core=1))
+    (line,) = (line for line in report.split("\n") if line.startswith("times: "))
+    assert line.startswith(f"times: {told}") and line.endswith("format them as YYYY-MM-DD")
+
+
+def test_items_listed_twice_or_without_a_title_are_told(tmp_path: Path) -> None:
+    (tmp_path / "sales.csv").write_text("user,item,time\nu,a,2024-01-01\nu,b,2024-01-02\n")
+    (tmp_path / "goods.csv").write_text("item,title,brand\na,Lamp,\na,Light,\nb,,Acme\n")
+    given = tmp_path / "sales.csv", tmp_path / "goods.csv"
+    lines = describe(prepare_own("Own", *given, tmp_path, user_core=1, item_core=1)).split("\n")
+    assert not any("UTF-8" in line for line in lines)
+    assert "1 records of an item met before" in lines and "1 items left with a record but no title" in lines
+
+
+def test_tables_in_another_encoding_are_told_how_to_mend(tmp_path: Path) -> None:
+    (tmp_path / "sales.csv").write_text("user,item,time\nu,a,2024-01-01\nu,b,2024-01-02\n")
+    (tmp_path / "goods.csv").write_bytes("item,title\na,Lamp\nb,Löffel\n".encode("latin-1"))
+    given = tmp_path / "sales.csv", tmp_path / "goods.csv"
+    report = describe(prepare_own("Own", *given, tmp_path, user_core=1, item_core=1))
+    assert f"to keep all rows of {given[1]}, save the file as UTF-8 (in a spreadsheet: CSV UTF-8; in" in report
+    assert f"to keep all rows of {given[0]}" not in report
 
 
 def test_items_without_texts_are_not_called_described(tmp_path: Path) -> None:

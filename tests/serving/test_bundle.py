@@ -66,7 +66,7 @@ def test_unknown_tokens_are_reported_and_not_fatal(bundle, caplog):
     mixed, only_unknown, empty = bundle.recommend([["nope", known, "never"], ["nope"], []], k=3)
     assert mixed.unknown == ["nope", "never"] and mixed.items == bundle.recommend([[known]], k=3)[0].items
     assert only_unknown == ([], [], ["nope"]) and empty == ([], [], [])
-    assert "2 unknown item tokens" in caplog.text
+    assert "2 unknown item tokens" in caplog.text and "; known ones are like i" in caplog.text
 
 
 def test_a_history_does_not_depend_on_its_neighbours(bundle):

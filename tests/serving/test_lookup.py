@@ -1,5 +1,7 @@
 """What a bundle says of its items: titles, words, likeness, codes, tables, images."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -71,10 +73,14 @@ def test_frames_in_and_out(small):
     assert found["item"].tolist() == [item for each in expected for item in each.items]
     assert found["user"].tolist() == ["a"] * 4 + ["b"] * 4 and found["rank"].tolist() == [1, 2, 3, 4] * 2
     assert found["title"].tolist() == [small.title(item) for item in found["item"]]
+    for times in (["11.2.2024", "9.2.2024", "1.1.2024", "1.1.2024", "10.2.2024"], ["10", "8", "1", "1", "9"]):
+        assert small.recommend_frame(frame.assign(timestamp=times), k=4, deny=["i01"]).equals(found), "no order of text"
     plain = frame.sort_values("timestamp").rename(columns={"user_id": "user", "item_id": "item"})
     plain = plain.drop(columns="timestamp")
     assert small.recommend_frame(plain, k=4, deny=["i01"]).equals(found)
     for wrong, message in (
+        (frame.assign(timestamp=[3, 1, 2, 1, None]), "frame: found a row without a timestamp; drop such rows"),
+        (frame.assign(timestamp="soon"), "frame: timestamp: neither a number of seconds nor a date.*, found 'soon'"),
         (frame.drop(columns="item_id"), "frame: found no column item_id or item"),
         (rows, "frame: found list, expected a pandas frame"),
         (frame.assign(item_id=None), "frame: found a row without a user, an item or a time"),
@@ -82,6 +88,14 @@ def test_frames_in_and_out(small):
     ):
         with pytest.raises(InputError, match=f"^{message}"):
             small.recommend_frame(wrong)
+
+
+def test_allowed_items_are_found_without_a_warning(small):
+    """torch warns of ways to index that will mean something else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (found, other) = small.recommend([["i05"], ["i06"]], None, allow=[["i01", "i02"], ["i03"]])
+    assert sorted(found.items) == ["i01", "i02"] and other.items == ["i03"]
 
 
 def test_denied_items_leave_the_lists(small):

@@ -77,6 +77,16 @@ def test_files_are_read_as_those_that_are_prepared(small, tmp_path, name):
         assert row.tolist() == ["lamp", "7", "True"] and grown.item_texts().loc["n1", "stock"] == ""
 
 
+def test_cells_are_read_as_those_of_the_data_set(small, tmp_path):
+    """What `bbqrec prepare` makes plain is made plain here: entities, line ends, lists and objects within."""
+    row = {"item_id": "n1", "title": "red\nL&ouml;ffel", "brand": [{"name": "Acme"}], "size": {"w": 3, "h": None}}
+    (tmp_path / "new.jsonl").write_text(json.dumps(row))
+    grown = small.add_items(tmp_path / "new.jsonl")
+    assert grown.item_texts().loc["n1", ["title", "brand", "size"]].tolist() == ["red Löffel", "Acme", "3"]
+    again = grown.add_items(pd.DataFrame({"item_id": ["n2"], "title": ["red Löffel"], "brand": ["Acme"]}))
+    assert torch.equal(*again.catalogue.features.matrices["text"][-2:])
+
+
 def test_numbers_and_vectors_of_parquet_files(small, tmp_path):
     pytest.importorskip("pyarrow")
     vectors = [{"text": [float(at) for at in range(16)]}, None]
@@ -151,14 +161,17 @@ def test_tables_that_cannot_be_used_are_one_line(small, tmp_path):
     for given, message in (
         (
             NEW.drop(columns="title"),
-            "found no column title, expected the columns of text_fields (title brand)",
+            "found no column title, expected the columns of text_fields (title brand); present: brand; add it, blank",
         ),
-        (NEW.rename(columns={"item_id": "number"}), "new items: found no column item_id"),
+        (
+            NEW.rename(columns={"item_id": "number"}),
+            "new items: found no column item_id; rename the one with the item ids, present: number",
+        ),
         (NEW.rename(columns={"item_id": "sku"}).assign(SKU="n"), "new items: found no column item_id"),
         (NEW.iloc[:0], "new items: found no row"),
         (["n"], "new items: found list, expected a frame or the path of a CSV file"),
         (tmp_path / "none.csv", "no such file; expected a CSV file"),
-        (bad, "no table that can be read (line 2: not UTF-8 text, found '\\\\xff\\\\xfe"),
+        (bad, "no table that can be read (line 2: not UTF-8 text, found '\\\\xff\\\\xfe,x'); save the file as UTF-8"),
         (ragged, "ragged.csv: no table that can be read (line 3: 4 columns instead of 3, found 'n2,red lamp, large"),
         (double, "double.csv: found two columns title, expected names that differ; rename one"),
         (tmp_path, "no such file; expected a CSV file"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import http
 import json
 import time
 from collections.abc import AsyncIterator
@@ -236,10 +237,18 @@ async def _refused(request: Request, error: Exception) -> Response:
     if isinstance(error, OverloadedError):
         return JSONResponse({"error": str(error)}, 503, {"Retry-After": str(RETRY_SECONDS)})
     if isinstance(error, HTTPException):
-        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+        return JSONResponse({"error": _detail(error)}, error.status_code, error.headers)
     if isinstance(error, RequestValidationError):
         return JSONResponse({"error": _first_wrong(request, error)}, 422)
     return JSONResponse({"error": str(error)}, 404 if isinstance(error, UnknownItemError) else 422)
+
+
+def _detail(error: HTTPException) -> str:
+    """What an error of the framework says, and what to do."""
+    if isinstance(error.__cause__, UnicodeDecodeError):
+        return "the body is not UTF-8 text; send JSON in UTF-8"
+    phrase = http.HTTPStatus(error.status_code).phrase
+    return f"{phrase}; GET /docs has all requests" if error.detail == phrase else str(error.detail)
 
 
 def _first_wrong(request: Request, error: RequestValidationError) -> str:

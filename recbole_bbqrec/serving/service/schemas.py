@@ -58,9 +58,16 @@ class EventModel(_Strict):
 
     user: Token
     item: Token
-    time: Annotated[
-        float | None, Field(ge=0, le=LATEST_TIME, allow_inf_nan=False, description="seconds since 1970; default: now")
-    ] = None
+    time: Annotated[float | None, Field(ge=0, allow_inf_nan=False, description="seconds since 1970; default: now")] = (
+        None
+    )
+
+    @field_validator("time")
+    @classmethod
+    def _in_seconds(cls, time: float | None) -> float | None:
+        if time is not None and time > LATEST_TIME:
+            raise PydanticCustomError("time", "found {found}, expected seconds since 1970", {"found": f"{time:.15g}"})
+        return time
 
 
 class EventsRequest(_Strict):
@@ -75,15 +82,21 @@ def _spelt(given: Any) -> Any:
     return "" if given is None else str(given) if is_whole else given
 
 
+def _joined(given: Any) -> Any:
+    """As `_spelt`, and a list of texts as one text."""
+    is_list = isinstance(given, list) and all(isinstance(part, str) for part in given)
+    return " ".join(given) if is_list else _spelt(given)
+
+
 class NewItem(BaseModel):
     """An item that the model was not trained with; further fields are its text columns, as in the data set.
 
-    Usual names such as `sku` and `name` will do, numbers become texts, and a column that is missing is blank. Images
-    are added on the command line: a path in a request would be one of the server's files.
+    Usual names such as `sku` and `name` will do, numbers and lists become texts, and a column that is missing is blank.
+    Images are added on the command line: a path in a request would be one of the server's files.
     """
 
     model_config = ConfigDict(strict=True, extra="allow")
-    __pydantic_extra__: dict[str, Annotated[Text, BeforeValidator(_spelt)]] = Field(init=False)
+    __pydantic_extra__: dict[str, Annotated[Text, BeforeValidator(_joined)]] = Field(init=False)
 
     item_id: Annotated[Token, BeforeValidator(_spelt)]
     vectors: Annotated[

@@ -127,10 +127,10 @@ def test_new_items_are_ranked_as_by_the_cold_protocol(client, cold, folder):
 
 
 def test_new_items_as_shops_write_them(client, folder):
-    """Usual names of columns, numbers, and no cell where there is nothing to say, each item in its own way."""
+    """Usual names of columns, numbers, lists, and no cell where there is nothing to say, each item in its own way."""
     service = client(folder)
     first = {"SKU": 4711, "name": "red lamp number 3", "Manufacturer": "Acme", "unit_price": 3.5, "stock": None}
-    others = [{"item_id": "n2", "title": "blue tent"}, {"id": 7.0, "brand": "Acme", "stock": 12345678901234567}]
+    others = [{"item_id": "n2", "title": ["blue", "tent"]}, {"id": 7.0, "brand": "Acme", "stock": 12345678901234567}]
     assert service.post("/items", {"items": [first, *others]}).json == {"added": 3, "generation": 1}
     texts = recbole_bbqrec.load_bundle(folder).item_texts()
     assert texts.loc[["4711", "n2", "7"], ["title", "brand", "unit_price", "stock"]].to_numpy().tolist() == [
@@ -140,6 +140,8 @@ def test_new_items_as_shops_write_them(client, folder):
     ]
     for item, message in (
         ({"name": "red lamp"}, "items.0.item_id: Field required"),
+        ({"sku": "n", "title": ["red", 3]}, "items.0.title: Input should be a valid string"),
+        ({"sku": ["n"], "title": "red lamp"}, "items.0.item_id: Input should be a valid string"),
         ({"sku": True, "title": "red lamp"}, "items.0.item_id: Input should be a valid string"),
         ({"sku": "a" * 257, "title": "red lamp"}, "items.0.item_id: String should have at most 256 characters"),
         ({"sku": "n", "titel": "red lamp"}, "features (text of title brand): known words"),
@@ -235,6 +237,12 @@ WRONG = [
         JSON,
         "items: found 65",
     ),
+    (
+        "/events",
+        '{"events": [{"user": "u", "item": "i01", "time": 1700000000000}]}',
+        JSON,
+        "events.0.time: found 1700000000000, expected seconds since 1970",
+    ),
     ("/recommend", "{bad", JSON, "the body is no JSON (line 1 column 2: Expecting property name"),
     ("/recommend", '{\n"k": 1,\n}', JSON, "the body is no JSON (line 3 column 1: "),
     ("/recommend", "", JSON, "body: Field required"),
@@ -247,6 +255,14 @@ WRONG = [
 def test_what_is_wrong_is_said(service, path, body, kind, message):
     answer = service.loop.run_until_complete(service.ask("POST", path, [body.encode()], {"content-type": kind}))
     assert answer.status == 422 and answer.json["error"].startswith(message), answer.json
+
+
+def test_what_the_framework_refuses_is_said_too(service):
+    answer = service.loop.run_until_complete(service.ask("POST", "/recommend", [b'{"\xe4"}'], {"content-type": JSON}))
+    assert (answer.status, answer.json["error"]) == (400, "the body is not UTF-8 text; send JSON in UTF-8")
+    for path, status, message in (("/recomend", 404, "Not Found"), ("/items/i01/similar", 405, "Method Not Allowed")):
+        answer = service.post(path, {})
+        assert (answer.status, answer.json["error"]) == (status, f"{message}; GET /docs has all requests")
 
 
 def test_the_list_of_requests(service):
