@@ -174,7 +174,7 @@ def _earliest(reviews: pl.DataFrame) -> pl.Series:
     # Few pairs come twice, and sorting one number per review takes far less memory than grouping reviews.
     pairs = reviews["user"] * 3 + reviews["item"]
     ordered = pairs.sort()
-    several = pairs.is_in(ordered.filter(ordered == ordered.shift()).unique())
+    several = pairs.is_in(ordered.filter(ordered == ordered.shift()).unique().implode())
     del pairs, ordered
     again = reviews.with_row_index("row").filter(several).sort("time", "row")
     first = again.unique(["user", "item"], keep="first", maintain_order=True)["row"]

@@ -148,11 +148,11 @@ def describe(report: Mapping[str, Any]) -> str:
     if report["astray"]:
         some = f"{len(report['astray'])}, such as {', '.join(report['astray'][:3])}"
         lines.append(f"images of no item that is left: {some}; names are compared letter by letter")
-    titled = any("title" in columns["used"] for columns in report["columns"].values())
+    titled = any("title" in columns["used"] for columns in report["columns"])
     lines += [f"{report['dirt'][reason]} {reason}" for reason in OF_ITEMS[: 1 + titled] if reason in report["dirt"]]
     lines += _matches(report)
     lines += [f"left out: {count} {reason}" for reason, count in report["dropped"].items()]
-    for path in map(Path, report["columns"]):
+    for path in (Path(columns["path"]) for columns in report["columns"]):
         if f"bad rows of {path.name}, {NOT_UTF8}" in report["dirt"]:
             lines.append(f"to keep all rows of {path}, {AS_UTF8}, move {report['folder']} away and prepare it again")
     if report["bad_rows_file"]:
