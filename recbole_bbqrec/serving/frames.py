@@ -31,8 +31,8 @@ def histories_of(frame: pd.DataFrame, settings: Any) -> "pd.Series[Any]":
         if found[name] is None and name != "time":
             there = listed(wanted[0], map(str, frame.columns))
             raise InputError(f"frame: found no column {wanted[0]} or {name}; rename the one with the {name}s, {there}")
-    if frame[[column for column in found.values() if column is not None]].isna().any(axis=None):
-        raise InputError("frame: found a row without a user, an item or a time, expected all of them; drop such rows")
+    if frame[[found["user"], found["item"]]].isna().any(axis=None):
+        raise InputError("frame: found a row without a user or an item, expected both in all; drop such rows")
     if found["time"] is not None:
         frame = frame.sort_values(found["time"], kind="stable", key=_moments)
     return frame.groupby(found["user"])[found["item"]].apply(list)
