@@ -45,9 +45,12 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Turn links to files of the repository to where the site has them."""
+    """Turn links to files of the repository to where the site has them; pages of results get the whole width."""
     source = page.file.src_uri
-    home = "docs" if not source.startswith("results/") else "results"
+    home = "docs"
+    if source.startswith("results/"):
+        home = "results"
+        page.meta["hide"] = ["navigation"]  # there is none below their tab, and their tables are wide
     if source in ("changes.md", "contributing.md", "security.md"):
         home = "."
 

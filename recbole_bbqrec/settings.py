@@ -98,7 +98,7 @@ def reference() -> str:
         title = "Every model" if path.stem == "overall" else f"{path.stem}{above}"
         lines += ["", f"## {title}", "", "| key | default | type | meaning |", "| --- | --- | --- | --- |"]
         for name, value in content.items():
-            shown = "~" if value is None else value
+            shown = "~" if value is None else "''" if value == "" else value
             lines.append(f"| `{name}` | `{shown}` | {_row(name)} |")
     lines += ["", "## RecBole's own keys", "", "| key | type | meaning |", "| --- | --- | --- |"]
     lines += [f"| `{name}` | {_row(name)} |" for name in RECBOLE]

@@ -127,10 +127,11 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: i
 
 
 def bar_figure(title: str, panels: Mapping[str, Mapping[str, Any]], reference: str | None = None) -> bytes:
-    """Draw horizontal bars with intervals, a panel beside the other; return a PNG, equal for equal input.
+    """Draw horizontal bars with intervals, more than four panels in two rows; return a PNG, equal for equal input.
 
     Panels are title -> label -> `mean`, `low` and `high`, or none where there is no bar; one without any is left out.
-    All share their labels, in the order of the panels. The mean of `reference` is drawn through all bars of a panel.
+    All share their labels, in the order of the panels; two rows are filled column by column. The mean of `reference` is
+    drawn through all bars of a panel.
     """
     from matplotlib.figure import Figure
 
@@ -139,10 +140,15 @@ def bar_figure(title: str, panels: Mapping[str, Mapping[str, Any]], reference: s
     labels = [
         label for label in dict.fromkeys(chain(*panels.values())) if any(label in bars for bars in drawn.values())
     ]
-    figure = Figure(figsize=(1.6 + 3.6 * len(drawn), 1.1 + 0.3 * len(labels)), dpi=120, layout="constrained")
+    rows = 1 if len(drawn) <= 4 else 2
+    columns = -(-len(drawn) // rows)
+    size = min(1.6 + 3.6 * columns, 10.0), 0.3 + rows * (0.8 + 0.3 * len(labels))  # letters of wider ones are too small
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
     figure.suptitle(title)
-    all_axes = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
-    for axes, (name, bars) in zip(all_axes, drawn.items(), strict=True):
+    all_axes = figure.subplots(rows, columns, sharey=True, squeeze=False).T.flatten()
+    for axes in all_axes[len(drawn) :]:
+        axes.remove()
+    for axes, (name, bars) in zip(all_axes, drawn.items(), strict=False):
         places = [labels.index(label) for label in bars]
         value, low, high = (np.array([bar[end] for bar in bars.values()]) for end in ("mean", "low", "high"))
         reach = [value - low, high - value]
@@ -152,7 +158,7 @@ def bar_figure(title: str, panels: Mapping[str, Mapping[str, Any]], reference: s
             axes.axvline(bars[reference]["mean"], color="#4477aa", linewidth=1, linestyle=":")
         axes.set_yticks(range(len(labels)), labels)
         axes.set_xlabel(name)
-        axes.locator_params(axis="x", nbins=5)
+        axes.locator_params(axis="x", nbins=max(7 - columns, 2))
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].invert_yaxis()
     return _png(figure)
@@ -164,6 +170,7 @@ def line_figure(title: str, x: str, y: str, lines: Mapping[str, Sequence[tuple[f
     Lines are name -> points of a place on the axis and `mean`, `low` and `high`; one without any is left out.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
@@ -175,6 +182,8 @@ def line_figure(title: str, x: str, y: str, lines: Mapping[str, Sequence[tuple[f
                 places, value, [value - low, high - value], marker=marker, markersize=4, capsize=2, label=name
             )
     axes.set(title=title, xlabel=x, ylabel=y, xscale="log")
+    axes.xaxis.set_major_formatter(LogFormatter())  # 0.5, not a power of ten
+    axes.xaxis.set_minor_formatter(LogFormatter())
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return _png(figure)

@@ -72,6 +72,12 @@ def test_a_row_that_the_first_panel_lacks_has_its_place():
     assert whole.shape[0] > pixels(bar_figure("Title", {"X": first, "Y": {"a": None, "b": second["b"]}})).shape[0]
 
 
+def test_many_panels_stand_in_two_rows():
+    bars = {"a": bar(0.4, 0.3, 0.5), "b": bar(0.2, 0.1, 0.3)}
+    four, five = (pixels(bar_figure("Title", dict.fromkeys(map(str, range(n)), bars))).shape for n in (4, 5))
+    assert four[1] == five[1] and five[0] > 1.5 * four[0]
+
+
 def test_a_figure_of_lines_shows_every_point():
     lines = {"ids": [(0.1, bar(0.3, 0.2, 0.4)), (10.0, bar(0.5, 0.4, 0.6))], "codes": [(1.0, bar(0.4, 0.3, 0.5))]}
     png = line_figure("Title", "MiB", "N@10", {**lines, "none": []})
