@@ -8,6 +8,7 @@ nothing that another run has left behind is had for free. Item features are: the
 import contextlib
 import io
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from ..evaluation.leakage import check_leakage
 from ..layers import layered, read_files
 from ..settings import EXTENDS, MAY_BE_UNUSED, PROPERTIES
 from . import records
+from .leaderboard import HEADLINE_SEEDS
 from .runner import QUIET, check_judged, given_and_files, say
 from .tune_trials import CUT, DONE, FAILED, RUNNING, Search
 
@@ -142,9 +144,10 @@ def _go_on(search: Search, given: dict[str, Any], files: Sequence[str], config: 
     if best is None:
         return 1
     listed = " ".join([*(argument.partition("=")[2] for argument in files), str(best)])
-    place_of_data = f" --data_path={given['data_path']}" if "data_path" in given else ""
-    what = f"--model={given['model']} --dataset={given['dataset']}{place_of_data} --seeds=5 --config_files='{listed}'"
-    print(f"\n{best}, the best of them:\n{best.read_text(encoding='utf-8')}\nbbqrec train {what}")
+    what = {"model": given["model"], "dataset": given["dataset"], "data_path": given.get("data_path")}
+    what |= {"seeds": HEADLINE_SEEDS, "config_files": listed}
+    command = " ".join(f"--{key}={shlex.quote(str(value))}" for key, value in what.items() if value is not None)
+    print(f"\n{best}, the best of them:\n{best.read_text(encoding='utf-8')}\nbbqrec train {command}")
     return 0
 
 

@@ -211,7 +211,6 @@ class Point(BaseModel):
 
 class Map(BaseModel):
     points: list[Point]
-    level: int
 
 
 class Code(BaseModel):

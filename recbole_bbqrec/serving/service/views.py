@@ -67,7 +67,7 @@ def map_and_codes(bundle: Bundle) -> tuple[dict[str, Any], dict[str, Any]]:
         mark = {"colour": at * N_COLOURS // len(around), "shape": at % N_SHAPES}
         held.append({"code": code, "n": len(codes[code]), "items": nearest, **mark})
     held.sort(key=lambda each: (-each["n"], each["code"]))
-    return {"points": points, "level": 0}, {"codes": held}
+    return {"points": points}, {"codes": held}
 
 
 def _named(bundle: Bundle, row: int) -> dict[str, str]:
