@@ -169,7 +169,8 @@ READ_ON_A_GPU = {"enable_scaler"}
 
 @pytest.mark.parametrize("model", ["BBQRec", "TIGER", "TransitionGraph", "SASRec", "SASRecF"])
 def test_what_counts_as_used_is_read_by_the_run(read_by, model):
-    read = read_by(model, final=True, **{"selected_features": ["title"]} if model == "SASRecF" else {})
+    more = {"SASRecF": {"selected_features": ["title"]}, "TIGER": {"sid_steps": 20}}
+    read = read_by(model, final=True, **more.get(model, {}))
     config = config_of(".", model, data_path=str(RECBOLES / "dataset_example"), dataset="ml-100k")
     final = {**config.final_config_dict, "model": model, "cache_dir": "cache"}
     unused = unused_settings(final, final, {key: object() for key in final})

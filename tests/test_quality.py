@@ -22,8 +22,6 @@ class Floor(NamedTuple):
 
 
 FLOORS = {
-    # Seeds 1 to 6: .1062, .0753, .0946, .0853, .0906, .0874; three of them vary by .0059.
-    "sports-tiny": Floor((1, 2, 3), (0.066, 0.114), {"epochs": 10, "eval_step": 5, "second_stage": "linear"}),
     # Seeds 1 to 4: .1112, .1092, .1118, .1161.
     "ml-100k": Floor((1,), (0.100, 0.124), {"epochs": 4, "eval_step": 4, "sid_epochs": 1, "second_stage": "linear"}),
     # Seeds 1 to 4: .0688, .0700, .0686, .0691.

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from ..errors import InputError, RefusedKeyError, did_you_mean
+from ..errors import InputError, RefusedKeyError, did_you_mean, nearest
 from ..training.allocation import keep_freed_memory
 
 # The order of these imports is that of the commands in the help.
@@ -38,8 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"torchrun: found bbqrec {given.command}, which it does not share out; {SHARED}")
         if settings and not given.takes_settings:
             options = re.findall(r"--[\w-]+", COMMANDS.choices[given.command].format_usage())
-            why = did_you_mean(settings[0].partition("=")[0], options, f"{given.command} takes no settings;")
-            why = f"{why.replace('?', ';')} bbqrec {given.command} --help lists its options"
+            near = nearest(settings[0].partition("=")[0], options, likeness=0.7)
+            why = f"did you mean {near[0]}" if near else f"{given.command} takes no settings"
+            why += f"; bbqrec {given.command} --help lists its options"
             if not settings[0].startswith("-"):
                 why = "found a word too many; a value that holds blanks needs quotes"
             raise InputError(f"argument {settings[0]!r}: {why}")
