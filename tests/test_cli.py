@@ -269,7 +269,7 @@ def test_train_takes_settings_as_the_script_does(tiny, tmp_path, monkeypatch, ca
 
 @pytest.mark.parametrize("characters", [10, 10**6])  # written at the end, and at once
 def test_a_reader_that_leaves_early_is_no_error(characters):
-    code = f"from recbole_bbqrec.cli import _answer; raise SystemExit(_answer(lambda: print('x' * {characters}), [], False))"
+    code = f"from recbole_bbqrec.cli import _answer; exit(_answer(lambda: print('x' * {characters}), (), False))"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b""

@@ -7,26 +7,23 @@ the defaults but for a training that is cut short. Test is not looked at.
 
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 
 from recbole_bbqrec import quick_start
 
 
 class Floor(NamedTuple):
-    """Seeds whose mean is judged, its band, and the settings of the short training."""
+    """A band, and the settings of the short training with seed 1 that is judged."""
 
-    seeds: tuple[int, ...]
     band: tuple[float, float]
     settings: dict[str, int | str]
 
 
 FLOORS = {
     # Seeds 1 to 4: .1112, .1092, .1118, .1161.
-    "ml-100k": Floor((1,), (0.100, 0.124), {"epochs": 4, "eval_step": 4, "sid_epochs": 1, "second_stage": "linear"}),
+    "ml-100k": Floor((0.100, 0.124), {"epochs": 4, "eval_step": 4, "sid_epochs": 1, "second_stage": "linear"}),
     # Seeds 1 to 4: .0688, .0700, .0686, .0691.
     "Beauty": Floor(
-        (1,),
         (0.0666, 0.0716),
         {"epochs": 2, "eval_step": 2, "sid_epochs": 1, "second_stage": "linear", "n_candidate_neighbours": 20},
     ),
@@ -35,12 +32,9 @@ FLOORS = {
 
 @pytest.mark.parametrize("name", FLOORS)
 def test_ndcg_stays_in_its_band(name, request, tmp_path):
-    seeds, (low, high), changes = FLOORS[name]
-    given = {"model": "BBQRec", "dataset": name, "show_progress": False, "report_card": False, **changes}
+    (low, high), changes = FLOORS[name]
+    given = {"model": "BBQRec", "dataset": name, "seed": 1, "show_progress": False, "report_card": False, **changes}
     if name != "ml-100k":  # which comes with RecBole
         given["data_path"] = str(request.getfixturevalue("real_data"))
-    ndcg = []
-    for seed in seeds:
-        record = quick_start.run(config_dict={**given, "seed": seed, "checkpoint_dir": str(tmp_path)})
-        ndcg.append(record["metrics"]["valid"]["masked"]["ndcg@10"])
-    assert low <= np.mean(ndcg) <= high
+    record = quick_start.run(config_dict={**given, "checkpoint_dir": str(tmp_path)})
+    assert low <= record["metrics"]["valid"]["masked"]["ndcg@10"] <= high
