@@ -65,18 +65,16 @@ class Held:
         for place in [place for place in self._kept if self._states[place] == FREE]:
             self._forget(place)
 
-    def give_up(self) -> tuple[int, list[socket.socket]]:
-        """The worker is dead: answer those who wait. Returns how many, and the connections without a request.
+    def give_up(self) -> tuple[list[socket.socket], list[socket.socket]]:
+        """The worker is dead: returns the connections of those who wait, and those without a request.
 
-        On these one may be on its way, so they are not closed yet.
+        On the latter one may be on its way.
         """
         self.receive()
         asked, idle = ([place for place in self._kept if self._states[place] == state] for state in (ASKED, IDLE))
-        for place in asked:
-            refuse(self._kept[place], DIED)
-        without = [self._kept.pop(place) for place in idle]
+        waiting, without = ([self._kept.pop(place) for place in places] for places in (asked, idle))
         self.drop()
-        return len(asked), without
+        return waiting, without
 
     def drop(self) -> None:
         """Let go of everything, in a process that has no business with it."""
@@ -91,12 +89,26 @@ class Held:
 
 
 def refuse(connection: socket.socket, line: str) -> None:
-    """Answer 503 on a connection, whatever was asked on it, as far as that goes without waiting; then close it."""
-    with connection, contextlib.suppress(OSError):
+    """Answer 503 on a connection, whatever was asked on it, as far as that goes without waiting.
+
+    It must stay open until its client has `left`: what comes after a close, such as the body of a request whose head
+    has come, would cancel the answer.
+    """
+    with contextlib.suppress(OSError):
         connection.send(plain_answer(503, line), socket.MSG_DONTWAIT)
         connection.shutdown(socket.SHUT_WR)
-        while connection.recv(1 << 16, socket.MSG_DONTWAIT):  # what is left unread would cancel the answer
+
+
+def left(connection: socket.socket) -> bool:
+    """Read away what has come on a connection; whether its client has closed it."""
+    try:
+        while connection.recv(1 << 16, socket.MSG_DONTWAIT):
             pass
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def plain_answer(status: int, line: str) -> bytes:

@@ -24,7 +24,7 @@ import torch
 
 from ...errors import InputError
 from ..bundle import Bundle, load_bundle
-from .held import DIED, Held, refuse
+from .held import DIED, Held, left, refuse
 
 GRACE_SECONDS = 5
 """Time for the requests in flight when the service ends."""
@@ -32,6 +32,8 @@ BACKLOG = 2048
 EXTRA = ("fastapi", "prometheus_client", "sqlalchemy", "uvicorn")
 ORPHAN_SECONDS, LAST_ORPHAN_SECONDS = 5.0, 0.5
 """Time for requests that are on their way to a worker that has died, and to one when the service ends."""
+REFUSED_SECONDS = 2.0
+"""Time for a client that has had its last answer to close the connection."""
 ENDING = "the service is shutting down"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -142,7 +144,9 @@ class _Supervisor:
     def __init__(self, bundle: Bundle, listening: _Shared, options: Options) -> None:
         self._bundle, self._listening, self._options = bundle, listening, options
         self._workers: dict[ForkProcess, Held] = {}
+        # Until when connections are held: those on which a request may come, and those that have had their last answer.
         self._orphans: dict[socket.socket, float] = {}
+        self._refused: dict[socket.socket, float] = {}
         self._ending = False
 
     def run(self) -> None:
@@ -175,7 +179,7 @@ class _Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         for other in self._workers.values():
             other.drop()
-        for connection in self._orphans:
+        for connection in (*self._orphans, *self._refused):
             connection.close()
         self._listening.held = held
         try:
@@ -187,7 +191,7 @@ class _Supervisor:
     def _look(self, timeout: float) -> None:
         """Wait until something has happened to a worker or its connections, and see to it."""
         sources = [each for worker, held in self._workers.items() for each in (worker.sentinel, held.incoming)]
-        ready = wait([*sources, *self._orphans], timeout)
+        ready = wait([*sources, *self._orphans, *self._refused], timeout)
         for worker, held in list(self._workers.items()):
             if worker.sentinel in ready:
                 self._bury(worker, held)
@@ -197,19 +201,29 @@ class _Supervisor:
             # In the end all are told: the worker may have read a request and died before it could note that.
             if connection in ready or time.monotonic() > until:
                 del self._orphans[connection]
-                refuse(connection, ENDING if self._ending else DIED)
+                self._refuse(connection, ENDING if self._ending else DIED)
+        for connection, until in list(self._refused.items()):
+            if time.monotonic() > until or (connection in ready and left(connection)):
+                del self._refused[connection]
+                connection.close()
+
+    def _refuse(self, connection: socket.socket, line: str) -> None:
+        refuse(connection, line)
+        self._refused[connection] = time.monotonic() + REFUSED_SECONDS
 
     def _bury(self, worker: ForkProcess, held: Held) -> None:
         from prometheus_client import multiprocess
 
         del self._workers[worker]
         worker.join()
-        answered, without = held.give_up()
+        waiting, without = held.give_up()
+        for connection in waiting:
+            self._refuse(connection, DIED)
         patience = LAST_ORPHAN_SECONDS if self._ending else ORPHAN_SECONDS
         self._orphans.update(dict.fromkeys(without, time.monotonic() + patience))
         multiprocess.mark_process_dead(worker.pid)
         if not self._ending:
-            told = f"{answered} of its clients were told to try again"
+            told = f"{len(waiting)} of its clients were told to try again"
             logger.warning("worker %s ended (%s); %s; another takes its place", worker.pid, worker.exitcode, told)
             if worker.exitcode and worker.exitcode > 0:
                 time.sleep(1)  # it failed by itself, and would again and again
@@ -223,7 +237,7 @@ class _Supervisor:
         for worker in self._workers:
             worker.terminate()
         until = time.monotonic() + GRACE_SECONDS + 2
-        while self._workers or self._orphans:
+        while self._workers or self._orphans or self._refused:
             if time.monotonic() > until:
                 for worker in self._workers:
                     worker.kill()
@@ -236,7 +250,7 @@ class _Supervisor:
         """Answer those who have come when no worker took connections any more."""
         with contextlib.suppress(BlockingIOError):
             while True:
-                refuse(self._listening.accept()[0], ENDING)
+                self._refuse(self._listening.accept()[0], ENDING)
 
 
 @contextlib.contextmanager

@@ -1,12 +1,13 @@
 """What the supervisor holds of a worker's connections; here both sides are one process."""
 
 import multiprocessing
+import select
 import socket
 
 import pytest
 
 from recbole_bbqrec.serving.service import server
-from recbole_bbqrec.serving.service.held import ANSWERING, ASKED, DIED, PLACES, Held, plain_answer
+from recbole_bbqrec.serving.service.held import ANSWERING, ASKED, DIED, PLACES, Held, left, plain_answer, refuse
 
 
 @pytest.fixture
@@ -36,14 +37,29 @@ def test_who_waits_for_an_answer_is_told(pair):
     held.close(closed[1].fileno())
     for _, worker in ends:
         worker.close()  # as the kernel does where the process is killed
-    n_told, without = held.give_up()
-    assert n_told == 1 == len(without)
+    (waiting,), without = held.give_up()
+    assert len(without) == 1
+    refuse(waiting, DIED)
     assert asked[0].recv(1000) == plain_answer(503, DIED) and asked[0].recv(1) == b""
+    waiting.close()
     assert half[0].recv(1000) == b"a half" and half[0].recv(1) == b""
     assert closed[0].recv(1) == b""
     idle[0].sendall(b"GET")
     assert without[0].recv(1000) == b"GET", "one that is on its way can be answered still"
     without[0].close()
+
+
+def test_what_comes_after_the_answer_does_not_cancel_it():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        client, (worker, _) = socket.create_connection(listening.getsockname(), timeout=5), listening.accept()
+        with client, worker:
+            client.sendall(b"the head")
+            refuse(worker, DIED)
+            assert not left(worker)
+            client.sendall(b"the body")
+            assert client.recv(1000) == plain_answer(503, DIED) and client.recv(1) == b""
+            client.close()
+            assert select.select([worker], [], [], 5)[0] and left(worker)
 
 
 def test_a_request_on_its_way_to_the_last_worker_is_refused(pair, monkeypatch, tmp_path):
@@ -88,6 +104,6 @@ def test_more_connections_than_places(pair):
     held.close(two[1].fileno())
     two[1].close()
     assert two[0].recv(1) == b""
-    n_told, without = held.give_up()
-    assert n_told == 0 and len(without) == 1
+    waiting, without = held.give_up()
+    assert waiting == [] and len(without) == 1
     without[0].close()
