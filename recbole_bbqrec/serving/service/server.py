@@ -237,13 +237,15 @@ class _Supervisor:
         for worker in self._workers:
             worker.terminate()
         until = time.monotonic() + GRACE_SECONDS + 2
-        while self._workers or self._orphans or self._refused:
+        while self._workers or self._orphans:
             if time.monotonic() > until:
                 for worker in self._workers:
                     worker.kill()
             self._look(timeout=0.1)
             self._turn_away()
         self._listening.close()
+        while self._refused:
+            self._look(timeout=0.1)
         logger.info("ended")
 
     def _turn_away(self) -> None:
