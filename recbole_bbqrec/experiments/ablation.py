@@ -151,10 +151,8 @@ def remake(dataset: str, final: bool = False, results: Path = Path("results"), f
     It is the study that the table on disk shows, or else the only one there are records of; an `InputError` where there
     is none, or several.
     """
-    folder, table = (
-        records.folder_of(results, dataset),
-        tables.file_of(results, tables.name_of(kind_of(form), dataset), "json"),
-    )
+    folder = records.folder_of(results, dataset)
+    table = tables.file_of(results, tables.name_of(kind_of(form), dataset), "json")
     shown = json.loads(table.read_text(encoding="utf-8"))["run_key"] if table.is_file() else None
     # A leaderboard's run of the model serves as `full` too.
     model = model_of(form)

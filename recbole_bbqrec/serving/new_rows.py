@@ -151,7 +151,8 @@ def _texts(table: pd.DataFrame, settings: Any) -> pd.DataFrame:
         for row, cell in enumerate(others[name]):
             if not isinstance(cell, str | int | float | np.number) and not (np.ndim(cell) == 0 and pd.isna(cell)):
                 raise InputError(f"new items: row {row + 1}, {name}: found {type(cell).__name__}, expected a text")
-    return as_texts(others.rename(columns=str)).map(lambda cell: clean(cell, Counter()))
+    dirt: Counter[str] = Counter()  # which nobody asks for
+    return as_texts(others.rename(columns=str)).map(lambda cell: clean(cell, dirt))
 
 
 def _vectors(table: pd.DataFrame, tokens: list[str], known: Catalogue) -> dict[str, dict[int, Tensor]]:
