@@ -11,7 +11,7 @@ Shapes: U users, S seeds of a row.
 """
 
 import functools
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,24 +63,29 @@ class _Error(NamedTuple):
 
     def p_value(self, difference: float) -> float:
         """Two-sided p of an estimate that is this far from what it should be."""
-        if not self.users + self.seeds:
-            return float(not difference)
-        # Student's t, over what the seeds' part may be in truth: its estimate by chi-square over its degrees of
-        # freedom. Of a smooth function sums over an even grid of logarithms are all but exact; it is as wide as they
-        # need: a long tail to the left where they are few.
-        width = 8 * (2 / self.seeds_freedom) ** 0.5
-        logarithms = np.linspace(-width - 80 / self.seeds_freedom, width, 640)  # of chi-square over its freedom
-        log_density = self.seeds_freedom / 2 * (logarithms - np.exp(logarithms))
-        density = np.exp(log_density - log_density.max())
-        variance = self.users + self.seeds / np.exp(logarithms)
-        freedom = self.users_freedom * (variance / max(self.users, 1e-9 * self.seeds)) ** 2
-        tails = 2 * special.stdtr(freedom, -abs(difference) / np.sqrt(variance))
-        return float((density * tails).sum() / density.sum())
+        return self._p_values()(difference)
 
     def reach(self) -> float:
         """Half the width of the 95 % interval: the difference whose p is .05."""
         most = (self.users + self.seeds) ** 0.5 * special.stdtrit(min(self.users_freedom, self.seeds_freedom), 0.975)
-        return optimize.brentq(lambda reach: self.p_value(reach) - 0.05, 0, 2 * most) if most else 0.0
+        p_value = self._p_values()
+        return optimize.brentq(lambda reach: p_value(reach) - 0.05, 0, 2 * most) if most else 0.0
+
+    def _p_values(self) -> Callable[[float], float]:
+        """Return what `p_value` computes, as a function of the difference."""
+        if not self.users + self.seeds:
+            return lambda difference: float(not difference)
+        # Student's t, over what the seeds' part may be in truth: its estimate by chi-square over its degrees of
+        # freedom. Of a smooth function sums over an even grid of logarithms are all but exact; it is as wide as they
+        # need: a long tail to the left where they are few.
+        width = 8 * (2 / self.seeds_freedom) ** 0.5
+        logarithms = np.linspace(-width - 80 / self.seeds_freedom, width, 320)  # of chi-square over its freedom
+        log_density = self.seeds_freedom / 2 * (logarithms - np.exp(logarithms))
+        density = np.exp(log_density - log_density.max())
+        variance = self.users + self.seeds / np.exp(logarithms)
+        freedom = self.users_freedom * (variance / max(self.users, 1e-9 * self.seeds)) ** 2
+        weights, deviation = 2 * density / density.sum(), np.sqrt(variance)
+        return lambda difference: float(weights @ special.stdtr(freedom, -abs(difference) / deviation))
 
 
 class PairedValues:
