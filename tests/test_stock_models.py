@@ -44,6 +44,8 @@ OWN = {
     "UniSRec": {"feature_dim": 16},
     "TIGER": TIGER,
     "TIGERPaper": TIGER,
+    "BBQRecCodes": SMALL_IDS,
+    "BBQRecCodesDense": SMALL_IDS,
     "BBQRecGenerate": SMALL_IDS,
     "BBQRecWithoutCandidates": SMALL_IDS,
 }
