@@ -404,9 +404,11 @@ def test_the_latest_settings_are_shown_unless_a_key_is_named(keep, tmp_path):
     old = keep("A", 3, finished="2026-01-02T00:00:00+00:00", settings={"hidden_size": 32})
     new = keep("A", 1, finished="2026-01-03T00:00:00+00:00")
     undated = keep("A", 2, finished="", settings={"hidden_size": 128})
+    many = keep("A", 5, finished="", settings={f"key_{at}": at for at in range(9)})
     keep("B", 4)
     assert content(tmp_path)["rows"][0]["run_key"] == new
     page = leaderboard_page.write("Toy", tmp_path)
+    assert f"`--keys={many}`: 9 of them (seeds 1)" in page
     assert f"- other settings of A with records, `--keys={old}`: hidden_size: 32 (seeds 1)" in page
     assert f"`--keys={undated}`: hidden_size: 128 (seeds 1)" in page
     assert content(tmp_path, keys=[old[:8]])["rows"][0]["run_key"] == old
