@@ -8,7 +8,8 @@ and users, and seconds are scaled to the whole: compare the ratios of medians; t
     python benchmarks/speed.py                 # synthetic histories, as short as those of Sports
 
 RecTools, which asks for packages of its own, runs by the Python of another environment, named by `--rectools_python`;
-its epoch is what a second and third one add to a first, its ranking one call of `recommend` for all users.
+its epoch is what a second and third one add to a first, its ranking one call of `recommend` for all users. It takes
+many minutes, so the table of the others is printed before.
 """
 
 import argparse
@@ -67,6 +68,7 @@ def main() -> None:
         systems |= {name: ours(given, folder, changes) for name, changes in OURS.items()}
         seconds = measure(systems, given)
         if given.rectools_python:
+            print(f"{report(seconds, given)}\n\nRecTools trains {4 * given.rounds} epochs and ranks now\n", flush=True)
             seconds["RecTools' SASRec"] = rectools(given, Path(folder))
     print(report(seconds, given))
 
