@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from .. import registry
+from .. import registry, schema
 from ..errors import InputError
 from ..model.catalogue import Catalogue, ItemFeatures, SemanticIds
+from ..model.protocol import NeedsDataError
 from ..second_stage.reasons import Reason
 from ..tokenizer.fit import Encoded
 from ..training import checkpoint
@@ -64,6 +65,7 @@ class Bundle(ItemLookup):
     model : the trained model, in evaluation mode.
     settings : the run's settings; `device` is where the bundle computes.
     generation : 0 after training, one more each time that items are added.
+    foreign : whether it came from a hub. Folders of images that its files name are not looked into then.
     """
 
     def __init__(
@@ -74,8 +76,9 @@ class Bundle(ItemLookup):
         items: Items | None = None,
         added: Items | None = None,
         generation: int = 0,
+        foreign: bool = False,
     ) -> None:
-        self.folder, self.settings, self.generation = folder, settings, generation
+        self.folder, self.settings, self.generation, self.foreign = folder, settings, generation, foreign
         self.device = torch.device(settings["device"])
         self.model = registry.build_model(settings, StandIn(settings, catalogue, folder / STAND_IN_FILE))
         checkpoint.load_weights(folder / WEIGHTS, self.model)
@@ -262,7 +265,12 @@ class Bundle(ItemLookup):
             raise InputError("new items: found no codes, expected some; their IDs are what this model decodes")
         added = self._added.joined(Items(new.tokens, folders=self._added.folders)) if items is None else items
         number = self.generation if generation is None else generation
-        return Bundle(self.folder, self.settings, self.catalogue.grown(new, encoded), self._items, added, number)
+        known = self.catalogue.grown(new, encoded)
+        return Bundle(self.folder, self.settings, known, self._items, added, number, self.foreign)
+
+    def renewed(self) -> "Bundle":
+        """Return the newest generation of the folder, on this bundle's device and as cautiously as it was loaded."""
+        return _load(self.folder, self.device, self.foreign)
 
     def add_items(self, given: Any) -> "Bundle":
         """Add new items, without training, as the next generation of the folder.
@@ -281,7 +289,7 @@ class Bundle(ItemLookup):
         """
         with generations.writing(self.folder):
             newest = generations.newest(self.folder)
-            base = self if newest == self.generation else load_bundle(self.folder, self.device)
+            base = self if newest == self.generation else self.renewed()
             return base._next_generation(given)
 
     def _next_generation(self, given: Any) -> "Bundle":
@@ -326,19 +334,25 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     ------
     InputError : the folder is not a bundle, is damaged, or its model needs the data set.
     """
-    if from_hub := str(path).startswith(SCHEME):
-        from .hub import fetch
+    if not str(path).startswith(SCHEME):
+        return _load(Path(path), device)
+    from .hub import fetch
 
-        folder = fetch(str(path))
-    else:
-        folder = Path(path)
+    return _load(fetch(str(path)), device, foreign=True)
+
+
+def _load(folder: Path, device: str | torch.device, foreign: bool = False) -> Bundle:
+    """As `load_bundle`, from a folder; `foreign` as in `Bundle`."""
 
     def safe(found: Items) -> Items:
         """Folders of images that a stranger's file names are not looked into; the bundle's own comes first."""
-        return replace(found, folders=found.folders[:1]) if from_hub else found
+        return replace(found, folders=found.folders[:1]) if foreign else found
 
     content = content_of(folder)
     settings = _Settings(content["settings"], device=torch.device(device))
+    if registry.kind_of(settings["model"]) in schema.INTERACTIONS:
+        # No run leaves such a bundle, and some of these models read any file that a setting names.
+        raise NeedsDataError(f"{folder}: {settings['model']} needs its data set; use load_data_and_model")
     features = ItemFeatures.load(folder / FEATURES) if (folder / FEATURES).is_file() else None
     semantic_ids = SemanticIds.load(folder / SEMANTIC_IDS) if (folder / SEMANTIC_IDS).is_file() else None
     tokens = content["item_tokens"]
@@ -350,5 +364,5 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
             if generations.newest(folder) == generation:
                 raise
             continue  # two generations came meanwhile, and this one went
-        return Bundle(folder, settings, known, safe(items), safe(added), generation)
-    return Bundle(folder, settings, known, safe(items))
+        return Bundle(folder, settings, known, safe(items), safe(added), generation, foreign)
+    return Bundle(folder, settings, known, safe(items), foreign=foreign)

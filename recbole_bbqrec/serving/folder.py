@@ -6,6 +6,7 @@ from typing import Any
 
 from .. import storage
 from ..errors import InputError
+from ..model.catalogue import PADDING
 from ..model.protocol import NeedsDataError
 from ..training import checkpoint
 
@@ -35,8 +36,14 @@ def content_of(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{folder / BUNDLE}: {why}; {hint}give the folder of a finished run, such as saved/BBQRec-..."
         ) from error
+    content = content if isinstance(content, dict) else {}
     if content.get("format") != storage.FORMAT:
         raise InputError(f"{folder / BUNDLE}: format {content.get('format')}, expected {storage.FORMAT}; train again")
     if "needs" in content:
         raise NeedsDataError(f"{folder}: {content['needs']}")
+    settings, tokens = content.get("settings"), content.get("item_tokens")
+    named = isinstance(settings, dict) and all(isinstance(settings.get(key), str) for key in ("model", "dataset"))
+    if not named or not isinstance(tokens, list) or tokens[:1] != [PADDING]:
+        expected = "expected settings with model and dataset, and item_tokens"
+        raise InputError(f"{folder / BUNDLE}: not what a finished run writes, {expected}; copy the folder again")
     return content

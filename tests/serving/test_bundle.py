@@ -10,7 +10,7 @@ import torch
 from conftest import N_ITEMS, QUICK, settings, tiny_interactions
 
 import recbole_bbqrec
-from recbole_bbqrec import quick_start, registry
+from recbole_bbqrec import quick_start, registry, storage
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.dataloader import split_loaders
 from recbole_bbqrec.errors import InputError
@@ -99,6 +99,45 @@ def test_a_bundle_is_complete_and_holds_no_pickle(runs, tmp_path):
     (folder / "bundle.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="format 99"):
         recbole_bbqrec.load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: [content],
+        lambda content: {**content, "settings": ["BBQRec"]},
+        lambda content: {**content, "settings": {**content["settings"], "model": None}},
+        lambda content: {**content, "item_tokens": "i01"},
+        lambda content: {**content, "item_tokens": content["item_tokens"][1:]},
+        lambda content: {"format": content["format"]},
+    ],
+    ids=["a list", "settings as a list", "no model", "tokens as a text", "no padding", "nothing else"],
+)
+def test_what_no_run_has_written_is_refused_in_one_line(small, change):
+    place = small.folder / "bundle.json"
+    place.write_text(json.dumps(change(json.loads(place.read_text()))))
+    with pytest.raises(InputError) as error:
+        recbole_bbqrec.load_bundle(small.folder)
+    assert str(error.value).startswith(f"{place}: ") and "\n" not in str(error.value)
+
+
+def test_files_that_a_bundle_names_are_not_unpickled(small, monkeypatch):
+    """RecBole's NeuMF reads weights from any file: no run leaves a bundle of it, but a stranger may."""
+    sizes = {"user_id": 5, "item_id": len(small.item_tokens)}
+    storage.save(
+        small.folder / "stand_in.safetensors",
+        "stand_in",
+        {},
+        {"uid_field": "user_id", "types": {}, "sizes": sizes, "lengths": {}},
+    )
+    content = json.loads((small.folder / "bundle.json").read_text())
+    widths = {"mf_embedding_size": 2, "mlp_embedding_size": 2, "mlp_hidden_size": [2], "dropout_prob": 0.0}
+    content["settings"] |= {"model": "NeuMF", "NEG_PREFIX": "neg_", "mf_train": True, "mlp_train": True, **widths}
+    content["settings"] |= {"use_pretrain": True, "mf_pretrain_path": str(small.folder / "theirs.pth")}
+    (small.folder / "bundle.json").write_text(json.dumps(content))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a file is unpickled"))
+    with pytest.raises(InputError, match=r"NeuMF needs its data set; use load_data_and_model$"):
+        recbole_bbqrec.load_bundle(small.folder)
 
 
 def test_loading_a_bundle_draws_no_global_randomness_into_scores(runs):

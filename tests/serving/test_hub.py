@@ -110,15 +110,30 @@ def test_only_files_of_a_bundle_are_fetched(hub, bundle):
     assert not {"modeling.py", "weights.bin", "README.md"} & {*hub.requests}
 
 
-def test_folders_that_a_stranger_names_are_not_looked_into(hub, bundle, tmp_path):
+@pytest.fixture
+def of_a_stranger(hub, bundle, tmp_path):
+    """The folder of a pushed bundle whose file of items names an image in a folder of whoever loads it."""
     (tmp_path / "private").mkdir()
     (tmp_path / "private/i05.png").write_bytes(b"of somebody")
     run = shutil.copytree(bundle.folder, tmp_path / "run")
     known = Items.load(run / "items.safetensors", bundle.item_tokens[:-1])
     replace(known, images={"i05": "i05.png"}, folders=(tmp_path / "private",)).save(run / "items.safetensors")
     push(run, REPO)
-    assert recbole_bbqrec.load_bundle(run).image_file("i05") == tmp_path / "private/i05.png"
+    return run
+
+
+def test_folders_that_a_stranger_names_are_not_looked_into(of_a_stranger, tmp_path):
+    assert recbole_bbqrec.load_bundle(of_a_stranger).image_file("i05") == tmp_path / "private/i05.png"
     assert recbole_bbqrec.load_bundle(f"hf://{REPO}").image_file("i05") is None
+
+
+def test_nor_are_they_when_items_were_added_meanwhile(of_a_stranger):
+    one, other = (recbole_bbqrec.load_bundle(f"hf://{REPO}") for _ in range(2))
+    row = {"title": "a red lamp", "brand": "Acme"}
+    assert other.add_items([{"item_id": "n1", **row}]).generation == 2
+    grown = one.add_items([{"item_id": "n2", **row}])  # to the items of the other
+    for later in (grown, one.renewed(), grown.renewed()):
+        assert (later.generation, later.image_file("i05")) == (3, None)
 
 
 def test_without_the_hub_what_is_in_the_cache_is_taken(hub, bundle, monkeypatch):

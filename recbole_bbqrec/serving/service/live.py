@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from ...errors import InputError
 from .. import generations
-from ..bundle import Bundle, Recommendation, load_bundle
+from ..bundle import Bundle, Recommendation
 from .batching import Batcher
 from .metrics import Metrics
 
@@ -70,7 +70,7 @@ class Live:
     def renew(self) -> None:
         """Take a newer generation where there is one."""
         if generations.newest(self.bundle.folder) > self.bundle.generation:
-            self._take(load_bundle(self.bundle.folder))
+            self._take(self.bundle.renewed())
 
     def add_items(self, items: list[dict[str, Any]]) -> int:
         """Add items, see `Bundle.add_items`; returns the generation that has them, which is in use."""
