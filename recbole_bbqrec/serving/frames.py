@@ -31,11 +31,14 @@ def histories_of(frame: pd.DataFrame, settings: Any) -> "pd.Series[Any]":
         if found[name] is None and name != "time":
             there = listed(wanted[0], map(str, frame.columns))
             raise InputError(f"frame: found no column {wanted[0]} or {name}; rename the one with the {name}s, {there}")
+    if twice := [name for name in found.values() if name is not None and isinstance(frame[name], pd.DataFrame)]:
+        raise InputError(f"frame: found two columns {twice[0]}, expected names that differ; rename one")
     if frame[[found["user"], found["item"]]].isna().any(axis=None):
         raise InputError("frame: found a row without a user or an item, expected both in all; drop such rows")
     if found["time"] is not None:
         frame = frame.sort_values(found["time"], kind="stable", key=_moments)
-    return frame.groupby(found["user"])[found["item"]].apply(list)
+    # Of a column of categories only those that are there: a user without rows has no history.
+    return frame.groupby(found["user"], observed=True)[found["item"]].apply(list)
 
 
 def _moments(times: "pd.Series[Any]") -> "pd.Series[Any]":

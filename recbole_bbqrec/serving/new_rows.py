@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from pandas.api.types import is_scalar
 from torch import Tensor
 
 from ..data.feature_sources import as_texts, template_of
@@ -61,6 +62,7 @@ def read_rows(given: Any, settings: Any, known: Catalogue) -> Rows:
 def _table(given: Any) -> tuple[pd.DataFrame, Path]:
     """The rows, and the folder that paths of images begin at."""
     if isinstance(given, pd.DataFrame):
+        _differ(given.columns, "new items")
         return given.reset_index(drop=True), Path()
     if not isinstance(given, str | Path):
         raise InputError(f"new items: found {type(given).__name__}, expected a frame or the path of a CSV file")
@@ -70,14 +72,19 @@ def _table(given: Any) -> tuple[pd.DataFrame, Path]:
     bad = BadRows(path)
     with open_table(path) as table:
         names = [name for name in table.names if name]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise InputError(f"{path}: found two columns {twice[0]}, expected names that differ; rename one")
+        _differ(names, str(path))
         rows = list(table.records({name: name for name in names}, _plain, bad))
     if bad.rows:
         line, reason, found = bad.rows[0]
         mend = AS_UTF8 if reason == NOT_UTF8 else "mend the row, or save it as CSV UTF-8 with a header"
         raise InputError(f"{path}: no table that can be read (line {line}: {reason}, found {found!r}); {mend}")
     return pd.DataFrame(rows, columns=names, dtype=object), path.parent
+
+
+def _differ(names: Iterable[Any], place: str) -> None:
+    """Refuse two columns of one name."""
+    if twice := [name for name, n in Counter(names).items() if n > 1]:
+        raise InputError(f"{place}: found two columns {twice[0]}, expected names that differ; rename one")
 
 
 def _plain(cells: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,7 +156,7 @@ def _texts(table: pd.DataFrame, settings: Any) -> pd.DataFrame:
     others = table.drop(columns=[settings["ITEM_ID_FIELD"], IMAGE, VECTORS], errors="ignore")
     for name in others:
         for row, cell in enumerate(others[name]):
-            if not isinstance(cell, str | int | float | np.number) and not (np.ndim(cell) == 0 and pd.isna(cell)):
+            if not isinstance(cell, str | int | float | np.number) and not (is_scalar(cell) and pd.isna(cell)):
                 raise InputError(f"new items: row {row + 1}, {name}: found {type(cell).__name__}, expected a text")
     dirt: Counter[str] = Counter()  # which nobody asks for
     return as_texts(others.rename(columns=str)).map(lambda cell: clean(cell, dirt))
@@ -160,7 +167,7 @@ def _vectors(table: pd.DataFrame, tokens: list[str], known: Catalogue) -> dict[s
     found: dict[str, dict[int, Tensor]] = {name: {} for name in known.modalities}
     widths = {name: matrix.shape[1] for name, matrix in (known.features.matrices if known.features else {}).items()}
     for row, cell in enumerate(table.get(VECTORS, ())):
-        if not isinstance(cell, Mapping) and (not np.ndim(cell) and (pd.isna(cell) or cell == "")):
+        if is_scalar(cell) and (pd.isna(cell) or cell == ""):
             continue
         where = f"new items: vectors of {tokens[row]!r}"
         expected = f"for each of {', '.join(widths)} so many finite numbers: {', '.join(map(str, widths.values()))}"

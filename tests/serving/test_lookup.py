@@ -78,12 +78,16 @@ def test_frames_in_and_out(small):
     plain = frame.sort_values("timestamp").rename(columns={"user_id": "user", "item_id": "item"})
     plain = plain.drop(columns="timestamp")
     assert small.recommend_frame(plain, k=4, deny=["i01"]).equals(found)
+    users = pd.Categorical(frame["user_id"], ["a", "b", "c", "without rows"])
+    assert small.recommend_frame(frame.assign(user_id=users), k=4, deny=["i01"]).equals(found)
     for wrong, message in (
         (frame.assign(timestamp=[3, 1, 2, 1, None]), "frame: found a row without a timestamp; drop such rows"),
         (frame.assign(timestamp="soon"), "frame: timestamp: neither a number of seconds nor a date.*, found 'soon'"),
         (frame.drop(columns="item_id"), "frame: found no column item_id or item"),
         (rows, "frame: found list, expected a pandas frame"),
         (frame.assign(item_id=None), "frame: found a row without a user or an item"),
+        (pd.concat([frame, frame["item_id"]], axis=1), "frame: found two columns item_id, expected names that differ"),
+        (pd.concat([frame, frame["user_id"]], axis=1), "frame: found two columns user_id, expected names that differ"),
     ):
         with pytest.raises(InputError, match=f"^{message}"):
             small.recommend_frame(wrong)
