@@ -22,7 +22,7 @@ from .limits import Guard
 from .live import Ask, Live, UnknownItemError, codes_of, knows, require, shown
 from .metrics import Metrics
 from .pages import docs_page, page_files
-from .schemas import MAX_HISTORY, MAX_K
+from .schemas import MAX_HISTORY, MAX_K, PLAIN
 from .store import Event, Store
 from .views import Views
 
@@ -131,7 +131,10 @@ def _add_recommending(app: FastAPI, service: Service) -> None:
 
     @app.get("/users/{user:path}/recommendations", response_model=schemas.UserRecommendations)
     async def of_user(
-        user: Annotated[str, Path(max_length=256)], k: K = 10, exclude_seen: bool = True, explain: bool = False
+        user: Annotated[str, Path(max_length=256, pattern=PLAIN)],
+        k: K = 10,
+        exclude_seen: bool = True,
+        explain: bool = False,
     ) -> Response:
         """The best items after the history that is kept of a user."""
         if not (history := await service.history(user)):

@@ -95,9 +95,11 @@ class Guard:
             logger.exception("%s %s", scope["method"], scope["path"])
             if not status:
                 await refuse(answer, RefusedError(500, "the service failed at this request; its log says why"))
-        route = getattr(scope.get("route"), "path", "other")
-        self._metrics.requests.labels(route, scope["method"] if route != "other" else "any", status).inc()
-        self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
+        route = scope.get("route")
+        path, methods = getattr(route, "path", "other"), getattr(route, "methods", None) or ()
+        # A client may call a method anything: only those that the service has are counted by name, the rest together.
+        self._metrics.requests.labels(path, scope["method"] if scope["method"] in methods else "any", status).inc()
+        self._metrics.seconds.labels(path).observe(time.perf_counter() - began)
 
     def _admit(self, scope: Scope) -> None:
         if (version := scope.get("http_version", "1.1")) not in ("1.0", "1.1"):

@@ -21,7 +21,8 @@ LATEST_TIME = 1e11
 """In the year 5138: a time beyond it was given in milliseconds."""
 
 # No control characters: they are no part of a name, and PostgreSQL keeps no NUL.
-Token = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
+PLAIN = r"^[^\x00-\x1f\x7f]*$"
+Token = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=PLAIN)]
 Text = Annotated[str, StringConstraints(max_length=20_000, pattern=r"^[^\x00]*$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 

@@ -54,6 +54,14 @@ def test_recommendations_are_those_of_the_bundle(service, bundle):
     assert value_of(text, 'bbqrec_requests_total{method="POST",route="/recommend",status="200"}') == len(asked)
 
 
+def test_methods_that_a_client_makes_up_are_counted_together(service):
+    for method in ("MADE", "UP"):
+        assert service.loop.run_until_complete(service.ask(method, "/health", [], {})).status == 405
+    text = service.get("/metrics").body.decode()
+    assert value_of(text, 'bbqrec_requests_total{method="any",route="/health",status="405"}') == 2
+    assert "MADE" not in text and "UP" not in text
+
+
 def test_requests_that_wait_are_scored_together(service, bundle, monkeypatch):
     sizes, recommend = [], type(bundle).recommend
 
@@ -85,6 +93,8 @@ def test_reasons(service, bundle):
 def test_histories_are_kept(service, bundle):
     one, two = bundle.item_tokens[1:3]
     assert service.get("/users/u%20/recommendations").status == 404
+    # PostgreSQL would refuse to look for it, and with it for the users of all requests that wait together.
+    assert service.get("/users/u\0/recommendations").status == 422
     sent = service.post("/events", {"events": [{"user": "u/1", "item": one}, {"user": "u/1", "item": "later"}]})
     assert (sent.status, sent.json) == (201, {"stored": 2, "unknown": ["later"]})
     service.post("/events", {"events": [{"user": "u/1", "item": two, "time": 5.0}]})

@@ -303,6 +303,7 @@ def test_script_in_a_title_stays_a_text(service):
         (["--port=99999", "--workers=0"], "--port: found 99999, expected at most 65535"),
         (["--port=-1"], "--port: found -1, expected"),
         (["--workers=0"], "--workers, --rate: found 0"),
+        (["--rate=nan"], "--workers, --rate: found 1 and nan"),
         (["--store=mysql://x"], "found mysql://"),
         (["--host=no.such.host.invalid", "--api-key=k"], "name another port"),
     ],
