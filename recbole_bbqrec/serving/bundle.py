@@ -332,13 +332,24 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
 
     Raises
     ------
-    InputError : the folder is not a bundle, is damaged, or its model needs the data set.
+    InputError : the folder is not a bundle, is damaged, or its model needs the data set; the device is not there.
     """
     if not str(path).startswith(SCHEME):
         return _load(Path(path), device)
     from .hub import fetch
 
     return _load(fetch(str(path)), device, foreign=True)
+
+
+def _usable(given: Any) -> torch.device:
+    """The device that is meant, on which torch can compute here."""
+    try:
+        device = torch.device(given)
+        torch.zeros(1, device=device).tolist()
+    except (RuntimeError, AssertionError, TypeError) as error:
+        why = str(error).partition("\n")[0].rstrip(".:")
+        raise InputError(f"device: {given!r} cannot be used here ({why}); take cpu, or cuda with a GPU") from error
+    return device
 
 
 def _load(folder: Path, device: str | torch.device, foreign: bool = False) -> Bundle:
@@ -349,7 +360,7 @@ def _load(folder: Path, device: str | torch.device, foreign: bool = False) -> Bu
         return replace(found, folders=found.folders[:1]) if foreign else found
 
     content = content_of(folder)
-    settings = _Settings(content["settings"], device=torch.device(device))
+    settings = _Settings(content["settings"], device=_usable(device))
     if registry.kind_of(settings["model"]) in schema.INTERACTIONS:
         # No run leaves such a bundle, and some of these models read any file that a setting names.
         raise NeedsDataError(f"{folder}: {settings['model']} needs its data set; use load_data_and_model")

@@ -121,6 +121,13 @@ def test_what_no_run_has_written_is_refused_in_one_line(small, change):
     assert str(error.value).startswith(f"{place}: ") and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta", -1, None])
+def test_a_device_that_is_not_there_is_one_line(small, device):
+    with pytest.raises(InputError, match=f"^device: {device!r} cannot be used here .*; take cpu") as error:
+        recbole_bbqrec.load_bundle(small.folder, device)
+    assert "\n" not in str(error.value)
+
+
 def test_files_that_a_bundle_names_are_not_unpickled(small, monkeypatch):
     """RecBole's NeuMF reads weights from any file: no run leaves a bundle of it, but a stranger may."""
     sizes = {"user_id": 5, "item_id": len(small.item_tokens)}
