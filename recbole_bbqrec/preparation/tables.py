@@ -52,10 +52,10 @@ _UNITS = tuple((Decimal(10) ** size, Decimal(10) ** (14 - size)) for size in (11
 _EXACT = 1 << 53  # larger floats are not exact, and no names
 _WHOLE = re.compile(r"\A(-?\d+)[.,]0+\Z")  # a column with gaps turns 1234 into 1234.0
 _ROUNDED = re.compile(r"-?\d([.,]\d+)?E\+\d+", re.IGNORECASE)
-_NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)(e[-+]?\d+)?", re.IGNORECASE | re.ASCII)
+_NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)(e[-+]?\d{1,4})?", re.IGNORECASE | re.ASCII)
 _DATE = re.compile(
     r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})"
-    r"(?:[T ]\s*(\d{1,2}):(\d{2})(?::(\d{2})(?:[.,](\d+))?)?\s*(Z|UTC|[-+]\d{2}:?\d{2})?)?",
+    r"(?:(?:T|,? )\s*(\d{1,2}):(\d{2})(?::(\d{2})(?:[.,](\d+))?)?\s*(Z|UTC|[-+]\d{2}(?::?\d{2})?)?)?",
     re.IGNORECASE | re.ASCII,
 )
 _DAY_FIRST = re.compile(r"\A(\d{1,2})\.(\d{1,2})\.(\d{4})(?!\d)", re.ASCII)  # dots everywhere, as in 31.01.2024
@@ -236,7 +236,7 @@ def _date_time(found: re.Match[str]) -> int:
     year, _, month, day, hour, minute, second, fraction, zone = found.groups()
     offset = timedelta()
     if zone and zone[0] in "+-":
-        offset = timedelta(hours=int(zone[1:3]), minutes=int(zone[-2:])) * (-1 if zone[0] == "-" else 1)
+        offset = timedelta(hours=int(zone[1:3]), minutes=int(zone[3:].lstrip(":") or 0)) * (-1 if zone[0] == "-" else 1)
     numbers = [int(part or 0) for part in (year, month, day, hour, minute, second, f"{fraction or '0':0<6.6}")]
     return (datetime(*numbers, tzinfo=timezone(offset)) - _EPOCH) // timedelta(milliseconds=1)
 
