@@ -300,10 +300,25 @@ class LoadedDataset(CodedDataset):
                 if kind == FeatureType.TOKEN:
                     feat[field] = feat[field].fillna(0)
                 elif kind == FeatureType.FLOAT:
+                    if name == "inter_feat" and (blank := int(feat[field].isna().sum())):
+                        self.logger.warning(
+                            f"{field}: {blank} blank cells of interactions become the mean of all rows, of held-out "
+                            "ones too; fill them in the file by what training rows say"
+                        )
                     feat[field] = feat[field].fillna(feat[field].mean())
                 else:
                     empty = np.array([], dtype=np.int64 if kind == FeatureType.TOKEN_SEQ else np.float64)
                     feat[field] = [empty if isinstance(value, float) else value for value in feat[field]]
+
+    def _normalize(self) -> None:
+        every = self.float_like_fields if self.config["normalize_all"] else self.config["normalize_field"] or []
+        read = {*self.config["numerical_features"]} & {*self.inter_feat}
+        if scaled := sorted(read & {*every, *(self.config["discretization"] or [])}):
+            self.logger.warning(
+                f"{', '.join(scaled)}: scaled or cut by the smallest and largest value of all interactions, of "
+                "held-out ones too; scale the column in the file by what training rows say"
+            )
+        super()._normalize()
 
     def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
         with warnings.catch_warnings():

@@ -41,6 +41,8 @@ class Table:
 
     names: list[str]
     """Names of the columns as they stand in the file, stripped of blanks."""
+    inner: Sequence[str] = ()
+    """Further names, `a.b` of what is called `b` in the objects of the column `a`; `records` and `frames` take them."""
 
     def records(self, columns: Columns, make: Make, bad: BadRows) -> Iterator[Any]:
         """Yield what `make` makes of every row; rows that cannot be used go to `bad`.
@@ -60,7 +62,7 @@ class Table:
         def made(raw: Any) -> Any:
             cells = self._cells(raw)
             bad.blank += cells is None
-            return None if cells is None else make({field: cells.get(name) for field, name in columns.items()})
+            return None if cells is None else make({field: _value(cells, name) for field, name in columns.items()})
 
         return lambda line, raw: bad.made(line, made, raw)
 
@@ -71,6 +73,21 @@ class Table:
     def _cells(self, raw: Any) -> Mapping[str, Any] | None:
         """Return column -> value, in CSV and TSV as text; None where the row is blank."""
         raise NotImplementedError
+
+
+def _value(cells: Mapping[str, Any], name: str) -> Any:
+    """Return what a row has in the column `name`, one of `names` or `inner`; None where it has nothing."""
+    if name in cells or "." not in name:
+        return cells.get(name)
+    outer = (key for key, value in cells.items() if isinstance(value, Mapping) and name.startswith(f"{key}."))
+    return next((_value(cells[key], name[len(key) + 1 :]) for key in outer), None)
+
+
+def _inner(cells: Mapping[str, Any]) -> Iterator[str]:
+    objects = [("", cells)]
+    for above, found in objects:
+        yield from (above + key for key in found if above)
+        objects += [(f"{above}{key}.", value) for key, value in found.items() if isinstance(value, Mapping)]
 
 
 @contextmanager
@@ -192,11 +209,12 @@ class _JsonLines(Table):
 
     def __init__(self, path: str | os.PathLike, file: TextIO):
         self._path, self._file = path, file
-        keys: dict[str, None] = {}
+        keys, inner = dict[str, None](), dict[str, None]()
         for line in itertools.islice(file, _KEYS_FROM):
             with suppress(Bad):
-                keys |= dict.fromkeys(self._cells(line) or ())
-        self.names = list(keys)
+                cells = self._cells(line) or {}
+                keys, inner = keys | dict.fromkeys(cells), inner | dict.fromkeys(_inner(cells))
+        self.names, self.inner = list(keys), [name for name in inner if name not in keys]
         if not self.names:
             raise InputError(f"{path}: no JSON object in the first {_KEYS_FROM} lines, expected one a line")
         file.seek(0)
@@ -229,7 +247,7 @@ class _Parquet(Table):
 
     def __init__(self, path: str | os.PathLike):
         try:
-            from pyarrow import ArrowException, parquet
+            from pyarrow import ArrowException, parquet, types
         except ImportError as error:
             raise InputError(
                 f"{path}: reading Parquet needs pyarrow, which is not installed; pip install 'recbole-bbqrec[parquet]'"
@@ -241,7 +259,10 @@ class _Parquet(Table):
             raise InputError(f"{path}: no such file; correct the path") from None
         except (OSError, ArrowException) as error:
             raise InputError(f"{path}: not a readable Parquet file ({error}); copy or export it again") from error
-        self.names = list(self._file.schema_arrow.names)
+        self.names, fields, inner = list(self._file.schema_arrow.names), list(self._file.schema_arrow), []
+        while fields := [part for field in fields if types.is_struct(field.type) for part in field.flatten()]:
+            inner += [field.name for field in fields]
+        self.inner = [name for name in inner if name not in self.names]
 
     def _rows(self, columns: Collection[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         row = 0

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -24,24 +25,40 @@ from .table_files import open_table
 
 _ITEM_IDS = ("item_id", "item", "iid", "parent_asin", "asin", "movie_id", "product_id", "product", "article_id")
 _ITEM_IDS += ("article", "sku", "book_id", "isbn", "track_id", "song_id", "video_id", "business_id", "listing_id")
+_OTHER_ITEM_IDS = ("artikel_id", "artikelnummer", "artikelnr", "artikel", "produkt_id", "produktnummer", "produkt")
+_OTHER_ITEM_IDS += ("id_produit", "produit_id", "produit", "id_article")  # German and French names come last
 
 REVIEW_COLUMNS: dict[str, tuple[str, ...]] = {
-    "user": ("user_id", "user", "uid", "customer_id", "customer", "reviewer_id", "visitor_id", "member_id"),
-    "item": _ITEM_IDS,
-    "time": ("timestamp", "time", "unix_review_time", "datetime", "date", "created_at", "event_time", "order_date"),
-    "rating": ("rating", "ratings", "overall", "stars", "score"),
+    "user": (
+        *("user_id", "user", "uid", "customer_id", "customer", "reviewer_id", "visitor_id", "member_id"),
+        *("kunden_id", "kundennummer", "kundennr", "kunde", "nutzer_id", "nutzer", "benutzer_id", "benutzer"),
+        *("id_client", "client_id", "client", "id_utilisateur", "utilisateur"),
+    ),
+    "item": (*_ITEM_IDS, *_OTHER_ITEM_IDS),
+    "time": (
+        *("timestamp", "time", "unix_review_time", "datetime", "date", "created_at", "event_time", "order_date"),
+        *("zeitstempel", "zeitpunkt", "zeit", "datum", "bestelldatum", "kaufdatum"),
+        *("horodatage", "date_commande", "date_achat"),
+    ),
+    "rating": ("rating", "ratings", "overall", "stars", "score", "bewertung", "sterne"),
 }
 """Field of a review -> names by which its column is known, the likeliest first. All but the rating are needed."""
 
 ITEM_COLUMNS: dict[str, tuple[str, ...]] = {
-    "token": (*_ITEM_IDS, "id", "token"),
-    "title": ("title", "name", "item_name", "product_name", "movie_title", "item_title", "product_title"),
-    "brand": ("brand", "store", "manufacturer", "maker", "author", "artist"),
-    "categories": ("categories", "category", "genres", "genre", "tags", "class"),
-    "description": ("description", "descriptions", "desc", "overview", "summary", "plot", "text"),
-    "price": ("price",),
-    "image_url": ("image_url", "image", "images", "img_url", "im_url", "image_link", "poster"),
-    "year": ("year", "release_year"),
+    "token": (*_ITEM_IDS, "id", "token", *_OTHER_ITEM_IDS),
+    "title": (
+        *("title", "name", "item_name", "product_name", "movie_title", "item_title", "product_title"),
+        *("titel", "bezeichnung", "artikelname", "produktname", "titre", "nom"),
+    ),
+    "brand": ("brand", "store", "manufacturer", "maker", "author", "artist", "marke", "hersteller", "marque"),
+    "categories": (
+        *("categories", "category", "genres", "genre", "tags", "class"),
+        *("kategorien", "kategorie", "catégorie"),
+    ),
+    "description": ("description", "descriptions", "desc", "overview", "summary", "plot", "text", "beschreibung"),
+    "price": ("price", "preis", "prix"),
+    "image_url": ("image_url", "image", "images", "img_url", "im_url", "image_link", "poster", "bild_url", "bild"),
+    "year": ("year", "release_year", "jahr", "année"),
 }
 """Field of an item -> names by which its column is known, the likeliest first. The token alone is needed."""
 
@@ -52,10 +69,10 @@ _UNITS = tuple((Decimal(10) ** size, Decimal(10) ** (14 - size)) for size in (11
 _EXACT = 1 << 53  # larger floats are not exact, and no names
 _WHOLE = re.compile(r"\A(-?\d+)[.,]0+\Z")  # a column with gaps turns 1234 into 1234.0
 _ROUNDED = re.compile(r"-?\d([.,]\d+)?E\+\d+", re.IGNORECASE)
-_NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)(e[-+]?\d+)?", re.IGNORECASE | re.ASCII)
+_NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)(e[-+]?\d{1,4})?", re.IGNORECASE | re.ASCII)
 _DATE = re.compile(
     r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})"
-    r"(?:[T ]\s*(\d{1,2}):(\d{2})(?::(\d{2})(?:[.,](\d+))?)?\s*(Z|UTC|[-+]\d{2}:?\d{2})?)?",
+    r"(?:(?:T|,? )\s*(\d{1,2}):(\d{2})(?::(\d{2})(?:[.,](\d+))?)?\s*(Z|UTC|[-+]\d{2}(?::?\d{2})?)?)?",
     re.IGNORECASE | re.ASCII,
 )
 _DAY_FIRST = re.compile(r"\A(\d{1,2})\.(\d{1,2})\.(\d{4})(?!\d)", re.ASCII)  # dots everywhere, as in 31.01.2024
@@ -69,14 +86,18 @@ def find_columns(
     Columns that are `given` (field -> name) count before guesses by `known`, REVIEW_COLUMNS or ITEM_COLUMNS.
     """
     with open_table(path) as table:
-        names = table.names
+        names, inner = table.names, table.inner
     if unknown := sorted(set(given) - set(known)):
         raise InputError(f"{path}: there is no field {unknown[0]!r} ({listed(unknown[0], known)}); correct its name")
     used, missing = dict[str, str](), dict[str, str]()
     for field, guesses in known.items():
-        found = [name for name in names if name == given[field].strip()] if field in given else likely(guesses, names)
+        if field in given:
+            found = [name for name in (*names, *inner) if name == given[field].strip()]
+        else:
+            found = likely(guesses, names)
         if len(found) > 1:
             both, how = " and ".join(found), f"name the right one with {COLUMN_FLAGS[field]}"
+            how = how if len(set(found)) > 1 else "rename all but the right one"
             raise InputError(f"{path}: {both} may both be the {CALLED[field]}; {how}")
         if found:
             used[field] = found[0]
@@ -87,10 +108,13 @@ def find_columns(
             f"the {CALLED[field]} ({'expected' if field in given else 'such as'} {name})"
             for field, name in missing.items()
         )
-        near = listed("" if len(missing) > 1 else min(missing.values()), filter(None, names))
+        asked = "" if len(missing) > 1 else min(missing.values())
+        within = [name for name in inner if name.split(".")[0] == asked.split(".")[0]]
+        near = listed(asked, within if within and "." in asked else filter(None, names))
         how = f"name {'them' if len(missing) > 1 else 'it'} with {', '.join(COLUMN_FLAGS[field] for field in missing)}"
         raise InputError(f"{path}: found no column for {wanted} in the first line ({near}); {how}")
-    return used, [name for name in names if name and name not in used.values()]
+    read = [f"{name}." for name in used.values()]
+    return used, [name for name in names if name and not any(column.startswith(f"{name}.") for column in read)]
 
 
 def likely(guesses: Iterable[str], names: Sequence[str]) -> list[str]:
@@ -140,8 +164,11 @@ def read_items(columns: Mapping[str, str], bad: BadRows) -> Iterator[Item]:
 
 
 def _plain_name(name: str) -> str:
-    """Return a column name without what spellings differ in: `User ID`, `userId` and RecBole's `user_id:token`."""
-    name = re.sub(r":(token|float)(_seq)?$", "", name.strip())
+    """Return a column name without what spellings differ in: `User ID`, `userId` and RecBole's `user_id:token`.
+
+    Accents do not count: they may be characters of their own, and are left out with all that is no letter or digit.
+    """
+    name = unicodedata.normalize("NFKD", re.sub(r":(token|float)(_seq)?$", "", name.strip()))
     return re.sub(r"[\W_]+", "", name).lower()
 
 
@@ -236,7 +263,7 @@ def _date_time(found: re.Match[str]) -> int:
     year, _, month, day, hour, minute, second, fraction, zone = found.groups()
     offset = timedelta()
     if zone and zone[0] in "+-":
-        offset = timedelta(hours=int(zone[1:3]), minutes=int(zone[-2:])) * (-1 if zone[0] == "-" else 1)
+        offset = timedelta(hours=int(zone[1:3]), minutes=int(zone[3:].lstrip(":") or 0)) * (-1 if zone[0] == "-" else 1)
     numbers = [int(part or 0) for part in (year, month, day, hour, minute, second, f"{fraction or '0':0<6.6}")]
     return (datetime(*numbers, tzinfo=timezone(offset)) - _EPOCH) // timedelta(milliseconds=1)
 

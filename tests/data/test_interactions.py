@@ -201,3 +201,23 @@ def test_the_record_and_the_report_card_say_what_behaviour_was(tiny, tmp_path, o
 def test_sequential_models_refuse_random_order_in_one_line(tiny):
     with pytest.raises(InputError, match="eval_args: found order 'RO', expected TO, as histories"):
         built(tiny, "SASRec", eval_args={"order": "RO"})
+
+
+def test_numbers_of_interactions_that_are_filled_or_scaled_by_all_rows_are_told(tmp_path, caplog):
+    write_dataset(tmp_path)
+    lines = ["user_id:token\titem_id:token\tprice:float\ttimestamp:float"]
+    lines += [f"{user}\t{item}\t{time % 7 or ''}\t{time}" for user, item, time in tiny_interactions()]
+    (tmp_path / "tiny" / "tiny.inter").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    given = {"load_col": {"inter": ["user_id", "item_id", "price", "timestamp"]}, "numerical_features": ["price"]}
+    with caplog.at_level("WARNING"):
+        built(tmp_path, "FM", **given, normalize_all=True)
+    blank = sum(line.split("\t")[2] == "" for line in lines)
+    assert blank and f"price: {blank} blank cells of interactions become the mean of all rows" in caplog.text
+    assert "price: scaled or cut by the smallest and largest value of all interactions" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        built(tmp_path, "FM")
+        built(
+            tmp_path, "FM", **{**given, "numerical_features": []}, normalize_all=True, val_interval={"price": "[1,7]"}
+        )
+    assert "all rows" not in caplog.text and "all interactions" not in caplog.text

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import sys
+import unicodedata
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -260,6 +261,61 @@ def test_json_lines(tmp_path: Path) -> None:
         assert row.reason.startswith(reason) and row.text == text
 
 
+NESTED = (
+    '{"item_id": 1, "attributes": {"brand": "A", "more": {"genre": ["x", "y"]}, "a.b": {"c": 1999}}, "a.b": "no"}\n'
+    '{"item_id": 2, "attributes": null}\n{"item_id": 3, "attributes": "B"}\n'
+)
+
+
+def test_what_objects_hold_is_named_with_dots(tmp_path: Path) -> None:
+    path = put(tmp_path, NESTED, "x.jsonl")
+    columns = {"brand": "attributes.brand", "categories": "attributes.more.genre", "year": "attributes.a.b.c"}
+    first, *others = items(path, columns)[0]
+    assert first == Item("1", "", "A", ["x", "y"], "", "", "", "1999")
+    assert others == [Item(token, "", "", [], "", "", "") for token in "23"]
+    assert find_columns(path, ITEM_COLUMNS, columns)[1] == ["a.b"]
+    with pytest.raises(
+        InputError, match=r"did you mean attributes.brand\? present: attributes.brand, attributes.more, "
+    ):
+        find_columns(path, ITEM_COLUMNS, {"brand": "attributes.brnd"})
+    line = '{"user_id": 7, "user": {"id": "u"}, "item": {"id": "i"}, "time": {"$date": "1970-01-02"}}\n'
+    path = put(tmp_path, line, "x.jsonl")
+    found, bad = reviews(path, {"item": "item.id", "time": "time.$date"})
+    assert [(row.user, row.item, row.time) for row in found] == [("7", "i", 86_400_000)] and not bad.rows
+    assert reviews(path, {"user": "user.id", "item": "item.id"})[0][0].user == "u"
+    assert header(put(tmp_path, '{"a":' * 900 + "1" + "}" * 900, "x.jsonl")) == ["a"]
+
+
+def test_what_objects_hold_in_parquet(tmp_path: Path) -> None:
+    about = [{"brand": "A", "more": {"year": 1999.0}}, {"brand": None, "more": None}]
+    path = parquet(tmp_path / "x.parquet", {"item": ["a", "b"], "about": about})
+    found, _ = items(path, {"brand": "about.brand", "year": "about.more.year"})
+    assert found == [Item("a", "", "A", [], "", "", "", "1999"), Item("b", "", "", [], "", "", "")]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "Kunden-Nr.;Artikel;Datum;Bewertung",
+        "Kundennummer;Produkt;Zeitpunkt;Sterne",
+        "id_client;Produit;Date achat;score",
+    ],
+)
+def test_german_and_french_names(tmp_path: Path, names: str) -> None:
+    assert reviews(put(tmp_path, f"{names}\nu;i;2.1.1970;4,5\n"))[0] == [Review("u", "i", 4.5, 86_400_000)]
+
+
+def test_names_of_items_with_accents_however_they_are_spelt(tmp_path: Path) -> None:
+    for form in ("NFC", "NFD"):
+        names = unicodedata.normalize(form, "Produit,Titre,Marque,Cat\u00e9gorie,Prix,Ann\u00e9e")
+        assert items(put(tmp_path, f"{names}\ni,t,b,c,9,1999\n"))[0] == [
+            Item("i", "t", "b", ["c"], "", "9", "", "1999")
+        ]
+    names = "Artikelnummer,Titel,Marke,Kategorie,Beschreibung,Preis,Bild,Jahr"
+    assert len(find_columns(put(tmp_path, f"{names}\n"), ITEM_COLUMNS, {})[0]) == 8
+    assert items(put(tmp_path, "Artikel,id,Produkt\nt,i,p\n"))[0][0].token == "i"
+
+
 TIMES: list[tuple[Any, int]] = [
     ("0", 0),
     ("1", 1000),
@@ -279,11 +335,13 @@ TIMES: list[tuple[Any, int]] = [
     ("2024-01-31T12:30:05.1239999 UTC", 1_706_704_205_123),
     ("2024-01-31T12:30:05+02:00", 1_706_697_005_000),
     ("2024-01-31 12:30:05-0130", 1_706_709_605_000),
+    ("2024-01-31 12:30:05.5+02", 1_706_697_005_500),
     ("1969-12-31 23:59:59", -1000),
     ("31.01.2024", 1_706_659_200_000),
     ("31.1.2024 12:30", 1_706_704_200_000),
     ("3.01.2024 9:05:09,5 Z", 1_704_272_709_500),
     ("31.01.2024T12:30:05+02:00", 1_706_697_005_000),
+    ("31.1.2024, 12:30:05", 1_706_704_205_000),
 ]
 
 
@@ -296,6 +354,7 @@ def test_times(tmp_path: Path, text: str, time: int) -> None:
     "text",
     """31/01/2024; 01/31/2024; 31-01-2024; 31.01.24; 31.02.2024; 1.31.2024; 31.01/2024; 31.01.20245; 2024-02-31;
     2024-01-31 25:00; 2024-01/31; 2024-01-31 1:30 PM; 1_000; nan; 1,234,567; 1.234,5; 1e20; 1e400;
+    1e999999999; 1e99999999999999999999; 1e-999999999; 2024-01-31,; 2024-01-31,12:30; 2024-01-31 12:30+2;
     \u0663; Jan 2024; 2024-01-31T12:30+99:00""".replace("\n    ", " ").split("; "),
 )
 def test_what_is_no_time(tmp_path: Path, text: str) -> None:
@@ -367,7 +426,7 @@ def test_items_with_everything(tmp_path: Path) -> None:
         "several": ("a,time\n", {"user": "u"}, "user .expected u., the item .such as item_id.*; name them .*, --item"),
         "wrong name": ("u,item,time\n", {"user": "v"}, r"expected v. .*present: u, item, time"),
         "twice": ("User ID,user_id,item,time\n", {}, "User ID and user_id may both be the user; .*--user-column"),
-        "given twice": ("u,u,item,time\n", {"user": "u"}, "u and u may both be the user"),
+        "given twice": ("u,u,item,time\n", {"user": "u"}, "u and u may both be the user; rename all but"),
         "no field": ("user,item,time\n", {"usr": "u"}, "there is no field 'usr' .did you mean user"),
         "empty": ("", {}, "the file is empty"),
         "blank": (" \n\n", {}, "the file is empty"),
