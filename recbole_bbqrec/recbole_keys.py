@@ -7,14 +7,10 @@ reads it, the key is refused with the reason, unless it is given its default.
 import re
 from typing import Any
 
-from .key_types import NOT_NEGATIVE, POSITIVE, Allowed, Key, Use, never, one_of, only, parts_of
-from .schema import (
+from .conditions import (
     COLUMNS,
     FILTERED,
-    GRAPH_MODELS,
-    INTERACTIONS,
     ITEM_COLUMNS,
-    KIND,
     LABELS,
     NEGATIVES,
     ON_A_GPU,
@@ -24,8 +20,9 @@ from .schema import (
     SELECTED,
     SEQUENCES,
     TRAINED,
-    reads_graph,
 )
+from .key_types import NOT_NEGATIVE, POSITIVE, Allowed, Key, Use, never, one_of, only, parts_of
+from .schema import GRAPH_MODELS, INTERACTIONS, KIND, reads_graph
 
 METRICS = (
     *("Recall", "NDCG", "MRR", "Hit", "Precision", "MAP"),

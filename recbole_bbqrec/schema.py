@@ -1,12 +1,6 @@
-"""What a key may be, and when a run uses it: the words in which `keys.KEYS` and `recbole_keys.RECBOLE` are written.
+"""What a run does, by its settings alone, among which `KIND` says what sort of model it has."""
 
-A condition stands with its key. It looks at the run's settings, among which `KIND` says what sort of model it is.
-"""
-
-from pathlib import Path
-from typing import Any
-
-from .key_types import Settings, Use, only
+from .key_types import Settings
 from .modalities import MODALITIES
 
 KIND, WINDOWS, UNTRAINED, STOCK = "model_kind", "windows", "untrained", "stock"
@@ -14,12 +8,8 @@ KIND, WINDOWS, UNTRAINED, STOCK = "model_kind", "windows", "untrained", "stock"
 INTERACTIONS = GENERAL, TRADITIONAL, CONTEXT, KNOWLEDGE = "general", "traditional", "context", "knowledge"
 """RecBole's other models, which learn from pairs of a user and an item: general ones (traditional ones among them count
 instead of training), context-aware and knowledge-aware ones."""
-RECBOLE_KINDS = (STOCK, *INTERACTIONS)
 ON_GPU = "on_gpu"
 """Whether the run computes on a GPU; stands among its settings as `KIND` does."""
-
-
-# What a run does, from its settings
 
 COUNTED, VECTORS = ("tfidf", "codes"), (".npy", ".safetensors")
 """Encoders without a model, and the endings of files of vectors; any other encoder is a `transformers` model."""
@@ -27,38 +17,18 @@ FEATURE_MODELS, CLICK_MODELS = ("FDSA", "GRU4RecF", "SASRecF"), ("DIEN", "DIN")
 """RecBole's models that read the item columns of `selected_features`, and those that read all columns."""
 GRAPH_MODELS = ("GRU4RecKG", "KSR")
 """RecBole's models that read a knowledge graph and pretrained vectors, `preload_weight`."""
+TOKENIZERS = ("behavior_bind", "rqvae", "aligned", "kmeans")
 
 
-def _encoder(run: Settings, modality: str) -> str:
+def encoder_of(run: Settings, modality: str) -> str:
+    """Return the encoder of a modality, empty where it has none."""
     name = run.get(f"{modality}_encoder")
     return "" if name in (None, "~") else str(name)
 
 
 def encoders(run: Settings) -> list[str]:
     """Return the encoders of the modalities that have one."""
-    return [name for name in (_encoder(run, modality) for modality in MODALITIES) if name]
-
-
-def _is_model(encoder: str) -> bool:
-    return bool(encoder) and encoder not in COUNTED and Path(encoder).suffix not in VECTORS
-
-
-def _reads_columns(run: Settings, modality: str) -> bool:
-    """Whether features of a modality are made from columns of the .item file."""
-    encoder = _encoder(run, modality)
-    is_file = Path(encoder).suffix in VECTORS
-    return encoder != "" and not is_file and (encoder in COUNTED or not run.get(f"{modality}_folder"))
-
-
-def _picks_columns(run: Settings) -> bool:
-    """Whether the item columns that RecBole's model reads are picked from those of texts and codes."""
-    default, columns = run.get("selected_features") == ["class"], run["load_col"] or {}
-    return run["model"] in FEATURE_MODELS and default and not columns.get("item")
-
-
-def _reads_more(run: Settings) -> bool:
-    """Whether the model reads further columns of users, items or rows than their ids."""
-    return run["model"] in FEATURE_MODELS + CLICK_MODELS or run.get(KIND) == CONTEXT
+    return [name for name in (encoder_of(run, modality) for modality in MODALITIES) if name]
 
 
 def reads_labels(run: Settings) -> bool:
@@ -71,22 +41,16 @@ def reads_graph(run: Settings) -> bool:
     return run.get("model") in GRAPH_MODELS or run.get(KIND) == KNOWLEDGE
 
 
-def _attends(run: Settings) -> bool:
+def attends(run: Settings) -> bool:
+    """Whether the similarity of items enters attention."""
     return (run.get("similarity_attention") or "off") != "off"
 
 
-def _compares(run: Settings) -> bool:
-    return bool(run.get("attach_semantic_ids")) or _attends(run) or _shows_codes(run) or _in_tables(run)
-
-
-def _shows_codes(run: Settings) -> bool:
-    """Whether one of RecBole's models reads the codes as columns of items or as a knowledge graph."""
-    return bool(run.get("code_fields")) or run.get("kg") == "codes"
-
-
-def _in_tables(run: Settings) -> bool:
-    """Whether the item tables of one of RecBole's models hold codes."""
-    return "codes" in (run.get("item_semantics") or ())
+def compares(run: Settings) -> bool:
+    """Whether items are compared: by their semantic IDs, or with codes none by the raw features in place of those."""
+    # RecBole's models read codes as columns of items, as a knowledge graph, or in their item tables.
+    shown = run.get("code_fields") or run.get("kg") == "codes" or "codes" in (run.get("item_semantics") or ())
+    return bool(run.get("attach_semantic_ids") or shown) or attends(run)
 
 
 def is_labelled(run: Settings) -> bool:
@@ -97,23 +61,7 @@ def is_labelled(run: Settings) -> bool:
 
 def has_codes(run: Settings) -> bool:
     """Whether semantic IDs are made."""
-    return _compares(run) and run.get("codes") != "none"
-
-
-def _builds(run: Settings) -> bool:
-    return bool(run.get("attach_item_features") or run.get("item_semantics")) or _compares(run)
-
-
-def _loads_more(run: Settings) -> bool:
-    """Whether further columns are loaded than users, items and times."""
-    columns = run["load_col"]
-    return columns is None or len(columns) > 1 or len(columns.get("inter") or ()) > 3 or run["model"] in FEATURE_MODELS
-
-
-def _loads_rows(run: Settings) -> bool:
-    """Whether rows of users or items are loaded; the item columns of `selected_features` are named later."""
-    columns = run["load_col"]
-    return columns is None or not {"user", "item"}.isdisjoint(columns) or run["model"] in FEATURE_MODELS
+    return compares(run) and run.get("codes") != "none"
 
 
 def decodes(run: Settings) -> bool:
@@ -125,7 +73,7 @@ def ranks_new_items(run: Settings) -> bool:
     """Whether the model represents items by what is known of new ones too: features, or codes made from them."""
     if decodes(run) or "content_last_items" in run:
         return True
-    return _is_bbqrec(run) and bool(run.get("use_features") or (has_codes(run) and run.get("use_code_embedding")))
+    return is_bbqrec(run) and bool(run.get("use_features") or (has_codes(run) and run.get("use_code_embedding")))
 
 
 def second_stage(run: Settings) -> str:
@@ -134,256 +82,6 @@ def second_stage(run: Settings) -> str:
     return "off" if is_off else run.get("second_stage") or "off"
 
 
-def _candidates(run: Settings) -> list[str]:
-    return [] if second_stage(run) == "off" else list(run["candidate_similarity"])
-
-
-def _is_bbqrec(run: Settings) -> bool:
+def is_bbqrec(run: Settings) -> bool:
     """Whether the model is BBQRec or shares its class: its controls, UniSRec."""
     return "scoring" in run
-
-
-def _reads_features(run: Settings, attach: Any) -> bool:
-    if not attach:  # to leave them out, nothing else may bring them along
-        return not _compares(run)
-    ranked = not MODALITIES.keys().isdisjoint(_candidates(run))
-    read = _compares(run) or not {"graph_hops", "content_last_items"}.isdisjoint(run) or ranked
-    return read or (_is_bbqrec(run) and bool(run.get("use_features")))
-
-
-def _reads_ids(run: Settings, attach: Any) -> bool:
-    if "causal_encoder" in run:
-        return True
-    if not attach:
-        return not _attends(run)
-    scored = run.get("use_code_embedding") or run.get("scoring") != "dense"
-    selected = "semantic_id" in (run.get("selected_features") or ())
-    read = _attends(run) or "codes" in _candidates(run) or (scored if _is_bbqrec(run) else selected)
-    return run.get("codes") != "none" and bool(read)
-
-
-def _known_signals(run: Settings, names: Any) -> bool:
-    """Whether a second stage of this form can know all these signals of the items."""
-    form = second_stage({**run, "candidate_similarity": names})
-    there = {
-        "behavior": form != "off",
-        "codes": form != "off" and has_codes(run),
-        "seen": form == "linear",
-        "popularity": form == "gbdt",
-    }
-    of_features = form != "off" and _builds(run)
-    return all(there.get(name, of_features and bool(_encoder(run, name))) for name in names)
-
-
-IDS = (
-    "semantic IDs: attach_semantic_ids, similarity_attention, code_fields, kg=codes or codes in item_semantics, "
-    "and codes not none"
-)
-
-
-def _tokenizer(*names: str, learned: bool = True) -> tuple[Use, ...]:
-    """One of these tokenizers gives the codes; where `learned`, no random ones stand in their place."""
-
-    def holds(run: Settings) -> bool:
-        return has_codes(run) and run.get("tokenizer") in names and not (learned and run.get("codes") == "random")
-
-    which = f", with tokenizer={' or '.join(names)}" if len(names) < len(TOKENIZERS) else ""
-    return only(f"with {IDS}{which}{' and without codes=random' * learned}", holds)
-
-
-CODE_FIELDS = ("prefixes", "vectors")
-TOKENIZERS = ("behavior_bind", "rqvae", "aligned", "kmeans")
-
-TRAINED = only(
-    "in models that train, not in Pop, TransitionGraph and RecBole's traditional models",
-    lambda run: run[KIND] not in (UNTRAINED, TRADITIONAL),
-)
-RECBOLES = only("in RecBole's own models", lambda run: run[KIND] in RECBOLE_KINDS)
-SEQUENTIAL = only("in RecBole's sequential models", lambda run: run[KIND] == STOCK)
-NEGATIVES = only(
-    "in RecBole's models that train on sampled negatives, with loss_type=BPR or without a loss_type",
-    lambda run: run[KIND] in (STOCK, GENERAL, CONTEXT, KNOWLEDGE) and run.get("loss_type") != "CE",
-    "drop it; BBQRec and its controls draw their negatives themselves, see n_negatives",
-)
-COLUMNS = only(
-    f"in models that read further columns: {', '.join(FEATURE_MODELS + CLICK_MODELS)}, context-aware ones",
-    _reads_more,
-)
-ITEM_COLUMNS = only(
-    "with benchmark_filename, and in models that read further columns of items: "
-    f"{', '.join(FEATURE_MODELS + CLICK_MODELS + GRAPH_MODELS)}, context-aware and knowledge-aware ones",
-    lambda run: bool(run["benchmark_filename"]) or _reads_more(run) or reads_graph(run),
-)
-SELECTED = only(f"in {', '.join(FEATURE_MODELS)}", lambda run: run["model"] in FEATURE_MODELS)
-LABELS = only(
-    f"in {' and '.join(CLICK_MODELS)} and context-aware models, which learn from labels",
-    reads_labels,
-    "drop it; to keep some interactions alone use val_interval={'rating': '[4,inf)'}",
-)
-PRELOADED = only(
-    f"in {' and '.join(GRAPH_MODELS)}",
-    lambda run: run["model"] in GRAPH_MODELS,
-    "give pretrained vectors of items as a file: text_encoder=vectors.npy or image_encoder=, see docs/item-features.md",
-)
-SEQUENCES = only(
-    "where texts, further columns or files with histories are read",
-    lambda run: _builds(run) or _loads_more(run) or bool(run["benchmark_filename"]),
-)
-ROWS = only("where columns of users or items are loaded", _loads_rows)
-FILTERED = only("without benchmark_filename, whose files stay as they are", lambda run: not run["benchmark_filename"])
-ON_A_GPU = (Use("only on a GPU", lambda run, value: bool(run[ON_GPU]) or value in (False, "", "-1")),)
-HISTORIES = only(
-    "in models that read histories, not in Pop without a second_stage and in models of users and items",
-    lambda run: run[KIND] not in INTERACTIONS and (run["model"] != "Pop" or second_stage(run) != "off"),
-)
-
-ATTACH_FEATURES = (
-    Use(
-        "True only where something reads the features (use_features, a modality of a second_stage, "
-        "TransitionGraph), False only where neither semantic IDs nor similarity attention are made from them",
-        _reads_features,
-        "to go without features empty text_encoder and those of other modalities",
-    ),
-)
-ATTACH_IDS = (
-    Use(
-        "True only where something reads the IDs (BBQRec's use_code_embedding, scoring, similarity_attention, codes "
-        "of a second_stage; selected_features) and codes is not none, False only without similarity attention",
-        _reads_ids,
-        "to go without codes set codes=none",
-    ),
-)
-FEATURES = (
-    Use(
-        "only where features are built: attach_item_features, item_semantics, or what semantic IDs are made for",
-        lambda run, value: not value or _builds(run),
-        "drop it, or take a model that reads features, such as BBQRec",
-    ),
-)
-TEXTS = (
-    Use(
-        f"only where an encoder makes features of texts, and in {', '.join(FEATURE_MODELS)} without selected_features",
-        lambda run, value: not value or _picks_columns(run) or (_builds(run) and _reads_columns(run, "text")),
-        "drop it, or set text_encoder in a model that reads features",
-    ),
-)
-
-
-def code_columns(modality: str) -> tuple[Use, ...]:
-    """Make the condition of `<modality>_fields`, which name code columns."""
-    words = f"with {modality}_encoder=codes, and in {', '.join(FEATURE_MODELS)} without selected_features"
-    return only(words, lambda run: _picks_columns(run) or (_builds(run) and _reads_columns(run, modality)))
-
-
-IMAGES = (
-    Use(
-        "only where image_encoder names a model and features are built",
-        lambda run, value: not value or (_builds(run) and _is_model(_encoder(run, "image"))),
-    ),
-)
-COUNTED_FEATURES = only(
-    "with an encoder tfidf or codes", lambda run: _builds(run) and not set(COUNTED).isdisjoint(encoders(run))
-)
-MODEL_FEATURES = only(
-    "where an encoder is a transformers model", lambda run: _builds(run) and any(map(_is_model, encoders(run)))
-)
-TEXT_MODEL = only(
-    "where text_encoder is a transformers model", lambda run: _builds(run) and _is_model(_encoder(run, "text"))
-)
-COMPARES = only(
-    "with attach_semantic_ids, similarity_attention, code_fields, kg=codes or codes in item_semantics",
-    lambda run: run[KIND] != UNTRAINED and _compares(run),
-)
-CODES = only(f"with {IDS}", has_codes)
-FIELDS = (
-    *only(
-        "in context-aware models, such as DeepFM, and with codes not none",
-        lambda run: run[KIND] == CONTEXT and run.get("codes") != "none",
-    ),
-    Use(
-        "vectors only in models that read sequences of numbers, not in FwFM",
-        lambda run, value: run["model"] != "FwFM" or "vectors" not in value,
-        "give --code_fields=prefixes",
-    ),
-)
-GRAPH = only(
-    "in knowledge-aware models, such as CKE, and with codes not none",
-    lambda run: run[KIND] == KNOWLEDGE and run.get("codes") != "none",
-)
-PREFIXES = only(
-    "with prefixes among code_fields, or kg=codes",
-    lambda run: "prefixes" in (run.get("code_fields") or ()) or run.get("kg") == "codes",
-)
-REPORT = (Use(CODES[0].words, lambda run, value: not value or has_codes(run)),)
-SHAPE = _tokenizer(*TOKENIZERS, learned=False)
-NETWORK = _tokenizer("behavior_bind", "rqvae", "aligned", learned=False)
-LEARNED_NETWORK = _tokenizer("behavior_bind", "rqvae", "aligned")
-RQVAE, ALIGNED = _tokenizer("rqvae", "aligned"), _tokenizer("aligned")
-BOUND, BOUND_SHAPE = _tokenizer("behavior_bind"), _tokenizer("behavior_bind", learned=False)
-BOUND_FEATURES = (*BOUND, *only("where items have features", lambda run: bool(encoders(run))))
-SHARED = (*BOUND_FEATURES, *only("without sid_mode=fused", lambda run: run.get("sid_mode") != "fused"))
-ATTENTION = only(
-    "in BBQRec, its controls and RecBole's sequential models", lambda run: run[KIND] == STOCK or _is_bbqrec(run)
-)
-SEMANTICS = (
-    *only("in RecBole's models that train", lambda run: run[KIND] not in (WINDOWS, UNTRAINED, TRADITIONAL)),
-    *only("codes without codes=none", lambda run: has_codes(run) or "codes" not in run["item_semantics"]),
-    *only(
-        "features with an encoder",
-        lambda run: bool(encoders(run)) or "features" not in run["item_semantics"],
-        "name one, as in --text_encoder=tfidf --text_fields='title brand'",
-    ),
-)
-SIMILARITY = (*ATTENTION, *only("with similarity_attention", _attends))
-CODE_EMBEDDING = (Use(f"True {CODES[0].words}", lambda run, value: not value or has_codes(run)),)
-IDENTITY = (
-    Use(
-        f"{CODES[0].words}, and not with scoring=generate, which decodes what a tokenizer has learned",
-        lambda run, value: not value or (has_codes(run) and not decodes(run)),
-    ),
-)
-PROJECTED = (
-    Use(
-        "True only with item features: attach_item_features and an encoder of a modality, such as text_encoder",
-        lambda run, value: not value or (_builds(run) and bool(encoders(run))),
-    ),
-)
-EXPERTS = only("with use_features", lambda run: bool(run.get("use_features")))
-ID_PART = only("with use_item_id", lambda run: bool(run.get("use_item_id")))
-ID_DIM = (
-    *ID_PART,
-    Use("only up to hidden_size", lambda run, value: (value or 0) <= run["hidden_size"], "give a smaller one"),
-)
-SCORING = (Use(f"joint, codes and generate {CODES[0].words}", lambda run, value: value == "dense" or has_codes(run)),)
-JOINT = only("with scoring=joint and semantic IDs", lambda run: run.get("scoring") == "joint" and has_codes(run))
-GENERATE = only("with scoring=generate", lambda run: run.get("scoring") in (None, "generate"))
-DENSE = only("with scoring=joint or dense", lambda run: run.get("scoring") in ("joint", "dense"))
-COSINE = (*DENSE, *only("with score_function=cosine", lambda run: run.get("score_function") == "cosine"))
-SECOND_STAGE = (
-    Use(
-        "only in models that score all items after a history: not where IDs are decoded, as in TIGER and with "
-        "scoring=generate, which scores a few items, and not in models of users and items",
-        lambda run, value: value == "off" or not (decodes(run) or run[KIND] in INTERACTIONS),
-    ),
-)
-CANDIDATES = (
-    Use(
-        "only with a second_stage; a modality only where it has an encoder and features are built, codes only "
-        "with semantic IDs, seen only with second_stage=linear, popularity only with second_stage=gbdt",
-        lambda run, value: not value or _known_signals(run, value),
-        "drop it, or give what it needs",
-    ),
-)
-NEIGHBOURS = only(
-    "with second_stage=linear and candidate_similarity by behavior, a modality or codes",
-    lambda run: second_stage(run) == "linear" and bool(set(_candidates(run)) - {"seen"}),
-)
-
-
-def _beyond_one(key: str, words: str) -> tuple[Use, ...]:
-    return only(f"with {words}", lambda run: any(value not in (None, 1) for value in run.get(key) or ()))
-
-
-HOPS, STEPS = _beyond_one("graph_hops", "more than one hop"), _beyond_one("graph_last_items", "more than one last item")
-CONTENT_STEPS = _beyond_one("content_last_items", "more than one last item")
-HAS_FEATURES = only("where items have features, as by text_encoder", lambda run: _builds(run) and bool(encoders(run)))

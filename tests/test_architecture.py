@@ -17,7 +17,7 @@ MAX_LINES = 400
 # Rooms from the ground up: a module may import its own room and those before it. Modules at the root are rooms too.
 ORDER = (
     *("errors", "storage", "claims", "watch", "distributed", "compat", "run_log", "modalities"),
-    *("key_types", "schema", "recbole_keys", "keys", "settings"),
+    *("key_types", "schema", "conditions", "recbole_keys", "keys", "settings"),
     *("preparation", "tokenizer", "model", "data"),
     *("evaluation", "second_stage", "training", "registry", "protocol", "layers", "config", "refusals", "run_record"),
     *("serving", "quick_start", "registration", "experiments", "cli"),
@@ -25,7 +25,7 @@ ORDER = (
 # Apart from what stands above them, these do not know each other.
 APART = {("model", "preparation"), ("tokenizer", "preparation"), ("serving", "experiments")}
 WITHOUT_RECBOLE = {"errors", "storage", "schema", "recbole_keys", "settings", "preparation", "tokenizer", "evaluation"}
-WITHOUT_RECBOLE |= {"keys", "claims", "watch", "distributed", "modalities", "key_types"}
+WITHOUT_RECBOLE |= {"keys", "claims", "watch", "distributed", "modalities", "key_types", "conditions"}
 ROOMS = {"preparation", "tokenizer", "model", "data", "evaluation", "second_stage", "training", "serving"}
 ROOMS |= {"experiments", "cli"}
 FORBIDDEN_IMPORTS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "ray"}

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from ..conditions import FILTERED
 from ..errors import InputError
 from ..keys import KEYS
 from ..preparation.atomic import read_atomic, read_header
 from ..recbole_keys import RECBOLE
-from ..schema import FILTERED
 
 EXAMPLE = "--benchmark_filename=\"['train','valid','test']\""
 NO_TIMES = "timestamp"

@@ -1,7 +1,6 @@
 """What comes after training: its best weights, a second stage fitted on validation, and what other runs take over."""
 
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,39 +8,18 @@ import numpy as np
 import torch
 
 from .. import distributed, run_log
-from ..data.cold_items import is_cold
-from ..data.sequences import token_places
-from ..errors import InputError
-from ..evaluation.ranking import Ranks, rows_of_some
 from ..second_stage import socket
 from ..second_stage.hashing import sample_of
 from ..settings import plain_settings, second_stage_settings
 from ..tokenizer import memory
 from . import checkpoint
 from .checkpoint import WEIGHTS_FILE, RunFolder
-from .target_ranks import TargetRanks
+from .validation import Validation
 
 FITTED_ON = 50_000
 """Rows of validation that a second stage is fitted on, at most: more than either form takes of them."""
 SECONDS, MEMORY = "second_stage_seconds", "peak_memory_mib"
 """Keys in the header of a run's weights."""
-
-
-@dataclass
-class TrainingState:
-    """How far training is; kept with the weights of the last epoch.
-
-    Epochs count from 0; none is the best before the first evaluation, and without validation the last one is.
-    `peak_memory_mib` is the largest of all processes that have worked on it. `chosen` are the settings that validation
-    has chosen, where a model counts instead of training.
-    """
-
-    best_epoch: int | None = None
-    epochs_done: int = 0
-    epoch_seconds: list[float] = field(default_factory=list)
-    evaluate_seconds: list[float] = field(default_factory=list)
-    chosen: dict[str, float] = field(default_factory=dict)
-    peak_memory_mib: float | None = None
 
 
 class Decided(NamedTuple):
@@ -61,46 +39,23 @@ class Decided(NamedTuple):
     second_stage: Any
 
 
-class SecondStageFit(TargetRanks):
+class SecondStageFit(Validation):
     """The part of a trainer that fits a second stage on validation once training is done, see `second_stage.socket`.
 
     Where another run has fitted it, what that has found serves over this run's sequences.
     """
 
     saved_model_file: str
-    state: TrainingState
     folder: RunFolder
     decided: Decided | None = None
     _memory: memory.PeakMemory
-    _train_dataset: Any = None
-    _validates = True
     _stage_seconds = 0.0
-    _last_ranks: Ranks | None = None  # of the last validation, and of the best
-    _best_ranks: Ranks | None = None
 
     def load_best(self, model_file: Any = None) -> None:
         """Put the best weights by validation into the model."""
         path = Path(model_file or self.saved_model_file)
         checkpoint.load_weights(path, self.model)
         self.logger.info(f"Loading model structure and parameters from {path}", extra=run_log.DETAIL)
-
-    def judge(self, split: str, eval_data: Any, earlier: list[Any], show_progress: bool = False) -> Ranks:
-        """Ranks of a split for tables; those of the best epoch where they are of the same users and still hold."""
-        rows, best = self._told_of(eval_data) if split == "valid" else None, self._best_ranks
-        if split == "valid" and best is not None and self.model.second_stage is None and _same(rows, best.rows):
-            return best
-        return self.rank(eval_data, earlier, show_progress, rows)
-
-    def _told_of(self, valid_data: Any) -> np.ndarray | None:
-        """Rows of validation that tables tell of, see `valid_users`; none where those are all."""
-        if not self.config["valid_users"]:
-            return None
-        dataset = valid_data._dataset
-        places = token_places(dataset, dataset.uid_field)[dataset.inter_feat[dataset.uid_field].numpy()]
-        rows, cold = rows_of_some(places, self.config["valid_users"]), is_cold(dataset)
-        if rows is not None and cold is not None and len(np.unique(cold[rows])) < 2:
-            raise InputError("valid_users: found only warm or only cold targets among those drawn; raise it")
-        return rows
 
     def finish(self, valid_data: Any, show_progress: bool = False) -> None:
         """Bring the best weights into the model, and fit its second stage on validation, once a folder."""
@@ -176,7 +131,3 @@ def rows_to_fit(judged: Any) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
     targets = judged.inter_feat[judged.iid_field]
     rows = sample_of(judged.lists, targets, judged.catalogue.tokens, FITTED_ON)
     return rows, judged.lists(rows), targets[torch.from_numpy(rows)]
-
-
-def _same(one: np.ndarray | None, other: np.ndarray | None) -> bool:
-    return one is other or (one is not None and other is not None and np.array_equal(one, other))

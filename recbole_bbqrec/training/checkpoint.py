@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,23 @@ WEIGHTS_FILE, LAST_FILE = "weights.safetensors", "last.safetensors"
 """In the folder of a training: the best weights by validation, and the state after the last epoch."""
 _MODEL, _OPTIMIZER = "model.", "optimizer."
 _STAGE = "second_stage"  # in the header of weights: the form of the second stage among them
+
+
+@dataclass
+class TrainingState:
+    """How far training is; kept with the weights of the last epoch.
+
+    Epochs count from 0; none is the best before the first evaluation, and without validation the last one is.
+    `peak_memory_mib` is the largest of all processes that have worked on it. `chosen` are the settings that validation
+    has chosen, where a model counts instead of training.
+    """
+
+    best_epoch: int | None = None
+    epochs_done: int = 0
+    epoch_seconds: list[float] = field(default_factory=list)
+    evaluate_seconds: list[float] = field(default_factory=list)
+    chosen: dict[str, float] = field(default_factory=dict)
+    peak_memory_mib: float | None = None
 
 
 class RunFolder(NamedTuple):

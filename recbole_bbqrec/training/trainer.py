@@ -6,7 +6,6 @@ import shutil
 import statistics
 import time
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,27 +18,21 @@ from recbole.utils import set_color
 
 from .. import claims, compat, distributed, run_log
 from ..data.dataloader import seed_batches
-from ..data.sequences import token_places
 from ..errors import InputError
 from ..evaluation.candidates import sampling_of
 from ..evaluation.configuration import judged_parts
-from ..evaluation.labels import LABEL_METRICS, of_rankings
-from ..evaluation.ranking import rows_of_some
-from ..evaluation.sample import sampled_rows
+from ..evaluation.labels import of_rankings
 from ..model.padding import LENGTH_INDEPENDENT, group_by_length
 from ..second_stage import socket
 from ..settings import second_stage_settings
 from ..tokenizer import memory
 from ..tokenizer.memory import PeakMemory
 from . import checkpoint
-from .afterwards import Decided, SecondStageFit, TrainingState
-from .checkpoint import LAST_FILE, WEIGHTS_FILE, RunFolder
-from .labelled import judge_labels
+from .afterwards import Decided, SecondStageFit
+from .checkpoint import LAST_FILE, WEIGHTS_FILE, RunFolder, TrainingState
 from .shares import joint_loss
 from .steps import check_finite
 
-STOPS_ON = 10_000
-"""Rows of validation, at most, that decide which epoch is the best; docs/speed.md says what that costs."""
 RESUMED = ("cur_step", "best_valid_score", "best_valid_result")
 """What RecBole's trainer knows of the validation so far; kept with our own state."""
 
@@ -57,7 +50,7 @@ class ProtocolTrainer(SecondStageFit):
     decided : set before `fit` where another run has decided what validation decides.
     """
 
-    _keeps_last, _samples = False, True
+    _keeps_last = False
 
     def __init__(self, config: Any, model: Any) -> None:
         with contextlib.nullcontext() if distributed.is_main() else compat.writing_no_events():
@@ -212,56 +205,6 @@ class ProtocolTrainer(SecondStageFit):
     def _check_nan(self, loss: torch.Tensor) -> None:
         check_finite(loss)
 
-    def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, Any]:
-        started = time.perf_counter()
-        if self.valid_metric in LABEL_METRICS:
-            metrics, self._last_ranks = {"masked": {}, "unmasked": self.judge_labels("valid", valid_data)["all"]}, None
-        else:
-            metrics = self._validate(valid_data, show_progress)
-        self.state.evaluate_seconds.append(time.perf_counter() - started)
-        score = {**metrics["unmasked"], **metrics["masked"]}[self.valid_metric]
-        better, worse = (score, self.best_valid_score)[:: 1 if self.valid_metric_bigger else -1]
-        if better >= worse:  # RecBole's rule: an equal score counts as better
-            self.state.best_epoch, self._best_ranks = self.state.epochs_done - 1, self._last_ranks
-        self._tell(score, show_progress)
-        # RecBole's own names stay what RecBole means by them, the unmasked column.
-        masked = {f"masked_{name}": value for name, value in metrics["masked"].items()}
-        return score, OrderedDict({**masked, **metrics["unmasked"]})
-
-    def _tell(self, score: float, show_progress: bool) -> None:
-        """Say how the epoch was judged; where bars show it, in the log file alone."""
-        best = (self.state.best_epoch or 0) + 1
-        what = f"epoch {self.state.epochs_done}: {self.valid_metric} {score:.4f}"
-        marked = (
-            ", the best so far" if best == self.state.epochs_done else f"; best {self.best_valid_score:.4f} in {best}"
-        )
-        self.logger.info(what + marked, extra=run_log.DETAIL if show_progress else None)
-
-    def _validate(self, valid_data: Any, show_progress: bool) -> dict[str, dict[str, float]]:
-        """Metrics of validation by column; where items are held out of training, they judge training as little.
-
-        Of many rows a sample decides when to stop, the same after each epoch.
-        """
-        told = self._told_of(valid_data)
-        judged = np.arange(len(valid_data._dataset.inter_feat)) if told is None else told
-        sample = judged[self._sampled(valid_data._dataset, judged)]
-        are_all = len(sample) == len(judged)
-        ranks = self.rank(valid_data, [self._train_dataset], show_progress, told if are_all else sample)
-        self._last_ranks = ranks if are_all else None
-        asked, groups = (self.config["metrics"], self.config["topk"]), ranks.groups()
-        found = groups["all"].metrics(*asked)
-        warm = groups["warm"].metrics(*asked) if "warm" in groups else found
-        return {column: {**found[column], **warm[column]} for column in found}
-
-    def _sampled(self, dataset: Any, judged: np.ndarray) -> np.ndarray:
-        """Places of rows among the `judged` that decide when to stop; where users have several, of so many users."""
-        most = STOPS_ON if self._samples else 0
-        if not dataset.rows_are_interactions:
-            return sampled_rows(len(judged), most, self.config["seed"])
-        places = token_places(dataset, dataset.uid_field)
-        found = rows_of_some(places[dataset.inter_feat[dataset.uid_field].numpy()[judged]], most)
-        return np.arange(len(judged)) if found is None else found
-
     def _save_checkpoint(self, epoch: int | None, verbose: bool = True, **kwargs: Any) -> None:
         if not distributed.is_main():
             return
@@ -308,12 +251,6 @@ class ProtocolTrainer(SecondStageFit):
         if load_best_model:
             self.load_best(model_file)
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
-
-    def judge_labels(self, split: str, eval_data: Any) -> dict[str, dict[str, float]]:
-        """Metrics of a split's labels by group of rows, see `labelled.judge_labels`; none without such metrics."""
-        if len(of_rankings(self.config["metrics"])) == len(self.config["metrics"]):
-            return {}
-        return judge_labels(self.config, self.model, eval_data._dataset, self._train_dataset, split)
 
     def timings(self) -> dict[str, float]:
         """Seconds of `train` (all epochs with their validation), of a median `epoch` and of a median `evaluate`.

@@ -10,8 +10,7 @@ from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.dataloader import WindowDataLoader, split_loaders
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.evaluation.sample import sampled_rows
-from recbole_bbqrec.training import checkpoint
-from recbole_bbqrec.training import trainer as trainer_module
+from recbole_bbqrec.training import checkpoint, validation
 from recbole_bbqrec.training.trainer import ProtocolTrainer
 
 
@@ -64,7 +63,7 @@ def test_training_stops_by_the_masked_score_and_keeps_the_best_weights(tiny, tmp
 
 
 def test_a_sample_of_many_validation_rows_stops_training_and_the_table_has_all(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer_module, "STOPS_ON", 7)
+    monkeypatch.setattr(validation, "STOPS_ON", 7)
     given, ranked = settings(tiny, checkpoint_dir=str(tmp_path), epochs=2, second_stage="off"), []
     plain = ProtocolTrainer.rank
 
