@@ -96,9 +96,9 @@ def content(
     reference = against or next((model for model in named if model in runs), None)
     rows = [_row(model, runs, values, reference) for model in runs]
     if final:
-        before = _valid_means(runs)
+        on_valid = _valid_means(runs)
         for row in rows:
-            row["valid_masked"] = {metric: {"mean": means[row["model"]]} for metric, means in before.items()}
+            row["valid_masked"] = {metric: {"mean": means[row["model"]]} for metric, means in on_valid.items()}
     tables.correct({row["model"]: row for row in rows}, runs)
     rows.sort(key=lambda row: (-row["masked"][RANKED_BY]["mean"], row["model"]))
     data = [chosen[row["model"]].record["data"] for row in rows]
