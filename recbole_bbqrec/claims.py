@@ -1,9 +1,10 @@
 """Who does which work in a folder that several processes share, be they on one machine or on many.
 
 A claim is a file that one process alone can create, `O_EXCL`, which a shared disk without locks keeps too. Its owner
-touches it every few seconds; one that nobody has touched for `STALE` seconds is of a process that has died. Its
-successor is not written over it, which two could do at once, but beside it, with the next number: again one process
-alone can create that. The highest number counts.
+touches it every few seconds; one that nobody has touched for `STALE` seconds is of a process that has died, unless that
+is seen to live: the machine may have slept, or the process was stopped. The successor of a claim is not written over
+it, which two could do at once, but beside it, with the next number: again one process alone can create that. The
+highest number counts.
 """
 
 import contextlib
@@ -58,7 +59,8 @@ def take(path: Path) -> Claim | None:
     except FileExistsError:
         return None
     with os.fdopen(handle, "w") as file:
-        json.dump({"host": platform.node(), "pid": os.getpid(), "place": _place()}, file)
+        own = {"host": platform.node(), "pid": os.getpid(), "place": _place(), "started": _start_of(os.getpid())}
+        json.dump(own, file)
     return Claim(path, last + 1)
 
 
@@ -113,14 +115,25 @@ def _is_dead(path: Path, number: int) -> bool:
     file = _file(path, number)
     try:
         touched = file.stat().st_mtime
-        if _now(path.parent) - touched > STALE:
-            return True
         owner = json.loads(file.read_text())
     except FileNotFoundError:
         return False  # released just now; the next look finds none
     except ValueError:
-        return False  # its owner is about to write it
-    return owner["place"] is not None and owner["place"] == _place() and not psutil.pid_exists(owner["pid"])
+        owner = {}  # its owner is about to write it
+    if owner.get("place") is not None and owner["place"] == _place():
+        started = _start_of(owner["pid"])
+        if started is None or abs(started - owner.get("started", 0.0)) < BEAT:
+            return started is None
+    return _now(path.parent) - touched > STALE  # the number may be that of a later process
+
+
+def _start_of(pid: int) -> float | None:
+    """When a process of this machine began; none where there is none of this number, or only what is left of one."""
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.NoSuchProcess:
+        return None
 
 
 def _now(folder: Path) -> float:

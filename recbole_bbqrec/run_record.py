@@ -23,7 +23,7 @@ def record_of(config: Config, trained: Any, ranks: Mapping[str, Ranks], memory: 
     done, best = trainer.state.epochs_done, trainer.state.best_epoch
     data, everybody = trained.dataset, trained.loaders[1]._dataset
     drawn = {
-        split: int(everybody.inter_feat[everybody.uid_field].unique().numel())
+        split: int(everybody.positive().inter_feat[everybody.uid_field].unique().numel())
         for split, rank in ranks.items()
         if config["valid_users"] and split == "valid" and rank.rows is not None
     }
@@ -56,7 +56,7 @@ def _how_judged(config: Config, trained: Any, ranks: Mapping[str, Ranks]) -> dic
     asked, found = (config["metrics"], config["topk"]), {}
     if config["cold_items"] or config["group_metrics"]:
         train, *judged = (loader._dataset for loader in trained.loaders)
-        found |= {"grouped_by": config["group_metrics"] or [], "groups": {}}
+        found |= {"grouped_by": dict.fromkeys(ranks, config["group_metrics"] or []), "groups": {}}
         for split, dataset in zip(("valid", "test"), judged, strict=True):
             if split in ranks:
                 parts = groups_of(ranks[split], dataset, train, config["group_metrics"] or ())

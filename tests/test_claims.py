@@ -1,9 +1,12 @@
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from recbole_bbqrec import claims
@@ -93,3 +96,22 @@ def test_an_error_gives_the_claim_back(tmp_path):
     with pytest.raises(ValueError), claims.alone(tmp_path / "a"):
         raise ValueError
     assert not list(tmp_path.iterdir())
+
+
+def test_a_process_of_this_machine_that_was_stopped_keeps_its_claim(tmp_path, holder):
+    os.kill(holder.pid, signal.SIGSTOP)
+    file = tmp_path / ".x.claim-1"
+    os.utime(file, (time.time() - claims.STALE - 1,) * 2)
+    assert claims.take(tmp_path / "x") is None, "it goes on where it was, as after a sleep of the machine"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "started": content["started"] - 1000}))
+    assert claims.take(tmp_path / "x") is None, "touched just now"
+    os.utime(file, (time.time() - claims.STALE - 1,) * 2)
+    assert claims.take(tmp_path / "x"), "the number is that of another process by now"
+
+
+def test_a_killed_process_that_nobody_has_waited_for_holds_nothing(tmp_path, holder):
+    holder.kill()
+    while psutil.Process(holder.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    assert claims.take(tmp_path / "x")

@@ -22,7 +22,11 @@ def models(default: str) -> Any:
     option("--final", action="store_true", help="show the test split instead of validation"),
     option("--models", type=names, default=[], help="rows, separated by commas (default: all that have a record)"),
     option("--keys", type=names, default=[], help="run keys to show instead of the latest of their models"),
-    option("--against", metavar="MODEL", help="compare with this row (default: BBQRec, else the first of --models)"),
+    option(
+        "--against",
+        metavar="MODEL",
+        help="compare with this row (default: BBQRec, else the first of --models, else as before)",
+    ),
     option("--metrics", type=names, default=[], help="further metrics to show: MAP,GiniIndex, or at 5 MAP@5"),
     option("--group_metrics", type=names, default=[], help="show groups of targets: popularity, length, cold"),
     option("--mode", default="full", help="rows ranked among sampled items, such as uni100 (default: full)"),

@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..evaluation import report
 from ..evaluation.configuration import name_of_split
 from ..evaluation.statistics import holm
+from ..training.target_ranks import first_of_pairs
 from . import records, tables
 from .runner import QUIET, Job, given_and_files, run_with_page, said, say
 from .tables import SPLITS, TESTED, short
@@ -90,13 +91,18 @@ def name(model: str, form: str) -> str:
 
 
 def few_interactions(config: Config) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By split, the users [R] of its targets, ascending, and whether [R] training has fewer than `FEW` of the item."""
+    """By split, the users [R] of its targets, ascending, and whether [R] training has fewer than `FEW` of the item.
+
+    Targets of one list are a set, as they are ranked: an item that a user has several times in a part counts once.
+    """
     dataset = registry.get_dataset(config["model"])(config)
     train, *judged = (loader._dataset for loader in split_loaders(config, dataset))
     counts = np.bincount(train.train_sequences.items, minlength=train.item_num)
     found = {}
     for split, part in zip(SPLITS, judged, strict=True):
-        users, items = (part.inter_feat[field].numpy() for field in (part.uid_field, part.iid_field))
+        rows = np.arange(len(part.inter_feat))
+        rows = first_of_pairs(part, rows) if part.rows_are_interactions else rows
+        users, items = (part.inter_feat[field].numpy()[rows] for field in (part.uid_field, part.iid_field))
         order = np.argsort(users, kind="stable")
         found[split] = users[order], counts[items[order]] < FEW
     return found

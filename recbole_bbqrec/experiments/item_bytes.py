@@ -14,6 +14,7 @@ from ..config import Config, refuse_unused
 from ..data.feature_sources import modalities
 from ..errors import InputError
 from ..evaluation import report
+from ..evaluation.configuration import name_of_split
 from ..evaluation.statistics import PairedValues, holm
 from ..model.catalogue import Catalogue, SemanticIds
 from ..model.item_table import ItemTable
@@ -163,14 +164,15 @@ def write(jobs: Mapping[Row, Job], left_out: Mapping[str, str], results: Path) -
     if not found["rows"]:
         return "no run has a record yet"
     text = tables.yaml_of(found["settings"], found["dataset"])
-    page = tables.page("item-bytes.md.jinja", **found, yaml=text, MEBIBYTE=MEBIBYTE)
+    name = tables.name_of("item-bytes", found["dataset"], name_of_split(found["settings"]))
+    page = tables.page("item-bytes.md.jinja", **found, file=name, yaml=text, MEBIBYTE=MEBIBYTE)
     points = {
         label: [(row["bytes"] / MEBIBYTE, row["masked"]["ndcg@10"]) for row in found["rows"] if row["kind"] == kind]
         for kind, (label, _) in KINDS.items()
     }
     title = f"{found['dataset']}, validation, seen items masked"
     figure = report.line_figure(title, "MiB of item parameters", short("ndcg@10"), points)
-    tables.write(results, f"item-bytes-{found['dataset']}", found, {"png": figure, "md": page})
+    tables.write(results, name, found, {"png": figure, "md": page})
     return page
 
 

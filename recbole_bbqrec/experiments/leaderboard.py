@@ -45,6 +45,7 @@ def content(
     groups: Sequence[str] = (),
     mode: str = FULL_RANKING,
     of_split: str = "",
+    before: str | None = None,
 ) -> dict[str, Any]:
     """Everything that the page shows, as plain data; equal records give equal content.
 
@@ -55,12 +56,14 @@ def content(
     models : rows to show; none means all that have a record.
     keys : run keys (or how they begin) to show instead of their models' latest ones.
     against : row that all others are compared with; by default `BBQRec`, or where it has no row, the first of `models`
-        or of `planned` that has one. Never a row that this split has chosen: of many, the best is too good by chance.
+        or of `planned` that has one, or that of `before`. Never a row that this split has chosen: of many, the best is
+        too good by chance.
     planned : model -> run key of runs that are on their way; until there is one of them the model has no row.
     metrics : further ones to show, such as `map@10` and `giniindex@10`.
     groups : what to show by groups of targets, of `popularity`, `length` and `cold`.
     mode : rows whose targets are ranked among these items, `full` or such as `uni100`; others have pages of their own.
     of_split : which records count, by `name_of_split`: what is judged on other targets is on a page of its own too.
+    before : row that others were compared with when the page was written last.
     """
     split = "test" if final else "valid"
     sampling = sampling_of({"eval_args": {"mode": mode}}, split)
@@ -89,12 +92,13 @@ def content(
     ranked = values["masked", RANKED_BY]
     if against not in (None, *runs):
         raise InputError(f"--against: found {against!r}, expected one of {', '.join(sorted(runs))}")
-    reference = against or next((model for model in (REFERENCE, *models, *(planned or ())) if model in runs), None)
+    named = (REFERENCE, *models, *(planned or ()), before)
+    reference = against or next((model for model in named if model in runs), None)
     rows = [_row(model, runs, values, reference) for model in runs]
     if final:
-        before = _valid_means(runs)
+        on_valid = _valid_means(runs)
         for row in rows:
-            row["valid_masked"] = {metric: {"mean": means[row["model"]]} for metric, means in before.items()}
+            row["valid_masked"] = {metric: {"mean": means[row["model"]]} for metric, means in on_valid.items()}
     tables.correct({row["model"]: row for row in rows}, runs)
     rows.sort(key=lambda row: (-row["masked"][RANKED_BY]["mean"], row["model"]))
     data = [chosen[row["model"]].record["data"] for row in rows]

@@ -1,5 +1,6 @@
 """How the page of a leaderboard is written, its table before its settings; with it LaTeX, CSV, JSON, a figure."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import yaml
 
 from ..data.splitting import shares_of_time
 from ..evaluation import report
+from ..evaluation.candidates import MODE
 from ..settings import PROPERTIES, property_files, settings_to_load
 from . import overview, records, tables
-from .leaderboard import content
+from .leaderboard import FULL_RANKING, content
 from .tables import SPLITS, TESTED, Row, short
 
 # RecBole's keys of training; its other shared files are about data and models that are not used here.
@@ -30,9 +32,12 @@ def write(dataset: str, results: Path = Path("results"), *shown: Any, **more: An
 
     The overview of all leaderboards is written again too. `shown` and `more` say what they show, see
     `leaderboard.content`; of another split than leave-one-out its name stands behind that of the data set.
+
+    A page that is written again keeps the row that others were compared with, where no other one is named.
     """
-    found = content(dataset, records.folder_of(results, dataset), *shown, **more)
-    name = _name_of(found)
+    name = _name_of({"dataset": dataset, **more})
+    before = _reference_of(tables.file_of(results, name, "json"))
+    found = content(dataset, records.folder_of(results, dataset), *shown, before=before, **more)
     page, tex = pages(found)
     panels = {short(metric): {row["model"]: row["masked"][metric] for row in found["rows"]} for metric in TESTED}
     title = tables.name_of(dataset, found.get("of_split"))
@@ -46,7 +51,16 @@ def write(dataset: str, results: Path = Path("results"), *shown: Any, **more: An
 
 
 def _name_of(content: Mapping[str, Any]) -> str:
-    return tables.name_of(content["dataset"], content.get("of_split"), content.get("mode"))
+    mode = content.get("mode", FULL_RANKING)
+    return tables.name_of(content["dataset"], content.get("of_split"), mode if MODE.fullmatch(mode) else None)
+
+
+def _reference_of(page: Path) -> str | None:
+    """The row that others are compared with on a page, by its JSON; none where there is no page or it tests nothing."""
+    try:
+        return json.loads(page.read_text(encoding="utf-8")).get("reference")
+    except (OSError, ValueError):  # the page is about to be written
+        return None
 
 
 def pages(content: Mapping[str, Any]) -> tuple[str, str]:

@@ -32,6 +32,9 @@ MAX_RANK = 1000
 READING = 1.0
 """Seconds: reading a tokenizer takes less, fitting one more."""
 
+_BY_SPLIT = ("metrics", "users", "rows", "groups", "grouped_by", "labels", "drawn_from", "ranked_among", "tail_ratio")
+"""Keys of a record under which each split has something of its own."""
+
 _ERROR = ".error.txt"
 
 
@@ -85,9 +88,12 @@ def as_now(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record of any version in today's form; its key stays the same.
 
     Earlier ones have `COUNTED_ONCE` among their settings and call the seconds of a second stage `candidates`; what a
-    cache had spared stands there as no seconds, or as those that reading it took: it is unknown.
+    cache had spared stands there as no seconds, or as those that reading it took: it is unknown. What they are
+    `grouped_by` is one list for all splits that have groups.
     """
-    given = record["settings"]
+    given, grouped_by = record["settings"], record.get("grouped_by")
+    if isinstance(grouped_by, list):
+        record = {**record, "grouped_by": dict.fromkeys(record.get("groups", record["metrics"]), grouped_by)}
     settings = {key: value for key, value in given.items() if key not in COUNTED_ONCE or value != COUNTED_ONCE[key]}
     seconds = {"second stage" if name == "candidates" else name: taken for name, taken in record["seconds"].items()}
     if "peak_memory_is_bound" not in record:
@@ -144,11 +150,12 @@ class Run:
 
     def tells(self, splits: Iterable[str], asked: Asked = NOTHING) -> bool:
         """Whether the run was judged on all of `splits`, and its record holds what is `asked` of each."""
-        metrics, known = self.record["metrics"], self.record.get("grouped_by", ())
+        metrics, known = self.record["metrics"], self.record.get("grouped_by", {})
         tails = self.record.get("tail_ratio", {})
-        return {*asked.groups} <= {*known} and all(
+        return all(
             split in metrics
             and {*asked.metrics} <= {*metrics[split].get("masked", ())}
+            and {*asked.groups} <= {*known.get(split, ())}
             and asked.tail_ratio in (None, tails.get(split))
             for split in splits
         )
@@ -175,11 +182,17 @@ def find(folder: Path, seed: int, key: str, splits: Iterable[str] = (), asked: A
 def joined(
     known: Run | None, record: Mapping[str, Any], ranks: Mapping[str, Ranks]
 ) -> tuple[dict[str, Any], dict[str, Ranks]]:
-    """Return a run judged anew, with the splits that an earlier record of it `known` alone has."""
+    """Return a run judged anew, with the splits that an earlier record of it `known` alone has.
+
+    Where these are of another version of the code, which was not seen to give the same ranks, that one stands in the
+    record: pages mark it.
+    """
     if known is None or not (left := known.splits - ranks.keys()):
         return dict(record), dict(ranks)
     found = dict(record)
-    for key in ("metrics", "users", "rows", "groups", "labels", "drawn_from", "ranked_among", "tail_ratio"):
+    if known.record.get("same_ranks", {}).get("source") != record.get("source"):
+        found |= {key: known.record[key] for key in ("source", "same_ranks") if key in known.record}
+    for key in _BY_SPLIT:
         of_splits = {split: value for split, value in known.record.get(key, {}).items() if split in left}
         if of_splits or key in record:
             found[key] = {**record.get(key, {}), **of_splits}

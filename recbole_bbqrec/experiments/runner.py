@@ -150,7 +150,8 @@ def _make(job: Job, source: str) -> tuple[records.Run | None, str]:
         record, ranks = quick_start.execute(job.files, given, inspect=check_leakage)
     except Exception as error:  # whatever it is, the other runs are worth having
         message = " ".join(f"{type(error).__name__}: {error}".split())
-        records.keep_error(job.folder, job.name, job.seed, job.key, traceback.format_exc())
+        # Pages show the last line, and a message may have several.
+        records.keep_error(job.folder, job.name, job.seed, job.key, f"{traceback.format_exc()}\n{message}\n")
         say(f"  failed: {message}")
         return None, message
     kept = {

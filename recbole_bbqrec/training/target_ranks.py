@@ -63,7 +63,7 @@ class TargetRanks(Trainer):
             rows = liked if rows is None else np.intersect1d(rows, liked)
         judged = np.arange(len(dataset.inter_feat)) if rows is None else rows
         per_user = self._has_one_list(dataset)
-        if per_user and len(judged) > len(once := judged[_first_of_pairs(dataset, judged)]):
+        if per_user and len(judged) > len(once := judged[first_of_pairs(dataset, judged)]):
             rows = judged = once  # RecBole's targets of a user are a set
         order = self._order(dataset, judged)
         judging = self._judging(dataset, tuple(earlier), judged)
@@ -169,7 +169,7 @@ class TargetRanks(Trainer):
         return torch.stack([ranks[column] for column in COLUMNS])
 
 
-def _first_of_pairs(dataset: Any, rows: np.ndarray) -> np.ndarray:
-    """Places among `rows` [R], ascending, of the first row of each pair of a user and an item."""
+def first_of_pairs(dataset: Any, rows: np.ndarray) -> np.ndarray:
+    """Places among `rows` [R] of a data set, ascending, of the first row of each pair of a user and an item."""
     users, items = (dataset.inter_feat[field].numpy()[rows] for field in (dataset.uid_field, dataset.iid_field))
     return np.sort(np.unique(users.astype(np.int64) * dataset.item_num + items, return_index=True)[1])

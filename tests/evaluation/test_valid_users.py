@@ -2,6 +2,7 @@ import numpy as np
 import polars as pl
 import pytest
 from conftest import settings
+from training.test_labelled import LABELLED, write_rated
 
 from recbole_bbqrec import quick_start
 from recbole_bbqrec.errors import InputError
@@ -37,6 +38,15 @@ def test_without_validation_there_are_no_users_to_draw(tiny, tmp_path):
     given = settings(tiny, checkpoint_dir=str(tmp_path), valid_users=7)
     with pytest.raises(InputError, match="valid_users: found 7, but nothing is validated"):
         quick_start.run(config_dict={**given, "eval_args": {"split": {"LS": "test_only"}}})
+
+
+def test_users_without_a_target_are_none_that_others_were_drawn_from(tmp_path):
+    given = settings(write_rated(tmp_path), "FM", **LABELLED, epochs=1)
+    _, everybody = quick_start.execute(config_dict=given)
+    record, ranks = quick_start.execute(config_dict={**given, "valid_users": 20})
+    with_target = len(np.unique(everybody["valid"].users))
+    assert record["drawn_from"] == {"valid": with_target} and with_target < 60
+    assert record["users"]["valid"] == len(np.unique(ranks["valid"].users)) < with_target
 
 
 def test_which_users_are_drawn_does_not_depend_on_their_numbers(tiny, tmp_path):

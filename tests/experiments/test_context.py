@@ -9,6 +9,7 @@ from training.test_labelled import CODES, LABELLED, write_rated
 from recbole_bbqrec import registry
 from recbole_bbqrec.config import Config
 from recbole_bbqrec.data.dataloader import split_loaders
+from recbole_bbqrec.data.sequences import targets_by_item
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.evaluation import report
 from recbole_bbqrec.evaluation.ranking import Ranks
@@ -115,3 +116,24 @@ def test_rare_targets_are_those_that_labels_count(rated):
     for split, part in zip(("valid", "test"), parts, strict=True):
         judged = judge_labels(config, model, part._dataset, train._dataset, split)
         assert len(found[split]) == judged["all"]["rows"] and 0 < found[split].sum() == judged["rare"]["rows"]
+
+
+def test_rare_targets_are_those_that_are_ranked(tmp_path):
+    folder = write_rated(tmp_path, swap=range(3, 629, 4))  # many users have item i00 several times
+    split = {"eval_args": {"split": {"RS": [0.4, 0.3, 0.3]}}}
+    for some in ({}, {"valid_users": 20}):
+        given = settings(folder, "FM", text_encoder=None, **split, **some)
+        config = Config(config_dict=given)
+        loaders = split_loaders(config, registry.get_dataset("FM")(config))
+        train, valid, test = (loader._dataset for loader in loaders)
+        trainer = registry.get_trainer(config)(config, registry.build_model(config, train))
+        found, counts = (
+            context.rare_targets(Config(config_dict=given), final=True),
+            targets_by_item(train, train.item_num),
+        )
+        for name, at, earlier in (("valid", 1, [train]), ("test", 2, [train, valid])):
+            ranks, part = trainer.judge(name, loaders[at], earlier), (train, valid, test)[at]
+            rows = np.arange(len(part.inter_feat)) if ranks.rows is None else ranks.rows
+            assert len(rows) == len(ranks.users) == len(found[name]) < len(part.inter_feat)
+            items = part.inter_feat[part.iid_field].numpy()[rows][np.argsort(ranks.users, kind="stable")]
+            assert found[name].tolist() == (counts[items] < 5).tolist()

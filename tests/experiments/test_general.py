@@ -2,10 +2,12 @@ import json
 
 import numpy as np
 import pytest
-from conftest import arguments, tiny_interactions
+from conftest import arguments, settings, tiny_interactions, write_dataset
 from experiments.fakes import FakeExecute, in_place_of_runs
 
+from recbole_bbqrec import registry
 from recbole_bbqrec.config import Config
+from recbole_bbqrec.data.dataloader import split_loaders
 from recbole_bbqrec.errors import InputError
 from recbole_bbqrec.evaluation import report
 from recbole_bbqrec.evaluation.ranking import Ranks
@@ -115,3 +117,14 @@ def test_mistakes_are_said_before_the_first_run(tiny, tmp_path, models, changes,
     with in_place_of_runs(execute), pytest.raises(InputError, match=message):
         study("tiny", models, 1, given, results=tmp_path / "results")
     assert not execute.calls
+
+
+def test_an_item_that_a_user_has_several_times_in_a_part_is_one_target(tmp_path):
+    rows = [(f"u{user}", f"i{at % 4 + user % 3}", at) for user in range(12) for at in range(20)]
+    given = settings(write_dataset(tmp_path, rows=rows), "BPR", eval_args={"split": {"RS": [0.4, 0.3, 0.3]}})
+    config = Config(config_dict=given)
+    train, *judged = split_loaders(config, registry.get_dataset("BPR")(config))
+    trainer = registry.get_trainer(config)(config, registry.build_model(config, train._dataset))
+    ranks = trainer.judge("valid", judged[0], [train._dataset])
+    users, few = few_interactions(Config(config_dict=given))["valid"]
+    assert users.tolist() == sorted(ranks.users) and len(few) == len(users) < len(judged[0]._dataset.inter_feat)

@@ -164,6 +164,14 @@ def test_a_row_that_fails_is_named_and_without_the_full_table_nothing_is_compare
     assert all(pair["p_holm"] == 1 for pair in content["pairs"])
 
 
+def test_another_split_has_a_page_of_its_own(tiny, tmp_path):
+    run(tiny, tmp_path)
+    page, _ = page_and_content(tmp_path)
+    assert run(tiny, tmp_path, more=["--eval_args={'split': {'RS': [0.8, 0.1, 0.1]}}"])[0] == 0
+    assert page_and_content(tmp_path)[0] == page
+    assert "(files/item-bytes-tiny-RS.png)" in (tmp_path / "results/item-bytes-tiny-RS.md").read_text()
+
+
 def test_codes_are_compared_with_rows_that_reach_nothing(tiny, tmp_path, monkeypatch):
     beyond = staticmethod(lambda *_: Ranks(np.arange(1, 31), np.full(30, 500), np.full(30, 500)))
     monkeypatch.setattr(FakeExecute, "ranks", beyond)

@@ -325,6 +325,23 @@ def test_the_reference_is_named_beforehand_and_never_the_best_of_the_split(keep,
     assert content(tmp_path, models=["C", "BBQRec"])["reference"] == "BBQRec"
 
 
+def test_a_page_that_is_written_again_keeps_its_reference_unless_another_is_named(keep, tmp_path):
+    three(keep)
+    planned = {row["model"]: row["run_key"] for row in content(tmp_path)["rows"]}
+    page = leaderboard_page.write("Toy", tmp_path, planned={name: planned[name] for name in "CAB"})
+    assert "Against C, which was named beforehand" in page, "the first that the command named, not the best"
+    assert leaderboard_page.write("Toy", tmp_path) == page
+    keep("D", 2)
+    assert "Against C, which was named beforehand" in leaderboard_page.write("Toy", tmp_path)
+    assert "Against B, which was named" in leaderboard_page.write("Toy", tmp_path, models=["B", "A"])
+    assert "Against B, which was named" in leaderboard_page.write("Toy", tmp_path)
+    for path in folder(tmp_path).glob("B-*"):
+        path.unlink()
+    assert "no tests: there is no row of BBQRec" in leaderboard_page.write("Toy", tmp_path)
+    keep("BBQRec", 30)
+    assert "Against BBQRec, which was named" in leaderboard_page.write("Toy", tmp_path)
+
+
 def test_one_row_has_nothing_to_be_compared_with(keep, tmp_path):
     keep("A", 1)
     assert "One row: nothing to compare it with" in leaderboard_page.write("Toy", tmp_path)

@@ -109,6 +109,39 @@ def test_a_run_that_is_judged_again_keeps_the_splits_that_it_was_not_asked_for(t
     assert records.joined(None, new, RANKS) == (new, RANKS)
 
 
+def test_groups_are_asked_for_in_each_split(tmp_path):
+    both, of_valid = {**RANKS, "test": RANKS["valid"]}, {"popularity 0": {"rows": 3}}
+    records.write(tmp_path, "full", record(metrics={"valid": {}, "test": {}}), both)
+    known = records.find(tmp_path, 1, "a" * 16)
+    asked = records.Asked(groups=("popularity",))
+    new = record(metrics={"valid": {}}, groups={"valid": of_valid}, grouped_by={"valid": ["popularity"]})
+    found, _ = records.joined(known, new, RANKS)
+    for grouped_by in (found["grouped_by"], ["popularity"]):  # the second as it was kept before
+        run = records.Run(records.write(tmp_path, "full", {**found, "grouped_by": grouped_by}, both))
+        assert run.splits == {"valid", "test"} and run.tells(("valid",), asked)
+        assert not run.tells(("valid", "test"), asked), "test was judged without groups"
+    later = record(metrics={"valid": {}, "test": {}}, groups={"valid": of_valid, "test": of_valid})
+    later["grouped_by"] = {"valid": ["popularity"], "test": ["popularity"]}
+    run = records.Run(records.write(tmp_path, "full", later, both))
+    assert run.tells(("valid", "test"), asked)
+    found, _ = records.joined(run, record(metrics={"valid": {}}), RANKS)
+    kept = records.Run(records.write(tmp_path, "full", found, both))
+    assert kept.tells(("test",), asked) and not kept.tells(("valid",), asked)
+
+
+def test_splits_of_two_versions_of_the_code_are_marked_as_of_the_earlier_one(tmp_path):
+    both, splits = {**RANKS, "test": RANKS["valid"]}, {"valid": {}, "test": {}}
+    old = records.Run(records.write(tmp_path, "full", record(metrics=splits, source="old"), both))
+    new = record(source="new")
+    assert records.joined(old, new, RANKS)[0]["source"] == "old"
+    assert records.joined(old, record(metrics=splits, source="new"), both)[0]["source"] == "new", "all judged anew"
+    same = record(metrics=splits, source="old", same_ranks={"source": "new", "epochs": 2})
+    same = records.Run(records.write(tmp_path, "full", same, both))
+    assert records.joined(same, new, RANKS)[0]["source"] == "new", "which was seen to give the same ranks"
+    third = records.joined(same, record(source="third"), RANKS)[0]
+    assert third["source"] == "old" and third["same_ranks"] == {"source": "new", "epochs": 2}
+
+
 def test_ranks_of_a_large_data_set_take_little_room():
     generator, n = np.random.default_rng(0), 36_000
     # As on real data: a rank of k or better for a share of about k to the power of .35.

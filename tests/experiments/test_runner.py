@@ -81,6 +81,8 @@ def test_a_failing_run_does_not_end_the_others(tiny, tmp_path, capsys):
     assert len(list(tmp_path.glob("*.json"))) == 2
     kept = sorted(tmp_path.glob("random-codes-1-*.error.txt"))
     assert len(kept) == 1 and "Traceback" in kept[0].read_text()
+    said = {text for (_, seed, _), text in records.failures_in(tmp_path).items() if seed == "1"}
+    assert said == {"random-codes, seed 1: RuntimeError: out of memory"}, "all lines of the message"
     execute = FakeExecute()
     assert run_all(planned, tmp_path, execute) == {}
     assert len(execute.calls) == 2 and not list(tmp_path.glob("*.error.txt")), "a failed run is tried again"
