@@ -8,8 +8,7 @@ and users, and seconds are scaled to the whole: compare the ratios of medians; t
     python benchmarks/speed.py                 # synthetic histories, as short as those of Sports
 
 RecTools, which asks for packages of its own, runs by the Python of another environment, named by `--rectools_python`;
-its epoch is what a second and third one add to a first, its ranking one call of `recommend` for all users. It takes
-many minutes, so the table of the others is printed before.
+its batches are what more of them add to one, its ranking one call of `recommend` for all users.
 """
 
 import argparse
@@ -68,7 +67,6 @@ def main() -> None:
         systems |= {name: ours(given, folder, changes) for name, changes in OURS.items()}
         seconds = measure(systems, given)
         if given.rectools_python:
-            print(f"{report(seconds, given)}\n\nRecTools trains {4 * given.rounds} epochs and ranks now\n", flush=True)
             seconds["RecTools' SASRec"] = rectools(given, Path(folder))
     print(report(seconds, given))
 
@@ -178,12 +176,13 @@ def measure(systems: dict[str, Measured], given: argparse.Namespace) -> dict[str
 
 
 RECTOOLS = """
-import json, sys, time
+import json, math, sys, time
 import pandas as pd, torch
+from pytorch_lightning import Trainer
 from rectools.dataset import Dataset
 from rectools.models import SASRecModel
 from rectools.models.nn.item_net import IdEmbeddingsItemNet
-path, threads, sessions, rounds = sys.argv[1], *map(int, sys.argv[2:])
+path, threads, sessions, batches, rounds = sys.argv[1], *map(int, sys.argv[2:])
 torch.set_num_threads(threads)
 rows = pd.read_csv(path, sep="\\t")
 rows.columns = ["user_id", "item_id", "datetime"]
@@ -191,19 +190,22 @@ rows["datetime"] = pd.to_datetime(rows["datetime"], unit="s")
 last = rows.sort_values("datetime", kind="stable").groupby("user_id").cumcount(ascending=False)
 rows = rows[last > 1].assign(weight=1.0)
 dataset = Dataset.construct(rows)
-def fitted(epochs):
-    model = SASRecModel(n_factors=64, n_blocks=2, n_heads=2, session_max_len=50, batch_size=sessions, epochs=epochs,
-        loss="softmax", lr=0.001, dataloader_num_workers=0, item_net_block_types=(IdEmbeddingsItemNet,), verbose=0)
+def fitted(batches):
+    trainer = lambda: Trainer(max_epochs=1, limit_train_batches=batches, deterministic=True, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, accelerator="cpu", devices=1)
+    model = SASRecModel(n_factors=64, n_blocks=2, n_heads=2, session_max_len=50, batch_size=sessions, epochs=1,
+        loss="softmax", lr=0.001, dataloader_num_workers=0, item_net_block_types=(IdEmbeddingsItemNet,), verbose=0,
+        get_trainer_func=trainer)
     began = time.perf_counter()
     model.fit(dataset)
     return model, time.perf_counter() - began
-found = []
+users, found = rows["user_id"].unique(), []
 for _ in range(rounds):
-    model, three = fitted(3)
-    _, one = fitted(1)
+    _, few = fitted(1)
+    model, more = fitted(1 + batches)
     began = time.perf_counter()
-    model.recommend(users=rows["user_id"].unique(), dataset=dataset, k=20, filter_viewed=True)
-    found.append([(three - one) / 2, time.perf_counter() - began])
+    model.recommend(users=users, dataset=dataset, k=20, filter_viewed=True)
+    found.append([(more - few) / batches * math.ceil(len(users) / sessions), time.perf_counter() - began])
 print(json.dumps(found))
 """
 
@@ -216,7 +218,7 @@ def rectools(given: argparse.Namespace, folder: Path) -> list[list[float]]:
     table[names].to_csv(folder / "rows.tsv", sep="\t", index=False)
     n_targets = len(table) - 3 * table[names[0]].nunique()  # two are held out, and the first is none
     sessions = max(1, round(given.batch_size * table[names[0]].nunique() / max(n_targets, 1)))
-    numbers = [str(each) for each in (given.threads, sessions, given.rounds)]
+    numbers = [str(each) for each in (given.threads, sessions, given.batches, given.rounds)]
     command = [given.rectools_python, "-c", RECTOOLS, str(folder / "rows.tsv"), *numbers]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
