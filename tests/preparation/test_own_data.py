@@ -143,13 +143,13 @@ def test_tables_in_another_encoding_are_told_how_to_mend(tmp_path: Path) -> None
 
 def test_items_without_texts_are_not_called_described(tmp_path: Path) -> None:
     (tmp_path / "sales.csv").write_text("Kunde,Artikel,time,Note\nu,a,1,2\nu,b,2,3\n", encoding="utf-8")
-    (tmp_path / "goods.csv").write_text("Artikel,Bezeichnung\na,rote Lampe\nb,\n", encoding="utf-8")
+    (tmp_path / "goods.csv").write_text("Artikel,Beschriftung\na,rote Lampe\nb,\n", encoding="utf-8")
     columns = {"user": "Kunde", "item": "Artikel", "rating": "Note"}
     options: dict[str, Any] = {"user_core": 1, "item_core": 1}
     given = (tmp_path / "sales.csv", tmp_path / "goods.csv")
     text = describe(prepare_own("One", *given, tmp_path, columns=columns, **options))
     assert "of 2 items 0 have a text" in text and "name one with --title-column, --brand-column" in text
-    text = describe(prepare_own("Two", *given, tmp_path, columns={**columns, "title": "Bezeichnung"}, **options))
+    text = describe(prepare_own("Two", *given, tmp_path, columns={**columns, "title": "Beschriftung"}, **options))
     assert "of 2 items 1 have a text" in text and "--title-column" not in text
     assert "u\ta\t2\t" in (tmp_path / "Two" / "Two.inter").read_text(encoding="utf-8")
 
