@@ -14,17 +14,16 @@ from scipy import stats
 
 from .. import registry, schema
 from ..config import Config
-from ..data.sequences import token_places
 from ..errors import InputError
 from ..evaluation import report
 from ..evaluation.configuration import name_of_split
 from ..evaluation.labels import RARE, is_rare
-from ..evaluation.ranking import rows_of_some
 from ..evaluation.statistics import holm
 from ..layers import layered
 from ..preparation.atomic import read_header
 from ..settings import MAY_BE_UNUSED
 from ..training.target_ranks import first_of_pairs
+from ..training.validation import rows_of_users
 from . import records, tables
 from .runner import QUIET, Job, given_and_files, run_with_page, said
 from .tables import SPLITS, short
@@ -133,7 +132,7 @@ def rare_targets(config: Config, final: bool) -> dict[str, np.ndarray]:
     for split, part in zip(SPLITS if final else ("valid",), parts, strict=False):
         users, rows = part.inter_feat[part.uid_field].numpy(), np.arange(len(part.inter_feat))
         if split == "valid":
-            drawn = rows_of_some(token_places(part, part.uid_field)[users], config["valid_users"])
+            drawn = rows_of_users(part, config["valid_users"])
             rows = rows if drawn is None else drawn
         if {*part.inter_feat.columns} <= {part.uid_field, part.iid_field, part.time_field, part.label_field}:
             rows = rows[first_of_pairs(part, rows)]

@@ -92,8 +92,7 @@ class Validation(TargetRanks):
         if not self.config["valid_users"]:
             return None
         dataset = valid_data._dataset
-        places = token_places(dataset, dataset.uid_field)[dataset.inter_feat[dataset.uid_field].numpy()]
-        rows, cold = rows_of_some(places, self.config["valid_users"]), is_cold(dataset)
+        rows, cold = rows_of_users(dataset, self.config["valid_users"]), is_cold(dataset)
         if rows is not None and cold is not None and len(np.unique(cold[rows])) < 2:
             raise InputError("valid_users: found only warm or only cold targets among those drawn; raise it")
         return rows
@@ -103,6 +102,12 @@ class Validation(TargetRanks):
         if len(of_rankings(self.config["metrics"])) == len(self.config["metrics"]):
             return {}
         return judge_labels(self.config, self.model, eval_data._dataset, self._train_dataset, split)
+
+
+def rows_of_users(dataset: Any, n_users: int) -> np.ndarray | None:
+    """Rows of a part of a data set that are of `n_users` of its users, see `rows_of_some`."""
+    places = token_places(dataset, dataset.uid_field)
+    return rows_of_some(places[dataset.inter_feat[dataset.uid_field].numpy()], n_users)
 
 
 def _same(one: np.ndarray | None, other: np.ndarray | None) -> bool:
