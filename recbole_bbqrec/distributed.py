@@ -167,9 +167,22 @@ def main_first() -> Iterator[None]:
     """Let the main process go through the block before all others, which find what it has left on the disk."""
     if not is_main():
         barrier()
-    yield
-    if is_main():
+        yield
+    else:
+        with all_threads():
+            yield
         barrier()
+
+
+@contextlib.contextmanager
+def all_threads() -> Iterator[None]:
+    """Compute with the threads of all processes of this machine, while the others wait for this one."""
+    own = torch.get_num_threads()
+    torch.set_num_threads(own * (int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world() > 1 else 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(own)
 
 
 def broadcast(tensors: Iterable[torch.Tensor]) -> None:

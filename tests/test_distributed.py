@@ -45,6 +45,9 @@ assert torch.equal(sparse.grad.to_dense(), rows)
 found = distributed.gather(np.full((rank, 2), rank))
 assert [len(part) for part in found] == (list(range(world)) if rank == 0 else [])
 assert distributed.told(f"I am {rank}") == "I am 0"
+with distributed.main_first():
+    assert torch.get_num_threads() == (world if rank == 0 else 1)
+assert torch.get_num_threads() == 1
 assert distributed.agreed(lambda: rank == 0) and distributed.total((1.0, 2.0)) == (world, 2.0 * world)
 
 train, dies_at = ProtocolTrainer._train_epoch, int(os.environ.get("DIES_AT", -1))

@@ -91,7 +91,8 @@ def fit_boosted(
         return "fitted by the main process", False
     if len(np.unique(examples.fold)) < 2:
         return f"{len(examples.fold)} histories have their next item among the candidates, too few: left out", False
-    found = cross_fit(examples, stage.features, seed, progress)
+    with distributed.all_threads():
+        found = cross_fit(examples, stage.features, seed, progress)
     before = examples.values(examples.features[:, 0])
     n_trees, after = found.best(examples)
     words = (
@@ -102,7 +103,8 @@ def fit_boosted(
         return f"{words}: left out", False
     learned = sampled(examples, np.ones(len(examples.fold), bool), seed)
     del examples  # of which trees learn a small part
-    of_all = Trees.fit(*learned, stage.features, n_trees, seed)
+    with distributed.all_threads():
+        of_all = Trees.fit(*learned, stage.features, n_trees, seed)
     stage.trees = torch.nn.ModuleList([*(trees.first(n_trees) for trees in found.trees), of_all])
     stage.folds.fitted = stage.folds.hashes(histories[rows]).unique()
     return words, True

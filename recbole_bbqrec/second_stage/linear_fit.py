@@ -120,7 +120,8 @@ def fit_and_tell(
     """As `fit_linear`, for `socket.FORMS`: what has come of it, and that it is kept. The main process fits alone."""
     if not distributed.is_main():
         return "fitted by the main process", True
-    shares = fit_linear(candidates, first, histories, targets, seed, progress)
+    with distributed.all_threads():
+        shares = fit_linear(candidates, first, histories, targets, seed, progress)
     kept = ", ".join(f"{share:.2f}" for share in shares)
     signals = ", ".join(candidates.signals) or "none"
     return (
