@@ -169,7 +169,8 @@ def _second_stage(given: argparse.Namespace) -> None:
     if given.table_only:
         if given.settings or given.model:
             raise InputError("--table-only reads records alone: give --dataset and --results, nothing else")
-        print(second_stage_page.write(given.dataset, given.results))
+        for split in second_stage_page.splits_of(given.dataset, given.results) or [""]:
+            print(second_stage_page.write(given.dataset, given.results, split))
     elif not given.model:
         raise InputError("--model: found no name, expected that of a model, such as --model=BBQRec")
     else:

@@ -153,14 +153,14 @@ def remake(dataset: str, final: bool = False, results: Path = Path("results"), f
     """
     folder = records.folder_of(results, dataset)
     table = tables.file_of(results, tables.name_of(kind_of(form), dataset), "json")
-    shown = json.loads(table.read_text(encoding="utf-8"))["run_key"] if table.is_file() else None
+    shown = json.loads(table.read_text(encoding="utf-8")) if table.is_file() else {}
     # A leaderboard's run of the model serves as `full` too.
     model = model_of(form)
     full, whole = (
         {run.key: run for run in records.runs_in(folder, f"{name}-*") if run.model == model} for name in (FULL, model)
     )
     known = {**whole, **full}
-    meant = [known[shown]] if shown in known else list((full or whole).values())
+    meant = [known[shown["run_key"]]] if shown.get("run_key") in known else list((full or whole).values())
     if len(meant) != 1:
         raise InputError(
             f"--table-only: found {len(meant)} ablations of {model} on {dataset} in {folder}, expected one; "
@@ -168,7 +168,7 @@ def remake(dataset: str, final: bool = False, results: Path = Path("results"), f
         )
     record = meant[0].record
     data = {key: record[key] for key in ("data", "data_fingerprint")}
-    print(write(dataset, record["settings"], data, final, results))
+    print(write(dataset, record["settings"], data, final, results, shown.get("asked", {})))
 
 
 def write(
@@ -227,7 +227,7 @@ def content(
         "left_out": left_out,
         "failed": failed,
         "splits": splits,
-        **({"on_demand": more} if any(more.values()) else {}),
+        **({"asked": asked, "on_demand": more} if any(more.values()) else {}),
     }
 
 

@@ -23,6 +23,7 @@ from .. import claims, quick_start
 from ..config import Config
 from ..data.sequences import seen_before
 from ..errors import InputError
+from ..evaluation.configuration import name_of_split
 from ..evaluation.leakage import check_leakage
 from ..evaluation.ranking import Ranks
 from ..layers import layered, read_files
@@ -77,7 +78,7 @@ def study(model: str, dataset: str, n_seeds: int, arguments: Sequence[str], resu
     work = records.folder_of(results, dataset) / "claims" / f"second-stage-{key}"
     for seed in claims.in_turn(seeds, lambda seed: work.with_name(f"{work.name}-{seed}")):
         _study_seed({**QUIET, **given, "seed": seed, MAY_BE_UNUSED: True}, data, results)
-        page = second_stage_page.write(dataset, results)
+        page = second_stage_page.write(dataset, results, name_of_split(config))
     return page
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..evaluation import report
+from ..evaluation.configuration import name_of_split
 from ..evaluation.statistics import PairedValues, holm
 from . import records, tables
 from .leaderboard_page import model_settings, yaml_block
@@ -39,11 +40,17 @@ def folder_of(results: Path, dataset: str) -> Path:
     return records.folder_of(results, dataset) / "second-stage"
 
 
-def write(dataset: str, results: Path = Path("results")) -> str:
-    """Write page, JSON and figure from the records; return the page."""
-    found = content(dataset, folder_of(results, dataset))
+def splits_of(dataset: str, results: Path = Path("results")) -> list[str]:
+    """Splits, as `name_of_split` has them, that there are records of."""
+    return sorted({_split(run) for run in records.runs_in(folder_of(results, dataset))})
+
+
+def write(dataset: str, results: Path = Path("results"), split: str = "") -> str:
+    """Write page, JSON and figure of a split from the records; return the page."""
+    found = content(dataset, folder_of(results, dataset), split)
     shared, own = model_settings(dataset, {model["model"]: model["settings"] for model in found["models"]})
-    page = tables.page("second-stage.md.jinja", **found, shared=shared, own=own, yaml=yaml_block)
+    name = tables.name_of("second-stage", dataset, split)
+    page = tables.page("second-stage.md.jinja", **found, name=name, shared=shared, own=own, yaml=yaml_block)
     # The panels share the labels of the first: the model with most variants.
     models = sorted(found["models"], key=lambda model: -len(model["rows"]))
     labels = [row["variant"] for row in models[0]["rows"]]
@@ -55,13 +62,13 @@ def write(dataset: str, results: Path = Path("results")) -> str:
         for metric in TESTED
     }
     figure = report.bar_figure(f"Second stage on {dataset}, validation, seen items masked", panels, GBDT)
-    tables.write(results, f"second-stage-{dataset}", found, {"png": figure, "md": page})
+    tables.write(results, name, found, {"png": figure, "md": page})
     return page
 
 
-def content(dataset: str, folder: Path) -> dict[str, Any]:
-    """Everything that the page shows, as plain data; equal records give equal content."""
-    runs = _chosen(records.runs_in(folder))
+def content(dataset: str, folder: Path, split: str = "") -> dict[str, Any]:
+    """Everything that the page of a split shows, as plain data; equal records give equal content."""
+    runs = _chosen([run for run in records.runs_in(folder) if _split(run) == split])
     if not runs:
         raise InputError(
             f"{folder}: found no record of {dataset}; run first: bbqrec second-stage --model=BBQRec --dataset={dataset}"
@@ -77,6 +84,10 @@ def content(dataset: str, folder: Path) -> dict[str, Any]:
         "headlines": _headlines(runs, values),
         "models": [_model(model, runs, values) for model in runs],
     }
+
+
+def _split(run: Run) -> str:
+    return name_of_split(run.record["settings"])
 
 
 def _chosen(found: Sequence[Run]) -> Runs:

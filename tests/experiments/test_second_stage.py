@@ -86,7 +86,11 @@ def test_a_killed_study_goes_on_and_the_page_follows_from_the_records(tiny, tmp_
     assert records.find(tmp_path / "runs/tiny", run.seed, run.key) is None, "no table of runs takes it for one"
 
 
-def fake(folder, model, ranks_of, seeds=(1, 2, 3), data="d", finished="2026", key="k"):
+WHOLE = {"split": {"LS": "valid_and_test"}}
+BY_TIME = {"split": {"TS": [0.8, 0.1, 0.1]}, "group_by": "none"}
+
+
+def fake(folder, model, ranks_of, seeds=(1, 2, 3), data="d", finished="2026", key="k", eval_args=WHOLE):
     ranks_of = {OFF: next(iter(ranks_of.values())) + 1, **ranks_of}
     for seed in seeds:
         noise = np.random.default_rng([seed, len(model)]).integers(0, 2, N_USERS)
@@ -95,7 +99,8 @@ def fake(folder, model, ranks_of, seeds=(1, 2, 3), data="d", finished="2026", ke
         clock = {"seconds": 1.0, "cpu_seconds": 2.0}
         record = {
             **{"model": model, "seed": seed, "run_key": f"{model}{key}", "data_fingerprint": data, "metrics": metrics},
-            **{"settings": {"candidate_similarity": ["behavior"]}, "seconds": {}, "source": "s", "finished": finished},
+            **{"settings": {"candidate_similarity": ["behavior"], "eval_args": eval_args}, "finished": finished},
+            **{"seconds": {}, "source": "s"},
             **{"epochs": {"done": 3, "hit_cap": False}, "times_tested": 0, "peak_memory_is_bound": False},
             **{"rows": dict.fromkeys(ranks, N_USERS), "data": {}, "versions": {}, "left_out": {}, "planned": [*ranks]},
             "variants": {name: {"features": 7, "is_better": seed == 1, **clock} for name in ranks},
@@ -103,6 +108,19 @@ def fake(folder, model, ranks_of, seeds=(1, 2, 3), data="d", finished="2026", ke
             "targets": {"judged": N_USERS, "among_candidates": 200},
         }
         records.write(folder, model, record, ranks)
+
+
+def test_each_split_has_a_page_of_its_own(tmp_path, capsys):
+    good = np.random.default_rng(0).integers(1, 15, N_USERS)
+    fake(folder_of(tmp_path, "x"), "BBQRec", {GBDT: good})
+    alone = write("x", tmp_path)
+    fake(folder_of(tmp_path, "x"), "BBQRec", {GBDT: good + 3}, finished="2027", key="time", eval_args=BY_TIME)
+    assert write("x", tmp_path) == alone, "another split's records are not looked at"
+    assert cli.main(["second-stage", "--dataset=x", f"--results={tmp_path}", "--table-only"]) == 0
+    by_time = (tmp_path / "second-stage-x-TS.md").read_text()
+    assert "files/second-stage-x-TS.png" in by_time and by_time.split("| gbdt")[1] != alone.split("| gbdt")[1]
+    told = capsys.readouterr().out
+    assert alone in told and by_time in told and (tmp_path / "second-stage-x.md").read_text() == alone
 
 
 def test_the_page_begins_with_what_codes_add(tmp_path):
