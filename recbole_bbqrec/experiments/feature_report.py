@@ -107,7 +107,7 @@ def _images(config: Any, tokens: list[str]) -> list[str]:
     if not (config["image_folder"] or there or to_fetch):
         return []
     have = sum(token in there for token in tokens)
-    lines = [f"{folder.name}: {len(there)} images, {have} of {len(tokens)} items have one"]
+    lines = [f"{folder.name}: {len({*there.values()})} images, {have} of {len(tokens)} items have one"]
     if failed:
         kinds = Counter(one.reason.partition(":")[0] for one in failed.values())
         reasons = ", ".join(f"{reason} ({count})" for reason, count in sorted(kinds.items()))

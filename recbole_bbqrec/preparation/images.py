@@ -1,6 +1,7 @@
 """Image files as they come: decoded to RGB where they can be used, a reason where not."""
 
 import re
+import unicodedata
 import warnings
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,9 @@ def token_of(stem: str) -> str:
 def images_by_token(folder: Path) -> dict[str, Path]:
     """Map item token -> image file for the files `<item token>.jpg` (.jpeg, .png, .webp) of `folder`.
 
-    A file called exactly as the token comes before one with %XX, then the first of `SUFFIXES` counts. A token never
-    becomes a part of a path, so that one such as `../x` reaches no file outside.
+    A file called exactly as the token comes before one with %XX, then the first of `SUFFIXES` counts. A name with
+    accents also stands for the token whose accents are characters of their own, as macOS writes them, and the other way
+    round. A token never becomes a part of a path, so that one such as `../x` reaches no file outside.
     """
     if not folder.is_dir():
         expected = "image_folder must name the folder with the images (<item token>.jpg), relative to the data set"
@@ -51,7 +53,9 @@ def images_by_token(folder: Path) -> dict[str, Path]:
     files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
     # Later entries win, so the most wanted come last; the name decides between `1.jpg` and `1.JPG`.
     files.sort(key=lambda path: (token_of(path.stem) == path.stem, -SUFFIXES.index(path.suffix.lower()), path.name))
-    return {token_of(path.stem): path for path in files}
+    found = {token_of(path.stem): path for path in files}
+    forms = {unicodedata.normalize(form, token): path for token, path in found.items() for form in ("NFC", "NFD")}
+    return forms | found
 
 
 def decode(path: Path) -> tuple[Any, str]:

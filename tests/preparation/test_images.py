@@ -1,6 +1,7 @@
 """Image files as they come: every mode becomes RGB, everything else gets a reason."""
 
 import struct
+import unicodedata
 import zlib
 from pathlib import Path
 
@@ -167,9 +168,22 @@ def test_an_image_named_after_its_token_is_found(tmp_path: Path, token: str) -> 
     path = tmp_path / f"{file_stem(token)}.jpg"
     path.write_bytes(b"x")
     try:
-        assert images_by_token(tmp_path) == {token: path}
+        found = images_by_token(tmp_path)
+        assert found[token] == path and {*found.values()} == {path}
     finally:
         path.unlink()
+
+
+def test_accents_match_in_both_forms(tmp_path: Path) -> None:
+    composed, apart = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    for name in (composed, apart):
+        path = tmp_path / f"{name}.png"
+        path.write_bytes(b"x")
+        assert images_by_token(tmp_path)[composed] == images_by_token(tmp_path)[apart] == path
+        path.unlink()
+    for name in (composed, apart):  # two items, each with a file of its own
+        (tmp_path / f"{name}.png").write_bytes(b"x")
+    assert [images_by_token(tmp_path)[name].stem for name in (composed, apart)] == [composed, apart]
 
 
 def test_limits_are_sane() -> None:
