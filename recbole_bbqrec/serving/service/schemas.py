@@ -3,7 +3,16 @@
 import math
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from ...errors import did_you_mean
@@ -101,7 +110,8 @@ class NewItem(BaseModel):
 
     item_id: Annotated[Token, BeforeValidator(_spelt)]
     vectors: Annotated[
-        dict[Token, Annotated[list[Number], Field(min_length=1, max_length=8192)]] | None,
+        # One wrong number is enough to say so: thousands of errors would keep the service from all others for seconds.
+        dict[Token, Annotated[list[Number], Field(min_length=1, max_length=8192), FailFast()]] | None,
         Field(max_length=16, description='ready vectors by modality, as `{"text": [0.1, 0.2]}`'),
     ] = None
 

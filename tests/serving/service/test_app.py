@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 import recbole_bbqrec
 from recbole_bbqrec.model.catalogue import ItemFeatures
-from recbole_bbqrec.serving.service import live
+from recbole_bbqrec.serving.service import live, schemas
 from recbole_bbqrec.tokenizer.registry import load as load_tokenizer
 
 
@@ -295,3 +296,10 @@ def test_the_list_of_requests(service):
     assert not re.search("`|Model|True|None", shown)
     assert "http" not in re.sub("HTTP", "", shown), "nothing from elsewhere"
     assert page.headers["content-security-policy"].startswith("default-src 'self'")
+
+
+def test_one_wrong_number_of_a_vector_is_enough():
+    given = {"items": [{"item_id": f"i{number}", "vectors": {"text": ["one"] * 8192}} for number in range(3)]}
+    with pytest.raises(ValidationError) as refused:
+        schemas.NewItemsRequest.model_validate(given)
+    assert [error["loc"] for error in refused.value.errors()] == [("items", n, "vectors", "text", 0) for n in range(3)]
