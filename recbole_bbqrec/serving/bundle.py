@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import json
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
@@ -22,7 +21,7 @@ from ..training import checkpoint
 from . import frames, generations, new_items
 from .calls import histories_of, lists_of, number_of, tokens_of
 from .dot_product import dot_product
-from .folder import BUNDLE, FEATURES, ITEMS, SCHEME, SEMANTIC_IDS, STAND_IN_FILE, WEIGHTS, content_of
+from .folder import FEATURES, ITEMS, SCHEME, SEMANTIC_IDS, STAND_IN_FILE, WEIGHTS, content_of
 from .index import FaissIndex
 from .items import IMAGES, Items
 from .lookup import ItemLookup
@@ -66,6 +65,7 @@ class Bundle(ItemLookup):
     settings : the run's settings; `device` is where the bundle computes.
     generation : 0 after training, one more each time that items are added.
     foreign : whether it came from a hub. Folders of images that its files name are not looked into then.
+    training : fingerprint of what was trained.
     """
 
     def __init__(
@@ -77,8 +77,10 @@ class Bundle(ItemLookup):
         added: Items | None = None,
         generation: int = 0,
         foreign: bool = False,
+        training: str = "",
     ) -> None:
         self.folder, self.settings, self.generation, self.foreign = folder, settings, generation, foreign
+        self.training = training
         self.device = torch.device(settings["device"])
         self.model = registry.build_model(settings, StandIn(settings, catalogue, folder / STAND_IN_FILE))
         checkpoint.load_weights(folder / WEIGHTS, self.model)
@@ -266,7 +268,7 @@ class Bundle(ItemLookup):
         added = self._added.joined(Items(new.tokens, folders=self._added.folders)) if items is None else items
         number = self.generation if generation is None else generation
         known = self.catalogue.grown(new, encoded)
-        return Bundle(self.folder, self.settings, known, self._items, added, number, self.foreign)
+        return Bundle(self.folder, self.settings, known, self._items, added, number, self.foreign, self.training)
 
     def renewed(self) -> "Bundle":
         """Return the newest generation of the folder, on this bundle's device and as cautiously as it was loaded."""
@@ -281,15 +283,15 @@ class Bundle(ItemLookup):
 
         Returns
         -------
-        A new bundle with these items. This one does not change.
+        A new bundle with these items, of the folder's training if that is another by now. This one does not change.
 
         Raises
         ------
         InputError : `new_items.read` or `grown` refuses them, or the folder cannot be written. Nothing is changed then.
         """
         with generations.writing(self.folder):
-            newest = generations.newest(self.folder)
-            base = self if newest == self.generation else self.renewed()
+            there = generations.newest(self.folder), content_of(self.folder).get("training", "")
+            base = self if there == (self.generation, self.training) else self.renewed()
             return base._next_generation(given)
 
     def _next_generation(self, given: Any) -> "Bundle":
@@ -299,9 +301,8 @@ class Bundle(ItemLookup):
         shown = replace(added, folders=(place / IMAGES,))
         grown = self.grown(new.features, new.encoded, shown, number)
         files = {**{name: path for name in self._added.images if (path := self._added.image_file(name))}, **new.images}
-        training = json.loads((self.folder / BUNDLE).read_text(encoding="utf-8")).get("training", "")
         write = functools.partial(new_items.write, known=grown.catalogue, items=added, files=files)
-        generations.publish(self.folder, number, training, write)
+        generations.publish(self.folder, number, self.training, write)
         return grown
 
     def _known(self, lists: list[list[str]]) -> tuple[list[list[int]], list[list[str]]]:
@@ -366,7 +367,7 @@ def _load(folder: Path, device: str | torch.device, foreign: bool = False) -> Bu
         raise NeedsDataError(f"{folder}: {settings['model']} needs its data set; use load_data_and_model")
     features = ItemFeatures.load(folder / FEATURES) if (folder / FEATURES).is_file() else None
     semantic_ids = SemanticIds.load(folder / SEMANTIC_IDS) if (folder / SEMANTIC_IDS).is_file() else None
-    tokens = content["item_tokens"]
+    tokens, training = content["item_tokens"], str(content.get("training", ""))
     known, items = Catalogue(tokens, features, semantic_ids), Items.load(folder / ITEMS, tokens)
     while generation := generations.newest(folder):
         try:
@@ -375,5 +376,5 @@ def _load(folder: Path, device: str | torch.device, foreign: bool = False) -> Bu
             if generations.newest(folder) == generation:
                 raise
             continue  # two generations came meanwhile, and this one went
-        return Bundle(folder, settings, known, safe(items), safe(added), generation, foreign)
-    return Bundle(folder, settings, known, safe(items), foreign=foreign)
+        return Bundle(folder, settings, known, safe(items), safe(added), generation, foreign, training)
+    return Bundle(folder, settings, known, safe(items), foreign=foreign, training=training)

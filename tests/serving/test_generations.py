@@ -1,10 +1,12 @@
 """Generations of items: whole or not there, whatever ends the program, and one writer after the other."""
 
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 import recbole_bbqrec
@@ -64,6 +66,18 @@ def test_a_new_training_takes_items_of_the_old_one_away(small, caplog):
     generations.keep_those_of(small.folder, "another")
     assert generations.newest(small.folder) == 0 and "add them again" in caplog.text
     assert recbole_bbqrec.load_bundle(small.folder).item_tokens == small.item_tokens
+
+
+def test_a_bundle_loaded_before_a_new_training_adds_items_to_the_new_one(small):
+    file, weights = small.folder / "bundle.json", small.folder / "weights.safetensors"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "training": "another"}))
+    tensors, header = storage.load(weights, "weights")
+    storage.save(weights, "weights", {name: value * 2 for name, value in tensors.items()}, header)
+    grown = small.add_items(rows("n1"))
+    manifest = json.loads((small.folder / "generations.json").read_text())
+    assert manifest == {"generation": 1, "training": "another"} and grown.training == "another"
+    old, new = (bundle.model.get_parameter("position_embedding.weight") for bundle in (small, grown))
+    assert torch.equal(new, 2 * old)
 
 
 def test_a_damaged_manifest_is_one_line(small):
