@@ -1,10 +1,10 @@
-"""Who does which work in a folder that several processes share, be they on one machine or on many.
+"""Which process does which work in a folder that several share, on one machine or on many.
 
-A claim is a file that one process alone can create, `O_EXCL`, which a shared disk without locks keeps too. Its owner
-touches it every few seconds; one that nobody has touched for `STALE` seconds is of a process that has died, unless that
-is seen to live: the machine may have slept, or the process was stopped. The successor of a claim is not written over
-it, which two could do at once, but beside it, with the next number: again one process alone can create that. The
-highest number counts.
+A claim is a file that only one process can create (`O_EXCL`, which also holds on a shared disk without locks). Its
+owner touches it every few seconds; one that has not been touched for `STALE` seconds belongs to a dead process, unless
+that process is seen to be alive: the machine may have slept, or the process may have been stopped. A claim that is
+taken over is not overwritten, as two processes could do so at once: its successor is written beside it with the next
+number, which again only one process can create. The highest number counts.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from typing import TypeVar
 import psutil
 
 BEAT, STALE = 10.0, 60.0
-"""Seconds between two touches of a claim, and after which one that nobody has touched is taken over."""
+"""Seconds between two touches of a claim, and seconds without a touch after which it is taken over."""
 PAUSE = 1.0
 """Seconds between two looks at claims of others."""
 
@@ -30,7 +30,7 @@ Job = TypeVar("Job")
 
 
 class Claim:
-    """The claim of this process to a work called `path`; hold it no longer than the work takes, see `take`."""
+    """This process's claim to the work called `path`, see `take`; hold it no longer than the work takes."""
 
     def __init__(self, path: Path, number: int) -> None:
         self._path, self._number, self._released = path, number, threading.Event()
@@ -42,14 +42,14 @@ class Claim:
                 os.utime(_file(self._path, self._number))
 
     def release(self) -> None:
-        """Let others have it. Earlier claims go first: one alone would look like that of a dead process."""
+        """Let others have the work; earlier claims go first, as one left alone would look like a dead process's."""
         self._released.set()
         for number in sorted(number for number in _numbers(self._path) if number <= self._number):
             _file(self._path, number).unlink(missing_ok=True)
 
 
 def take(path: Path) -> Claim | None:
-    """Claim the work called `path`, whose folder is made; none where another process that lives has claimed it."""
+    """Claim the work called `path`, making its folder; none where another living process has claimed it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     last = max(_numbers(path), default=0)
     if last and not _is_dead(path, last):
@@ -78,10 +78,10 @@ def alone(path: Path) -> Iterator[None]:
 def in_turn(
     jobs: Iterable[Job], work_of: Callable[[Job], Path], waits: Callable[[int], object] = lambda n: None
 ) -> Iterator[Job]:
-    """Yield each job while this process has claimed its work; those that others are at come later.
+    """Yield each job while this process holds the claim to its work; those that others are working on come later.
 
-    Whether they have done it meanwhile is for the caller to find out. `waits` is told how many jobs are left when
-    others are at all of them for the first time.
+    The caller has to find out whether another process has done one meanwhile. `waits` is called once, with the number
+    of jobs left, when others are at work on all of them.
     """
     left, told = list(jobs), False
     while left:
@@ -111,7 +111,7 @@ def _numbers(path: Path) -> list[int]:
 
 
 def _is_dead(path: Path, number: int) -> bool:
-    """Whether the owner of a claim is dead: this machine knows it of its own processes, of others time tells."""
+    """Whether the owner of a claim is dead: looked up for processes of this machine, judged by time for others."""
     file = _file(path, number)
     try:
         touched = file.stat().st_mtime
@@ -128,7 +128,7 @@ def _is_dead(path: Path, number: int) -> bool:
 
 
 def _start_of(pid: int) -> float | None:
-    """When a process of this machine began; none where there is none of this number, or only what is left of one."""
+    """When a process of this machine began; none where no process has this number, or only a zombie has."""
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
@@ -137,7 +137,7 @@ def _start_of(pid: int) -> float | None:
 
 
 def _now(folder: Path) -> float:
-    """The time by the clock that gives files in a folder theirs."""
+    """The time by the clock that stamps the files of a folder."""
     probe = folder / f".{uuid.uuid4().hex}.tmp"
     probe.touch()
     try:
@@ -147,7 +147,7 @@ def _now(folder: Path) -> float:
 
 
 def _place() -> str | None:
-    """What has the same numbers of processes: a start of a system and a space of numbers in it; none where unknown."""
+    """Where process numbers are valid: one boot of a system and one PID namespace in it; none where unknown."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
     except OSError:

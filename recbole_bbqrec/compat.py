@@ -1,9 +1,9 @@
-"""What breaks in RecBole 1.2.1 on today's Python stack, met in one place, each point with its reason.
+"""Fixes for what breaks in RecBole 1.2.1 on today's Python stack, in one place, each with its reason.
 
 Nothing here runs on import. Points that live elsewhere because they are plain overrides of a RecBole method:
 
 - pandas 3 makes `df[column].fillna(..., inplace=True)` a silent no-op: `data.loading` reads and fills columns itself;
-- torch 2.6 refuses RecBole's pickled checkpoints: `trainer` keeps them as safetensors and never unpickles.
+- torch 2.6 refuses RecBole's pickled checkpoints: `training.checkpoint` keeps ours as safetensors and never unpickles.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from recbole.evaluator import Collector
 from scipy.sparse import dok_matrix
 
 _ONE_AT_A_TIME = threading.RLock()
-"""Held while something of the whole process is changed for a while: a second thread would put back the change."""
+"""Held while something process-wide is changed for a time: a second thread would restore the changed value for good."""
 
 
 def restore_numpy_names() -> None:
@@ -48,7 +48,7 @@ def restore_removed_numpy_names() -> None:
 
 
 def restore_sparse_update() -> None:
-    """Give scipy's `dok_matrix` the method `_update` that newer ones lack; RecBole's graph models fill theirs by it."""
+    """Give scipy's `dok_matrix` the method `_update`, which newer versions lack and RecBole's graph models call."""
     if not hasattr(dok_matrix, "_update"):
         dok_matrix._update = lambda self, entries: self._dict.update(entries)
 
@@ -56,7 +56,7 @@ def restore_sparse_update() -> None:
 def stand_in_for_torch_scatter() -> None:
     """Give KGIN and MCCLK the two functions of `torch_scatter` that they import, where that is not installed.
 
-    Its wheels are of single versions of torch, and none of today's is among them; torch itself has the operations.
+    Each of its wheels is for one version of torch, and none is for a current one; torch itself has the operations.
     """
     if importlib.util.find_spec("torch_scatter") is None:
         module = types.ModuleType("torch_scatter")
@@ -80,7 +80,7 @@ def _scatter_softmax(src: torch.Tensor, index: torch.Tensor, dim: int = 0) -> to
 
 
 def restore_exhaustive_search() -> None:
-    """Let RecBole's exhaustive search make a generator of the kind that hyperopt draws from; it makes an old one."""
+    """Let RecBole's exhaustive search make a numpy `Generator`, from which hyperopt draws, not a `RandomState`."""
     numpy: Any = types.ModuleType("numpy")
     vars(numpy).update(vars(np), random=types.SimpleNamespace(RandomState=np.random.default_rng))
     vars(importlib.import_module("recbole.trainer.hyper_tuning"))["np"] = numpy
@@ -105,7 +105,7 @@ def stand_in_for_ray() -> None:
 
 @contextlib.contextmanager
 def bars_that_go() -> Iterator[None]:
-    """Have the bars of RecBole's trainer leave no line of every epoch behind."""
+    """Keep the progress bars of RecBole's trainer from leaving a line behind for every epoch."""
     module: Any = importlib.import_module("recbole.trainer.trainer")
     bar, module.tqdm = module.tqdm, functools.partial(module.tqdm, leave=False)
     try:
@@ -148,7 +148,7 @@ def init_seed(config: Any) -> None:
 
 
 class ListCollector(Collector):
-    """RecBole's collector, with which metrics of lists can be evaluated: it asks numbers for a copy on the CPU."""
+    """RecBole's collector, mended for metrics of lists: the original asks plain numbers for a copy on the CPU."""
 
     def data_collect(self, train_data: Any) -> None:
         """Keep what metrics need of the training data apart from the tensors that are collected."""
@@ -157,7 +157,7 @@ class ListCollector(Collector):
         self._of_data = {name: found.pop(name) for name in [*found] if not isinstance(found[name], torch.Tensor)}
 
     def get_data_struct(self) -> Any:
-        """Everything collected, what is known of the data among it."""
+        """Return everything collected, including what is known of the data."""
         found = super().get_data_struct()
         found._data_dict.update(getattr(self, "_of_data", {}))
         return found
@@ -165,7 +165,7 @@ class ListCollector(Collector):
 
 @contextlib.contextmanager
 def writing_no_events() -> Iterator[None]:
-    """Let RecBole's trainers be made without files for TensorBoard: of several processes one writes them."""
+    """Let RecBole's trainers be made without TensorBoard files, which only one of several processes writes."""
     module: Any = importlib.import_module("recbole.trainer.trainer")
     with _ONE_AT_A_TIME:
         original, nothing = module.get_tensorboard, lambda *_, **__: None

@@ -22,8 +22,8 @@ from .recbole_keys import HABITS, READ_WITHOUT_DEFAULT
 from .settings import MAY_BE_UNUSED, NO_SETTINGS, checked, property_files, public_sets, public_source, unused
 
 OF_INTERACTIONS = {"repeatable": False, "train_neg_sample_args": {"distribution": "uniform"}, "threshold": None}
-"""What models of users and items have as RecBole's general models have it, context-aware ones too: RecBole gives these
-labels by ratings where the data set is its ml-100k. What a user has met is no negative."""
+"""Settings that all models of users and items share with RecBole's general models. For context-aware ones on its
+ml-100k, RecBole would otherwise make labels from ratings. Items that a user has met are no negatives."""
 
 
 class Config(RecBoleConfig):
@@ -72,7 +72,7 @@ class Config(RecBoleConfig):
         load_selected_features(self, chosen="selected_features" in self.external_config_dict)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        """Change a setting. A key that is none is kept apart: RecBole's models note names of columns here."""
+        """Change a setting; keys that are not settings are kept apart, as RecBole's models note column names here."""
         if key in self.final_config_dict:
             super().__setitem__(key, value)
         else:
@@ -82,7 +82,7 @@ class Config(RecBoleConfig):
         return self._noted[key] if key in self._noted else super().__getitem__(key)
 
     def note(self, key: str, value: Any) -> None:
-        """Let models read `value` under a key whose setting stays as it is: what a data set has found out for them."""
+        """Let models read `value` under a key without changing its setting: what a data set has found out for them."""
         self._noted[key] = value
 
     # What follows are RecBole's own steps, in the order in which its constructor takes them.
@@ -155,7 +155,7 @@ class Config(RecBoleConfig):
         return final
 
     def _set_default_parameters(self) -> None:
-        # RecBole judges rankings or labels, a run here may be asked for both.
+        # RecBole judges rankings or labels; a run here may be asked for both.
         final, names = self.final_config_dict, self.final_config_dict["metrics"]
         final["metrics"] = of_rankings(names) or names
         super()._set_default_parameters()
@@ -171,7 +171,7 @@ class Config(RecBoleConfig):
 
 
 def completed(given: Mapping[str, Any], internal: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run gives, each value in the type of its key, and of `MERGED` the other parts from `internal`.
+    """Return the given settings, each in the type of its key; dicts of `MERGED` are completed from `internal`.
 
     A split by time is over all users unless it is given `group_by: user`.
     """
@@ -270,7 +270,7 @@ def _check_graph(config: Config, kind: str) -> None:
 
 
 def _check_encoders(config: Config) -> None:
-    """Refuse what is nearly the name of an encoder of ours, before a hub is asked for a model of that name."""
+    """Refuse a misspelt name of one of our encoders, before the hub is asked for a model of that name."""
     for key in (f"{modality}_encoder" for modality in MODALITIES):
         name = str(config[key] or "")
         near = nearest(name, COUNTED, likeness=0.75)

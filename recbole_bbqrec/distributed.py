@@ -1,7 +1,7 @@
 """One run worked on by several processes that `torchrun` has started; without it, everything here does nothing.
 
-Whoever asks does not look where it runs: a `share` of one process is everything, its sum with others its own. What is
-on a CPU goes through gloo, what is on GPUs through NCCL. The first process, `is_main`, is the one that writes.
+Callers need not know how they run: for a single process, its `share` is everything and a sum is its own value. Tensors
+on a CPU go through gloo, those on GPUs through NCCL. The first process, `is_main`, is the one that writes.
 
 Shapes: W processes, P parameters.
 """
@@ -23,7 +23,7 @@ from .watch import Watch
 STARTED_BY = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What `torchrun` leaves in the environment."""
 PATIENCE = timedelta(days=7)
-"""Others wait for the first process as long as it works alone; `Watch` sees who has died, not a time limit."""
+"""Others wait for as long as the first process works alone; `Watch` finds dead ones, not a time limit."""
 
 Parts = TypeVar("Parts", bound=Any)
 _watch: Watch | None = None
@@ -37,7 +37,7 @@ def is_asked_for() -> bool:
 
 
 def start() -> None:
-    """Join the processes of this run; nothing where there is one alone. Called again, it does nothing."""
+    """Join the processes of this run; do nothing where there is only one, or when called again."""
     global _watch
     if _watch is not None or not is_asked_for():
         return
@@ -86,7 +86,7 @@ def gpu(asked: str) -> str:
 
 
 def check_devices(kind: str) -> None:
-    """Raise an `InputError` where some processes compute on a GPU and others, of which `kind` tells, do not."""
+    """Raise an `InputError` where only some processes compute on a GPU; `kind` is the device type of this one."""
     n_gpus = torch.tensor([int(kind == "cuda")])
     add(n_gpus)
     if int(n_gpus) not in (0, world()):
@@ -113,12 +113,12 @@ def check_folder(folder: Path) -> None:
 
 
 def share(parts: Parts) -> Parts:
-    """The parts of a work, a list or an array, that are this process's: every W-th one."""
+    """Return this process's share of the parts of a work, a list or an array: every W-th one."""
     return parts[rank() :: world()]
 
 
 def rounded(n_parts: int) -> int:
-    """The next number of parts that all processes have equally many of."""
+    """Round a number of parts up to a multiple of W, so that all processes have equally many."""
     return -(-n_parts // world()) * world()
 
 
@@ -143,14 +143,14 @@ def barrier() -> None:
 
 
 def agreed(ask: Callable[[], Any]) -> bool:
-    """What the main process answers to a question with yes or no; the others do not ask."""
+    """Return, on all processes, the main one's answer to a yes-or-no question; the others do not ask."""
     answer = torch.tensor([int(bool(ask())) if is_main() else 0])
     add(answer)
     return bool(answer)
 
 
 def told(text: str) -> str:
-    """What the main process says, whatever the others would."""
+    """Return, on all processes, the main one's `text`."""
     if world() == 1:
         return text
     content = torch.tensor([*text.encode()], dtype=torch.uint8)
@@ -196,7 +196,7 @@ def broadcast(tensors: Iterable[torch.Tensor]) -> None:
 
 
 def gather(rows: np.ndarray) -> list[np.ndarray]:
-    """Arrays of all processes, which differ in their number of rows alone, on the main one; nothing on the others."""
+    """Return, on the main process, the arrays of all, which differ in their number of rows alone; nothing elsewhere."""
     counts = torch.zeros(world(), dtype=torch.long)
     counts[rank()] = len(rows)
     add(counts)
@@ -237,7 +237,7 @@ def add_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 
 def _added_rows(gradient: Any) -> torch.Tensor:
-    """The sum of gradients [N, D] that know of few rows only, by the rows that any process knows of."""
+    """Add up sparse gradients [N, D] over the processes, by the rows that any of them has."""
     gradient = gradient.coalesce()
     counts = torch.zeros(world(), dtype=torch.long)
     counts[rank()] = gradient.values().shape[0]
@@ -256,9 +256,9 @@ def _added_rows(gradient: Any) -> torch.Tensor:
 
 
 def part_draws(seed: int) -> None:
-    """Seed torch's generators for an epoch: each process draws on its own, and within `joint_draws` all alike.
+    """Seed torch's generators for an epoch: each process draws its own numbers, and within `joint_draws` all the same.
 
-    What is drawn there is what one process alone would draw, as long as nothing but that draws at all.
+    Those are what a single process would draw, as long as nothing else draws.
     """
     global _joint
     torch.manual_seed(seed)
@@ -301,11 +301,11 @@ def is_first_to_say(message: str) -> bool:
 
 
 def leave() -> None:
-    """Leave the others, who cannot go on, after an error that has been told."""
+    """Leave the others, which cannot go on, after an error that has been reported."""
     if _watch is not None:
         _watch.leave(well=False)
 
 
 def others_failed() -> bool:
-    """Whether an error has come of the end of another process, of which is told, and not of this one's own work."""
+    """Whether an error came from the end of another process, which is then reported, not from this one's own work."""
     return _watch is not None and _watch.tell_who_is_lost()

@@ -16,7 +16,7 @@ class InputError(ValueError):
 class RefusedKeyError(InputError):
     """A run does not know or does not use the key `key`."""
 
-    def __init__(self, message: str, key: str = "") -> None:  # a copy is made of the message, and given its key then
+    def __init__(self, message: str, key: str = "") -> None:  # a copy is made from the message and then given its key
         super().__init__(message)
         self.key = key
 
@@ -30,9 +30,9 @@ class MissingDataSetError(InputError):
 
 
 def nearest(name: str, known: Iterable[str], n: int = 1, likeness: float = 0.6) -> list[str]:
-    """Return at most `n` of `known` that `name` may be a slip of, the likeliest first; capitals do not count.
+    """Return at most `n` of `known` that `name` may be a misspelling of, likeliest first; case does not matter.
 
-    likeness : how much they have in common at least, of 1.
+    likeness : least similarity, from 0 to 1.
     """
     spelt = {entry.lower(): entry for entry in known}
     return [spelt[near] for near in difflib.get_close_matches(name.lower(), spelt, n, likeness)]

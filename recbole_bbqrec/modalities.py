@@ -1,4 +1,4 @@
-"""What an item may bring: the modalities, in the order in which all that is made of them lists them.
+"""The modalities that an item may have, in the order in which everything made of them lists them.
 
 The settings of each are called after it: `<name>_encoder`, `<name>_fields`, and `<name>_folder` where it has one.
 """
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Modality(NamedTuple):
-    """From what features of a modality may be made, beside vectors and code columns, which do for all of them.
+    """What features of a modality may be made from, besides vectors and code columns, which serve for all of them.
 
     Attributes
     ----------

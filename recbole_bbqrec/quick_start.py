@@ -51,14 +51,14 @@ def execute(
     training, validation and test loaders before the training, and what it returns goes into the record; `after_epoch`
     is handed the trainer after every epoch that validation has judged, once its state is on the disk.
 
-    With `train_on: all` this run comes first, to its end and unjudged, and decides on validation what there is to
-    decide; then a second training learns from all interactions, and the record and the folder are its own.
+    With `train_on: all` an ordinary run comes first, to its end but unjudged, and decides on validation what there is
+    to decide; then a second training learns from all interactions, and the record and the folder are of that one.
 
     The record holds model, dataset, seed, metrics by split and column (with `group_metrics` and `cold_items` also by
     `groups` of targets, of labelled rows also `labels`; `ranked_among` says where not all items are ranked), judged
     users and rows, epochs, seconds, peak memory (MiB), number of parameters, settings, versions, and the folder of the
-    run. Seconds and memory of what a cache or an earlier process has spared are those of when it was made, none where
-    nobody has measured them.
+    run. For work that a cache or an earlier process has spared, seconds and memory are those of the time when it was
+    done; none where nobody measured them.
     """
     distributed.start()
     with distributed.main_first():
@@ -103,7 +103,7 @@ def execute(
             write_ranks(config["ranks_file"], ranks, dict(zip(("valid", "test"), datasets[1:], strict=True)))
         write_bundle(trainer.folder.path, config, trained.dataset)
     run_dir = trainer.folder.path
-    del trained, trainer, loaders, datasets  # what is tried loads as much once more
+    del trained, trainer, loaders, datasets  # the bundle to be tried loads as much again
     if distributed.is_main():
         shown = try_bundle(run_dir, config)
         print("\n" + report.result_table(record))
@@ -113,7 +113,7 @@ def execute(
 
 
 def _ordinary_run(config: Config, watch: dict[str, Any]) -> Decided | None:
-    """The run that decides for one on all interactions, to its end and unjudged; none where nothing is validated."""
+    """Make the unjudged run that decides for one on all interactions; none where nothing is validated."""
     config["train_on"] = "train"
     if "valid" not in judged_parts(config):
         return None
@@ -121,7 +121,7 @@ def _ordinary_run(config: Config, watch: dict[str, Any]) -> Decided | None:
     decided, run_dir = trained.trainer.decide(), trained.trainer.folder.path
     if distributed.is_main():
         write_bundle(run_dir, config, trained.dataset)
-    del trained  # what is tried loads as much once more
+    del trained  # the bundle to be tried loads as much again
     if distributed.is_main():
         try_bundle(run_dir, config)
     getLogger().info(f"the ordinary run is done ({decided.epochs} epochs); now training on all interactions")
@@ -168,7 +168,7 @@ def train(
         for at, split in _judged(config):
             check_rows(config, loaders[at]._dataset, split)
 
-        compat.init_seed(config)  # the model's start does not depend on what data took
+        compat.init_seed(config)  # the model's initial weights do not depend on what the data drew
         model = registry.build_model(config, train._dataset).to(config["device"])
         logger.info(model, extra=run_log.DETAIL)
 
@@ -207,7 +207,7 @@ def fetch_missing(arguments: Sequence[str], config_dict: dict[str, Any] | None) 
 
 
 def _check_processes(config: Config) -> None:
-    """Find out before a run of several processes what they cannot do together."""
+    """Refuse, before a run of several processes, what they cannot do together."""
     if distributed.world() == 1:
         return
     if config["model"] not in registry.MODELS:
@@ -218,7 +218,7 @@ def _check_processes(config: Config) -> None:
 
 
 def _check_outputs(config: Config) -> None:
-    """Find out before the run, not after it, what it is asked for and cannot give or write."""
+    """Refuse, before the run and not after it, what it is asked for but cannot give or write."""
     kept = judged_parts(config)
     split = f"eval_args.split {config['eval_args']['split']}"
     on_all = config["train_on"] == "all"

@@ -1,4 +1,4 @@
-"""Errors by which RecBole refuses settings, told from those of a wrong call of ours, as one line."""
+"""RecBole's refusals of settings, told apart from errors of a wrong call of ours, as one line."""
 
 import contextlib
 import re
@@ -17,7 +17,7 @@ OURS, RECBOLES = (Path(str(package)).parent for package in (__file__, recbole.__
 HAND_OVER = ("registry.py", "dataloader.py", "interactions.py")
 """Modules that hand the settings to classes of RecBole; an override does so by calling what it overrides."""
 NAMES_AND_PLACES = ("model", "dataset", "load_col", "data_path", "checkpoint_dir", "config_files", "benchmark_filename")
-"""Settings whose words say nothing about an error that has them too."""
+"""Settings whose values may stand in an error without being its cause."""
 
 
 @contextlib.contextmanager

@@ -88,7 +88,7 @@ def _with_our_checks(self: Any) -> dict[str, Any]:
     if any(sampling_of(final, split) for split in ("valid", "test")):
         mode = final["eval_args"]["mode"]
         raise InputError(f"eval_args: found mode {mode}, which run_recbole_bbqrec.py alone has for our models; drop it")
-    # Of keys without effect these alone: people share files of settings among models there.
+    # Of keys without effect only this one is refused: people share files of settings among models there.
     config.refuse_unused([config.unused_settings({**final, "model": self.model}, ["transform"], internal)])
     return final
 

@@ -61,7 +61,7 @@ NOT_RUN = {"S3Rec": _PRETRAINED, "RaCT": _PRETRAINED, "LightGBM": _TREES, "XGBoo
 """RecBole's models that this script does not run, and why."""
 
 MENDED: dict[str, type[AbstractRecommender]] = {"KGAT": KGAT}
-"""RecBole's models that stand in for those of the same name."""
+"""Our mended versions of RecBole's models, which take the place of those of the same name."""
 
 PACKAGES = ("sequential", "general", "context_aware", "knowledge_aware")
 """RecBole's packages of models, `recbole.model.<name>_recommender`."""
@@ -101,13 +101,13 @@ def kind_of(name: str) -> str:
 
 
 def build_model(config: Any, dataset: Any) -> AbstractRecommender:
-    """Return the configured model for `dataset`; RecBole's own with what it is asked to add."""
-    if config["num_clusters"]:  # of NCL, which would end in faiss's words
+    """Return the configured model for `dataset`; RecBole's own with the additions that are asked for."""
+    if config["num_clusters"]:  # of NCL, which would otherwise end in an error of faiss
         fewest = min(dataset.user_num, dataset.item_num) - 1
         if config["num_clusters"] > fewest:
             found = f"found {config['num_clusters']}, expected at most {fewest}"
             raise InputError(f"num_clusters: {found}, the smaller one of the numbers of users and of items")
-    if config["reranker_CAN_NUM"]:  # of SASRecCPR and GRU4RecCPR, which would end in torch's words while training
+    if config["reranker_CAN_NUM"]:  # of SASRecCPR and GRU4RecCPR, which would otherwise fail in torch while training
         largest, items = int(str(config["reranker_CAN_NUM"]).split(",")[0]), dataset.num(config["ITEM_ID_FIELD"]) - 1
         if largest > items:
             raise InputError(f"reranker_CAN_NUM: found {largest}, expected at most {items}, the number of items")

@@ -22,7 +22,7 @@ class _ForPeople(logging.Filter):
 
 
 class _Plain(logging.Formatter):
-    """The time and the message; what is more than a message says so."""
+    """The time and the message; warnings and errors are marked as such."""
 
     def format(self, record: logging.LogRecord) -> str:
         level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
@@ -38,7 +38,7 @@ def start(config: Any) -> None:
     handlers = logging.getLogger().handlers
     for handler in handlers:
         if type(handler) is logging.StreamHandler:
-            handler.removeFilter(_FILTER)  # of a run before in this process
+            handler.removeFilter(_FILTER)  # of an earlier run in this process
             if not config["verbose"]:
                 handler.setFormatter(_Plain())
                 handler.addFilter(_FILTER)

@@ -1,4 +1,4 @@
-"""The record of a run: what it has come to, as plain data."""
+"""The record of a run: its results, as plain data."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ from .tokenizer.memory import PeakMemory
 
 
 def record_of(config: Config, trained: Any, ranks: Mapping[str, Ranks], memory: PeakMemory) -> dict[str, Any]:
-    """What a run has come to, see `quick_start.execute`; `ranks` are by split."""
+    """Return the record of a run, see `quick_start.execute`; `ranks` are by split."""
     trainer, model = trained.trainer, trained.trainer.model
     done, best = trainer.state.epochs_done, trainer.state.best_epoch
     data, everybody = trained.dataset, trained.loaders[1]._dataset

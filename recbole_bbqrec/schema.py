@@ -32,7 +32,7 @@ def encoders(run: Settings) -> list[str]:
 
 
 def reads_labels(run: Settings) -> bool:
-    """Whether the model learns which of the rows are wanted."""
+    """Whether the model learns from labels which of the rows are wanted."""
     return run["model"] in CLICK_MODELS or run.get(KIND) == CONTEXT
 
 
@@ -47,7 +47,7 @@ def attends(run: Settings) -> bool:
 
 
 def compares(run: Settings) -> bool:
-    """Whether items are compared: by their semantic IDs, or with codes none by the raw features in place of those."""
+    """Whether items are compared: by their semantic IDs, or with `codes: none` by their raw features instead."""
     # RecBole's models read codes as columns of items, as a knowledge graph, or in their item tables.
     shown = run.get("code_fields") or run.get("kg") == "codes" or "codes" in (run.get("item_semantics") or ())
     return bool(run.get("attach_semantic_ids") or shown) or attends(run)
@@ -65,7 +65,7 @@ def has_codes(run: Settings) -> bool:
 
 
 def decodes(run: Settings) -> bool:
-    """Whether IDs are decoded: scores beyond a beam are none that a second stage could go on from."""
+    """Whether IDs are decoded; a second stage cannot go on from that, as items beyond a beam have no scores."""
     return run.get("scoring") == "generate" or "causal_encoder" in run
 
 

@@ -132,7 +132,7 @@ ADDED_LATER = {
     "valid_users": 0,
     **{"code_fields": [], "kg": "files", "code_levels": None, "item_semantics": []},
 }
-"""Keys that came after the first records, by the value with which a run is what it was without the key."""
+"""Keys that came after the first records -> the value that leaves a run as it was without the key."""
 
 # Keys of what is fitted after training, with the trained weights held fixed.
 FITTED_AFTER_TRAINING = ("second_stage", "candidate_similarity", "n_candidate_neighbours", "n_candidate_last")
@@ -150,7 +150,7 @@ def second_stage_settings(config: Any) -> dict[str, Any]:
 
 
 def candidate_signals(run: Mapping[str, Any]) -> list[str]:
-    """Return `candidate_similarity` of a run without modalities that came after the first records and that it has not.
+    """Return a run's `candidate_similarity` without modalities that came after the first records and that it lacks.
 
     The default names all modalities, so that a run without the later ones is what it was before.
     """
@@ -189,7 +189,7 @@ def _dataset_file(dataset: str) -> Path:
 
 
 def dataset_settings(dataset: str) -> dict[str, Any]:
-    """Return the settings of runs in the YAML file of a data set, those left out that are empty."""
+    """Return the settings of runs in the YAML file of a data set, without empty ones."""
     content = _content(_dataset_file(dataset))
     return {key: value for key, value in content.items() if key not in NO_SETTINGS and value is not None}
 
@@ -197,7 +197,7 @@ def dataset_settings(dataset: str) -> dict[str, Any]:
 def public_source(dataset: str) -> dict[str, Any] | None:
     """Return the description of where a public data set comes from, see `preparation.public`; none where none is known.
 
-    What a description says goes over what that of its `family` says.
+    What a description says overrides that of its `family`.
     """
     path = _dataset_file(dataset)
     found = _content(path).get(SOURCE)
@@ -261,7 +261,7 @@ def settings_to_load(plain: dict[str, Any]) -> dict[str, Any]:
     if (given.get("train_neg_sample_args") or {}).get("distribution") == "none":
         given["train_neg_sample_args"] = None
     given["data_path"] = str(Path(given["data_path"]).parent)
-    if "scoring" in given:  # what runs of before the key had; the files of some models say otherwise now
+    if "scoring" in given:  # the value of runs from before the key; the files of some models say otherwise
         given.setdefault("n_identity_codes", ADDED_LATER["n_identity_codes"])
     return given
 

@@ -172,7 +172,7 @@ def _imported(tree: ast.Module, module: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             start = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             names |= {start, *(f"{start}.{alias.name}" for alias in node.names)}
-    # The package itself is left out: its functions hand over to every room.
+    # The package itself is left out: its functions import from all over it.
     return {name for name in names if name.startswith(f"{__package__}.") and _file_of(name).is_file()}
 
 

@@ -1,4 +1,4 @@
-"""Who of several processes has died: found out by the others, told in one line, and the end of all of them.
+"""Which of several processes has died: the others find out, report it in one line, and end as well.
 
 `torchrun` ends the processes of its own machine when one of them dies, and says no more than an exit code; those of
 other machines would wait in gloo or NCCL. A thread of each process sees to both.
@@ -26,8 +26,8 @@ _DIST: Any = torch.distributed  # whose stores are documented, but not exported 
 PERIOD = 1.0
 """Seconds between two looks at the others."""
 LOST, MISSED = 50.0, 10.0
-"""Seconds after which a process of another machine that gives no sign is lost: so long that a long call of C code
-is no end, and where talking to it has failed already."""
+"""Seconds without a sign after which a process of another machine counts as lost: enough for a long call of C code, and
+fewer where talking to it has failed already."""
 NEAR = 3.0
 """Seconds in which the end of a process of this machine is seen for sure."""
 
@@ -99,7 +99,7 @@ class Watch:
                 self._beats += 1
                 self._thread_store.set(f"beat/{self.rank}", str(self._beats))
             lost = self._lost(self._thread_store)
-            if lost == "":  # it has told of its error and is about to end: `torchrun` is to see that first
+            if lost == "":  # it has reported its error and is about to end: `torchrun` is to see that first
                 select.select([self._wake], [], [], NEAR)
             if ended or lost is not None:
                 self._end(lost)
@@ -115,7 +115,7 @@ class Watch:
         os._exit(1)
 
     def _lost(self, store: Any, after: float = LOST) -> str | None:
-        """What to say of a process that has ended before its time: nothing where it has said why; none of none."""
+        """What to say of a process that has ended early: empty if it has said why itself, none if there is none."""
         try:
             for other in range(self.size):
                 if other != self.rank and (found := self._lost_one(store, other, after)) is not None:
@@ -148,7 +148,7 @@ class Watch:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process runs; one that has ended and whose parent has not looked yet does not."""
+    """Whether a process runs; a zombie does not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.Error:

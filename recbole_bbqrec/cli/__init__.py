@@ -1,4 +1,4 @@
-"""The command lines: `bbqrec train`, which `run_recbole_bbqrec.py` is too, and what stands around a run."""
+"""The command lines: `bbqrec train`, which `run_recbole_bbqrec.py` also is, and the commands around a run."""
 
 import os
 import re
@@ -17,7 +17,7 @@ SHARED = "give the command several times without it, and each takes runs that no
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit code: 0, 1 where a run failed, 2 where the user has something to mend."""
+    """Run one command; return the exit code: 0, 1 if a run failed, 2 if the input is wrong, 130 or 141 if cut short."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["train"] and not {"-h", "--help"} & set(arguments):
         return run(arguments[1:])  # settings alone, with the short options of RecBole's scripts
@@ -75,7 +75,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _place_of(error: InputError, settings: Sequence[str]) -> str:
-    """The file that a refused key stands in, as its message begins."""
+    """Return the file that a refused key stands in, as the beginning of the message; empty where there is none."""
     if not isinstance(error, RefusedKeyError):
         return ""
     from ..layers import file_with
@@ -85,7 +85,7 @@ def _place_of(error: InputError, settings: Sequence[str]) -> str:
 
 
 def _answer(work: Callable[[], int | None], settings: Sequence[str], debug: bool) -> int:
-    """Exit code of `work`, errors told in one line; once where several processes work together.
+    """Run `work` and return its exit code; an error is printed in one line, once for all processes.
 
     settings : the arguments that may hold the key, or the file with the key, that an error is about.
     """
@@ -108,7 +108,7 @@ def _answer(work: Callable[[], int | None], settings: Sequence[str], debug: bool
             print("interrupted; give the same command again to resume", file=sys.stderr)
         distributed.leave()
         return 130
-    except BrokenPipeError:  # what read the output, such as head, has had enough; nothing is left to flush into
+    except BrokenPipeError:  # the reader of the output, such as head, has stopped; there is nothing to flush to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         distributed.leave()
         return 141

@@ -41,7 +41,7 @@ GROUPS: dict[str, list[str]] = {"data": [], "train": [], "studies": [], "use": [
 
 
 def command(help: str, *options: Any, settings: bool = False, note: str = "") -> Callable[[Work], Work]:
-    """Make a sub-command of the function of its name; settings that follow its options stand in `given.settings`."""
+    """Turn a function into the sub-command of its name; settings that follow the options go into `given.settings`."""
 
     def enter(work: Work) -> Work:
         name = work.__name__.removeprefix("_").replace("_", "-")
@@ -65,7 +65,7 @@ def names(text: str) -> list[str]:
 
 
 def lines(path: Path) -> list[str]:
-    """Return the lines of a text file that hold something."""
+    """Return the lines of a text file that are not blank."""
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeError) as error:
@@ -74,7 +74,7 @@ def lines(path: Path) -> list[str]:
 
 
 def option(*flags: str, **about: Any) -> Callable[[argparse.ArgumentParser], argparse.Action]:
-    """Make what adds an option to a parser, from the arguments of `add_argument`."""
+    """Return a function that adds an option to a parser, given the arguments of `add_argument`."""
     return lambda parser: parser.add_argument(*flags, **about)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from ..errors import InputError
 from .parser import RESULTS, command, lines, names, option
 
-LISTED = 10  # items that words may mean
-SHOWN = 20  # lists of so many users are read on the screen; more of them are for a file
+LISTED = 10  # most items listed where words match several titles
+SHOWN = 20  # most users whose lists are shown on the screen; more go to a file
 
 
 @command(
@@ -80,7 +80,7 @@ def _recommend(given: argparse.Namespace) -> None:
 
 
 def _item(bundle: Any, name: str) -> str:
-    """Token of an item that is called by its token or by words of its title; what nothing is called stays as it is."""
+    """Return the token of an item named by its token or by words of its title; an unknown name stays as it is."""
     found = bundle.find(name, LISTED + 1)
     if name in found or not found:
         return name

@@ -19,13 +19,13 @@ PREFIXES, VECTORS = "prefixes", "vectors"
 """Values of the key `code_fields`."""
 
 VECTOR = "sid_vector_"
-"""Beginning of the names of columns of vectors."""
+"""Prefix of the names of vector columns."""
 
 
 class Prefix(NamedTuple):
     """The first codes of a signal, one to all of them, that items have in common.
 
-    `ids` [N] number the `tokens` [M], `[PAD]` first: 0 of items that lack the signal, and of the padding row.
+    `ids` [N] number the `tokens` [M], `[PAD]` first: 0 for items that lack the signal, and for the padding row.
     """
 
     name: str
@@ -36,8 +36,8 @@ class Prefix(NamedTuple):
 def prefixes(ids: SemanticIds, levels: int | None = None) -> list[Prefix]:
     """Return the level prefixes of every signal, named by the positions of their codes: `sid_1`, `sid_1_2`, `sid_3`.
 
-    They end where a prefix tells items apart more than it brings them together, with more values than half as many as
-    the items that have it: an item's own number says as much. `levels` is the most codes in a prefix; none: all.
+    They end where a prefix tells items apart more than it brings them together, with more values than half the number
+    of items that have it: an item's own ID says as much. `levels` is the most codes in a prefix; none: all.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def weighted_vectors(ids: SemanticIds) -> dict[str, torch.Tensor]:
 
 
 def attach_code_fields(dataset: Any, ids: SemanticIds, names: Iterable[str], levels: int | None) -> None:
-    """Give a RecBole data set the columns of items that `names` says, some of `PREFIXES` and `VECTORS`."""
+    """Give a RecBole data set the item columns in `names`, which are some of `PREFIXES` and `VECTORS`."""
     names, columns = set(names), {}
     for prefix in prefixes(ids, levels) if PREFIXES in names else ():
         columns[prefix.name] = prefix.ids
@@ -92,7 +92,7 @@ def attach_code_fields(dataset: Any, ids: SemanticIds, names: Iterable[str], lev
         columns[name] = pairs
         dataset.set_field_property(name, FeatureType.FLOAT_SEQ, FeatureSource.ITEM, pairs.shape[1])
         dataset.field2bucketnum[name] = 1 + pairs.shape[1]
-    if vectors:  # RecBole's models read such columns where they stand in this setting, which is not the user's to know
+    if vectors:  # RecBole's models read only such columns as this setting names; users need not know
         numbers = dict.fromkeys([*dataset.config["numerical_features"], *vectors])
         dataset.config.note("numerical_features", list(numbers))
     add_item_columns(dataset, columns)

@@ -22,7 +22,7 @@ REVERSED = "_r"
 class CodeGraphDataset(KnowledgeBasedDataset):
     """RecBole's `KnowledgeBasedDataset` without `.kg` and `.link`: `attach_graph` makes the graph from semantic IDs.
 
-    All items are entities, by their ids; behind them stand the prefixes of codes, each with items in common.
+    All items are entities, by their ids; after them come the prefixes of codes that items have in common.
     """
 
     def _load_data(self, token: str, dataset_path: str) -> None:

@@ -1,7 +1,7 @@
 """Items that training does not know: which they are, and how they join the catalogue as new items do in use.
 
-They are drawn from the tokens of all items, alike for all seeds and models: what is judged is the same, as the targets
-of a split are.
+They are drawn from the tokens of all items, the same for all seeds and models, so that all of these are judged on the
+same items, as they are on the same targets.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ DRAW = 0
 
 
 def cold_tokens(tokens: Sequence[str], share: float) -> set[str]:
-    """Return a share of the item tokens, at least one where there is any share, whatever their order."""
+    """Return a share of the item tokens, at least one unless the share is 0; their order does not matter."""
     found = np.random.default_rng(DRAW).permutation(sorted(tokens))
     n_cold = max(round(share * len(found)), 1) if share else 0
     if n_cold and n_cold >= len(found):
@@ -36,9 +36,9 @@ def apart(catalogue: Catalogue, n_cold: int) -> tuple[Catalogue, ItemFeatures]:
 
 
 def with_cold_items(config: Any, known: Catalogue, cold: ItemFeatures, tokenizer: Path | None) -> Catalogue:
-    """Return the catalogue of training grown by the cold items; their IDs are the `encode` of the `tokenizer`'s file.
+    """Return the training catalogue grown by the cold items, whose IDs come from `encode` of the `tokenizer` in a file.
 
-    A model that decodes IDs gets one of its own for each.
+    For a model that decodes IDs, each item gets an ID of its own.
     """
     encoded = None
     if tokenizer is not None:
@@ -48,7 +48,7 @@ def with_cold_items(config: Any, known: Catalogue, cold: ItemFeatures, tokenizer
 
 
 def is_cold(dataset: Any) -> np.ndarray | None:
-    """Which targets [R] of the rows of a data set training does not know; none where it knows all items.
+    """Tell which targets [R] of a data set's rows training does not know; none where it knows all items.
 
     An `InputError` where one of the two kinds has no target.
     """

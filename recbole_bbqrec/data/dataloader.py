@@ -37,9 +37,9 @@ class WindowDataLoader:
 
     A batch is an `Interaction` with `item_id_list` [B, T] (0 pads on the right), `item_length` [B] and `target_list`
     [B, T], the item after each position; 0 where there is none or an earlier window has it. `target_place` [n] says
-    where the others are in the flattened list: a GPU that had to find out would have to be waited for.
+    where the others are in the flattened list: to find out on a GPU would mean waiting for it.
 
-    Of several processes each gets a share of the windows of every batch, and in `target_share`, the same in each row,
+    With several processes, each gets a share of the windows of every batch; `target_share`, the same in each row, says
     which share of the batch's targets is in them.
     """
 
@@ -84,7 +84,7 @@ class WindowDataLoader:
         return [rows for rows in np.split(order, cut) if len(rows)]
 
     def _collate_share(self, rows: np.ndarray) -> Interaction:
-        """The share of a batch that is this process's; where there is none, a window that counts nothing."""
+        """Return this process's share of a batch; where that is empty, a window that counts for nothing."""
         own, targets = distributed.share(rows), self._size - self._skipped  # of about equal length, so equal work
         part = targets[own].sum() / targets[rows].sum()
         shown = self._collate(own if len(own) else rows[:1])
@@ -118,14 +118,14 @@ def check_negatives(config: Any, kind: str) -> None:
 
 
 def split_loaders(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
-    """Split the data set and return loaders for training, validation and test: RecBole's, windows to train our models.
+    """Split the data set; return loaders for training (windows for our models, else RecBole's), validation and test.
 
     RecBole's `data_preparation` does the same, but first unpickles a file of a fixed name wherever it finds one.
     """
     parts = dataset.build()
     if not (
         dataset.makes_prefixes or dataset.rows_are_interactions
-    ):  # nor is anything sampled, for which RecBole keeps a set for every user
+    ):  # nothing is sampled either, for which RecBole would keep a set for every user
         valid, test = (FullSortEvalDataLoader(config, part, None) for part in parts[1:])
         return WindowDataLoader(config, parts[0], parts[0].train_sequences), valid, test
     samplers = create_samplers(config, dataset, parts)
@@ -141,7 +141,7 @@ def split_loaders(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
 
 
 def _count_training_alone(sampler: Any, train: Any) -> None:
-    """Have popular items be those of the training rows; what users had met stays as RecBole has it."""
+    """Count popularity over the training rows alone; what users had met stays as RecBole has it."""
     sampler.datasets, sampler.dataset = [train], train
     sampler.set_distribution(sampler.distribution)  # counts again
 

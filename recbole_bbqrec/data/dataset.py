@@ -63,7 +63,7 @@ class MultiModalSequentialDataset(LoadedDataset):
         compares = bool(config["attach_semantic_ids"]) or config["similarity_attention"] != "off" or self._shows_codes
         semantics = config["item_semantics"] or ()
         self._needs_codes = (compares or "codes" in semantics) and config["codes"] != "none"
-        # In the tables of the model alone, codes are no column of its batches.
+        # Codes that only the model's item tables read are no column of its batches.
         self._attaches_codes = compares
         if config["attach_item_features"] or compares or semantics:
             with distributed.main_first():
@@ -100,7 +100,7 @@ class MultiModalSequentialDataset(LoadedDataset):
             with distributed.main_first():
                 given = self.config, catalogue, sequences, self.cache_dir, self.is_ordered
                 ids, self.tokenizer_file, seconds = fit_semantic_ids(*given)
-            distributed.broadcast((ids.codes, ids.vectors))  # the same, though another machine had to learn them again
+            distributed.broadcast((ids.codes, ids.vectors))  # the same, even if another machine had to learn them again
             catalogue = replace(catalogue, semantic_ids=ids)
             self.seconds |= seconds
         whole = with_cold_items(self.config, catalogue, cold, self.tokenizer_file) if cold else catalogue

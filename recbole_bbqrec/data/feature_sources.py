@@ -130,7 +130,7 @@ def read_texts(config: Any, tokens: list[str], names: Iterable[str]) -> dict[str
 
 
 def unused_texts(config: Any) -> list[str]:
-    """Columns of words that the .item file has, and of which a run without any encoder makes nothing.
+    """Return the text columns of the .item file that a run without any encoder leaves unused.
 
     A file that is missing or broken has none: the run does not need it.
     """
@@ -171,7 +171,7 @@ class Source:
     remedy: str  # what should be there
     tokens: list[str]  # N, sorted
     hashes: Tensor  # int64 [N], of what each item is encoded from; 0 for items that have nothing
-    method: dict[str, Any]  # how it is encoded: all but the items that the result depends on
+    method: dict[str, Any]  # how it is encoded: all that the result depends on but the items
     encode: Callable[[Path], encoders.Encoded]  # does it; keeps parts of what takes long in a folder
 
     @property

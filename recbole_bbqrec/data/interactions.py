@@ -77,7 +77,7 @@ class InteractionDataset(MultiModalSequentialDataset):
             part.histories = Histories(items[order], begin[rows], stop[rows])
 
     def places_of(self, items: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """What rows [R] of a user are ordered by: their time, where equal as they stand, or by token without an order.
+        """What a user's rows [R] are ordered by: time, ties as they stand, or the token where there is no order.
 
         Rows of files that are split already stand in any order; all others stand in that of time.
         """
@@ -94,7 +94,7 @@ class InteractionDataset(MultiModalSequentialDataset):
         return self._parts([by_user.rows[~held_out], *parts[1:]])
 
     def shuffle(self) -> None:
-        """Shuffle as RecBole does at once after it has set the seed, whatever has been drawn since."""
+        """Shuffle as RecBole does right after it has set the seed, whatever has been drawn since."""
         generator = torch.Generator().manual_seed(self.config["seed"])
         self.inter_feat = taken(self.inter_feat, torch.randperm(len(self.inter_feat), generator=generator).numpy())
 

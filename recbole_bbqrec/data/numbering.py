@@ -1,4 +1,4 @@
-"""Filters and ids of a data set over columns whose tokens are coded: the rows and the ids are RecBole's.
+"""Filtering and numbering of a data set over columns of coded tokens; rows and ids come out as RecBole's.
 
 A column of tokens is either of objects or a categorical one, which has every token once.
 """
@@ -38,7 +38,7 @@ def _is_interval(text: str) -> bool:
 
 
 class TokenIds(Mapping[str, int]):
-    """Ids by token, of tokens by id; made where somebody looks one up. RecBole's knowledge graphs add a relation."""
+    """Ids by token, from tokens by id; built on the first look-up. RecBole's knowledge graphs add a relation."""
 
     def __init__(self, tokens: np.ndarray) -> None:
         self._tokens = tokens
@@ -65,8 +65,8 @@ class CodedDataset(SequentialDataset):
 
     Attributes
     ----------
-    part_sizes : rows [3] of training, validation and test, of a split by time over all users; none of any other. What
-        is filtered by its number of interactions is then counted in training alone.
+    part_sizes : numbers [3] of rows of training, validation and test in a split by time over all users; none in any
+        other. Filters by number of interactions then count training alone.
     time_cuts : the times at which validation and test begin then, in the form that RecBole gives to times.
     """
 
@@ -134,9 +134,10 @@ class CodedDataset(SequentialDataset):
         super()._reset_index()
 
     def _filter_by_inter_num(self) -> None:
-        """Take out users and items with too few or too many rows until none is left, all of them at a time.
+        """Take out users and items with too few or too many rows, all of them at once, until no such one is left.
 
-        Of a split by time over all users, rows of training count; what it does not know leaves the other parts.
+        In a split by time over all users, only training rows count; users and items it does not know leave the other
+        parts.
         """
         keys = {"user_inter_num_interval": self.uid_field, "item_inter_num_interval": self.iid_field}
         asked = {field: self._parse_intervals_str(self.config[key]) for key, field in keys.items()}
@@ -173,8 +174,7 @@ class CodedDataset(SequentialDataset):
     def _within(
         self, counted: np.ndarray, ids: dict[str, np.ndarray], asked: dict[str, Any]
     ) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Of the rows `counted` [R], which are kept [R]; by field how many each id has then, and whether it was taken
-        out."""
+        """Return which of the rows `counted` [R] are kept; by field, the rows left of each id, and if it went."""
         kept, sizes = counted.copy(), {field: int(of.max(initial=-1)) + 1 for field, of in ids.items()}
         banned = {field: np.zeros(size, bool) for field, size in sizes.items()}
         while True:
@@ -189,7 +189,7 @@ class CodedDataset(SequentialDataset):
                 kept &= ~found[ids[field]]
 
     def _known_later(self, later: np.ndarray, ids: dict[str, np.ndarray], counts: dict[str, np.ndarray]) -> np.ndarray:
-        """Which rows [R] of those `later` than training have a user and an item that it knows; the log has the rest."""
+        """Return which rows [R] `later` than training have a user and an item it knows; the log counts the rest."""
         known = {field: counts[field][of] > 0 for field, of in ids.items()}
         kept = later & np.logical_and.reduce([*known.values()])
         left_out = [f"{len(np.unique(ids[field][later & ~of]))} of {field}" for field, of in known.items()]

@@ -24,7 +24,7 @@ WITHOUT_EFFECT = [
 ]
 """Settings that filter or order interactions before they are split."""
 READ_USERS = {"Caser", "DIEN", "DIN", "FOSSIL", "FPMC", "HGN", "HRM", "NPE", "SHAN", "TransRec"}
-"""RecBole's sequential models that learn something of every user."""
+"""RecBole's sequential models that learn something about every user."""
 
 
 class Columns(NamedTuple):
@@ -49,7 +49,7 @@ class Arranged(NamedTuple):
 
 
 def is_given(config: Any, key: str) -> bool:
-    """Say whether the run's own settings say something of a key that its default does not."""
+    """Say whether the run's own settings give a key another value than its default."""
     value = config.external_config_dict.get(key)
     return value is not None and value != config.internal_config_dict.get(key)
 

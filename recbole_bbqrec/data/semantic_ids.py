@@ -33,10 +33,10 @@ def fit_semantic_ids(
 ) -> tuple[SemanticIds, Path, dict[str, float]]:
     """Learn the item tokenizer on the training sequences, or read it from the cache.
 
-    The tokenizer sees items in the order of their tokens and users in the order of theirs, so its result depends on
-    neither RecBole's numbering nor on anything outside the training split; where sequences are not `in_order`, neither
-    does it on the order of their items in time. Returned are the IDs by item id, the
-    tokenizer's file, and the seconds that the `tokenizer` and its `report card` took when they were made.
+    The tokenizer sees items and users in the order of their tokens, so its result depends neither on RecBole's
+    numbering nor on anything outside the training split, nor, where sequences are not `in_order`, on the order of their
+    items in time. Returns the IDs by item id, the tokenizer's file, and the seconds that the `tokenizer` and its
+    `report card` took when they were made.
     """
     place, features, by_token = _by_token(catalogue, sequences)
     fitted, path = _cached_tokenizer(config, features, by_token, len(place), cache_dir, in_order)
@@ -54,7 +54,7 @@ def fit_semantic_ids(
 
 
 def compared_card(catalogue: Catalogue, sequences: Sequences, path: Path) -> dict[str, Any]:
-    """Return the report card beside a tokenizer's file with an RQ-VAE beside the codes; it is fitted once and kept.
+    """Return the report card of a tokenizer's file with an RQ-VAE for comparison, which is fitted once and kept.
 
     Catalogue and sequences are those that the tokenizer was fitted on.
     """

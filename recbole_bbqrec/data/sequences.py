@@ -60,7 +60,7 @@ class Histories:
         return found
 
     def covering(self) -> np.ndarray:
-        """Return rows whose histories have everything that is in any of them: the longest of those that begin alike."""
+        """Return rows whose histories together hold all there is: the longest of those that begin at the same place."""
         order = np.lexsort((self.stop, self.start))
         return order[np.r_[np.diff(self.start[order]) != 0, True][: len(order)]]
 
@@ -115,9 +115,9 @@ def token_places(dataset: Any, field: str) -> np.ndarray:
 def _joined(histories: Histories, targets: np.ndarray, longest: int) -> list[list[int]]:
     """Join a user's rows into sequences.
 
-    A row continues the sequence that its history begins with; the target of every row between may be missing. A history
-    of the `longest` length there is may have been cut: it also continues the sequence that ends with it. A row that
-    continues none is a session of its own.
+    A row continues the sequence that its history begins with; rows between the two may be missing. A history of the
+    `longest` length there is may have been cut: it also continues the sequence that ends with it. A row that continues
+    none is a session of its own.
     """
     found: list[list[int]] = []
     by_first: dict[int, list[list[int]]] = {}
@@ -185,7 +185,7 @@ def seen_before(evaluated: Any, earlier: Iterable[Any]) -> scipy.sparse.csr_arra
 
 
 def targets_by_item(train: Any, n_items: int) -> np.ndarray:
-    """Count the rows [N] of the training part whose target an item is, as RecBole counts; none of items held out."""
+    """Count the training rows [N] that have each item as target, as RecBole does; none for items held out."""
     counts = np.bincount(train.inter_feat[train.iid_field].numpy(), minlength=n_items)
     counts[len(train.catalogue.tokens) :] = 0
     return counts

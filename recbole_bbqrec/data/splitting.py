@@ -1,4 +1,4 @@
-"""Splits as arrays: RecBole's of the rows of each user, in the order in which RecBole puts them; and by time over all.
+"""Splits as arrays: RecBole's splits of each user's rows, in RecBole's order, and splits by time over all users.
 
 Shapes: R rows in order of time, P parts. Of a user, earlier parts have the earlier rows.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import InputError
 
 LEAVE_ONE_OUT = {"valid_and_test": (1, 2), "valid_only": (1,), "test_only": (2,)}
-"""Which parts get one row of each user, from the last one backwards; the others but the first get none."""
+"""Which parts get one row of each user, the last part the last row; other parts but the first get none."""
 
 
 class Grouped(NamedTuple):
@@ -20,7 +20,7 @@ class Grouped(NamedTuple):
     Attributes
     ----------
     rows : [R] numbers of the rows, those of a user side by side, in their order.
-    place : [R] of each of these, the how many-th it is of its user, from 0.
+    place : [R] position of each of these among the rows of its user, from 0.
     size : [R] number of rows of its user.
     """
 
@@ -54,7 +54,7 @@ def leave_one_out(users: np.ndarray, mode: str) -> list[np.ndarray]:
 
 
 def by_ratio(users: np.ndarray, n_parts: int, cut: Callable[[int], Sequence[int]]) -> list[np.ndarray]:
-    """Divide the rows of each user where `cut` says for their number: P - 1 places, ascending."""
+    """Divide the rows of each user at the P - 1 ascending places that `cut` gives for their number."""
     by_user = grouped(users)
     sizes, of_size = np.unique(by_user.size, return_inverse=True)
     edges = np.array([cut(int(size)) for size in sizes], np.int64).reshape(len(sizes), n_parts - 1)
@@ -65,7 +65,7 @@ def by_ratio(users: np.ndarray, n_parts: int, cut: Callable[[int], Sequence[int]
 
 
 def by_time(users: np.ndarray, times: np.ndarray, ratios: Sequence[float]) -> list[np.ndarray]:
-    """Give what is later than a share `1 - ratios[2]` of all rows to test, and divide the rest of each user."""
+    """Give rows later than a share `1 - ratios[2]` of all rows to test, and divide the other rows of each user."""
     is_test = times > np.percentile(times, 100 * (1 - ratios[-1]))
     early = np.flatnonzero(~is_test)
     train, valid = by_ratio(users[early], 2, lambda size: [int(size * (ratios[0] / (1 - ratios[2])))])
@@ -99,8 +99,8 @@ def check_split_by_time(run: Mapping[str, Any]) -> None:
 def cuts_in_time(times: np.ndarray, shares: Sequence[float]) -> np.ndarray:
     """Return the points in time [P - 1] at which the later parts begin, at the `shares` [P] of the rows.
 
-    A part has the rows from its beginning on: those of equal times [R], in any order, stay together, in the later part.
-    Infinity is the beginning of what has no share; a part that has one and gets no row is an `InputError`.
+    A part includes the rows at its beginning: those of equal times [R], in any order, stay together, in the later part.
+    A part without a share begins at infinity; one that has a share and gets no row is an `InputError`.
     """
     ordered = np.sort(times)
     places = np.rint(np.cumsum(shares[:-1]) * len(times)).astype(np.int64)
@@ -111,7 +111,7 @@ def cuts_in_time(times: np.ndarray, shares: Sequence[float]) -> np.ndarray:
 
 
 def check_sizes(sizes: np.ndarray, shares: Sequence[float], why: str) -> None:
-    """Raise an `InputError` where a part with a share of the rows has none, with what is behind it."""
+    """Raise an `InputError` where a part with a share of the rows gets none; the message says `why`."""
     for name, size, share in zip(("training", "validation", "test"), sizes, shares, strict=True):
         if share and not size:
             raise InputError(f"eval_args: found no row for {name} in a split by time ({why}); give it other shares")

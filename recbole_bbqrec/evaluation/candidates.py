@@ -19,7 +19,7 @@ from ..errors import InputError
 from .metrics import LIST_METRICS
 
 SEED = 0
-"""Of the draw, the same for all models and seeds: what is judged is the same, as the targets of a split are."""
+"""Seed of the draw: fixed, so that all models and seeds are judged on the same items, as on the same targets."""
 MODE = re.compile(r"(uni|pop)([1-9]\d*)")
 
 
@@ -36,14 +36,14 @@ class Sampling(NamedTuple):
 
 
 def sampling_of(settings: Mapping[str, Any], split: str) -> Sampling | None:
-    """Return what a split's targets are ranked among by `eval_args` of the settings; none where by all items."""
+    """Return how items are sampled to rank a split's targets among, by `eval_args` of the settings; none: all items."""
     mode = (settings.get("eval_args") or {}).get("mode", "full")
     found = MODE.fullmatch(str(mode.get(split, "full") if isinstance(mode, dict) else mode))
     return Sampling(int(found[2]), found[1] == "pop") if found else None
 
 
 def check_mode(mode: Any, metrics: Iterable[str]) -> None:
-    """Raise an `InputError` where a mode is none, or metrics (in lower case) mean nothing by it."""
+    """Raise an `InputError` where there is no such mode, or metrics (in lower case) mean nothing under it."""
     if unknown := {*map(str, mode)} - {"valid", "test"} if isinstance(mode, dict) else ():
         raise InputError(f"eval_args: found mode of the split {min(unknown)!r}, expected valid or test")
     modes = list(mode.values()) if isinstance(mode, dict) else [mode]
@@ -79,9 +79,9 @@ def candidates_of(
 ) -> dict[str, scipy.sparse.csr_array]:
     """Return by column the items [R, N] that targets are ranked among, as RecBole's samplers choose them.
 
-    In the masked column they are none that the user has met, in the part that is judged neither. In the unmasked one
-    they are any but the target. With `per_user` all rows of a user are ranked among the items of all of them, other
-    targets included.
+    In the masked column they are none that the user has met, in the judged part either. In the unmasked one they are
+    any but the target. With `per_user` all rows of a user are ranked among the items of all of them, other targets
+    included.
 
     Parameters
     ----------
@@ -108,9 +108,9 @@ def candidates_of(
 def _draw(
     excluded: scipy.sparse.csr_array, sampling: Sampling, popularity: np.ndarray, places: np.ndarray
 ) -> scipy.sparse.csr_array:
-    """Draw items [R, N], of each row different ones and none `excluded` [R, N]; all there are where they are too few.
+    """Draw items [R, N], all different in a row and none `excluded` [R, N]; where too few are left, all of them.
 
-    `places` [R] is an order of the rows that does not depend on how they come.
+    `places` [R] is an order of the rows that does not depend on the one they come in.
     """
     n_rows, n_items = excluded.shape
     weights = np.where(np.arange(n_items) > 0, popularity if sampling.by_popularity else 1, 0).astype(float)
@@ -141,7 +141,7 @@ def _draw(
 def among(ranks: Mapping[str, torch.Tensor], not_found: int) -> torch.Tensor:
     """Rank [B] of each target among candidates that were handed to the ranker as items to leave out.
 
-    What leaves the ranking with them are those of them that beat the target.
+    Leaving them out removes exactly those of them that beat the target.
     """
     everything, without = ranks["unmasked"], ranks["masked"]
     return torch.where(everything == not_found, not_found, everything - without + 1)

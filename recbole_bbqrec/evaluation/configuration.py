@@ -33,7 +33,7 @@ def judged_parts(config: Any) -> tuple[str, ...]:
 def name_of_split(settings: Mapping[str, Any]) -> str:
     """Short name of a run's split, blank for one row of each user in validation and in test.
 
-    `TS` is by time over all users, `RS` by shares of each user's rows, both 8 : 1 : 1; what differs is behind it.
+    `TS` is by time over all users, `RS` by shares of each user's rows, both 8 : 1 : 1; whatever differs is appended.
     """
     given = settings["eval_args"]
     (how, parts), order = next(iter(given["split"].items())), given.get("order", "TO")
@@ -97,9 +97,9 @@ def run_key(settings: Mapping[str, Any], data: str) -> str:
 
 
 def _as_first_recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of the second stage under which records are found that know no `second_stage`.
+    """Settings of the second stage in the form under which records from before the key `second_stage` are found.
 
-    Then BBQRec and its controls alone had one, the linear form; codes belonged to behaviour.
+    At that time BBQRec and its controls alone had one, the linear form, and codes belonged to behaviour.
     """
     if "second_stage" not in settings:
         return {key: settings[key] for key in FITTED_AFTER_TRAINING if key in settings}
@@ -149,7 +149,7 @@ class TimesTested:
         self._counted()
 
     def after_run(self) -> int:
-        """Return the count; where the run was judged on test, with it included."""
+        """Return the count, including this run if it was judged on test."""
         if not self._final:
             return self._counted()
         with claims.alone(self._path):  # no count is lost where two runs end at once

@@ -11,8 +11,9 @@ import numpy as np
 from .ranking import Ranks
 
 EDGES = {"popularity": (0, 1, 5, 20), "length": (0, 5, 10, 20, 50)}
-"""Where groups begin. Popularity are training interactions of the item: with 0 its ID embedding is untrained, below 5
-is what five-core data sets have of their rarest items. Length are interactions of the user before the target."""
+"""Where groups begin. Popularity is the number of training interactions of the item: with 0 its ID embedding is
+untrained, and below 5 are the rarest items of five-core data sets. Length is the number of the user's interactions
+before the target."""
 COLD = "cold"
 
 

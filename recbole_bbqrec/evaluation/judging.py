@@ -1,4 +1,4 @@
-"""How the rows of a split are judged: what leaves a ranking or what it is among, and whether what it shows is counted.
+"""How the rows of a split are judged: which items leave or make up a ranking, and whether shown items are counted.
 
 Shapes: R rows of the split, B of them at once, N items (0 = padding), C cut-offs.
 """
@@ -20,13 +20,14 @@ from .metrics import COLUMNS, Shown
 from .ranking import NOT_FOUND
 
 Rank = Callable[[Pairs, Lists | None], Mapping[str, torch.Tensor]]
-"""`ranking.rank_targets` or `rank_products` of some rows; left open is what leaves the masked column."""
+"""`ranking.rank_targets` or `rank_products` of some rows; open are the pairs that leave the masked column, and
+lists."""
 
 
 class ShownCounts:
     """Counts how often each item stands among the first `topk` of a row, in both columns.
 
-    Where the rows of a user are targets of one list, that of the first of the `judged` rows [r] is it.
+    Where a user's rows are targets of one list, only the list of the first of the `judged` rows [r] counts.
     """
 
     def __init__(

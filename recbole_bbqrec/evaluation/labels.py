@@ -12,7 +12,8 @@ from .. import schema
 from ..errors import InputError
 
 CLIP = 1e-15
-"""Probabilities are kept this far from 0 and 1, as in RecBole: one that is certain and wrong would cost without end."""
+"""Probabilities are kept this far from 0 and 1, as in RecBole: one that is certain and wrong would cost infinitely
+much."""
 
 
 def auc(predictions: np.ndarray, labels: np.ndarray) -> float:

@@ -19,15 +19,15 @@ from ..errors import InputError
 def check_leakage(dataset: Any, train: Any, valid: Any, test: Any) -> dict[str, str]:
     """Check a split, and return what the record says of it: `leakage_check`.
 
-    Every user's sequence by time is his training part, then his validation and then his test target; training rows and
-    `train_sequences` hold nothing else, the latter none of the items that are held out of training (`cold_items`); the
-    items masked for a target are exactly those before it. Of a split by time over all users, every row
-    is later than all of the parts before. Where that is not so an `InputError` names the first user. `dataset` is
-    RecBole's before its split, the others are loaders of its parts.
+    Every user's sequence in time is the training part, then the validation and then the test targets; training rows and
+    `train_sequences` hold nothing but the training part, the latter none of the items that are held out of training
+    (`cold_items`); the items masked for a target are exactly those before it. In a split by time over all users, every
+    row is later than all rows of earlier parts. Where any of this fails, an `InputError` names the first user.
+    `dataset` is RecBole's before its split, the others are loaders of its parts.
 
-    Where the files were split already, what comes first is theirs to say: training sequences must hold the steps of the
-    training rows and no others, masks what stands in earlier files and in the row's own history. Where rows are
-    interactions, they are those of `dataset`, each in one part, and by time where they are split by time.
+    Files that were split already decide the order themselves: training sequences must hold the steps of the training
+    rows and no others, and masks what stands in earlier files and in the row's own history. Where rows are
+    interactions, the parts must hold each of those of `dataset` once, in the order of time where they are split by it.
     """
     parts = [loader._dataset for loader in (train, valid, test)]
     by_files = dataset.config["benchmark_filename"] is not None
@@ -47,7 +47,7 @@ def check_leakage(dataset: Any, train: Any, valid: Any, test: Any) -> dict[str, 
     wrong = (users != split_users[by_phase]) | (targets != split_targets[by_phase])
     _refuse(dataset, users[wrong], "a held-out item that is not behind all training items in time")
 
-    # All interactions [n]. A user's first one has no row of its own: it is the history of his first row.
+    # All interactions [n]. A user's first one has no row of its own: it is the history of the user's first row.
     is_first = np.r_[True, users[1:] != users[:-1]][: len(users)]
     firsts, number = np.flatnonzero(is_first), np.cumsum(is_first)
     items = np.insert(targets, firsts, dataset.histories.items[dataset.histories.start[by_time[firsts]]])

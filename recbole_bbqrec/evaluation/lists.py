@@ -25,7 +25,7 @@ class Lists:
         self.n_rows, self.k, self.order = n_rows, k, order.to(items.device)
         self._seen = torch.sort(rows * len(order) + items).values  # each pair as one number
         most_seen = int(torch.bincount(rows).max()) if len(rows) else 0
-        self._room = k + most_seen  # so many of the best hold `k` that are not seen
+        self._room = k + most_seen  # this many of the best include `k` that are not seen
         self._rows = self._items = rows[:0]  # [n] entries: by row, then by score, then by the order of ties
         self._values = torch.zeros(0, device=items.device)
         self._least: torch.Tensor | None = None  # [B, 1] score of the last entry that a list has by now, and its place

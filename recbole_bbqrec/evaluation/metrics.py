@@ -19,7 +19,7 @@ METRICS: Mapping[str, Callable[[np.ndarray, int], np.ndarray | float]] = {
     "mrr": lambda ranks, k: 1.0 / ranks,
     "map": lambda ranks, k: 1.0 / ranks,
 }
-"""What a target among the first `k` counts; of one target recall and hit rate are the same, and so are MRR and MAP."""
+"""What a target among the first `k` counts for; with one target, recall equals hit rate, and MRR equals MAP."""
 
 
 def per_row(ranks: np.ndarray, metric: str, k: int) -> np.ndarray:
@@ -57,13 +57,13 @@ def average_popularity(counts: np.ndarray, popularity: np.ndarray) -> float:
 
 
 def shannon_entropy(counts: np.ndarray) -> float:
-    """Entropy of what is shown, over the number of different items that are, as in RecBole."""
+    """Entropy of the shown items, divided by the number of different ones, as in RecBole."""
     share = counts[counts > 0] / counts.sum()
     return -(share * np.log(share)).sum() / len(share)
 
 
 def gini_index(counts: np.ndarray) -> float:
-    """How unequally often items are shown: 0 all alike, towards 1 one item alone."""
+    """How unequally often items are shown: 0 if all alike, towards 1 if one item alone."""
     places = 2 * np.arange(1, len(counts) + 1) - len(counts) - 1
     return (places * np.sort(counts)).sum() / counts.sum() / len(counts)
 
@@ -71,8 +71,8 @@ def gini_index(counts: np.ndarray) -> float:
 def tail_percentage(counts: np.ndarray, popularity: np.ndarray, tail_ratio: float) -> float:
     """Share of what is shown that is in the long tail of the items that training has.
 
-    The tail are the least popular ones: a share `tail_ratio` of them up to 1, those of at most `tail_ratio`
-    interactions above.
+    The tail is the least popular ones: a share `tail_ratio` of the items if it is at most 1, else those of at most
+    `tail_ratio` interactions.
     """
     known = np.flatnonzero(popularity)
     if tail_ratio > 1:
@@ -92,7 +92,7 @@ LIST_METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray, float], float]] = {
 """Metrics of what is shown, whatever the targets: of how often each item is, how popular it is, and `tail_ratio`."""
 
 SMALLER = ("averagepopularity", "giniindex", "logloss")
-"""Metrics that RecBole takes for better where they are smaller."""
+"""Metrics of which RecBole takes a smaller value to be better."""
 
 
 def of_lists(names: Sequence[str]) -> list[str]:

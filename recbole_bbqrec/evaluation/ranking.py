@@ -174,7 +174,7 @@ def _is_on_cpu(tensor: torch.Tensor) -> bool:
 
 
 def _count(compare: np.ufunc, scores: torch.Tensor, wanted: torch.Tensor, flags: np.ndarray) -> torch.Tensor:
-    """How many scores [B, b] of each row compare so with the one `wanted` [B, 1]; `flags` [B, `BLOCK`] is memory.
+    """Count the scores [B, b] of each row that compare so with that `wanted` [B, 1]; `flags` [B, `BLOCK`] is scratch.
 
     On a CPU numpy compares twice as fast as torch. Eight flags are added up at once as a word, in which no byte can
     overflow: ten times as fast as counting them.
@@ -191,8 +191,8 @@ class Ranks:
     """Of each evaluated row [R] the user's id, and the rank of its target in both columns, 1 is best.
 
     `cold` says whether the target was held out of training; none where no item was. `rows` are those of the split that
-    were judged; none where all were. With `per_user` the rows of a user are targets of one list of his, and metrics are
-    those of RecBole's evaluator: of users, each with all of his targets. `shown` is known where metrics of lists are
+    were judged; none where all were. With `per_user` the rows of a user are targets of one list, and metrics are those
+    of RecBole's evaluator: of users, each with all of the user's targets. `shown` is known where metrics of lists are
     asked for.
     """
 
@@ -210,7 +210,7 @@ class Ranks:
         return {"all": self, **{name: self.of(rows) for name, rows in parts.items()}}
 
     def of(self, rows: np.ndarray) -> "Ranks":
-        """The `rows`, bool [R], alone; what is shown does not belong to some targets."""
+        """Return the `rows`, bool [R], alone, without counts of shown items, which belong to all targets together."""
         found = replace(self, cold=None, rows=None, shown=None)
         return replace(found, **{name: getattr(self, name)[rows] for name in ("users", *COLUMNS)})
 

@@ -165,7 +165,7 @@ def bar_figure(title: str, panels: Mapping[str, Mapping[str, Any]], reference: s
 
 
 def line_figure(title: str, x: str, y: str, lines: Mapping[str, Sequence[tuple[float, Mapping[str, float]]]]) -> bytes:
-    """Draw figures with intervals against what they cost, on a logarithmic axis; return a PNG, equal for equal input.
+    """Draw values with intervals against what they cost, on a logarithmic axis; return a PNG, equal for equal input.
 
     Lines are name -> points of a place on the axis and `mean`, `low` and `high`; one without any is left out.
     """

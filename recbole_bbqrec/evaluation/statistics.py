@@ -1,4 +1,4 @@
-"""Whether a difference is one: a mixed model of users and seeds behind intervals and p-values, and Holm's correction.
+"""Whether a difference is real: a mixed model of users and seeds behind intervals and p-values, and Holm's correction.
 
 A value of row r, seed s and user u is the row's mean, plus what this user has in the row, plus what this training has,
 plus a remainder. Users are the same in all rows; a row's trainings are drawn anew. The variance of a weighted sum of
@@ -26,7 +26,7 @@ Estimate = dict[str, float]
 def holm(hypotheses: Iterable[list[dict[str, Any]]]) -> None:
     """Add `p_holm` to the entries of each hypothesis: Holm's step-down correction, all of them being one family.
 
-    Entries of one hypothesis are one test, that of the first of them; without a `p` they are none.
+    Entries of one hypothesis are one test, with the `p` of the first of them; without a `p` they are no test.
     """
     tested = sorted((cells for cells in hypotheses if cells[0]["p"] is not None), key=lambda cells: cells[0]["p"])
     adjusted = 0.0
@@ -75,9 +75,9 @@ class _Error(NamedTuple):
         """Return what `p_value` computes, as a function of the difference."""
         if not self.users + self.seeds:
             return lambda difference: float(not difference)
-        # Student's t, over what the seeds' part may be in truth: its estimate by chi-square over its degrees of
-        # freedom. Of a smooth function sums over an even grid of logarithms are all but exact; it is as wide as they
-        # need: a long tail to the left where they are few.
+        # Student's t, averaged over what the seeds' part may truly be: its estimate divided by chi-square over its
+        # degrees of freedom. For a smooth function, sums over an even grid of logarithms are all but exact; the grid is
+        # as wide as the degrees of freedom need, as few of them mean a long tail to the left.
         width = 8 * (2 / self.seeds_freedom) ** 0.5
         logarithms = np.linspace(-width - 80 / self.seeds_freedom, width, 320)  # of chi-square over its freedom
         log_density = self.seeds_freedom / 2 * (logarithms - np.exp(logarithms))
@@ -92,13 +92,13 @@ class PairedValues:
     """One metric of several rows of a table over the same users, from row -> seed -> (users [R], values [R]).
 
     A mean is over all values, as in RecBole. Users are independent, values of one user are not: where some users have
-    more values than others, a user's distance from the mean counts by how many he has, as in a ratio of sums (Cochran,
-    Sampling Techniques, 3rd edition, section 2.11). An `InputError` where the users of two runs differ or have other
-    numbers of values, or there is only one.
+    more values than others, a user's distance from the mean counts by the number of those values, as in a ratio of sums
+    (Cochran, Sampling Techniques, 3rd edition, section 2.11). An `InputError` where the users of two runs differ or
+    have other numbers of values, or there is only one.
 
-    `trainings` is row -> what stands for its trainings, none where nothing in it is random; rows with the same have
-    seed by seed the same trainings. A row that it lacks has trainings of its own. A row of one seed borrows the pooled
-    spread of the trainings of rows that have several; without any, nothing is counted for seeds.
+    `trainings` is row -> what identifies its trainings, none where nothing in it is random; rows with the same value
+    share their trainings, seed by seed. A row that it lacks has trainings of its own. A row of one seed borrows the
+    pooled spread of the trainings of rows that have several; without any, nothing is counted for seeds.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class PairedValues:
         return self._interval({row: 1.0, reference: -1.0}, self.mean(row) - self.mean(reference))
 
     def change(self, row: str, reference: str) -> Estimate | None:
-        """Relative difference of two rows' means in %, by the delta method; none where it is to zero."""
+        """Relative difference of two rows' means in %, by the delta method; none where the reference is zero."""
         base = self.mean(reference)
         if not base:
             return None

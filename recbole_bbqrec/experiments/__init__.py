@@ -2,7 +2,7 @@
 
 May import everything below. Enters: finished runs. Leaves: pages and files under results/.
 
-What studies are given is called the same in all of them:
+Parameters are called the same in all studies:
 
 Parameters
 ----------
@@ -12,5 +12,5 @@ arguments : `--key=value` settings of all runs.
 final : also judge the test split.
 results : folder of pages and records.
 
-Those that make runs write their page after every one, and return an exit code: 0, or 1 where a run failed.
+Studies that make runs write their page after every one, and return an exit code: 0, or 1 where a run failed.
 """

@@ -181,8 +181,8 @@ def write(
 ) -> str:
     """Write the table as Markdown and JSON, and its figure, from the records; return the page.
 
-    Where no run has ended well yet nothing is written. `full` are the `records.comparable_settings` of that row,
-    `asked` arguments of `tables.on_demand`.
+    Nothing is written until a run has succeeded. `full` are the `records.comparable_settings` of that row, `asked`
+    arguments of `tables.on_demand`.
     """
     found = content(dataset, full, data, final, records.folder_of(results, dataset), asked)
     if not found["splits"]:

@@ -17,7 +17,7 @@ from .runner import QUIET, Job, given_and_files, run_with_page, said
 from .tables import SPLITS, TESTED, short
 
 MODELS = ("BBQRec", "SASRecPlusFT", "UniSRec", "TIGER", "ContentNeighbors")
-"""Models that are compared unless others are named; the first one that has a run is what the others are tested with."""
+"""Models that are compared unless others are named; the others are tested against the first one that has a run."""
 
 SHARE = 0.1
 GROUPS = {"cold": "Cold targets", "warm": "Warm targets", "all": "All targets"}
@@ -69,7 +69,7 @@ def knowing(model: str) -> str:
 def write(about: Mapping[str, Any], jobs: Sequence[Job], final: bool, results: Path) -> str:
     """Write the page as Markdown and JSON, and its figure, from the records of the jobs; return the page.
 
-    Where no run with cold items has ended well yet nothing is written.
+    Nothing is written until a run with cold items has succeeded.
     """
     found = content(about, jobs, final)
     if not found["splits"]:

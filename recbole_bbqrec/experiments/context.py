@@ -1,7 +1,7 @@
 """What codes as columns of items are worth to context-aware models: runs with and without them, and their page.
 
-Two tasks have trainings of their own. By *labels* a model learns which of the items that a user has rated he likes; of
-those that he has not rated it learns nothing, so for *ranking* all items it is trained on sampled negatives.
+There are two tasks, each with its own trainings. With *labels* a model learns which of the items that a user has rated
+the user likes; it learns nothing about unrated ones, so for *ranking* all items it is trained on sampled negatives.
 """
 
 import itertools
@@ -31,7 +31,7 @@ from .tables import SPLITS, short
 MODELS = ("DeepFM", "DCNV2")
 """Models that are compared unless others are named."""
 IDS = "IDs"
-"""The row without codes, that the others are tested with."""
+"""The row without codes, against which the others are tested."""
 BOTH = ["prefixes", "vectors"]
 ROWS: dict[str, dict[str, Any]] = {
     IDS: {"code_fields": []},
@@ -46,7 +46,7 @@ LABELS, RANKING = "labels", "ranking"
 SPLIT = {"split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "user", "order": "TO"}
 """Each user's last tenths are validation and test."""
 RATED = 4
-"""A rating from which a row is a positive one."""
+"""Rating from which a row is positive."""
 RANKED, LABELLED = "ndcg@10", "auc"
 GROUPS = {"all": "All items", RARE: "Items with fewer than five training interactions"}
 
@@ -116,16 +116,16 @@ def name_of(task: str, model: str, row: str) -> str:
 
 
 def page_of(dataset: str, settings: Mapping[str, Any]) -> str:
-    """Name of the page; behind it the split where it is not `SPLIT`."""
+    """Name of the page, followed by the split where that is not `SPLIT`."""
     split = name_of_split(settings)
     return tables.name_of("context", dataset, None if split == name_of_split({"eval_args": SPLIT}) else split or "LS")
 
 
 def rare_targets(config: Config, final: bool) -> dict[str, np.ndarray]:
-    """Of each split, which rows have a rare item; those of one user together, as records keep them.
+    """Return for each split which rows have a rare item, the rows of one user together, as records keep them.
 
-    Of validation they are those of `valid_users`. Where models read no more of a row than its user and item, one that
-    comes several times counts once, as it is ranked.
+    For validation these are the rows of `valid_users`. Where models read no more of a row than its user and item, a
+    repeated pair counts once, as it is ranked.
     """
     train, *parts = registry.get_dataset(config["model"])(config).build()
     found = {}
@@ -143,7 +143,7 @@ def rare_targets(config: Config, final: bool) -> dict[str, np.ndarray]:
 def write(about: Mapping[str, Any], jobs: Sequence[Job], rare: Mapping[str, np.ndarray], results: Path) -> str:
     """Write the page as Markdown and JSON, and its figure, from the records of the jobs; return the page.
 
-    Where no run has ended well yet nothing is written.
+    Nothing is written until a run has succeeded.
     """
     found = content(about, jobs, rare)
     if not found["splits"]:

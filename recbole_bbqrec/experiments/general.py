@@ -41,7 +41,7 @@ ADDED = [form for form, changes in FORMS.items() if form != IDS and "codes" not 
 """Forms that add what is known of an item, no controls."""
 
 SAYING = ("codes", "random codes")
-"""Forms whose difference is what codes say, beside the parameters that they bring."""
+"""Forms whose difference is what codes say, apart from the parameters that they bring."""
 
 FEW = 5
 GROUPS = {"all": "All targets", "few": f"Targets with fewer than {FEW} training interactions"}
@@ -117,7 +117,7 @@ def write(
 ) -> str:
     """Write the page as Markdown and JSON, and its figure, from the records of the jobs; return the page.
 
-    Where no run has ended well yet nothing is written.
+    Nothing is written until a run has succeeded.
     """
     found = content(about, jobs, few, final)
     if not found["splits"]:
@@ -172,7 +172,7 @@ def _judged(
 
 
 def _control(model: str, values: Mapping[str, tables.Values]) -> dict[str, Any]:
-    """What learned codes are worth against random ones, by group of targets: that much of it is what they say."""
+    """What learned codes are worth against random ones, by group of targets: the part that comes from what they say."""
     row, reference = (name(model, form) for form in SAYING)
     found = {group: {metric: of_group["masked", metric] for metric in TESTED} for group, of_group in values.items()}
     groups = {

@@ -1,7 +1,7 @@
-"""Small tables: which accuracy so many bytes of item parameters buy, as ID tables of several widths and as codes.
+"""Small tables: what accuracy a number of bytes of item parameters buys, as ID tables of several widths or as codes.
 
-All rows are the same model with the same encoder, `dense` scoring, neither features nor second stage: only what an item
-is looked up in differs.
+All rows are the same model with the same encoder, `dense` scoring, neither features nor second stage: only the table
+that items are looked up in differs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,17 +35,17 @@ KINDS = {
         "{} codes an item, 3 or 4 bound to behaviour, the rest hashed",
     ),
 }
-"""Kinds of rows in the order of the table: all of them, and one, in words."""
+"""Kinds of rows in the order of the table, in words: for the whole kind, and for one row."""
 
 SET = ("final", "id_dim", "use_item_id", "use_code_embedding", "use_features", "scoring", "similarity_attention")
 SET += ("codes", "tokenizer", "sid_levels", "n_identity_codes", "second_stage")
 """Settings that make the rows what they are, and `final`: the study never looks at test."""
 
 LEARNED_OF_MIXED = 4
-"""Codes that a tokenizer has learned where the others are hashed, or as many below as its signals can share."""
+"""Codes that a tokenizer has learned where the others are hashed, or the next smaller number its signals can share."""
 
 LARGER = (10**6, 10**7, 10**8)
-"""Items of the catalogues that the bytes are reckoned for besides."""
+"""Items of further catalogues that the bytes are computed for."""
 
 MEBIBYTE = 2**20
 
@@ -158,7 +158,7 @@ def study(dataset: str, n_seeds: int, arguments: Sequence[str], results: Path) -
 def write(jobs: Mapping[Row, Job], left_out: Mapping[str, str], results: Path) -> str:
     """Write the page, its content as JSON, and the figure, from the records of each row's job; return the page.
 
-    Where no run has ended well yet nothing is written.
+    Nothing is written until a run has succeeded.
     """
     found = content(jobs, left_out)
     if not found["rows"]:
@@ -237,7 +237,7 @@ def _rows(
 
 
 def _pairs(rows: Sequence[tables.Row], ndcg: PairedValues) -> list[tables.Row]:
-    """Codes bound to behaviour against the other codes, as many an item, and the ID table nearest in bytes."""
+    """Compare codes bound to behaviour with as many other codes an item, and with the ID table nearest in bytes."""
     found = []
     for row in (row for row in rows if row["kind"] == "codes"):
         others = [other for other in rows if other["kind"] in ("hashed", "kmeans") and other["size"] == row["size"]]

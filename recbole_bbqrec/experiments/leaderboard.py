@@ -22,7 +22,7 @@ from .tables import FULL, SHOWN, TESTED, Row, Runs, Values
 RANKED_BY = "ndcg@10"
 FULL_RANKING = "full"
 LEVEL = 0.01
-"""A difference whose corrected p-value is not below this is none."""
+"""A difference counts only if its corrected p-value is below this."""
 
 REFERENCE = "BBQRec"
 """The row that others are compared with, where the page has it."""
@@ -202,7 +202,7 @@ def _row(model: str, runs: Runs, values: Values, reference: str | None) -> Row:
     found = [run.record for run in runs[model].values()]
 
     def compared(row: str, of_metric: PairedValues) -> Row:
-        """Comparison with the reference, which has none with itself, and so has a row that cannot differ from it."""
+        """Compare with the reference; none for the reference itself and for a row that cannot differ from it."""
         if reference is None or tables.hypothesis(runs[row]) == tables.hypothesis(runs[reference]):
             return {"difference": None, "p": None}
         return _compared(row, reference, of_metric)
@@ -224,7 +224,7 @@ def _row(model: str, runs: Runs, values: Values, reference: str | None) -> Row:
 
 
 def _costs(found: Sequence[Row]) -> dict[str, float | None]:
-    """What a run takes: means over the seeds that tell, of memory the largest; none where no seed tells."""
+    """What a run takes: means over the seeds that recorded it, for memory the largest; none where no seed did."""
     parts, nothing = pd.DataFrame(record["seconds"] for record in found).astype(float).mean(), 0.0
     costs = {
         "parameters": found[0].get("parameters"),
@@ -239,7 +239,7 @@ def _costs(found: Sequence[Row]) -> dict[str, float | None]:
 
 
 def _total_seconds(rows: Sequence[Row], runs: Runs) -> float:
-    """What all runs take together, a training that rows share once; what nobody has measured is not in it."""
+    """Seconds of all runs together; a training that rows share counts once, and what nobody has measured does not."""
     trainings, fitted = {}, 0.0
     for row in rows:
         of_row = runs[row["model"]].values()

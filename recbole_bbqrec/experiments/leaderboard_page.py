@@ -31,7 +31,7 @@ def write(dataset: str, results: Path = Path("results"), *shown: Any, **more: An
     """Write `<dataset>.md`, `.tex`, `.csv`, `.png` and `.json` from the records in `runs/`; return the page.
 
     The overview of all leaderboards is written again too. `shown` and `more` say what they show, see
-    `leaderboard.content`; of another split than leave-one-out its name stands behind that of the data set.
+    `leaderboard.content`; for another split than leave-one-out, its name follows that of the data set.
 
     A page that is written again keeps the row that others were compared with, where no other one is named.
     """
@@ -98,7 +98,7 @@ def _over(eval_args: Mapping[str, Any]) -> str:
 
 def is_bold(content: Mapping[str, Any], model: str, metric: str) -> bool:
     """Whether a row is the reference and significantly better than every other row by this metric."""
-    places = content["standing"].get(metric, {})  # which metrics without a test lack
+    places = content["standing"].get(metric, {})  # none for metrics without a test
     return model == content["reference"] and [side for side, rows in places.items() if rows] == ["worse"]
 
 

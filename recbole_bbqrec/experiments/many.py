@@ -95,7 +95,7 @@ def _in_short(page: str) -> str:
 
 
 def _pairs(models: Sequence[str], dataset: str, shared: dict[str, Any]) -> list[dict[str, Any]]:
-    """Settings of each model's runs on a data set, but for keys that it would not use; one model has to use each."""
+    """Settings of each model's runs on a data set, without keys it would not use; at least one model must use each."""
     found = [usable({**shared, "model": model, "dataset": dataset}) for model in models]
     refuse_unused([refused for _, refused in found])
     for pair, refused in found:

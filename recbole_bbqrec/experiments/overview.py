@@ -18,7 +18,7 @@ SPLIT = "test"
 def write(results: Path) -> None:
     """Write `overview.md`, `.png` and `.json` where two data sets or more have a leaderboard of test.
 
-    Those count that stand under the plain name of their data set: leave-one-out, among all items.
+    Only those under the plain name of their data set count: leave-one-out, among all items.
     """
     found = content(_boards(results))
     if len(found["sets"]) < 2:

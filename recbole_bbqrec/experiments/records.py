@@ -87,9 +87,9 @@ def read(path: Path) -> dict[str, Any]:
 def as_now(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record of any version in today's form; its key stays the same.
 
-    Earlier ones have `COUNTED_ONCE` among their settings and call the seconds of a second stage `candidates`; what a
-    cache had spared stands there as no seconds, or as those that reading it took: it is unknown. What they are
-    `grouped_by` is one list for all splits that have groups.
+    Earlier ones have `COUNTED_ONCE` among their settings and call the seconds of a second stage `candidates`; where a
+    cache had spared the work, their seconds are none or those of reading it, so they become unknown. Their `grouped_by`
+    is one list for all splits that have groups.
     """
     given, grouped_by = record["settings"], record.get("grouped_by")
     if isinstance(grouped_by, list):

@@ -1,7 +1,7 @@
 """Many runs, one after the other: those that have a record are not run again, a failing one does not end the others.
 
 Several processes may be given the same runs, on machines that share the folder of results: each takes those that no
-other is at, see `claims`.
+other is working on, see `claims`.
 """
 
 import sys
@@ -144,7 +144,7 @@ def run_jobs(jobs: Sequence[Job], final: bool, after: Callable[[Job], object]) -
 
 
 def _make(job: Job, source: str) -> tuple[records.Run | None, str]:
-    """Run a job and keep its record, which is returned, or the message of what it failed by."""
+    """Run a job and keep its record; return that, or the message of the error that it failed with."""
     try:
         given = {**job.given, "results": str(job.folder.parent.parent)}
         record, ranks = quick_start.execute(job.files, given, inspect=check_leakage)

@@ -167,7 +167,7 @@ class _Material:
             found = f"found {len(self.examples.fold)} histories whose next item is among the candidates"
             raise InputError(f"second_stage: {found}, too few to fit trees on; take a larger data set")
         self.work = {"signals": of_signals, "candidates": of_candidates}
-        # Fits know of what was seen what the history has; the ranking leaves out what it has no room for as well.
+        # Fits count as seen only what the history holds; the ranking also leaves out what the history has no room for.
         seen = seen_before(valid, [train])[self._chosen[self.examples.row]]
         self._is_seen = np.asarray(seen[self.examples.history, self.examples.item]).ravel().astype(bool)
         self._features = stage.features
@@ -221,7 +221,7 @@ def judged_ranks(alone: Ranks, examples: Examples, log_odds: np.ndarray) -> Rank
 def columns_of(features: Sequence[Feature], values: np.ndarray) -> tuple[dict[str, list[int]], dict[str, str]]:
     """Columns of each variant by trees, given all features and their values [n, F], and why some have none.
 
-    Popularity is held, but where it is asked for.
+    Popularity is a held feature, except where a variant asks for it.
     """
     groups = np.array([feature.group for feature in features])
     is_popularity = np.array([feature.signal.startswith(POPULARITY) for feature in features])
@@ -249,7 +249,7 @@ def columns_of(features: Sequence[Feature], values: np.ndarray) -> tuple[dict[st
 
 @contextlib.contextmanager
 def _clock() -> Iterator[dict[str, float]]:
-    """Give what the block has taken once it has ended: seconds, and those of the processor."""
+    """Yield a dict that has the block's seconds and CPU seconds once it has ended."""
     spent: dict[str, float] = {}
     started = time.perf_counter(), time.process_time()
     yield spent

@@ -16,7 +16,7 @@ from .records import Run
 from .tables import TESTED, Row, short
 
 OFF, LINEAR, GBDT = "off", "linear", "gbdt"
-"""Variants that are values of the key `second_stage`; all features of the last are what everything is compared with."""
+"""Variants that are values of the key `second_stage`; everything is compared with the last, with all its features."""
 WITHOUT = "without "
 """Begins the names of variants that lack something."""
 SCORES_ALONE, POPULARITY_ALONE, WITH_POPULARITY = "scores alone", "popularity alone", "with popularity"

@@ -1,7 +1,7 @@
 """The one builder of leaderboards and ablations: from runs to the rows of a table, and from these to a page.
 
 A row is plain data: its name (`model` or `row`), `seeds`, what the marks beside the name say, and for each of
-`ranking.COLUMNS` metric -> `mean`; tested metrics have an interval, a comparison, `p` and `p_holm` too.
+`metrics.COLUMNS` metric -> `mean`; tested metrics have an interval, a comparison, `p` and `p_holm` too.
 """
 
 import re
@@ -92,8 +92,8 @@ def _trainings(runs: Mapping[int, Run]) -> tuple[str, ...] | None:
 def hypothesis(runs: Mapping[int, Run]) -> Hashable:
     """What a row's tests are about, seen items masked; rows with the same cannot differ there.
 
-    Those are rows of the same trainings which afterwards weigh nothing, or only `seen`: items that the column leaves
-    out.
+    These are rows of the same trainings whose second stage weighs nothing, or only `seen` items, which the column
+    leaves out.
     """
     first, trainings = next(iter(runs.values())), _trainings(runs)
     settings = {"second_stage": "linear", **first.record["settings"]}  # before there were others
@@ -243,7 +243,7 @@ def metrics_of(row: str, values: Values, compared: Callable[[str, PairedValues],
 def cautions(runs: Runs, row: str) -> Row:
     """What a row must not be taken for: runs at the cap on epochs or of other code, and how often test was judged.
 
-    The version of the code that a table is about is that of most runs of `full`, or where it has none of all rows. A
+    The version of the code that a table is about is that of most runs of `full`, or, where it has none, of all rows. A
     run of another one counts as of this version where both were seen to give the same ranks, after `compared_epochs`
     epochs (benchmarks/same_ranks.py).
     """

@@ -1,8 +1,8 @@
 """Tuning with equal budgets: the same CPU time and the same search for every model, judged on validation alone.
 
-The first trial is the defaults; the others are drawn from the model's space by the run's seed. The search cannot be cut
-short to its gain: a trial's time is kept while it runs, and item tokenizers and trainings are the search's own, so that
-nothing that another run has left behind is had for free. Item features are: they are the same for all models.
+The first trial is the defaults; the others are drawn from the model's space by the run's seed. A search gains nothing
+by being cut short or by what other runs have left behind: a trial's time is kept while it runs, and item tokenizers and
+trainings are the search's own. Only item features come for free: they are the same for all models.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ KEEP_EVERY = 2.0
 """CPU seconds of training after which a trial's time is kept and compared with the budget."""
 
 FAILURES = 5
-"""So many failed trials in a row end the search: it is not their settings then."""
+"""Failed trials in a row that end the search: their settings are not to blame then."""
 
 
 class BudgetSpent(BaseException):
@@ -152,7 +152,7 @@ def _go_on(search: Search, given: dict[str, Any], files: Sequence[str], config: 
 
 
 def _run(search: Search, trial: optuna.Trial, claim: Claim, given: dict[str, Any], files: Sequence[str]) -> None:
-    """Run a trial to its end or to that of the budget, its time kept all along."""
+    """Run a trial to its end or to that of the budget, keeping its time all along."""
     number, taken = trial.number, trial.user_attrs
     settings, before = taken["settings"], taken["cpu_seconds"]
     best = search.ordered[0].user_attrs["metrics"].get(search.head["metric"])

@@ -28,7 +28,7 @@ from . import records
 
 RUNNING, CUT, DONE, FAILED = TrialState.RUNNING, TrialState.WAITING, TrialState.COMPLETE, TrialState.FAIL
 NAMES = {RUNNING: "running", CUT: "cut", DONE: "done", FAILED: "failed"}
-"""States of a trial. A cut one waits to be gone on with; so does a running one whose process was killed."""
+"""States of a trial. A cut one waits to be continued; so does a running one whose process was killed."""
 
 
 class Search:
@@ -53,7 +53,7 @@ class Search:
         is_database, journal = bool(url) and not self.is_shared, Path(str(url)) if self.is_shared else self.path
         # Where its trials run. A journal beside the settings belongs to one machine: an unknown place is this one.
         self.here = (f"{platform.node()}:{place.resolve()}",) if url else (str(place), None)
-        # Where those who run them are known: of a shared journal on all machines, else on each its own.
+        # Where claims to trials are kept: beside a shared journal, so that all machines see them, else on each machine.
         self.claims = journal.with_name(f"{journal.name}.claims") / head["key"] if self.is_shared else place
         self.where = f"study {name} in --storage" if url else str(self.path)
         for folder in (place, self.path.parent, journal.parent):
@@ -152,7 +152,7 @@ class Search:
         return claims.take(self.claims / f"trial-{number}")
 
     def keep(self, trial: Trial, state: TrialState = RUNNING, **known: Any) -> None:
-        """Keep what is known of a trial, and how it has ended; done and failed are for good, a cut one has no place."""
+        """Keep what is known of a trial, and how it has ended; done and failed are final, a cut one has no place."""
         if state == CUT:
             known["place"] = None
         for key, value in known.items():
@@ -197,8 +197,7 @@ class Search:
 
     @property
     def _metrics(self) -> list[str]:
-        """The metric of the search, NDCG@10, recall@10 and others at the cut-off of the search, where all trials that
-        were judged have them."""
+        """The search's metric, NDCG@10, recall@10 and others at its cut-off, where all judged trials have them."""
         measured = [trial.user_attrs["metrics"] for trial in self.ordered if self.score(trial) > -math.inf]
         cut_off = "@" + self.head["metric"].partition("@")[2]
         others = [name for name in (measured[0] if measured else ()) if name.endswith(cut_off)]
@@ -233,8 +232,8 @@ class Search:
 def drawn(space: Mapping[str, list[Any]], defaults: Mapping[str, Any], seed: int) -> Iterator[dict[str, Any]]:
     """Yield the defaults, then settings drawn evenly from the space, none of them twice, until all have been.
 
-    Equal spaces give equal settings in equal order, whatever the order of their keys. Of each key there is a default,
-    which need not be one of its values.
+    Equal spaces give equal settings in equal order, whatever the order of their keys. Each key has a default, which
+    need not be one of its values.
     """
     generator = np.random.default_rng(seed)
     keys = sorted(space)

@@ -50,7 +50,7 @@ def initialise(module: nn.Module) -> None:
 
 
 def causal_mask(n_items: int, device: torch.device, n_readers: int = 1, n_read: int = 1) -> Tensor:
-    """Which positions, `n_read` an item, those that read, `n_readers` an item, see: those up to their own item's."""
+    """Mask of what positions may read, up to their own item's; an item has `n_readers` that read, `n_read` to read."""
     mask = torch.ones(n_items, n_items, dtype=torch.bool, device=device).tril()
     return mask.repeat_interleave(n_readers, dim=0).repeat_interleave(n_read, dim=1)
 

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 LARGE = 100_000
-"""From so many items on, a step costs what its batch reads, whatever the catalogue.
+"""From this many items on, a step costs what its batch reads, whatever the size of the catalogue.
 
-Its negatives come from strata, and of its item table the rows that it reads are updated (`training.by_row`). Smaller
-catalogues are as fast with a permutation and updates of all rows at once.
+Its negatives come from strata, and only the rows of the item table that it reads are updated (`training.by_row`).
+Smaller catalogues are as fast with a permutation and updates of all rows at once.
 """
 
 
 def different(items: Tensor) -> tuple[Tensor, Tensor]:
     """Return the different ones of `items` [n], in their order, and the place of each of `items` among them.
 
-    On a GPU there are n in any case, the last of them padding: how many differ is known there alone.
+    On a GPU there are n in any case, the last of them padding: only the GPU knows how many differ.
     """
     if items.device.type == "cpu":
         found, place = torch.unique(items, return_inverse=True)

@@ -74,7 +74,7 @@ class BBQRec(RankingModel):
         self.layers = nn.ModuleList(TransformerLayer(layer, config["similarity_attention"]) for _ in range(n_layers))
         self.final_norm = nn.LayerNorm(layer.hidden_size, eps=layer.eps)
         self.apply(initialise)
-        # What scores comes after that: the encoder starts from the same weights however it is to be scored.
+        # What scores is built after that: the encoder starts from the same weights however items are scored.
         self.code_heads, self.decoder = None, None
         if ids is not None and self.scoring in ("codes", "joint"):
             self.code_heads = CodeHeads(ids, layer.hidden_size).apply(initialise)
@@ -193,9 +193,9 @@ class BBQRec(RankingModel):
         return Products(self.query(trim(histories, (histories != 0).sum(1)), rows), keys)
 
     def query(self, histories: Tensor, rows: Tensor) -> Tensor:
-        """Histories [B, T] as vectors [B, W]: their products with the keys are the scores. None where IDs are decoded.
+        """Histories [B, T] as vectors [B, W]: their products with the keys are the scores.
 
-        `rows` and keys are those of `Shared`.
+        `rows` and keys are those of `Shared`, which has no keys where IDs are decoded.
         """
         return self._query(self._last(histories, rows))
 

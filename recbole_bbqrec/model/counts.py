@@ -1,4 +1,4 @@
-"""How often items follow each other in training sequences, of which a part is looked at at a time."""
+"""How often items follow each other in training sequences, counted part by part."""
 
 from collections.abc import Iterator
 

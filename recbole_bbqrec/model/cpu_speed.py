@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-STEPS = 2**16  # a dropout probability is rounded to this part of one
+STEPS = 2**16  # dropout probabilities are rounded to multiples of 1 / STEPS
 
 
 class Dropout(nn.Module):
@@ -110,7 +110,7 @@ class _GraphProduct(torch.autograd.Function):
 
 
 GRAPHS = {"LightGCN": "norm_adj_matrix", "NCL": "norm_adj_mat"}
-"""Where RecBole's models keep such a matrix that they do nothing with but multiply."""
+"""Where RecBole's models keep such a matrix, if all they do with it is multiply."""
 
 
 def speed_up_graph(model: nn.Module) -> None:

@@ -30,7 +30,7 @@ OF_ITEMS = re.compile(r"^(?!.*neigh).*item|^(IU|LI|IL)_emb$")
 
 
 class Table(NamedTuple):
-    """A weight of which a part are items: row `first` and N - 1 after it, or columns where it is `by_column`."""
+    """A weight that holds items: row `first` and the N - 1 after it, or columns where it is `by_column`."""
 
     owner: nn.Module
     first: int = 0
@@ -71,7 +71,7 @@ class ItemParts(nn.Module):
         return torch.stack(found).sum(0)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the weight with the parts of its items; where nothing learns, it is made once for all who read it."""
+        """Return the weight with the parts of its items; without gradients, it is made once for all reads."""
         if torch.is_grad_enabled():
             self._kept = None
             return self._whole(weight)

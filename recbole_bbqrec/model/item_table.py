@@ -19,7 +19,7 @@ class ItemTable(nn.Module):
     """Sum of an ID embedding, the embeddings of the item's codes, and its projected features.
 
     Parts that are switched off or unknown are left out. An ID embedding that is narrower than the rows goes through one
-    linear map that all items share. An item without a modality is served by a learned vector in its place. On a grown
+    linear map that all items share. In place of a modality that an item lacks, a learned vector is added. On a grown
     catalogue the new items have no ID part, which `id_dropout_prob` prepares for. `projection` makes what turns
     features into H numbers, from the widths F and H.
     """

@@ -185,7 +185,7 @@ class RecBoleRanker(Ranker):
         lengths = (histories != 0).sum(1)
         fields = {self.model.ITEM_SEQ: padded, self.model.ITEM_SEQ_LEN: lengths}
         fields[self.model.ITEM_ID] = torch.zeros_like(lengths)  # SASRecCPR and GRU4RecCPR count a loss and drop it
-        with self._one_call:  # RecBole's models may keep a part of a call in themselves; RepeatNet does
+        with self._one_call:  # RecBole's models may keep state during a call; RepeatNet does
             return predict(_History(fields)).view(len(histories), -1)
 
 

@@ -24,8 +24,9 @@ class _WithoutDGL:
 class KGAT(RecBoleKGAT):
     """RecBole's `KGAT`: the same model, loss and scores.
 
-    RecBole makes attention anew from the weights at the end of every epoch, and keeps it with neither of them. Weights
-    that are read back have theirs here: best weights are ranked with their own attention, and training goes on with it.
+    RecBole recomputes attention from the weights at the end of every epoch, but does not save it with them. Here
+    weights that are loaded get their own attention back: the best ones are ranked with it, and training goes on with
+    it.
     """
 
     def __init__(self, config: Any, dataset: Any) -> None:

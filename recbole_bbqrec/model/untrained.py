@@ -1,4 +1,4 @@
-"""Baselines that learn no weights: popularity, likeness by features, and paths in the graph of transitions.
+"""Baselines that learn no weights: popularity, similarity of features, and paths in the graph of transitions.
 
 Differences of `TransitionGraph` from the paper (arXiv 2605.07125, an untrained graph of a few hops with a text cosine):
 it is written from descriptions of it, not from its text. The form of the decays, what unreached items get, the grid and
@@ -95,7 +95,7 @@ CONTENT_LAST, CONTENT_DECAY = "content_last_items", "content_position_decay"
 
 
 class ContentNeighbors(Untrained):
-    """Ranks items by how alike they are to the last items by their features; of behaviour it knows nothing.
+    """Ranks items by the similarity of their features to those of the last items; it knows nothing of behaviour.
 
     The score of item `j` sums `position_decay^b * cos(i, j)` over the last items `i` (`b` = 0 is the very last) and
     the modalities that both items have. An item is scored the same whether it was there in training or not.

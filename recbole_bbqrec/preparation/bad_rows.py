@@ -76,7 +76,7 @@ class BadRows:
             return None
 
     def refuse_none(self, flags: Mapping[str, str]) -> None:
-        """Raise an `InputError` where no row was good; `flags` name the column of what reasons begin with."""
+        """Raise an `InputError` where no row was good; `flags` name columns, by the word that a reason begins with."""
         if self.good:
             return
         if not self.counts:

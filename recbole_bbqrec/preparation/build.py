@@ -9,8 +9,9 @@ The rules, in the order they apply:
 4. `.item` holds one row per item left, sorted by token, blank where nothing is known. Of several records of one item
    the first with a title counts; where none has one, the first.
 
-Polars does the rows. A review takes 32 bytes of memory, two to three times as much while it is sorted: names of users
-and items are held as 64-bit hashes and wait on the disk, beside the files to be written; so do the texts of items.
+Polars handles the rows. A review takes 32 bytes of memory, two to three times as much while it is sorted: names of
+users and items are held as 64-bit hashes and wait on the disk, beside the files to be written; so do the texts of
+items.
 """
 
 import contextlib
@@ -264,7 +265,7 @@ def _write_items(path: Path, tokens: Sequence[str], items: Iterable[Item], dirt:
 def new_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `target` that is renamed to it once the block has ended well.
 
-    What a killed process left behind is removed by the next one; folders of processes that still run are let be.
+    What a killed process left behind is removed by the next one; folders of processes that still run are left alone.
     """
     refuse_existing(target)
     temporary = target.parent / f".{target.name}.{os.getpid()}.part"

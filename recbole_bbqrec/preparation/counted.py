@@ -1,4 +1,4 @@
-"""Texts and code columns by the terms in them; what is learned from rows is kept, and gives new rows such features too.
+"""Features of texts and code columns from the terms in them; what is learned from rows is kept and serves new rows too.
 
 Shapes: N rows (items), V terms, D dimensions.
 """

@@ -38,7 +38,7 @@ REPLACED = " (if its publisher replaced it, correct size and sha256)"
 
 
 class Failed(Exception):
-    """A try that came to nothing, whether another may help, and after how many seconds (infinite: in another run)."""
+    """A failed try: whether another may help, and after how many seconds (infinite: only in another run)."""
 
     def __init__(self, reason: str, transient: bool, wait: float = 0.0) -> None:
         super().__init__(reason)

@@ -1,4 +1,4 @@
-"""Raw item texts, codes and images to matrices; knows neither models nor RecBole.
+"""Item vectors, texts and images to matrices, by transformers models; knows neither recommenders nor RecBole.
 
 Shapes: N rows (items) x D dimensions. Every encoder returns a matrix float32 [N, D], whether a row is known, bool [N],
 and notes, plain data about the encoding. A row that is not known (a blank text, an unreadable image) is zero. The
@@ -55,8 +55,8 @@ def transformers_text(
         tokenizer.pad_token = tokenizer.eos_token
     limit = min(max_tokens, tokenizer.model_max_length)
     if positions := getattr(network.config.get_text_config(), "max_position_embeddings", None):
-        # transformers puts in a huge number for a tokenizer that knows no limit, as RoBERTa's kind, whose network keeps
-        # the first two positions for padding.
+        # transformers puts in a huge number for a tokenizer without a limit, such as RoBERTa's, whose network keeps the
+        # first two positions for padding.
         limit = min(limit, positions - 2 if tokenizer.model_max_length >= 1 << 20 else positions)
     blocks = (texts[start : start + 1024] for start in range(0, len(texts), 1024))
     lengths = [len(ids) for block in blocks for ids in tokenizer(list(block), verbose=False)["input_ids"]]

@@ -58,7 +58,7 @@ class ImageReport(NamedTuple):
 
     @property
     def passing(self) -> int:
-        """Number of failures that may come on another try."""
+        """Number of failed images that may still come on another try."""
         return sum(failure.transient for failure in self.failures.values())
 
     def __str__(self) -> str:
@@ -237,7 +237,7 @@ def read_failures(path: Path) -> dict[str, Failure]:
 
 
 def write_failures(path: Path, failures: Mapping[str, Failure]) -> None:
-    """Write the list, sorted, so that its content does not tell which thread was first; none is no file."""
+    """Write the list, sorted, so that its content does not tell which thread was first; no file if it is empty."""
     if not failures:
         return path.unlink(missing_ok=True)
     rows = [(stem, one.url, "yes" if one.transient else "no", one.reason) for stem, one in sorted(failures.items())]

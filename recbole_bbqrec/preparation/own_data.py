@@ -28,10 +28,10 @@ FEW = 200
 """Users below which the report says that metrics will hardly tell models apart."""
 
 LIKELY = np.datetime64("1990"), np.datetime64("2100")
-"""Times that lie beyond may be row numbers, or dates such as 20240131 read as seconds."""
+"""Times outside of these may be row numbers, or dates such as 20240131 read as seconds."""
 
 OF_ITEMS = ("records of an item met before", "items left with a record but no title")
-"""What of the dirt that `build` counts the report tells."""
+"""Kinds of dirt counted by `build` that the report mentions."""
 
 
 def prepare_own(

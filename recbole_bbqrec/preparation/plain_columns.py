@@ -19,7 +19,7 @@ _LINE_FEED = ord("\n")
 
 
 def first_line(path: str | os.PathLike[str], encoding: str) -> str | None:
-    """Return the first line of a file in UTF-8; none of what is in another encoding, cannot be read, or is blank."""
+    """Return the first line of a file in UTF-8; none if the encoding is another, or it is blank or cannot be read."""
     try:
         if codecs.lookup(encoding).name != "utf-8":
             return None

@@ -183,7 +183,7 @@ def prepare_public(
 
 
 def rated(frames: Iterable[pl.DataFrame], least: float | None, dirt: Counter[str]) -> Iterator[pl.DataFrame]:
-    """Yield the interactions rated `least` or higher, all of them where it is none; what goes is counted."""
+    """Yield the interactions rated `least` or higher, all of them where it is none; those left out are counted."""
     for frame in frames:
         if least is None:
             yield frame

@@ -3,9 +3,10 @@
 Readers take a `Counter` and add to it under a reason in plain words ("reviews without a time"). They drop nothing
 without counting it.
 
-Polars reads the rows that are plain: no rule could read them in another way. They are JSON that every parser takes for
-the same, names of ASCII letters and digits, short numbers, as nearly all rows of real files are. Every other row goes,
-with its line, to a function of its reader that salvages, counts or names it, so that each rule stands in one place.
+Polars reads the rows that are plain: no rule could read them in another way. Plain rows are JSON that every parser
+reads alike, with names of ASCII letters and digits and short numbers, as nearly all rows of real files are. Every other
+row goes, with its line, to a function of its reader that salvages, counts or names it, so that each rule stands in one
+place.
 """
 
 import contextlib

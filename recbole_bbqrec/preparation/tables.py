@@ -65,8 +65,8 @@ ITEM_COLUMNS: dict[str, tuple[str, ...]] = {
 _NEEDED = {"user", "item", "time", "token"}
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _UNITS = tuple((Decimal(10) ** size, Decimal(10) ** (14 - size)) for size in (11, 14, 17, 20))
-"""Below which size a time has which unit: what it is multiplied by to be milliseconds."""
-_EXACT = 1 << 53  # larger floats are not exact, and no names
+"""Size below which a time has a unit, and the factor that turns it into milliseconds."""
+_EXACT = 1 << 53  # larger floats are not exact, so they are no names
 _WHOLE = re.compile(r"\A(-?\d+)[.,]0+\Z")  # a column with gaps turns 1234 into 1234.0
 _ROUNDED = re.compile(r"-?\d([.,]\d+)?E\+\d+", re.IGNORECASE)
 _NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)(e[-+]?\d{1,4})?", re.IGNORECASE | re.ASCII)

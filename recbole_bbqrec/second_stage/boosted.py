@@ -22,14 +22,14 @@ from .towers import Towers, fit_towers
 
 BEHAVIOR, TOWERS, CODES, POPULARITY = "behavior", "towers", "codes", "popularity"
 COSINE, QUANTISED, CODE_STEPS = "cosine_", "quantised_", "codes_"
-"""Begin the names of signals: features of a modality, quantised vectors and codes of a signal of the semantic IDs."""
+"""Prefixes of signals' names: features of a modality, quantised vectors and codes of a signal of the semantic IDs."""
 FORMS_OF = {
     **{"next_1": ("last", "second", "decayed"), "next_2": ("last", "second", "decayed")},
     **{"next_3": ("last", "third", "decayed"), TOWERS: ("last", "decayed")},
     **{COSINE: ("last", "decayed"), QUANTISED: ("last", "decayed", "most"), CODE_STEPS: ("last",)},
     **{"popularity": ("last",), "popularity_of_last": ("last",)},
 }
-"""Forms of the features of a signal, by its name or what that begins with; of all other lists of pairs `LIST_FORMS`."""
+"""Forms of the features of a signal, by its name or a prefix of it; all other lists of pairs have `LIST_FORMS`."""
 LIST_FORMS = ("last", "decayed", "number")
 OF_CANDIDATE = Feature(POPULARITY, HELD.signal, HELD.form)
 """Popularity as a feature like all others, where it is asked for."""

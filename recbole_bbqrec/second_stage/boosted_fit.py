@@ -29,7 +29,8 @@ SAMPLED = 25
 N_TREES = (20, 40, 60, 80)
 METRIC, CUT_OFF = "ndcg", 10
 LEAST_GAIN = 2.0
-"""Standard errors. Of several numbers of trees that add nothing but noise, the best is above zero most of the time."""
+"""In standard errors; the best of several numbers of trees is above zero most of the time even if they add only
+noise."""
 ROWS = 256
 CELLS = 2**24
 """Scores of all items that are held at once."""
@@ -80,10 +81,10 @@ def fit_boosted(
     seed: int,
     progress: bool = False,
 ) -> tuple[str, bool]:
-    """Fit `stage` in place; returns a sentence for the log, and whether it ranks better than the model alone for sure.
+    """Fit `stage` in place; returns a sentence for the log, and whether it surely ranks better than the model alone.
 
-    `first` gives what the model says after histories [B, T]. Of R users in validation there are the histories [R, T] (0
-    pads on the right) and the next items [R].
+    `first` gives what the model says after histories [B, T]. `histories` [R, T] (0 pads on the right) and `targets`,
+    the next items [R], are of R users in validation.
     """
     rows = chosen(stage, histories, targets)
     examples = collect(stage, first, histories[rows], targets[rows], progress)
@@ -111,7 +112,7 @@ def fit_boosted(
 
 
 def gains(before: np.ndarray, after: np.ndarray) -> bool:
-    """Whether values [H] have gained more than chance may well bring; all other histories gain 0."""
+    """Whether values [H] have gained more than chance may well account for; all other histories gain 0."""
     gained = after - before
     return bool(gained.sum() > LEAST_GAIN * np.sqrt((gained**2).sum()))
 
@@ -136,8 +137,8 @@ def collect(
     order = lengths.argsort(stable=True)  # little padding
     own = distributed.share(order.split(max(1, min(ROWS, CELLS // stage.n_items))))
     n_own = sum(map(len, own))
-    # Of the features, nearly all of what is kept, there is one copy: memory for as many as there may be, of which the
-    # system gives what is written to.
+    # The features are nearly all of what is kept, in one copy: memory is reserved for as many as there may be, and the
+    # system provides only what is written to.
     features = np.empty((n_own * stage.most_candidates(histories.shape[1]), len(stage.features)), np.float32)
     parts: list[tuple[np.ndarray, ...]] = []
     n_histories = n = 0
@@ -186,7 +187,7 @@ def _gathered(own: Examples, place: np.ndarray) -> Examples:
 
 
 class CrossFit(NamedTuple):
-    """Trees of each fold, fitted on all others, and the log-odds [n] that so many of them give, by their number."""
+    """Trees of each fold, fitted on all other folds, and number of trees -> the log-odds [n] that these give."""
 
     trees: list[Trees]
     log_odds: dict[int, np.ndarray]
@@ -199,7 +200,7 @@ class CrossFit(NamedTuple):
 
 
 def cross_fit(examples: Examples, features: Sequence[Feature], seed: int, progress: bool = False) -> CrossFit:
-    """Fit the trees of every fold on the others, and let them judge it."""
+    """Fit the trees of every fold on all other folds, and score the fold with them."""
     trees, log_odds = [], {number: np.zeros(len(examples.history), np.float32) for number in N_TREES}
     for fold in tqdm(range(FOLDS), "Trees", ncols=100, disable=not progress, leave=False):
         judged = examples.fold == fold
@@ -219,8 +220,7 @@ def fit_trees(examples: Examples, of: np.ndarray, features: Sequence[Feature], n
 
 
 def sampled(examples: Examples, of: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features [m, F] of each target of the histories `of` [H] and of `SAMPLED` of its other candidates, and which is
-    which [m]."""
+    """Return features [m, F] of targets of histories `of` [H] and `SAMPLED` others each, and which are targets [m]."""
     rows = np.flatnonzero(of[examples.history])
     history, is_target = examples.history[rows], examples.is_target[rows]
     # What is drawn must not depend on the histories that are judged either.

@@ -50,8 +50,8 @@ how many say anything."""
 class Feature(NamedTuple):
     """A feature: its `group`, the `signal` it is made of and the `form` in which, and the way it may push.
 
-    `direction` 1: more of it never speaks against a candidate; -1: never for it; 0: either. One that `is_held` is told
-    to trees while they are fitted, and they rank without it, see `Trees.fit`.
+    `direction` 1: more of it never speaks against a candidate; -1: never for it; 0: either. One that `is_held` is known
+    to trees while they are fitted, but they rank without it, see `Trees.fit`.
     """
 
     group: str

@@ -65,7 +65,8 @@ def fold_of(hashes: torch.Tensor, n_folds: int) -> torch.Tensor:
 def first_by_hash(hashes: torch.Tensor, target_hashes: torch.Tensor) -> torch.Tensor:
     """Return rows [R] in an order of hashes [R] of histories and of their targets: a sample is the beginning of it.
 
-    By the items, not by the users' numbers, which held-out rows decide; by bits of the hash that do not make the folds.
+    The order goes by items, not by users' numbers, which depend on held-out rows, and by bits of the hash that do not
+    decide the folds.
     """
     rows = target_hashes.argsort(stable=True)
     return rows[(hashes[rows] << 32).argsort(stable=True)]

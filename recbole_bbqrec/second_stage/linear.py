@@ -4,11 +4,11 @@ The linear form of a second stage: how near a candidate is to each of the last i
 discretised, adds a learned weight to its score. An item lists its nearest neighbours by each signal; all others share
 one bucket, whose weight is zero.
 
-The weights are fitted when the model is done and frozen, on validation: a training target is part of its own counts,
-and the model remembers it besides. A hash of its items puts every history into one of two halves. A history that the
-weights were fitted on is scored with the weights that the other half gave, whoever asks for it, so no validation figure
-rests on its own target. Every other history gets the mean of the two. A test history may be equal to a fitted one, of
-another user as a rule: it is scored as that one is, with weights that have not seen the target of either.
+The weights are fitted on validation, when the model is trained and frozen: a training target is part of its own counts,
+and the model has memorised it besides. A hash of its items puts every history into one of two halves. A history that
+the weights were fitted on is scored with the weights that the other half gave, whoever asks for it, so no validation
+figure rests on its own target. Every other history gets the mean of the two. A test history may be equal to a fitted
+one, of another user as a rule: it is scored as that one is, with weights that have not seen the target of either.
 
 Shapes: B histories, T items of the longest, N items (row 0 = padding), S signals, J last items of a history, F weights.
 """
@@ -166,7 +166,7 @@ class CandidateSimilarity(nn.Module):
 
 
 def restore_linear(state: Mapping[str, torch.Tensor], catalogue: Catalogue) -> CandidateSimilarity:
-    """Return the one of a `state_dict`, ready to load it, with lists for the new items of a grown catalogue."""
+    """Return the module for a `state_dict`, ready to load it, with lists for new items of a grown catalogue."""
     made = CandidateSimilarity.from_state(state)
     if catalogue.n_trained is not None:
         for name, signal in made.signals.items():
@@ -176,7 +176,7 @@ def restore_linear(state: Mapping[str, torch.Tensor], catalogue: Catalogue) -> C
 
 
 def build_linear(config: Any, dataset: Any) -> CandidateSimilarity | None:
-    """Return candidate similarity by the signals of `candidate_similarity`, its weights not fitted yet; none of none.
+    """Return candidate similarity by the signals of `candidate_similarity`, not fitted yet; none where there are none.
 
     The signals are `behavior`, `codes` (the quantised vectors that compare items by behaviour), modalities, and `seen`
     for the weight of candidates that stand in the history, which every signal brings along. Of the data set,

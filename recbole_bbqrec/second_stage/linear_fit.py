@@ -1,9 +1,9 @@
 """Fitting the weights of candidate similarity: a convex problem of some hundred weights, solved to its optimum.
 
-A few hundred users say little about hundreds of weights, so what a fit adds to the model is shrunk by a share between
-0 and 1, the likeliest one for users that the weights were not fitted on. Those who choose it for a half's weights are
-among the users that give them: each half is split once more, and what one part gives is tried on the other. Where
-nothing is to be gained the share is 0, which leaves the model's scores as they are.
+A few hundred users say little about hundreds of weights, so what a fit adds to the model is shrunk by a share between 0
+and 1, the likeliest one for users that the weights were not fitted on. The share for a half's weights is chosen by the
+very users that give them: each half is split once more, and what one part gives is tried on the other. Where nothing is
+to be gained the share is 0, which leaves the model's scores as they are.
 
 Shapes: R histories, N items, F weights, n pairs of a history and a candidate.
 """
@@ -76,9 +76,9 @@ def fit_linear(
     Candidates without a weight are too many to look at; random ones stand for them (importance sampling), the best of
     them by the model for themselves.
 
-    `first` gives what the model says after histories [B, T]. Of R users in validation there are the histories
-    [R, T] (0 pads on the right) and the next items [R]. Returned is, for each half, the share that is left of what the
-    other half gave; 0 where that is nobody.
+    `first` gives what the model says after histories [B, T]. `histories` [R, T] (0 pads on the right) and `targets`,
+    the next items [R], are of R users in validation. Returns, for each half, the share that is kept of what the other
+    half gave; 0 where the latter is empty.
     """
     generator = np.random.default_rng(seed)
     hashes = candidates.halves.hashes(histories)

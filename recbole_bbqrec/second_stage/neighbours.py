@@ -77,7 +77,7 @@ def walk(offsets: np.ndarray, items: np.ndarray, n_items: int, size: int) -> csr
 def two_steps(step: csr_array, size: int, scale: Any = None) -> csr_array:
     """List the `size` items that two steps [N, N] reach most often, columns scaled by a diagonal matrix if given."""
     lengths, blocks = np.diff(step.indptr), []
-    # They reach a good part of the catalogue: so many rows at a time as lead to few items at most.
+    # Two steps reach a good part of the catalogue: rows are taken in blocks of limited reach.
     reach = np.r_[0, np.cumsum(abs(step).astype(bool) @ lengths)]
     for begin, end in _rows_of(reach, ENTRIES):
         reached = step[begin:end] @ step
@@ -125,8 +125,8 @@ Search = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
 def _in_cells(rows: torch.Tensor) -> Search | None:
     """Return what finds cosines and places [B, n] of nearly all of the nearest of `rows`; none without faiss.
 
-    The rows lie in cells around centres, of which the `LOOKED_INTO` nearest are looked into; where too little lies in
-    them, in all.
+    The rows lie in cells around centres, of which the `LOOKED_INTO` nearest are looked into, or all where these hold
+    too little.
     """
     try:
         import faiss

@@ -203,7 +203,7 @@ class BoostedRanker(nn.Module):
 
 
 def of_rows(first: FirstStage, batch: Batch, has: Tensor) -> tuple[FirstStage, Batch]:
-    """Some rows of what a model says. It is not asked anew: its last bits may depend on what else is in a batch."""
+    """Return some rows of what a model says, not asking it anew: its last bits may depend on the rest of the batch."""
     asked, items = first.id_log_p, batch.items
     id_log_p = None if asked is None else lambda _: asked(items)[has]
     return FirstStage(first.scores[has], id_log_p), Batch(*(part[has] for part in batch))
@@ -212,7 +212,7 @@ def of_rows(first: FirstStage, batch: Batch, has: Tensor) -> tuple[FirstStage, B
 def not_above(values: Tensor, size: int) -> Tensor:
     """Return numbers [B, 1] that at least `size` of the values [B, N] reach, and few more than that.
 
-    Of groups of items the largest values alone are sorted: of so many groups, `size` reach the number.
+    Only the largest value of each group of items is sorted: at least `size` groups reach the number.
     """
     n_groups = max(GROUPS * size, 1)
     width = values.shape[1] // n_groups

@@ -85,7 +85,7 @@ def reasons_for(
 def _strongest(
     features: Sequence[Feature], shares: np.ndarray, sayers: np.ndarray, tokens: Sequence[str]
 ) -> list[Reason]:
-    """The reason for each row of shares [n, F]; items `sayers` [n, F] say the features, 0: no item, -1: nothing."""
+    """The reason for each row of shares [n, F]; `sayers` [n, F]: the item behind a feature, 0: no item, -1: nothing."""
     words = [words_of(feature.signal) for feature in features]
     names = list(dict.fromkeys(words))
     group = np.array([names.index(word) for word in words])  # [F]

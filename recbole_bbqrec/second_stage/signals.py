@@ -56,8 +56,10 @@ class PairList(nn.Module):
             self.register_buffer(name, value)
 
     def entries(self, recent: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Row and place in the history [m] of the items of histories [B, J], how many entries [m] each of them has in
-        its list, and where those stand in `items` and `values` [n]."""
+        """Return row and place in the history [m] of the items of histories [B, J], and their entries in the lists.
+
+        Of entries these are the number [m] that each item has, and where they stand in `items` and `values` [n].
+        """
         row, back = torch.nonzero(recent, as_tuple=True)
         last = len(self.offsets) - 1  # new items have no list
         item = recent[row, back]
@@ -109,7 +111,7 @@ class Cosines(nn.Module):
 
 
 class Popularity(nn.Module):
-    """log(1 + count in training) of the candidate, or `of_last` item."""
+    """log(1 + count in training) of the candidate, or of the last item with `of_last`."""
 
     counts: Tensor
 

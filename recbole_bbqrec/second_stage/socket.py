@@ -1,4 +1,4 @@
-"""How a model gets its second stage: built, fitted, attached, and found again in the tensors of its weights.
+"""How a model gets its second stage: built, fitted, attached, and restored from the tensors of its weights.
 
 A form of second stage is a row of `FORMS`. Nothing else knows which forms there are.
 
@@ -34,11 +34,12 @@ class Form(NamedTuple):
 
     Attributes
     ----------
-    module : its class: `forward(first, histories)` gives scores [B, N], `forward(first, histories, targets)` some in
-        which targets [B] have the same ranks, and `take_over(fitted)` takes over what has
-        been fitted over other training sequences, so that no history counts as fitted on. Nothing trains it.
-    build : settings and training data to one that is not fitted yet; none where the settings leave nothing to it.
-    restore : a `state_dict` and the catalogue of its items to one of that size, ready to load it.
+    module : its class: `forward(first, histories)` gives scores [B, N], `forward(first, histories, targets)` scores in
+        which targets [B] have the same ranks, and `take_over(fitted)` takes over what has been fitted over other
+        training sequences, so that no history counts as fitted on. Nothing trains it.
+    build : makes one that is not fitted yet from settings and training data; none where the settings leave nothing to
+        it.
+    restore : makes one for a `state_dict` and the catalogue of its items, of that size and ready to load it.
     fit : fits it in place to histories [R, T] (0 pads on the right) and their next items [R], given what the model says
         after histories, a seed, and whether to show progress. Returns a sentence for the log, and whether the fitted
         stage is worth keeping.
@@ -65,7 +66,7 @@ INSTEAD = {"gbdt": "linear"}
 
 
 def check(model: Any, config: Any) -> None:
-    """Find out before training, not after it, whether `model` can have a second stage and what fits it is installed."""
+    """Check, before training starts, that `model` can have a second stage and that what fits it is installed."""
     form = second_stage_settings(config).get("second_stage")
     if form == "gbdt":
         lightgbm()
@@ -76,7 +77,7 @@ def check(model: Any, config: Any) -> None:
 
 
 def build(config: Any, dataset: Any, form: str = "") -> Any:
-    """Return a second stage of a form, by default that of the settings, not fitted yet; none where that is nothing."""
+    """Return a second stage, not fitted yet, of a form, by default that of the settings; none if it has no signal."""
     return FORMS[form or config["second_stage"]].build(config, dataset)
 
 
@@ -134,11 +135,11 @@ def _full_sort_predict(model: Any, interaction: Any) -> torch.Tensor:
 
 
 def form_of(stage: Any) -> str | None:
-    """Name of the form of a second stage; none of what is none."""
+    """Name of the form of a second stage; none for anything else."""
     return next((name for name, form in FORMS.items() if type(stage) is form.module), None)
 
 
 def attach_from_state(model: Any, state: Mapping[str, torch.Tensor], kind: str | None) -> None:
-    """Give a model the second stage of form `kind` that its state holds, whose size that alone knows; or none."""
+    """Give a model the second stage of form `kind` that its state holds, in the size it has there; or none."""
     found = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
     attach(model, FORMS[kind].restore(found, model.catalogue) if found and kind else None)

@@ -29,7 +29,7 @@ TEMPERATURE = 0.1
 """With .05, recall@100 on Beauty fell from .175 to .170."""
 BATCH, NEGATIVES = 512, 512
 EPOCHS, LEAST_STEPS, MOST_STEPS = 4, 200, 8000
-"""Fixed: nothing held out says when to stop. The others are for sets of few pairs, and of more than a million."""
+"""Epochs are fixed: nothing held out says when to stop. The limits are for sets of few pairs, and of over a million."""
 LEARNING_RATE = 5e-3
 
 Content = Mapping[str, tuple[Tensor, Tensor]]
@@ -54,11 +54,11 @@ class Towers(nn.Module):
         self.query, self.document = (nn.Parameter(torch.zeros(shape)) for _ in range(2))
 
     def queries(self, content: Content) -> Tensor:
-        """Unit rows [N, D] of the items as what stands last; zero for items without any feature."""
+        """Unit rows [N, D] of the items in the role of the last one; zero for items without any feature."""
         return self._rows(self.query, content)
 
     def documents(self, content: Content) -> Tensor:
-        """Unit rows [N, D] of the items as what follows; zero for items without any feature."""
+        """Unit rows [N, D] of the items in the role of the one that follows; zero for items without any feature."""
         return self._rows(self.document, content)
 
     @torch.no_grad()

@@ -61,9 +61,10 @@ class Trees(nn.Module):
     ) -> "Trees":
         """Fit `n_trees` on values [n, F] of features and whether each candidate is the target [n].
 
-        What features that are held have to do with being the target is fitted first, beside the model's scores, and
-        taken as given. The trees explain the rest, and rank without it: what another feature knows of it has nothing
-        left to explain. (So is the position of a result in learning to rank from clicks: PAL, Guo et al., RecSys 2019.)
+        The effect of held features on being the target is fitted first, beside the model's scores, and taken as given.
+        The trees explain the rest, and rank without it: what another feature knows of the held ones has nothing left to
+        explain. (The position of a result is treated likewise in learning to rank from clicks: PAL, Guo et al., RecSys
+        2019.)
         """
         is_held = np.array([feature.is_held for feature in features])
         given = _explained(values, is_target, features, seed) if is_held.any() else None
@@ -162,14 +163,14 @@ def _explained(values: np.ndarray, is_target: np.ndarray, features: Sequence[Fea
     without = known.copy()
     without[:, apart[0]] = 0.0
     added = booster.predict(known, raw_score=True) - booster.predict(without, raw_score=True)
-    # So many targets in all: where log-odds are given, LightGBM does not begin at the right mean by itself.
+    # Match the number of targets: where log-odds are given, LightGBM does not begin at the right mean by itself.
     return added + brentq(lambda shift: expit(added + shift).sum() - is_target.sum(), -WIDE, WIDE)
 
 
 def check(text: str) -> None:
     """Raise a `ValueError` or `KeyError` unless `text` holds whole binary trees that stay within their own arrays.
 
-    LightGBM believes what it reads: a text that somebody has written with a right hash could end the process, or read
+    LightGBM trusts what it reads: a text that somebody has written with a right hash could end the process, or read
     beyond its memory.
     """
     body, end, _ = text.partition("end of trees")

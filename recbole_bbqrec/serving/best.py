@@ -28,7 +28,7 @@ def best(scores: Tensor, k: int, seed: int) -> list[tuple[list[int], list[float]
     values, items = values.cpu().numpy(), items.cpu().numpy()
     ties = order_of(n_items, seed).numpy()
     found = []
-    # Where the last place is tied with what did not come into the choice, all of that row has to be looked at.
+    # Where the last place is tied with items beyond the choice, the whole row has to be looked at.
     tied = (values[:, -1] == values[:, k - 1]) & (values[:, -1] > -np.inf)
     order = np.lexsort((ties[items], -values))
     for row, places in enumerate(order[:, :k]):

@@ -173,8 +173,7 @@ class Bundle(ItemLookup):
         allowed: list[list[str]] | None,
         denied: list[list[str]] | None = None,
     ) -> list[Recommendation]:
-        """As `recommend`, from lists of item tokens; `allowed` and `denied` are one list for all histories or one for
-        each."""
+        """As `recommend`, from lists of tokens; `allowed` and `denied` hold one list for all histories, or one each."""
         known, unknown = self._known(histories)
         permitted, others = (None, [[]]) if allowed is None else self._known(allowed)
         barred = None if denied is None else self._known(denied)[0]
@@ -375,6 +374,6 @@ def _load(folder: Path, device: str | torch.device, foreign: bool = False) -> Bu
         except InputError:
             if generations.newest(folder) == generation:
                 raise
-            continue  # two generations came meanwhile, and this one went
+            continue  # two newer ones came meanwhile, and this one was removed
         return Bundle(folder, settings, known, safe(items), safe(added), generation, foreign, training)
     return Bundle(folder, settings, known, safe(items), foreign=foreign, training=training)

@@ -45,7 +45,7 @@ def tokens_of(
 
 
 def number_of(given: Any) -> int:
-    """Return the whole number, at least 1, that `k` is in whatever type."""
+    """Return `k`, of whatever numeric type, as a whole number of at least 1."""
     value = _plain(given)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -59,7 +59,7 @@ def _token(given: Any, known: Collection[str], place: str) -> str:
     if isinstance(value, str):
         return value
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    # From 2 ** 53 on a float has lost digits; what is no number is not below that either.
+    # From 2 ** 53 on a float has lost digits; NaN is not below that either.
     if not is_number or (isinstance(value, float) and not abs(value) < 2**53):
         _refuse(place, given, TOKENS)
     if isinstance(value, float) and not value.is_integer():
@@ -69,7 +69,7 @@ def _token(given: Any, known: Collection[str], place: str) -> str:
 
 
 def _values(given: Any, place: str, expected: str, ordered: bool = True) -> list[Any]:
-    """Return what an iterable holds; a text, a mapping and a frame hold something else than one would think."""
+    """Return what an iterable holds; texts, mappings and frames, whose content may surprise, are refused."""
     if hasattr(given, "columns") or hasattr(given, "ngroups"):  # a frame, or its groups
         _refuse(place, given, COLUMN)
     if isinstance(given, Mapping) or not _is_collection(given) or (ordered and isinstance(given, set | frozenset)):

@@ -73,7 +73,7 @@ class _RecBoles(nn.Module):
 
 
 def _of_recbole(ranker: RecBoleRanker) -> DotProduct | None:
-    """What RecBole's models have in common where they have it, tried on a few histories instead of believed."""
+    """Return the dot products that most RecBole models have, tried on a few histories; none where that fails."""
     model, table = ranker.model, getattr(ranker.model, "item_embedding", None)
     if not isinstance(table, nn.Embedding):
         return None

@@ -18,7 +18,7 @@ from ..second_stage.ranker import recent_first
 from ..second_stage.reasons import words_of
 
 N_OTHERS = 32
-"""Histories of one item that a history of one item is compared with: it has nothing left without that."""
+"""Random one-item histories that a history of one item is compared with, as nothing is left of it without that item."""
 _AS_TREES_SAY = {"transition": "next_1", "cooccurrence": "side_step", "walk": "side_walk"}
 """Signals of the linear second stage that have words by other names."""
 
@@ -42,7 +42,7 @@ def left_out(
 
 
 def loudest(sayers: list[int], losses: list[float]) -> tuple[int | None, float]:
-    """Who says most for an item that loses so much without each of them, and his part of what all say; none: nobody."""
+    """Return which of the `sayers` says most for an item, by its `losses` without each, and its share; none: nobody."""
     spoke = sum(max(loss, 0.0) for loss in losses)
     if spoke <= 0:
         return None, 1.0  # whatever the history is, as popularity has it

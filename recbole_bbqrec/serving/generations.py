@@ -77,7 +77,7 @@ def publish(folder: Path, generation: int, training: str, write: Callable[[Path]
 
 
 def keep_those_of(folder: Path, training: str) -> None:
-    """Take away generations unless they are of this `training`: new items have the features and codes of theirs."""
+    """Remove generations unless they are of this `training`: their items have features and codes made for their own."""
     if _manifest(folder / MANIFEST)[1] in ("", training):
         return
     logging.getLogger().warning(f"{folder}: trained anew, so items that were added are gone; add them again")

@@ -50,7 +50,7 @@ def push(
     """Upload the bundle in a folder, and a model card that says what it is; return the repository's address.
 
     The repository is made where there is none. All files come in one commit: whoever loads it meanwhile gets the old
-    ones or the new ones. Of generations the newest goes along.
+    ones or the new ones. Only the newest generation goes along.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ _KINDS = {WEIGHTS: WEIGHTS_KIND, ITEMS: ITEMS_KIND, ENCODERS: ENCODERS_KIND}
 
 
 def _copy_without_paths(source: Path, target: Path) -> None:
-    """Make a file of a bundle to be pushed: a link, or where the file names folders of this machine a copy without."""
+    """Make a file of a bundle to push: a link, or where the file names folders of this machine, a copy without them."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.name == BUNDLE:
         content = json.loads(source.read_text(encoding="utf-8"))
@@ -98,7 +98,7 @@ def _copy_without_paths(source: Path, target: Path) -> None:
 
 
 def _without_paths(value: Any) -> Any:
-    """Plain data with the last name alone of every full path."""
+    """Return plain data with every absolute path cut to its last name."""
     if isinstance(value, dict):
         return {key: _without_paths(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -152,7 +152,7 @@ def _check(url: str, repo: str, revision: str | None, endpoint: str | None) -> N
 
 @contextlib.contextmanager
 def _in_one_line(where: str) -> Iterator[None]:
-    """Turn what a hub answers, or that it does not, into one line."""
+    """Turn a hub's refusal, or its silence, into an error of one line."""
     try:
         yield
     except InputError:

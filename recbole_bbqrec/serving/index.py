@@ -25,11 +25,11 @@ RECALL, AT = 0.99, 20
 PROBES = 256
 """Items that are histories of one item while the number of cells is chosen."""
 CELLS = 4.0
-"""Cells for each square root of the number of items: about as many centres are scored as items in the cells."""
+"""Cells per square root of the number of items: then about as many centres as items in cells are scored."""
 PER_CELL = 64
 """Most items a cell that its centre is learned from; more of them take longer and change little."""
 LEAST_PER_CELL = 39
-"""Fewer items a cell make no centres, says faiss."""
+"""Fewer items a cell are too few to make centres, according to faiss."""
 MOST = 1000
 """Lists of more items, those left out included, are made by the exact search."""
 

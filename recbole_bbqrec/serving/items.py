@@ -21,7 +21,7 @@ KIND = "items"
 IMAGES = "images"
 """Name of the folder of images beside a data set's files, and of that in a bundle."""
 TITLES = ("title", "name", "movie_title")
-"""Columns that are titles where they are there; else one whose name ends so, else the first that the run's texts are
+"""Columns that hold titles where present; else one whose name ends in `title`, else the first that the run's texts are
 made of."""
 _COLUMN = "column."
 
@@ -93,7 +93,7 @@ class Items:
 
 
 def items_of(config: Any, tokens: Sequence[str]) -> Items:
-    """Return what the files of a run's data set tell people of its items; what cannot be read is told and left out."""
+    """Return what the files of a run's data set tell people of its items; unreadable ones are logged and left out."""
     try:
         columns = _columns(config, tokens)
     except InputError as error:

@@ -98,7 +98,7 @@ def write_lists(
     """Write the `k` best items after the history of each user as a table: user, rank (from 1), item, score.
 
     Users are scored and written in blocks, so memory does not grow with their number; the file is whole or not there. A
-    user of whom no known item is left, or to whom none is left to show, has no rows.
+    user whose history has no known item, or to whom no item is left to show, has no rows.
 
     Parameters
     ----------

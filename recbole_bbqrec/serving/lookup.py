@@ -23,7 +23,7 @@ from .search import TitleIndex
 
 
 class ItemLookup:
-    """Items of a catalogue, of training and added ones.
+    """Looks up items of a catalogue, those of training and added ones.
 
     Attributes
     ----------

@@ -48,7 +48,7 @@ class Rows(NamedTuple):
 
 
 def read_rows(given: Any, settings: Any, known: Catalogue) -> Rows:
-    """Return the rows of a frame, file or list, see `new_items.read`, which are of items that `known` has not."""
+    """Return the rows of a frame, file or list, see `new_items.read`, which are of items that `known` lacks."""
     needed = _needed(settings, known)
     if isinstance(given, list) and all(isinstance(row, Mapping) for row in given):
         table, beside = _of_mappings(given, needed), Path()
@@ -88,7 +88,7 @@ def _differ(names: Iterable[Any], place: str) -> None:
 
 
 def _plain(cells: Mapping[str, Any]) -> dict[str, Any]:
-    """Cells of a file as texts, also numbers, lists and objects, as `bbqrec prepare` has them; but for vectors."""
+    """Return cells of a file as texts, numbers, lists and objects too, as `bbqrec prepare` has them; vectors stay."""
     return {name: cell if name == VECTORS else cell_text(cell) for name, cell in cells.items()}
 
 
@@ -109,7 +109,7 @@ def _needed(settings: Any, known: Catalogue) -> dict[str, str]:
 
 
 def _usual(names: Iterable[Any], needed: Mapping[str, str]) -> dict[str, str]:
-    """Those of the names that are another usual one of a column that is needed and missing, and that column."""
+    """Return name -> column for those of the names that are a usual synonym of a needed column that is missing."""
     there, called = list(map(str, names)), {}
     for column, field in needed.items():
         found = [] if column in there else likely(ITEM_COLUMNS.get(field, ()), there)

@@ -24,7 +24,7 @@ def write_bundle(run_dir: Path, config: Any, dataset: Any) -> None:
     """Make the folder of a finished run, which holds its weights already, work without the data set.
 
     `bundle.json` is written last: a folder without it is not a bundle. Of a model of users and items it says that the
-    data set is needed: all that such a model knows of a user are his number and what he had done in training.
+    data set is needed: all that such a model knows of users are their numbers and what they had done in training.
     """
     (run_dir / BUNDLE).unlink(missing_ok=True)
     if dataset.rows_are_interactions:

@@ -119,7 +119,7 @@ class Scorer:
     def _spoken(
         self, stage: Any, history: list[int], items: list[int], reasons: list[Reason], tokens: list[str]
     ) -> list[Reason]:
-        """The reasons after one history; where one is the model's own score, who in the history made it."""
+        """The reasons after one history; where one is the model's own score, the item of the history behind it."""
         own = [at for at, reason in enumerate(reasons) if reason.signal == OWN_SCORE]
         if not own:
             return reasons
@@ -138,7 +138,7 @@ class Scorer:
             reasons[at] = Reason(tokens[sayer], OWN_SCORE, reasons[at].share if by_trees else share)
             if isinstance(stage, CandidateSimilarity):
                 said = explain.linear_signal(stage, self._padded([history]), items[at], sayer)
-                # The signal where at least half of what the item loses is its weight.
+                # Name the signal where its weight is at least half of what the item loses.
                 if said and said[1] >= max(loss) / 2:
                     reasons[at] = reasons[at]._replace(signal=said[0])
         return reasons

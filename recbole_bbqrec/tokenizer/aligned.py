@@ -36,7 +36,8 @@ class AlignedTokenizer(RQVAETokenizer):
     Parameters
     ----------
     alignment_weight : of the contrast between an item's quantised and its collaborative vector; it counts nats, the
-        reconstruction beside it the squared error of all standardised features together. Other arguments as above.
+        reconstruction beside it the squared error of all standardised features together. Other arguments as in
+        `RQVAETokenizer`.
     """
 
     name: ClassVar[str] = "aligned"

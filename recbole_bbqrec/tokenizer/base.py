@@ -287,7 +287,7 @@ def feature_statistics(matrix: torch.Tensor, present: torch.Tensor) -> torch.Ten
 
 
 def quantisation_error(bound: Bound) -> torch.Tensor:
-    """Share [G] of the squared length of what each chain quantises that its codes leave over."""
+    """Share [G] of the squared length of each chain's inputs that its codes leave over."""
     blocks = zip(bound.inputs.split(BLOCK, dim=1), bound.vectors.split(BLOCK, dim=1), strict=True)
     sums = [((inputs - vectors).square().sum((1, 2)), inputs.square().sum((1, 2))) for inputs, vectors in blocks]
     left, whole = (torch.stack(part).sum(0) for part in zip(*sums, strict=True))

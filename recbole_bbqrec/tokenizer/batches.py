@@ -20,7 +20,7 @@ class Windows:
     """Windows of flat sequences in which every item but a sequence's first is a target once.
 
     A window shows at most `length` items; its last target comes one later. Where sequences are not `in_order`, every
-    epoch has their items in another random one, each item of a user once: targets are other items of the same user.
+    epoch has their items in a new random order, each item of a user once: targets are other items of the same user.
     """
 
     def __init__(self, offsets: np.ndarray, items: np.ndarray, length: int, in_order: bool = True) -> None:
@@ -74,7 +74,7 @@ def some(n_items: int, n_drawn: int, generator: torch.Generator) -> torch.Tensor
     """Draw different items, at most all there are."""
     if n_drawn * 8 > n_items:
         return torch.randperm(n_items, generator=generator)[:n_drawn]
-    # Of a large catalogue, not a permutation of it for each batch: draws, without those that have been drawn before.
+    # A permutation of a large catalogue for each batch would be slow: draw, and drop what has been drawn before.
     drawn = torch.randint(n_items, (n_drawn,), generator=generator)
     order = torch.sort(drawn, stable=True)
     first = torch.ones(n_drawn, dtype=torch.bool)

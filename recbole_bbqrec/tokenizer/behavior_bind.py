@@ -42,8 +42,10 @@ class Catalogue(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """Quantised signals: what each chain quantised [G, B, D] and its quantised form [G, B, D], zero where the signal is
-    missing; its codes [G, B, L], -1 where it is missing; codebook and commitment loss, mean over the chains.
+    """Quantised signals of items.
+
+    What each chain quantised [G, B, D] and its quantised form [G, B, D], zero where the signal is missing; its codes
+    [G, B, L], -1 where it is missing; codebook and commitment loss, mean over the chains.
     """
 
     inputs: torch.Tensor
@@ -53,8 +55,10 @@ class Bound(NamedTuple):
 
 
 class Split(NamedTuple):
-    """What the features of a modality come apart into: the specific part [B, D]; the features [B, D_m] as the behaviour
-    part alone explains them; and as both parts rebuild them.
+    """What the features of a modality are split into.
+
+    The specific part [B, D]; the features [B, D_m] as the behaviour part alone explains them; and as both parts rebuild
+    them.
     """
 
     specific: torch.Tensor

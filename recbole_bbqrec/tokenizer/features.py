@@ -1,8 +1,8 @@
 """Tokenizers that see features alone: one signal, every modality in it, and no behaviour.
 
 The modalities stand side by side, standardised; one that an item lacks stands there as the mean. An item that lacks
-them all has no signal. Sequences are not looked at here; `aligned` adds what does. What `fit` learns is listed at
-`ItemTokenizer`.
+them all has no signal. Sequences are not looked at here; `aligned` adds an objective that does. What `fit` learns is
+listed at `ItemTokenizer`.
 
 Shapes: B items, L levels, D code width, F width of all modalities side by side.
 """

@@ -105,7 +105,7 @@ class Probe(nn.Module):
     def explained(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Share of the variance of `y` [B, D] that the probe predicts from `x` [B, D], not below zero.
 
-        Whoever fools a probe that is no better than the mean has removed nothing.
+        Fooling a probe that is no better than the mean removes nothing.
         """
         variance = (y - y.mean(0)).square().mean()
         return (1 - functional.mse_loss(self.layers(x), y) / variance.clamp(min=1e-6)).clamp(min=0.0)

@@ -46,8 +46,9 @@ def collisions(codes: torch.Tensor) -> dict[str, int]:
 
 
 def first_code_agreement(codes: torch.Tensor, offsets: np.ndarray, items: np.ndarray) -> dict[str, float]:
-    """The `share` of consecutive items with equal codes [N], none of them -1, and its `chance`: that of two independent
-    draws from the left and the right sides of the pairs.
+    """Return the `share` of consecutive items with equal codes [N], none of them -1, and its `chance`.
+
+    The latter is the share for two independent draws from the left and the right sides of the pairs.
     """
     user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     column = codes.numpy()[items]

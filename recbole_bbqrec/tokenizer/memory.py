@@ -53,7 +53,7 @@ def give_back() -> None:
 
 
 def count(mib: float | None) -> None:
-    """Count what another process has held for what this one finds done, or none where nobody knows."""
+    """Count what another process has held for work that this one finds done, or none where nobody knows."""
     _peaks.append(mib)
 
 

@@ -1,5 +1,6 @@
-"""The report card of an item tokenizer: whether its codes are used, unique, independent of what they should leave out,
-and near each other where items are.
+"""The report card of an item tokenizer.
+
+It tells whether codes are used, unique, independent of what they should leave out, and near each other where items are.
 
 Shapes as in `base`.
 """

@@ -81,8 +81,9 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def start(self, points: torch.Tensor, known: torch.Tensor, generator: torch.Generator) -> None:
-        """Set every codebook to the k-means centres of what the levels before it leave of its chains' points [G, n, D],
-        of which only `known` rows [G, n] count.
+        """Set every codebook to the k-means centres of what the levels before it leave of its chains' points.
+
+        Of the `points` [G, n, D] only `known` rows [G, n] count.
         """
         for chain, rows in self._by_set(points, known):
             if len(rows) > N_START_POINTS:
@@ -112,7 +113,7 @@ class ResidualQuantizer(nn.Module):
     ) -> None:
         """Move dead codes onto rows drawn from `points`; they count as evenly used at first. Shapes as in `start`.
 
-        What `optimizer` keeps of their gradients is that of the codes they were: it forgets it.
+        What `optimizer` has kept of their gradients belongs to the codes they were before, and is reset.
         """
         moments = [value for value in optimizer.state[self.codebooks].values() if value.shape == self.codebooks.shape]
         for chain, rows in self._by_set(points, known):

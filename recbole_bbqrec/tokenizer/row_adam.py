@@ -1,4 +1,4 @@
-"""AdamW for a table of which a step reads few rows.
+"""Adam for a table of which a step reads few rows.
 
 Shapes: N rows of the table, B rows of a step, D their width.
 """
@@ -15,8 +15,8 @@ CHUNK = 2**16
 class RowAdam:
     """Adam whose steps cost what the rows of a batch cost, however long the table is.
 
-    `torch.optim` moves all N rows in every step: those that no batch shows drift on by their momentum. Here a row makes
-    up for that drift when it is read next. It is a geometric series, exact but for the learning rate and the bias
+    `torch.optim` moves all N rows in every step: those that are in no batch drift on by their momentum. Here a row
+    makes up for that drift when it is next read. It is a geometric series, exact but for the learning rate and the bias
     correction, which are taken as they were when the row was last moved. No weight decay: rows are read by their
     direction alone.
     """
@@ -54,7 +54,7 @@ class RowAdam:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Bring all rows of the table up to date, as who reads it otherwise than by `take` wants them."""
+        """Bring all rows of the table up to date, for readers that do not go through `take`."""
         for rows in torch.arange(len(self.table), device=self.table.device).split(CHUNK):
             self._write(self.take(rows).detach())
 

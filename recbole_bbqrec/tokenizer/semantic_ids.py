@@ -134,7 +134,7 @@ def _nearest_free(row: ID, point: np.ndarray, books: np.ndarray, taken: "Taken")
 
 
 class Taken:
-    """Which IDs are taken, counted below those prefixes alone that somebody asks about.
+    """Which IDs are taken, counted only below the prefixes that are asked about.
 
     Rows [n, P] are the IDs of items that stay, in lexicographic order: those of a prefix stand together. Only the last
     positions, from `first` on, are ever asked about.
@@ -145,7 +145,7 @@ class Taken:
         self.forget()
 
     def forget(self) -> None:
-        """Drop what has been counted; nobody may have taken IDs below a prefix that is asked about after it."""
+        """Drop what has been counted; afterwards, only prefixes below which `take` took no ID may be asked about."""
         self._below: dict[ID, dict[int, int]] = {}
         self._full: dict[ID, list[int]] = {}
         self._span: dict[ID, tuple[int, int]] = {}

@@ -30,8 +30,8 @@ GRADIENT_NORM = 1.0
 PROBE_HIDDEN = 256
 """Width of the probes: twice that of the card's probes, which judge what these let pass."""
 ITEM_STEPS, MOST_APART = 500, 2
-"""Steps with random items that a training has at least, where it is long enough, and steps from one to the next at
-most. They cost most; in every fourth step alone, a fresh probe found seven times as much of z_B in z_S (Sports)."""
+"""Fewest steps with random items in a training that is long enough, and most steps from one to the next. They cost
+most; with them in every fourth step only, a fresh probe found seven times as much of z_B in z_S (Sports)."""
 OF_DRAWN = ("cross_contrast", "reconstruction", "independence")
 """Objectives of the random items; they weigh as much more as they come more rarely."""
 

@@ -27,7 +27,7 @@ class Decided(NamedTuple):
 
     Attributes
     ----------
-    epochs : number of epochs up to the best one; 0 of a model that counts instead.
+    epochs : number of epochs up to the best one; 0 for a model that counts instead of training.
     hit_cap : as `ProtocolTrainer.hit_cap`.
     chosen : settings of a model that counts.
     second_stage : fitted after training, none where nothing is.
@@ -42,7 +42,7 @@ class Decided(NamedTuple):
 class SecondStageFit(Validation):
     """The part of a trainer that fits a second stage on validation once training is done, see `second_stage.socket`.
 
-    Where another run has fitted it, what that has found serves over this run's sequences.
+    What another run has fitted is taken over, for this run's sequences.
     """
 
     saved_model_file: str
@@ -58,7 +58,7 @@ class SecondStageFit(Validation):
         self.logger.info(f"Loading model structure and parameters from {path}", extra=run_log.DETAIL)
 
     def finish(self, valid_data: Any, show_progress: bool = False) -> None:
-        """Bring the best weights into the model, and fit its second stage on validation, once a folder."""
+        """Load the best weights into the model, and fit its second stage on validation, once for each run folder."""
         self.load_best()
         path = self.folder.path / WEIGHTS_FILE
         if path == Path(self.saved_model_file):
@@ -92,7 +92,7 @@ class SecondStageFit(Validation):
         return True
 
     def _fit_second_stage(self, valid_data: Any, show_progress: bool) -> None:
-        """Fit the second stage that is asked for on validation, and where it is not worth it what stands in for it."""
+        """Fit the second stage that is asked for on validation, or where it is not worth it, the form in its place."""
         if not second_stage_settings(self.config):
             return
         fitted = self.decided and self.decided.second_stage

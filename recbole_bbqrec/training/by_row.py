@@ -1,4 +1,4 @@
-"""AdamW on rows of a table that a step reads, with what happens to the others in between in closed form.
+"""AdamW on the rows of a table that a step reads; what happens to the others in between has a closed form.
 
 Plain AdamW moves every row at every step: one without a gradient decays, drifts on by the momentum that it has, and its
 average follows. All of that depends on nothing but the steps that have gone by, so it is done when the row is next

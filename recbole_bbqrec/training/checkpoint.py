@@ -25,7 +25,7 @@ _STAGE = "second_stage"  # in the header of weights: the form of the second stag
 class TrainingState:
     """How far training is; kept with the weights of the last epoch.
 
-    Epochs count from 0; none is the best before the first evaluation, and without validation the last one is.
+    Epochs count from 0. `best_epoch` is none before the first evaluation; without validation it is the last epoch.
     `peak_memory_mib` is the largest of all processes that have worked on it. `chosen` are the settings that validation
     has chosen, where a model counts instead of training.
     """
@@ -116,7 +116,7 @@ def note_derived(model: Any) -> None:
 
 
 def _forget_derived(model: nn.Module) -> None:
-    """Let a model that has got other weights work out again what it has worked out from its weights before."""
+    """Make a model with newly loaded weights work out again what it had worked out from the old ones."""
     for name, value in getattr(model, "as_built", {}).items():
         setattr(model, name, value)
 

@@ -39,9 +39,9 @@ class SequenceTrainer(ProtocolTrainer):
         return torch.optim.AdamW(self.model.parameters(), **rates)
 
     def _tables_by_row(self) -> list[torch.nn.Embedding]:
-        """Embeddings of which a step reads so little that it updates no other rows.
+        """Embeddings of which a step reads so little that it updates only those rows.
 
-        Clipping and scaling of gradients know all rows alone.
+        Clipping and scaling of gradients work on whole tables only.
         """
         table = self.model.large_table
         return [] if table is None or self.clip_grad_norm or self.enable_scaler else [table]

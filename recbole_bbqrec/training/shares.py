@@ -1,4 +1,5 @@
-"""Training steps of several processes: each takes a share of a batch, and all step as one would with the whole."""
+"""Training steps of several processes: each takes a share of a batch, and all step as one process would with the
+whole."""
 
 from collections.abc import Callable
 from typing import Any

@@ -20,7 +20,7 @@ AHEAD = 4
 
 
 def one_cycle(at: int, n_steps: int) -> float:
-    """Share of the rate at step `at` of a cycle, the first being 1: it rises over a tenth, and falls to 0 after it."""
+    """Share of the rate at step `at` of a cycle, the first being 1: it rises over a tenth, then falls towards 0."""
     rise = max(n_steps // 10, 1)
     return at / rise if at <= rise else (n_steps - at + 1) / (n_steps - rise + 1)
 
@@ -72,7 +72,7 @@ def check_finite(total: Tensor) -> float:
 
 
 def on_device(batches: Iterable[Interaction], device: torch.device) -> Iterator[Interaction]:
-    """Give the batches on a device. A thread makes those for a GPU ready ahead, in memory that it reads by itself."""
+    """Yield the batches on a device; those for a GPU are made ready ahead by a thread, in pinned memory."""
     if device.type != "cuda":
         yield from (batch.to(device) for batch in batches)
         return
@@ -85,9 +85,9 @@ def _each(batch: Interaction, change: Callable[[Tensor], Tensor]) -> Interaction
 
 
 def ahead(batches: Iterable[Any], prepare: Callable[[Any], Any]) -> Iterator[Any]:
-    """Give all of `batches` in their order, `prepare`d by a thread that is up to `AHEAD` of them before.
+    """Yield all of `batches` in order, `prepare`d by a thread that runs up to `AHEAD` of them ahead.
 
-    What goes wrong in the thread is raised here; where nobody takes any more, it ends.
+    What goes wrong in the thread is raised here; it ends when nobody takes any more.
     """
     ready: queue.Queue[tuple[bool, Any]] = queue.Queue(AHEAD)
     ended = threading.Event()

@@ -32,7 +32,7 @@ class TargetRanks(Trainer):
 
     @functools.cached_property
     def ranker(self) -> RankingModel | RecBoleRanker:
-        """The model, as what ranks."""
+        """The model, as a ranker."""
         return ranker_of(self.model, self.config)
 
     @functools.cached_property
@@ -87,7 +87,7 @@ class TargetRanks(Trainer):
         return Ranks(users, *ranks, cold=cold, rows=rows, per_user=per_user, shown=shown)
 
     def _has_one_list(self, dataset: Any) -> bool:
-        """Whether all targets of a user stand in one list: rows are interactions, and of a row no more is read."""
+        """Whether all targets of a user stand in one list: rows are interactions, of which the model reads no more."""
         return dataset.rows_are_interactions and not context_fields(self.model, dataset)
 
     def _judging(self, dataset: Any, earlier: tuple[Any, ...], judged: np.ndarray) -> Judging:
@@ -112,7 +112,7 @@ class TargetRanks(Trainer):
         return np.argsort(lengths[judged], kind="stable")
 
     def _ranker_for(self, dataset: Any) -> Any:
-        """The model, as a `Ranker` of all items of `dataset`: where there are new ones, with its weights of now."""
+        """The model, as a `Ranker` of all items of `dataset`: where there are new ones, with its current weights."""
         if dataset.catalogue.n_trained is None:
             return self.ranker
         if self._grown is None:

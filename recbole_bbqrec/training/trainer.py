@@ -135,7 +135,7 @@ class ProtocolTrainer(SecondStageFit):
 
     @property
     def _optimizers(self) -> list[torch.optim.Optimizer]:
-        """All that train the model; RecVAE's takes `optimizer` in turns as a name of its other ones."""
+        """All optimizers of the model; RecVAE's trainer uses the name `optimizer` for its other ones in turn."""
         found = {name: value for name, value in vars(self).items() if isinstance(value, torch.optim.Optimizer)}
         others = [value for name, value in found.items() if name != "optimizer"]
         return others or [self.optimizer]

@@ -22,7 +22,7 @@ from .trainer import ProtocolTrainer
 CHOSEN = "chosen.json"
 """Name of the file in a run's folder that says what validation has chosen; written last."""
 USERS = 3_000
-"""Most users that judge a setting; the grid has some twenty points."""
+"""Most users that a setting is judged by; the grid has some twenty points."""
 METRIC, CUT_OFF = "ndcg", 10
 ROUNDS = 3
 

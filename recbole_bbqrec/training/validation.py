@@ -56,7 +56,7 @@ class Validation(TargetRanks):
         self.logger.info(what + marked, extra=run_log.DETAIL if show_progress else None)
 
     def _validate(self, valid_data: Any, show_progress: bool) -> dict[str, dict[str, float]]:
-        """Metrics of validation by column; where items are held out of training, they judge training as little.
+        """Metrics of validation by column; where items are held out of training, those of warm targets alone.
 
         Of many rows a sample decides when to stop, the same after each epoch.
         """
@@ -72,7 +72,7 @@ class Validation(TargetRanks):
         return {column: {**found[column], **warm[column]} for column in found}
 
     def _sampled(self, dataset: Any, judged: np.ndarray) -> np.ndarray:
-        """Places of rows among the `judged` that decide when to stop; where users have several, of so many users."""
+        """Places among the `judged` rows that decide when to stop; where users have several, those of as many users."""
         most = STOPS_ON if self._samples else 0
         if not dataset.rows_are_interactions:
             return sampled_rows(len(judged), most, self.config["seed"])
@@ -88,7 +88,7 @@ class Validation(TargetRanks):
         return self.rank(eval_data, earlier, show_progress, rows)
 
     def _told_of(self, valid_data: Any) -> np.ndarray | None:
-        """Rows of validation that tables tell of, see `valid_users`; none where those are all."""
+        """Rows of validation that tables report on, see `valid_users`; none where those are all."""
         if not self.config["valid_users"]:
             return None
         dataset = valid_data._dataset

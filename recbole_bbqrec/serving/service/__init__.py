@@ -1,5 +1,4 @@
 """A bundle over HTTP: `bbqrec serve FOLDER`.
 
-Enters: requests, see `schemas`. Leaves: JSON. Needs the extra `serve`. Of the
-rest of the package the command line alone imports from here.
+Enters: requests, see `schemas`. Leaves: JSON. Needs the extra `serve`. Only the command line imports from here.
 """

@@ -255,7 +255,7 @@ def _detail(error: HTTPException) -> str:
 
 
 def _first_wrong(request: Request, error: RequestValidationError) -> str:
-    """The first of pydantic's errors, in one line; what was found is not repeated, it may be large."""
+    """The first of pydantic's errors, in one line; what was found is not repeated, as it may be large."""
     errors, broken = error.errors(), error.__cause__
     if isinstance(broken, json.JSONDecodeError):
         return f"the body is no JSON (line {broken.lineno} column {broken.colno}: {broken.msg})"

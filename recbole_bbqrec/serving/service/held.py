@@ -12,7 +12,7 @@ import socket
 from http import HTTPStatus
 
 FREE, IDLE, ASKED, ANSWERING = range(4)
-"""What a place is: of no connection; of one that waits for a request, for its answer, or has a part of its answer."""
+"""State of a place: no connection; or one that waits for a request, waits for its answer, or has a part of it."""
 PLACES = 1024
 DIED = "the worker that had this request has died; send it again"
 _BYTES = 2  # of the number of a place, as it is sent
@@ -68,7 +68,7 @@ class Held:
     def give_up(self) -> tuple[list[socket.socket], list[socket.socket]]:
         """The worker is dead: returns the connections of those who wait, and those without a request.
 
-        On the latter one may be on its way.
+        A request may be on its way on the latter.
         """
         self.receive()
         asked, idle = ([place for place in self._kept if self._states[place] == state] for state in (ASKED, IDLE))
@@ -100,7 +100,7 @@ def refuse(connection: socket.socket, line: str) -> None:
 
 
 def left(connection: socket.socket) -> bool:
-    """Read away what has come on a connection; whether its client has closed it."""
+    """Discard what has come on a connection; return whether its client has closed it."""
     try:
         while connection.recv(1 << 16, socket.MSG_DONTWAIT):
             pass

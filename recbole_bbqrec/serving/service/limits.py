@@ -19,7 +19,7 @@ from .metrics import Metrics
 MAX_BODY = 2 << 20
 BODY_SECONDS = 10.0
 OPEN = ("/health", "/docs", "/openapi.json", "/map")
-"""Besides `/` and `/static/` what needs no key: nothing of a user, and no change."""
+"""What needs no key besides `/` and `/static/`: nothing of a user, and no change."""
 POLICY = "default-src 'self'; img-src 'self' blob:; frame-ancestors 'none'; form-action 'self'; base-uri 'none'"
 """What a page may load: from this service alone. Images that need a key are blobs, which the page has fetched."""
 HEADERS = [
@@ -154,7 +154,7 @@ def _too_large() -> RefusedError:
 
 
 def _once(body: bytes, receive: Receive) -> Receive:
-    """What the application receives: the body, then what comes after it, which is that the client leaves."""
+    """Return what the application receives: the body, then what comes after it, namely that the client leaves."""
     messages = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_on() -> Message:

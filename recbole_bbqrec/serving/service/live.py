@@ -122,7 +122,7 @@ def knows(bundle: Bundle, token: str) -> bool:
 
 
 def shown(bundle: Bundle, token: str) -> dict[str, Any]:
-    """An item as pages show it, with its first code; of one that is unknown the token alone."""
+    """An item as pages show it, with its first code; for an unknown one, the token alone."""
     if not knows(bundle, token):
         return {"item": token, "title": "", "image": None, "code": None}
     image = f"/items/{quote(token, safe='')}/image" if bundle.image_file(token) else None

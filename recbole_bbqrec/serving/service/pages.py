@@ -16,7 +16,7 @@ LIMITS = {
     "maxItems": ("at most", " entries"),
     "maxProperties": ("at most", " entries"),
 }
-"""Of a schema, in words around the number."""
+"""Limits in a schema -> words before and after the number."""
 
 
 class File(NamedTuple):

@@ -49,7 +49,7 @@ class PatientProtocol(H11Protocol):
         self._watch()
 
     def shutdown(self) -> None:
-        """The service ends: the request at work is the last of its client, or one that is on its way perhaps."""
+        """Take no request after the one at work, or after one that may be on its way, as the service ends."""
         self._last = True
         self._see_to_last()
         if not self._asked:

@@ -74,7 +74,7 @@ def serve(folder: str | Path, options: Options) -> None:
         raise InputError(f"--host: found {options.host}, {why}")
     if not 0 <= options.port < 1 << 16:  # the system would take what is left of it modulo 65536
         raise InputError(f"--port: found {options.port}, expected at most 65535, or 0 for any that is free")
-    if options.workers < 1 or not options.rate >= 0:  # which is no number perhaps
+    if options.workers < 1 or not options.rate >= 0:  # the rate may be NaN
         raise InputError(f"--workers, --rate: found {options.workers} and {options.rate:g}, expected >= 1 and >= 0")
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a file, for its worker and for us

@@ -124,7 +124,7 @@ def _set_up_sqlite(connection: Any, _: Any) -> None:
 
 @contextlib.contextmanager
 def _as_overload(last: bool) -> Iterator[None]:
-    """Make what a second try may mend an `OverloadedError`, or nothing where it is not the `last` try.
+    """Turn an error that another try may mend into an `OverloadedError` on the `last` try; pass over it before.
 
     That a transaction may have been committed before its connection broke does no harm: events are kept once.
     """
