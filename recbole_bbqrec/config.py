@@ -275,4 +275,4 @@ def _check_encoders(config: Config) -> None:
         name = str(config[key] or "")
         near = nearest(name, COUNTED, likeness=0.75)
         if near and name not in COUNTED and not (Path(config["data_path"]) / Path(name).expanduser()).exists():
-            raise InputError(f"{key}: found {name!r}, which is no file here; did you mean {near[0]}?")
+            raise InputError(f"{key}: found {name!r}, and there is no such file; did you mean {near[0]}?")

@@ -116,7 +116,7 @@ def build_model(config: Any, dataset: Any) -> AbstractRecommender:
     try:
         model = get_model(config["model"])(config, dataset)
     except ModuleNotFoundError as error:
-        why = f"its code in RecBole asks for the package {error.name}, which is not installed here"
+        why = f"RecBole's code for it needs the package {error.name}, which is not installed here"
         raise InputError(f"--model={config['model']}: {why}; install it, or take another model") from error
     if config["model"] not in MODELS:
         model.catalogue = dataset.catalogue  # for a second stage; ours have it

@@ -121,7 +121,7 @@ class Watch:
                 if other != self.rank and (found := self._lost_one(store, other, after)) is not None:
                     return found
         except Exception:  # torch has several errors for this
-            return "the process that all others meet at has died"
+            return "the process that coordinates all others has died"
         return None
 
     def _lost_one(self, store: Any, other: int, after: float) -> str | None:

@@ -226,7 +226,7 @@ def test_recommend_to_users(tiny, tmp_path, capsys):
         (["--history=i01", "--out=l.csv"], "--out: goes with --users"),
         (["--history=i01", "--data_path=data"], "--data_path: goes with --users"),
         (["--history=i01", "-k", "0"], "k: found 0, expected a whole number"),
-        (["--history", "i01,", "i02"], "argument 'i02': found a word too many; a value that holds blanks needs quotes"),
+        (["--history", "i01,", "i02"], "argument 'i02': not expected; a value with blanks needs quotes"),
         (["--history=i01", "--allow=nowhere.txt"], "nowhere.txt: No such file or directory; expected a text file"),
         (["--users=all"], "--users: 60 users, at most 20 are shown; --out=lists.csv writes a table"),
         (["--users=u01,me"], "--users: me not among the 60 users of tiny, such as u00"),

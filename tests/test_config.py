@@ -78,7 +78,7 @@ BAD = {
     "no value": (["--hidden_size"], "argument '--hidden_size': expected --key=value"),
     "one key twice": (["--seed=1", "--seed=2"], "--seed is given twice"),
     "word for a number": (["--learning_rate=fast"], "learning_rate: found 'fast', expected a number"),
-    "nearly an encoder": (["--text_encoder=tf-idf"], "text_encoder: found 'tf-idf', which .* did you mean tfidf?"),
+    "nearly an encoder": (["--text_encoder=tf-idf"], "text_encoder: found 'tf-idf', and there .* did you mean tfidf?"),
     "number for a switch": (["--final=3"], "final: found 3, expected True or False"),
     "switch for a number": (["--epochs=True"], "epochs: found True, expected a whole number"),
     "list for a dict": (["--eval_args=[1]"], "eval_args: found .1., expected a dict, such as"),

@@ -35,14 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .. import distributed
 
         if distributed.is_asked_for():
-            raise InputError(f"torchrun: found bbqrec {given.command}, which it does not share out; {SHARED}")
+            raise InputError(
+                f"torchrun: found bbqrec {given.command}, which cannot be shared among processes; {SHARED}"
+            )
         if settings and not given.takes_settings:
             options = re.findall(r"--[\w-]+", COMMANDS.choices[given.command].format_usage())
             near = nearest(settings[0].partition("=")[0], options, likeness=0.7)
             why = f"did you mean {near[0]}" if near else f"{given.command} takes no settings"
             why += f"; bbqrec {given.command} --help lists its options"
             if not settings[0].startswith("-"):
-                why = "found a word too many; a value that holds blanks needs quotes"
+                why = "not expected; a value with blanks needs quotes"
             raise InputError(f"argument {settings[0]!r}: {why}")
         return given.work(given)
 
@@ -65,7 +67,9 @@ def run(arguments: Sequence[str]) -> int:
         distributed.start()
         if many.asked_for(arguments):
             if distributed.world() > 1:
-                raise InputError(f"torchrun: found a command of many runs, which it does not share out; {SHARED}")
+                raise InputError(
+                    f"torchrun: found a command of many runs, which cannot be shared among processes; {SHARED}"
+                )
             return many.run_many(arguments)
         quick_start.run(arguments)
         distributed.stop()

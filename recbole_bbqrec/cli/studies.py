@@ -63,7 +63,7 @@ def _ablate(given: argparse.Namespace) -> int | None:
 
 
 @command(
-    "measure how items that training did not know are ranked, and what that costs known ones",
+    "measure how items that training did not know are ranked, and how much accuracy that costs on known ones",
     *STUDY,
     models("all that can"),
     SEEDS,

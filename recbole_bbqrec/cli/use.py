@@ -158,7 +158,7 @@ def _export(given: argparse.Namespace) -> None:
     option("folder", type=Path, help="folder of a finished run"),
     option("repo", metavar="ORG/NAME", help="repository; it is created if missing"),
     option("--private", action="store_true", help="make the repository private"),
-    option("--endpoint", metavar="URL", help="another hub than huggingface.co"),
+    option("--endpoint", metavar="URL", help="a hub other than huggingface.co"),
     RESULTS,
 )
 def _push(given: argparse.Namespace) -> None:

@@ -142,7 +142,7 @@ def _wrong_width(place: str, cells: list[str], names: list[str], separator: str)
     if cells == [""]:
         return InputError(f"{place}: found a blank line, expected {len(names)} columns; remove the line")
     few = len(cells) < len(names)
-    which = f"{names[len(cells)]} is missing" if few else f"{_short(cells[len(names)])} is too much"
+    which = f"{names[len(cells)]} is missing" if few else f"{_short(cells[len(names)])} is one too many"
     return InputError(
         f"{place}: found {len(cells)} columns, expected {len(names)} separated by {separator!r} ({which}); mend the "
         "line (a value must hold neither the separator nor a line end)"

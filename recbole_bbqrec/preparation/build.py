@@ -120,7 +120,7 @@ def build(
     for what, differing in differences.items():
         logging.getLogger().warning(
             f"{name}: found {differing['found']:,} {what}, published are {differing['expected']:,}; the raw files may "
-            "be others"
+            "differ"
         )
     return {
         "counts": counts,

@@ -113,7 +113,7 @@ def transformers_image(paths: Sequence[Path | None], folder: Path, device: Devic
     order = [row for row, path in enumerate(paths) if path is not None]
     matrix, known, bad = encode_in_batches(order, len(paths), encode, folder, device, **batching)
     told = [f"{paths[row]}: {reason}" for row, reason in bad.items()][:20]
-    for line in [*told, f"{len(bad) - 20} more, for the like reasons"][: len(bad)]:
+    for line in [*told, f"{len(bad) - 20} more, for similar reasons"][: len(bad)]:
         logging.getLogger().warning(f"image left out: {line}")
     kinds = Counter(reason.partition(":")[0] for reason in bad.values())
     return matrix, known, {"unreadable": dict(sorted(kinds.items()))}
@@ -139,7 +139,7 @@ def model_folder(model: str, download: bool = True) -> Path | None:
         if not download:
             return None
         remedy = "check name, connection and HF_HUB_OFFLINE, or download it elsewhere and name its folder"
-        fault = f"neither a local folder nor to be had from the hub ({error!r:.200})"
+        fault = f"neither a local folder nor available from the hub ({error!r:.200})"
         raise InputError(f"{model}: {fault}; {remedy}") from error
 
 

@@ -100,7 +100,7 @@ def fetch_images(dataset: Path, folder: Path | None = None, progress: bool = Tru
         raise InputError(f"{item_file}: found no item with an address, expected a column {ADDRESS}; {remedy}")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: found a file, expected a folder or nothing; remove what is in its place")
-    with disk_errors(folder, "and run again, images that are there are kept"):
+    with disk_errors(folder, "and run again; images already there are kept"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with folder_lock(folder.parent):
             place = folder if folder.is_dir() else folder.with_name(f".{folder.name}.part")

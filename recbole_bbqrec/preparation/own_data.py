@@ -147,7 +147,7 @@ def describe(report: Mapping[str, Any]) -> str:
     lines.append(f"of {counts['items']} items {report['described']} have a text, {report['pictured']} have an image")
     if report["astray"]:
         some = f"{len(report['astray'])}, such as {', '.join(report['astray'][:3])}"
-        lines.append(f"images of no item that is left: {some}; names are compared letter by letter")
+        lines.append(f"images that match no remaining item: {some}; names are compared letter by letter")
     titled = any("title" in columns["used"] for columns in report["columns"])
     lines += [f"{report['dirt'][reason]} {reason}" for reason in OF_ITEMS[: 1 + titled] if reason in report["dirt"]]
     lines += _matches(report)

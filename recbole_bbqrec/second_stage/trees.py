@@ -178,7 +178,7 @@ def check(text: str) -> None:
     known = _fields(head)
     sizes = [len(f"Tree={block}") for block in blocks]
     if not end or sizes != _numbers(known["tree_sizes"]) or not text.isascii():
-        raise ValueError("it is cut, or its parts are of other sizes than it says")
+        raise ValueError("it is cut, or its parts do not have the sizes it states")
     if (known["num_class"], known["num_tree_per_iteration"]) != ("1", "1"):
         raise ValueError("it has several classes")
     for block in blocks:
@@ -196,11 +196,11 @@ def _check_tree(tree: dict[str, str], last_feature: int) -> None:
         raise ValueError("its trees have other numbers of splits than they say")
     # Leaf i is child -1 - i; every node but the root is the child of one that stands before it.
     if sorted(left + right) != [node for node in range(-n_leaves, n_leaves - 1) if node] and n_leaves > 1:
-        raise ValueError("its nodes are no tree")
+        raise ValueError("its nodes do not form a tree")
     if any(0 < child <= node for children in (left, right) for node, child in enumerate(children)):
-        raise ValueError("its nodes are no tree")
+        raise ValueError("its nodes do not form a tree")
     if not all(0 <= feature <= last_feature for feature in features) or len(tree["leaf_value"].split()) != n_leaves:
-        raise ValueError("its splits are of features, or its leaves of values, that there are not")
+        raise ValueError("its splits or leaves refer to features or values that do not exist")
 
 
 def _fields(text: str) -> dict[str, str]:

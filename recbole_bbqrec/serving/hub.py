@@ -56,7 +56,7 @@ def push(
     ----------
     folder : of a finished run.
     repo : `org/name`; the token is that of `hf auth login`, or of the variable `HF_TOKEN`.
-    endpoint : address of another hub than huggingface.co.
+    endpoint : address of a hub other than huggingface.co.
     results : Markdown for the card, what the run has reached.
 
     Raises

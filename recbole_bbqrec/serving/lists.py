@@ -137,7 +137,7 @@ def write_lists(
     warn_of_unknown(unknown, bundle.item_tokens[1])
     if n_empty:
         logging.getLogger().warning(
-            f"{n_empty} of {len(histories)} users have no list, for want of items to read or show"
+            f"{n_empty} of {len(histories)} users have no list, because they have no items to read or show"
         )
     return n_rows
 

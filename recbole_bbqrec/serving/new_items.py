@@ -128,7 +128,7 @@ class _Encoding:
         if nothing.any():
             columns = {name: template_of(self.settings, name).columns for name in known.matrices}
             asked = ", ".join(f"{name} of {' '.join(of)}" if of else name for name, of in columns.items())
-            why = f"nothing that says something to this model's features ({asked}): known words, an image, or vectors"
+            why = f"nothing that this model's features can use ({asked}): known words, an image, or vectors"
             raise InputError(f"new items: found of {tokens[int(nothing.int().argmax())]!r} {why}; fill in its row")
         return found
 

@@ -131,7 +131,7 @@ def _tokens(table: pd.DataFrame, settings: Any, known: Catalogue) -> list[str]:
         if not token.strip() or token != token.strip() or not token.isprintable() or token == PADDING:
             raise InputError(f"{found} is no item token; expected a name without blanks around it or line ends")
         if token in taken:
-            again = "is in the catalogue already" if token in known.tokens else "stands in the table twice"
+            again = "is in the catalogue already" if token in known.tokens else "is in the table twice"
             raise InputError(f"{found} {again}; leave it out")
         taken.add(token)
     return tokens

@@ -63,7 +63,7 @@ def test_separator_encoding_and_header_alone(tmp_path: Path) -> None:
         "unknown type": ("a:token\tb:text\n", "line 1, column 2, field b: found the unknown type 'text'"),
         "duplicate field": ("a:token\tb:float\ta:token\n", "line 1, column 3: found the field a again.*column 1"),
         "too few": (HEADER + "a\tx\t1\t1\nb\tx\n", "line 3: found 2 columns, expected 4.*price is missing"),
-        "too many": (HEADER + "a\tx\t1\t1\t9\n", "line 2: found 5 columns, expected 4.*'9' is too much"),
+        "too many": (HEADER + "a\tx\t1\t1\t9\n", "line 2: found 5 columns, expected 4.*'9' is one too many"),
         "blank line": (HEADER + "\na\tx\t1\t1\n", "line 2: found a blank line"),
         "no number": (HEADER + "a\tx\t1\t1\nb\tx\tcheap\t1\n", "line 3, field price: found 'cheap'"),
         "nan": (HEADER + "a\tx\tnan\t1\n", "line 2, field price: found 'nan', expected a finite number"),

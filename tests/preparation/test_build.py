@@ -174,7 +174,7 @@ def test_expected_counts_that_differ_are_warned_of(tmp_path: Path, caplog: pytes
         report = make(tmp_path, [("u", "a", 1)], expected={"users": 1, "items": 1200, "interactions": 1})
     assert report["differences"] == {"items": {"expected": 1200, "found": 1}}
     assert [record.getMessage() for record in caplog.records] == [
-        "x: found 1 items, published are 1,200; the raw files may be others"
+        "x: found 1 items, published are 1,200; the raw files may differ"
     ]
 
 

@@ -95,7 +95,7 @@ def test_report_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         "goods.csv: item id is Product ID, title is Name, categories is Genre; not used: Weight",
         "times: 2024-01-02 00:00 to 2024-01-05 10:00 UTC",
         "of 1 items 1 have a text, 1 have an image",
-        "images of no item that is left: 2, such as 1003.PNG, other.jpg; names are compared letter by letter",
+        "images that match no remaining item: 2, such as 1003.PNG, other.jpg; names are compared letter by letter",
         "left out: 2 items of goods.csv with no or too few interactions",
         "left out: 2 interactions of users or items with too few of them",
         "bad rows are listed in dataset/Shop.bad_rows.tsv",

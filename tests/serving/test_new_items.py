@@ -131,13 +131,13 @@ def test_vectors_stand_in_for_an_encoder(small, tmp_path):
     ("change", "message"),
     [
         ({"item_id": ["i01", "n"]}, "row 1, item_id 'i01' is in the catalogue already; leave it out"),
-        ({"item_id": ["n", "n"]}, "row 2, item_id 'n' stands in the table twice"),
+        ({"item_id": ["n", "n"]}, "row 2, item_id 'n' is in the table twice"),
         ({"item_id": ["n", float("nan")]}, "item_id: found nan, expected item tokens"),
         ({"item_id": ["n", " "]}, "row 2, item_id ' ' is no item token"),
         ({"item_id": ["n", "a\nb"]}, "is no item token"),
         ({"item_id": ["n", "[PAD]"]}, "is no item token"),
-        ({"title": ["", "zzzz qqqq"], "brand": ["", ""]}, "found of 'n1' nothing that says something"),
-        ({"title": ["red lamp", "zzzz"], "brand": ["", ""]}, "found of '7' nothing that says something"),
+        ({"title": ["", "zzzz qqqq"], "brand": ["", ""]}, "found of 'n1' nothing that this model's features can use"),
+        ({"title": ["red lamp", "zzzz"], "brand": ["", ""]}, "found of '7' nothing that this model's features can use"),
         ({"title": [["red"], "lamp"]}, "row 1, title: found list, expected a text"),
         ({"title": ["lamp", [["red"], ["red", "lamp"]]]}, "row 2, title: found list, expected a text"),
         ({"vectors": [{"text": [1.0]}, None]}, "vectors of 'n1': found text of shape [1], expected"),
@@ -241,7 +241,7 @@ def test_codes_and_ready_vectors(tiny, tmp_path, untrained):
     vectors = torch.randn(N_ITEMS, 8, generator=torch.Generator().manual_seed(0))
     write_vectors(place / "tiny" / "text.safetensors", [f"i{item:02d}" for item in range(N_ITEMS)], vectors)
     bundle = untrained(place, "SASRecPlusFT", **SMALL, text_encoder="text.safetensors")
-    with pytest.raises(InputError, match=r"^new items: found of 'n1' nothing that says something"):
+    with pytest.raises(InputError, match=r"^new items: found of 'n1' nothing that this model's features can use"):
         bundle.add_items(NEW)
     given = NEW.assign(vectors=[{"text": row.tolist()} for row in vectors[:2]])
     assert torch.equal(bundle.add_items(given).catalogue.features.matrices["text"][-2:], vectors[:2])

@@ -94,7 +94,7 @@ class Guard:
         except Exception:
             logger.exception("%s %s", scope["method"], scope["path"])
             if not status:
-                await refuse(answer, RefusedError(500, "the service failed at this request; its log says why"))
+                await refuse(answer, RefusedError(500, "the service failed on this request; its log says why"))
         route = scope.get("route")
         path, methods = getattr(route, "path", "other"), getattr(route, "methods", None) or ()
         # A client may call a method anything: only those that the service has are counted by name, the rest together.
@@ -111,7 +111,7 @@ class Guard:
             return
         given = [value for name, value in scope["headers"] if name == b"x-api-key"]
         if len(given) != 1 or not hmac.compare_digest(given[0], self._key):
-            raise RefusedError(401, "found no right X-API-Key, expected that of the service")
+            raise RefusedError(401, "X-API-Key is missing or wrong, expected that of the service")
 
 
 class _GoneError(Exception):

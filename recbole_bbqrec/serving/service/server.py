@@ -70,7 +70,7 @@ def serve(folder: str | Path, options: Options) -> None:
     if missing := [name for name in EXTRA if find_spec(name) is None]:
         raise InputError(f"serve: {', '.join(missing)} not installed; pip install 'recbole-bbqrec[serve]'")
     if options.host not in LOOPBACK and not options.api_key:
-        why = "which others reach, without a key; set BBQREC_API_KEY, or leave --host out"
+        why = "which others can reach, but no key is set; set BBQREC_API_KEY, or leave --host out"
         raise InputError(f"--host: found {options.host}, {why}")
     if not 0 <= options.port < 1 << 16:  # the system would take what is left of it modulo 65536
         raise InputError(f"--port: found {options.port}, expected at most 65535, or 0 for any that is free")
