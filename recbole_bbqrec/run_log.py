@@ -7,6 +7,8 @@ from typing import Any
 import recbole
 from recbole.utils import init_logger
 
+from .errors import InputError
+
 DETAIL = {"detail": True}
 """As `extra` of a log call: its message goes into the file, and on the screen with `verbose` alone."""
 
@@ -32,9 +34,18 @@ class _Plain(logging.Formatter):
 _FILTER = _ForPeople()
 
 
+def open_file(config: Any) -> None:
+    """Have RecBole log to the screen and to a new file under `log/`; an `InputError` if that cannot be written."""
+    try:
+        init_logger(config)
+    except OSError as error:
+        where = "the log goes to log/ in the current folder; start the run in a folder that can be written"
+        raise InputError(f"{error.filename}: {error.strerror}; {where}") from error
+
+
 def start(config: Any) -> None:
     """Log to the screen and, whole, to a file under `log/`, which the first line names."""
-    init_logger(config)
+    open_file(config)
     handlers = logging.getLogger().handlers
     for handler in handlers:
         if type(handler) is logging.StreamHandler:

@@ -48,6 +48,12 @@ def test_the_main_job(tiny, tmp_path, capsys, model):
     assert f"{written['metrics']['test']['masked']['ndcg@10']:.4f}" in table
 
 
+def test_a_log_that_cannot_be_written_is_one_line(tiny, tmp_path):
+    (tmp_path / "log").write_text("a file where the folder of logs would be")
+    with pytest.raises(InputError, match=r"log/BBQRec: Not a directory; the log goes to log/ in the current folder; "):
+        quick_start.run(as_arguments(settings(tiny, checkpoint_dir=str(tmp_path / "saved"))))
+
+
 def test_test_data_is_looked_at_only_with_final(tiny, tmp_path, capsys, monkeypatch):
     seen = []
     rank = trainer.ProtocolTrainer.rank

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from recbole.utils import init_logger
 
-from .. import claims, quick_start
+from .. import claims, quick_start, run_log
 from ..config import Config
 from ..data.sequences import seen_before
 from ..errors import InputError
@@ -109,7 +108,7 @@ def _study_seed(given: dict[str, Any], data: Mapping[str, Any], results: Path) -
         say(f"{title}: all variants are finished")
         return
     say(f"{title}: training, unless it is finished, then the features of all candidates")
-    init_logger(config)
+    run_log.open_file(config)
     trained = quick_start.train(config, inspect=check_leakage, finish=False)
     material = _Material(given, config, trained)
     ranks, variants = (dict(known.ranks), known.record["variants"]) if known else ({}, {})
