@@ -299,7 +299,7 @@ def test_script_in_a_title_stays_a_text(service):
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (["--host=0.0.0.0"], "without a key"),
+        (["--host=0.0.0.0"], "but no key is set"),
         (["--port=99999", "--workers=0"], "--port: found 99999, expected at most 65535"),
         (["--port=-1"], "--port: found -1, expected"),
         (["--workers=0"], "--workers, --rate: found 0"),
