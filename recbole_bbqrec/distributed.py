@@ -42,7 +42,7 @@ def start() -> None:
     if _watch is not None or not is_asked_for():
         return
     local = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
-    n_here, n_gpus = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])), torch.cuda.device_count()
+    n_here, n_gpus = _n_here(), torch.cuda.device_count()
     if 0 < n_gpus < n_here:
         mend = f"give --nproc_per_node={n_gpus}, or compute on the CPU with CUDA_VISIBLE_DEVICES= before the command"
         raise InputError(f"torchrun: found {n_here} processes and {n_gpus} GPUs on this machine; {mend}")
@@ -53,6 +53,11 @@ def start() -> None:
     dist.init_process_group("cpu:gloo,cuda:nccl" if n_gpus else "gloo", timeout=PATIENCE)
     _watch = Watch(dist.get_rank(), dist.get_world_size())
     barrier()  # all are known to each other before anything else happens
+
+
+def _n_here() -> int:
+    """Number of this run's processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
 
 
 def stop() -> None:
@@ -178,7 +183,7 @@ def main_first() -> Iterator[None]:
 def all_threads() -> Iterator[None]:
     """Compute with the threads of all processes of this machine, while the others wait for this one."""
     own = torch.get_num_threads()
-    torch.set_num_threads(own * (int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world() > 1 else 1))
+    torch.set_num_threads(own * (_n_here() if world() > 1 else 1))
     try:
         yield
     finally:

@@ -12,7 +12,6 @@ import yaml
 from .. import registry, schema
 from ..errors import InputError
 from ..evaluation.candidates import sampling_of
-from ..evaluation.configuration import name_of_split
 from ..evaluation.statistics import PairedValues, holm
 from ..settings import property_files
 from . import records, tables
@@ -69,7 +68,7 @@ def content(
     sampling = sampling_of({"eval_args": {"mode": mode}}, split)
     among = sampling.words if sampling else None
     every = [run for run in records.runs_in(folder) if split in run.splits and run.among(split) == among]
-    judged = [run for run in every if name_of_split(run.record["settings"]) == of_split]
+    judged = [run for run in every if run.of_split == of_split]
     # Whole models that know all items, an ablation's `full` among them, the latest first and those without a date last.
     whole = [run for run in judged if not run.record["settings"].get("cold_items")]
     found = [run for run in whole if run.record["name"] in (run.model, FULL)]
@@ -79,7 +78,7 @@ def content(
     usual = ties[-1] if ties[-1] in ties[:-1] else ties[0]
     chosen = choose(found, usual, models, keys, planned or {})
     if not chosen:
-        splits = {name_of_split(run.record["settings"]) for run in every} - {""}
+        splits = {run.of_split for run in every} - {""}
         others = f" (of the splits {', '.join(sorted(splits))} there are some: --split)" if splits else ""
         raise InputError(
             f"{folder}: found no record of {dataset} to show that was judged on {split}{others}; "

@@ -19,7 +19,7 @@ from ..data.presplit import read_rows
 from ..errors import InputError
 from ..evaluation import report
 from ..evaluation.candidates import sampling_of
-from ..evaluation.configuration import COUNTED_ONCE, data_fingerprint
+from ..evaluation.configuration import COUNTED_ONCE, data_fingerprint, name_of_split
 from ..evaluation.configuration import comparable_settings as comparable_settings
 from ..evaluation.configuration import folder_of as folder_of
 from ..evaluation.configuration import run_key as run_key
@@ -142,6 +142,11 @@ class Run:
         self.key, self.data = self.record["run_key"], self.record["data_fingerprint"]
         self.splits = set(self.record["metrics"])
         self.ties = self.record["settings"].get("shuffle_ties")
+
+    @property
+    def of_split(self) -> str:
+        """The split of its data, see `name_of_split`."""
+        return name_of_split(self.record["settings"])
 
     def among(self, split: str) -> str | None:
         """What the targets of a split are ranked among, in words; none where among all items."""

@@ -8,7 +8,6 @@ import numpy as np
 
 from ..errors import InputError
 from ..evaluation import report
-from ..evaluation.configuration import name_of_split
 from ..evaluation.statistics import PairedValues, holm
 from . import records, tables
 from .leaderboard_page import model_settings, yaml_block
@@ -42,7 +41,7 @@ def folder_of(results: Path, dataset: str) -> Path:
 
 def splits_of(dataset: str, results: Path = Path("results")) -> list[str]:
     """Splits, as `name_of_split` has them, that there are records of."""
-    return sorted({_split(run) for run in records.runs_in(folder_of(results, dataset))})
+    return sorted({run.of_split for run in records.runs_in(folder_of(results, dataset))})
 
 
 def write(dataset: str, results: Path = Path("results"), split: str = "") -> str:
@@ -68,7 +67,7 @@ def write(dataset: str, results: Path = Path("results"), split: str = "") -> str
 
 def content(dataset: str, folder: Path, split: str = "") -> dict[str, Any]:
     """Everything that the page of a split shows, as plain data; equal records give equal content."""
-    runs = _chosen([run for run in records.runs_in(folder) if _split(run) == split])
+    runs = _chosen([run for run in records.runs_in(folder) if run.of_split == split])
     if not runs:
         raise InputError(
             f"{folder}: found no record of {dataset}; run first: bbqrec second-stage --model=BBQRec --dataset={dataset}"
@@ -84,10 +83,6 @@ def content(dataset: str, folder: Path, split: str = "") -> dict[str, Any]:
         "headlines": _headlines(runs, values),
         "models": [_model(model, runs, values) for model in runs],
     }
-
-
-def _split(run: Run) -> str:
-    return name_of_split(run.record["settings"])
 
 
 def _chosen(found: Sequence[Run]) -> Runs:
